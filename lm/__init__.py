@@ -1,0 +1,1 @@
+"""Language-model research in JAX: objectives, one train loop, one data path, one mesh."""
