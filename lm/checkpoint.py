@@ -1,0 +1,115 @@
+"""Checkpoints: asynchronous Orbax saves of the state, the last ones and the best ones kept, restored onto any mesh."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm.config import Keep
+from lm.errors import UserError
+
+METRIC = "loss"
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `workdir/checkpoints`."""
+
+    def __init__(self, workdir: Path, keep: Keep = Keep()):
+        import orbax.checkpoint as ocp
+
+        self.ocp = ocp
+        policies = ocp.checkpoint_managers
+        # Never `best_fn` with `max_to_keep`: that deletes the newest checkpoint when it is not among the best.
+        kept = [policies.LatestN(max(keep.last, 1))]
+        if keep.best:
+            kept.append(policies.BestN(get_metric_fn=lambda m: m[METRIC], reverse=True, n=keep.best))
+        self.manager = ocp.CheckpointManager(
+            Path(workdir).absolute() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                best_fn=lambda m: m[METRIC],
+                best_mode="min",
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest finished checkpoint, None when there is none."""
+        return self.manager.latest_step()
+
+    def best(self) -> int | None:
+        """Step of the checkpoint with the lowest held-out loss; the newest where none was evaluated."""
+        found = self.manager.best_step()
+        return self.latest() if found is None else found
+
+    def save(self, step: int, state: Any, notes: dict[str, Any], loss: float | None = None) -> None:
+        """Start saving; the copy off the devices is done when this returns, the writing goes on behind."""
+        if step in self.manager.all_steps():
+            return
+        args = self.ocp.args.Composite(
+            state=self.ocp.args.StandardSave(to_tree(state)), notes=self.ocp.args.JsonSave(notes)
+        )
+        self.manager.save(step, args=args, metrics=None if loss is None else {METRIC: loss}, force=True)
+
+    def notes(self, step: int) -> dict[str, Any]:
+        """What was noted beside the state."""
+        return self.manager.restore(step, args=self.ocp.args.Composite(notes=self.ocp.args.JsonRestore()))["notes"]
+
+    def restore(self, step: int, abstract: Any, part: str | None = None) -> Any:
+        """Read the state (or one field of it) of a step straight into the shardings of `abstract`.
+
+        Raises UserError when the checkpoint holds arrays of other names or shapes.
+        """
+        tree = to_tree(abstract) if part is None else {part: abstract}
+        stored = self.manager.item_metadata(step)["state"]
+        compare(tree, getattr(stored, "tree", stored), self.manager.directory / str(step))
+        args = (
+            self.ocp.args.StandardRestore(tree)
+            if part is None
+            else self.ocp.args.PyTreeRestore(
+                tree,
+                restore_args=self.ocp.checkpoint_utils.construct_restore_args(tree),
+                partial_restore=True,
+            )
+        )
+        found = self.manager.restore(step, args=self.ocp.args.Composite(state=args))["state"]
+        return found[part] if part else abstract.replace(**found)
+
+    def wait(self) -> None:
+        """Block until every started save is on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish the saves and release the manager."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def to_tree(state: Any) -> dict[str, Any]:
+    """Turn the state into a plain dictionary; fields that are None are left out, as Orbax does not keep them."""
+    fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def compare(wanted: Any, stored: Any, path: Any) -> None:
+    """Raise UserError naming the first array that a checkpoint lacks or holds in another shape."""
+
+    def shapes(tree):
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {keys(p): tuple(x.shape) for p, x in leaves if hasattr(x, "shape")}
+
+    def keys(path):
+        return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+
+    have, want = shapes(stored), shapes(wanted)
+    for name, shape in want.items():
+        if name not in have:
+            raise UserError(f"checkpoint {path} has no '{name}': it is of another model or optimizer; use another --workdir")
+        if have[name] != shape:
+            raise UserError(
+                f"checkpoint {path} holds '{name}' as {have[name]}, this config needs {shape}: it is of another shape; "
+                "use its config or another --workdir"
+            )
+
+

@@ -1,0 +1,151 @@
+"""What a person sees of a run: a progress bar on a terminal, plain lines anywhere else."""
+
+import os
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+
+
+class Pace:
+    """Seconds a step: the median of the last stretches between two training logs.
+
+    The stretch before the first log (compilation) and those broken by an evaluation are left out; the median
+    shrugs off the rare slow one (a checkpoint, a hiccup of the machine).
+    """
+
+    def __init__(self, stretches: int = 20):
+        self.recent: deque[float] = deque(maxlen=stretches)
+        self.mark: tuple[int, float] | None = None
+
+    def train(self, step: int, now: float) -> None:
+        """Count the stretch since the last mark and start the next one."""
+        if self.mark and step > self.mark[0]:
+            self.recent.append((now - self.mark[1]) / (step - self.mark[0]))
+        self.mark = (step, now)
+
+    def pause(self, step: int, now: float) -> None:
+        """Start the next stretch here; what came before was not plain training."""
+        self.mark = (step, now)
+
+    def eta(self, steps: int) -> float | None:
+        """Return the seconds that `steps` more will take; None while nothing is known."""
+        return steps * statistics.median(self.recent) if self.recent else None
+
+
+class Console:
+    """The screen of one run.
+
+    Metrics it knows: train/loss, train/lr, train/tokens_per_second, train/mfu (a fraction). Whatever does not begin
+    with `train/` is an evaluation and gets a line that stays. Log a step's training values before its evaluation:
+    the time between the two is then left out of the ETA.
+    """
+
+    def __init__(self, steps: int, start: int = 0):
+        self.steps = steps
+        self.pace = Pace()
+        self.bar = _progress() if _is_terminal() else None
+        if self.bar:
+            self.bar.start()
+            self.task = self.bar.add_task("", total=steps, completed=start, status="starting", eta="")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Show the values of one step."""
+        train = {name: value for name, value in values.items() if name.startswith("train/")}
+        measured = {name: value for name, value in values.items() if name not in train}
+        (self.pace.pause if measured else self.pace.train)(step, time.monotonic())
+        if train:
+            self._show(step, train)
+        if measured:
+            pairs = (f"{name.removeprefix('eval/')} {number(value)}" for name, value in measured.items())
+            self.say("  ".join([self._step(step), *pairs]))
+
+    def _show(self, step: int, values: dict[str, float]) -> None:
+        left = self.pace.eta(max(self.steps - step, 0))
+        eta = "" if left is None else f"eta {duration(left)}"
+        if self.bar:
+            words = status({name: value for name, value in values.items() if name != "train/lr"})  # 80 columns
+            self.bar.update(self.task, completed=step, status=" ".join(" ".join(words).split()), eta=eta)
+        else:
+            self.say("  ".join([self._step(step), *status(values), eta]).rstrip())
+
+    def _step(self, step: int) -> str:
+        return f"step {step:>{len(str(self.steps))}}/{self.steps}"
+
+    def say(self, text: str) -> None:
+        """Print lines that stay, with control characters made visible."""
+        text = printable(text)
+        if self.bar:
+            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Stop the bar and give the cursor back."""
+        if self.bar:
+            self.bar.stop()
+
+
+def _is_terminal() -> bool:
+    # Not rich's own test: FORCE_COLOR and the like would make it write control codes into files.
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _progress():
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[status]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[eta]}", markup=False),
+        expand=True,
+        refresh_per_second=4,
+    )
+
+
+def status(values: dict[str, float]) -> list[str]:
+    """Return the known training metrics as words of fixed width."""
+    words = {
+        "train/loss": lambda v: f"loss {v:6.3f}",
+        "train/lr": lambda v: f"lr {v:.1e}".replace("e-0", "e-").replace("e+0", "e+"),
+        "train/tokens_per_second": lambda v: f"{v:>9,.0f} tok/s",
+        "train/mfu": lambda v: f"mfu {100 * v:2.0f}%",
+    }
+    return [word(values[name]) for name, word in words.items() if name in values]
+
+
+def number(value: float) -> str:
+    """Write a metric with four digits: 0.9123, 24.13, 15,012."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as 1:23, 2:03:04 or 3d 4h."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d {hours % 24}h"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey or stdout cannot encode: sampled text may hold any character."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
+    """Lay rows out as plain aligned columns; columns of numbers are aligned right and floats get four digits."""
+    cells = [[number(cell) if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    right = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, cells)])

@@ -1,0 +1,209 @@
+"""Tokenise a corpus once and keep it: `prepare(data)` from code, `python -m lm.data.prepare` by hand.
+
+A prepared corpus lives in $LM_CACHE (~/.cache/lm) under a key made of everything it depends on. It is written beside
+its final name with a journal: a killed run goes on where it stopped, and nothing half-written looks whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lm.data.sources import Documentation, Reader, Source, components, source_from
+from lm.data.store import FORMAT, Tokens
+from lm.data.tokenise import Tokenisation
+from lm.data.tokenizers import BytePair, Bytes, Characters, Pretrained, Tokenizer, Vocabulary
+from lm.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What to train on.
+
+    `validation` is a source of its own, or the share of documents held out by a hash of their content (of a corpus
+    with a single document: the last share of its characters). `packing`: 'documents' keeps attention and positions
+    within a document, 'windows' runs over their borders.
+    """
+
+    source: Source = dataclasses.field(default_factory=Documentation)
+    tokenizer: Vocabulary = dataclasses.field(default_factory=BytePair)
+    validation: float | Source = 0.05
+    packing: Literal["documents", "windows"] = "documents"
+
+    def __post_init__(self):
+        if isinstance(self.validation, int | float) and not 0 <= self.validation < 1:
+            raise UserError(f"validation={self.validation}: give a share from 0 to below 1, or a source")
+        if self.packing not in ("documents", "windows"):
+            raise UserError(f"packing={self.packing!r}: use 'documents' or 'windows'")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Prepared tokens: `train` pairs each stream with its share of rows; `bytes`, `sha256` are of the whole text."""
+
+    tokenizer: Tokenizer
+    train: tuple[tuple[float, Tokens], ...]
+    validation: Tokens
+    name: str
+    bytes: int
+    sha256: str
+    folder: Path
+
+
+def prepare(data: Data, cache: str | os.PathLike | None = None, report: Callable[[str], None] | None = None) -> Corpus:
+    """Return the prepared corpus, from the cache when it is there; `report` is told how far it is."""
+    report = report or (lambda line: None)
+    readers = [(share, source.open()) for share, source in components(data.source)]
+    validation = data.validation if isinstance(data.validation, int | float) else data.validation.open()
+    root = _cache_root(cache)
+    key = _key(data, [reader for _, reader in readers], validation)
+    final = root / f"{readers[0][1].name.replace('/', '_').replace(':', '_')[:40]}-{key}"
+    if not (final / "corpus.json").exists():
+        try:
+            with _exclusive(root, final.name, report) as folder:
+                if not (final / "corpus.json").exists():
+                    Tokenisation(data.tokenizer, readers, validation, folder, report).run()
+                    _publish(folder, final)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+                raise UserError(f"{root}: {error.strerror}; set LM_CACHE to a folder with room") from None
+            raise
+    return _open(final, [share for share, _ in readers])
+
+
+def _open(folder: Path, shares: list[float]) -> Corpus:
+    about = json.loads((folder / "corpus.json").read_text())
+    train = tuple((share, Tokens.open(folder / f"train-{k}")) for k, share in enumerate(shares))
+    return Corpus(
+        tokenizer=Tokenizer.load(folder / "tokenizer.json"),
+        train=train,
+        validation=Tokens.open(folder / "validation"),
+        name=about["name"],
+        bytes=about["bytes"],
+        sha256=about["sha256"],
+        folder=folder,
+    )
+
+
+def _cache_root(cache: str | os.PathLike | None) -> Path:
+    root = Path(cache or os.environ.get("LM_CACHE") or "~/.cache/lm").expanduser() / "corpora"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{root} cannot be made ({error.strerror}): set LM_CACHE to a folder of yours") from None
+    return root
+
+
+def _key(data: Data, readers: list[Reader], validation: float | Reader) -> str:
+    """Hash everything that the token files depend on."""
+    tokenizer: dict = {"type": type(data.tokenizer).__name__, **dataclasses.asdict(data.tokenizer)}
+    if isinstance(data.tokenizer, Pretrained):
+        tokenizer["sha256"] = Tokenizer.load(data.tokenizer.path).sha256()
+    if isinstance(data.tokenizer, BytePair):
+        import tokenizers
+
+        tokenizer["version"] = tokenizers.__version__
+        tokenizer["weights"] = [share for share, _ in components(data.source)]
+    rule = validation if isinstance(validation, int | float) else validation.signature()
+    facts = [FORMAT, [reader.signature() for reader in readers], tokenizer, rule]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _exclusive(root: Path, name: str, report) -> Iterator[Path]:
+    """Hold the only right to write `name`; yield the folder to write in. The lock goes when its holder dies."""
+    folder = root / f"{name}.partial"
+    with open(root / f"{name}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("another process prepares this corpus: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: a folder of our own, and the first to finish wins
+            folder = root / f"{name}.partial-{os.uname().nodename}-{os.getpid()}"
+        folder.mkdir(exist_ok=True)
+        yield folder
+
+
+def _publish(folder: Path, final: Path) -> None:
+    (folder / "journal.json").unlink()
+    try:
+        folder.rename(final)
+    except OSError:
+        if not (final / "corpus.json").exists():
+            raise
+        shutil.rmtree(folder)
+
+
+def summary(corpus: Corpus) -> str:
+    """Return a small table: documents, tokens, bytes and bytes per token of each stream."""
+    lines = [f"{'':12} {'documents':>12} {'tokens':>14} {'bytes':>14} {'bytes/token':>12}"]
+    streams = [(f"train {share:.0%}" if len(corpus.train) > 1 else "train", t) for share, t in corpus.train]
+    for name, tokens in [*streams, ("validation", corpus.validation)]:
+        rate = tokens.raw_bytes / max(1, len(tokens))
+        lines.append(f"{name:12} {tokens.documents:12,} {len(tokens):14,} {tokens.raw_bytes:14,} {rate:12.2f}")
+    lines += [f"vocabulary   {corpus.tokenizer.vocab:,}", f"text         {corpus.name}, sha256 {corpus.sha256}"]
+    return "\n".join([*lines, f"files        {corpus.folder}"])
+
+
+def vocabulary_from(name: str, vocab: int) -> Vocabulary:
+    """Turn a flag into a vocabulary: bytes, characters, bpe, or the path of a published one."""
+    match name:
+        case "bytes":
+            return Bytes()
+        case "characters":
+            return Characters()
+        case "bpe":
+            return BytePair(vocab=vocab)
+    if not Path(name).expanduser().exists():
+        raise UserError(f"tokenizer={name}: use bytes, characters, bpe, or the path of a tokenizer.json or folder")
+    return Pretrained(name)
+
+
+def main(_) -> None:
+    from absl import flags
+
+    flag = flags.FLAGS
+    data = Data(
+        source=source_from(flag.text, flag.data),
+        tokenizer=vocabulary_from(flag.tokenizer, flag.vocab),
+        validation=flag.validation,
+    )
+    begin = time.monotonic()
+    corpus = prepare(data, flag.cache, lambda line: print(line, file=sys.stderr, flush=True))
+    print(summary(corpus))
+    print(f"seconds      {time.monotonic() - begin:.1f}")
+
+
+def define_flags() -> None:
+    from absl import flags
+
+    flags.DEFINE_string("text", None, "Text, .jsonl or .parquet: a path, a glob, or several joined by commas.")
+    flags.DEFINE_string("data", None, "A published data set: tfds:NAME. Without --text too, Python's documentation.")
+    flags.DEFINE_string("tokenizer", "bpe", "bytes, characters, bpe, or the path of a tokenizer.json or model folder.")
+    flags.DEFINE_integer("vocab", 4096, "Size of the vocabulary that --tokenizer=bpe learns.")
+    flags.DEFINE_float("validation", 0.05, "Share of the documents (of a single document: of its end) held out.")
+    flags.DEFINE_string("cache", None, "Folder for prepared corpora. Default: $LM_CACHE or ~/.cache/lm.")
+
+
+if __name__ == "__main__":
+    from absl import app
+
+    define_flags()
+    try:
+        app.run(main)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,69 @@
+"""Parameters, floating-point operations of a step, and the share of the machine's rate (MFU)."""
+
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm.models.transformer import Transformer
+
+# Dense bf16 peak of one device, FLOP/s, by a part of its `device_kind`; vendors' data sheets.
+PEAKS = {
+    "TPU v2": 46e12 / 2,
+    "TPU v3": 123e12 / 2,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+    "TPU7x": 2307e12,
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "L4": 121e12,
+    "T4": 65e12,
+    "V100": 125e12,
+}
+
+
+def parameter_count(params: Any) -> int:
+    """Count the numbers in a tree of (abstract) parameters."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+
+
+def train_flops(model: Transformer, length: int) -> float:
+    """Operations a token of one training step: forward and backward, attention's triangle counted whole.
+
+    6 x (matrix parameters a token passes) + 12 x depth x heads x head x length: the formula of Chowdhery et al. 2022,
+    appendix B. The vocabulary projection counts, the look-up of embeddings does not.
+    """
+    attention = model.width * model.head_size * (2 * model.heads + 2 * model.kv)
+    gated = model.activation.endswith("glu") or "glu_" in model.activation
+    feed = model.width * model.mlp_size * (3 if gated else 2)
+    matrices = model.depth * (attention + feed) + model.vocab * model.width
+    return 6 * matrices + 12 * model.depth * model.heads * model.head_size * length
+
+
+def peak(device: jax.Device | None = None) -> float | None:
+    """FLOP/s of one device: from the table, measured on a CPU, None for a device that the table does not know."""
+    device = device or jax.devices()[0]
+    if device.platform == "cpu":
+        return matmul_rate()
+    return next((rate for name, rate in PEAKS.items() if name.lower() in device.device_kind.lower()), None)
+
+
+def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
+    """Measure FLOP/s of one large float32 matrix product, the best of a few."""
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a, b: a @ b)
+    product(x, x).block_until_ready()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)

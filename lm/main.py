@@ -1,0 +1,44 @@
+"""Train or fine-tune any objective.
+
+    python -m lm.main --config=configs/NAME.py[:key=value,...] [--workdir=DIR] [--config.a.b=value ...]
+
+The same command again goes on where the run stopped.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from lm.config import check, load, override, run
+
+CONFIG = flags.DEFINE_string("config", None, "config file and its arguments: FILE.py[:key=value,...]")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/NAME, after the config file)")
+SEED = flags.DEFINE_integer("seed", None, "seed of the run: short for --config.seed")
+DISTRIBUTED = flags.DEFINE_string("distributed", None, "join a cluster: 'auto', or HOST:PORT,COUNT,INDEX")
+
+
+def main(default: str | None = None) -> None:
+    """Parse the command line and train; `default` is the config file taken when none is named."""
+
+    def start(overrides: list[tuple[str, str]]) -> None:
+        spec = CONFIG.value or default
+        check(spec is not None, "which config? --config=configs/gpt_nano.py is a good first one")
+        config = load(spec)
+        for path, text in overrides:
+            config = override(config, path, text)
+        if SEED.value is not None:
+            config = override(config, "seed", str(SEED.value))
+        workdir = WORKDIR.value or f"runs/{Path(spec.partition(':')[0]).stem}"
+
+        from lm import platform  # jax starts here: a mistake in the config is told before
+
+        platform.prepare(DISTRIBUTED.value)
+        from lm.train import train
+
+        train(config, Path(workdir))
+
+    run(start)
+
+
+if __name__ == "__main__":
+    main()

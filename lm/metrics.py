@@ -1,0 +1,35 @@
+"""Sums, never means: every loss and metric is (sum, weight), merged over steps and devices and divided once, at the end."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+Host = dict[str, tuple[float, float]]
+
+
+def add(total: Host, sums: Mapping[str, tuple[jax.Array, jax.Array]]) -> Host:
+    """Add device sums to the total on the host, in float64."""
+    fetched = jax.device_get(dict(sums))
+    names = {*total, *fetched}
+    zero = (0.0, 0.0)
+    return {
+        n: tuple(float(np.float64(a) + np.float64(b)) for a, b in zip(total.get(n, zero), fetched.get(n, zero)))
+        for n in names
+    }
+
+
+def means(total: Host, prefix: str) -> dict[str, float]:
+    """Divide: metrics named `prefix/name`, those of no weight left out."""
+    return {f"{prefix}/{n}": s / w for n, (s, w) in sorted(total.items()) if w}
+
+
+def language(total: Host, prefix: str, tokens_per_byte: float) -> dict[str, float]:
+    """Mean metrics with perplexity and bits per byte, from the negative log-likelihood in nats per token."""
+    result = means(total, prefix)
+    nll = result.get(f"{prefix}/nll", result.get(f"{prefix}/loss"))
+    if nll is not None:
+        result[f"{prefix}/perplexity"] = math.exp(min(nll, 700.0))
+        result[f"{prefix}/bits_per_byte"] = nll / math.log(2) * tokens_per_byte
+    return result

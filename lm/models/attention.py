@@ -1,0 +1,147 @@
+"""Multi-head attention with grouped key-value heads, one mask rule and an optional key-value cache."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+from lm.models.layers import Linear, dropout
+from lm.models.norms import Norm
+from lm.models.positions import rotate
+from lm.sharding import constrain
+
+BLOCK = 128  # queries computed together; a causal block leaves the keys after it out
+
+
+class Mask(struct.PyTreeNode):
+    """Which keys a query sees: those of its own segment, and where causal those at or before it in the row.
+
+    `segments_BT`, `segments_BS`: 0 is padding, seen by nobody; None: the row is one segment. `start`: row index of the
+    first query (in a cache, the number of keys already there). `window` > 0 keeps the last `window` keys only.
+    `prefix_B`: the first keys of a row that every query sees.
+    """
+
+    segments_BT: jax.Array | None = None
+    segments_BS: jax.Array | None = None
+    start: jax.Array | int = 0
+    window: jax.Array | int = 0
+    prefix_B: jax.Array | None = None
+    causal: bool = struct.field(pytree_node=False, default=True)
+
+    def allowed(self, queries: slice, keys: int) -> jax.Array | None:
+        """Return booleans broadcastable to (B, T, S) for a slice of the queries and the first `keys` keys."""
+        t = self.start + jnp.arange(queries.start, queries.stop)[:, None]
+        s = jnp.arange(keys)[None, :]
+        seen = None
+        if self.causal:
+            seen = (s <= t)[None]
+            if self.prefix_B is not None:
+                seen = seen | (s < self.prefix_B[:, None, None])
+        if not isinstance(self.window, int) or self.window:
+            near = jnp.abs(t - s) < jnp.where(jnp.asarray(self.window) > 0, self.window, np.iinfo(np.int32).max)
+            seen = near[None] if seen is None else seen & near[None]
+        if self.segments_BT is not None:
+            mine, theirs = self.segments_BT[:, queries, None], self.segments_BS[:, None, :keys]
+            same = (mine == theirs) & (theirs != 0)
+            seen = same if seen is None else seen & same
+        return seen
+
+
+def attend(q_BTNH, k_BSKH, v_BSKH, *, mask: Mask, bias_NTS, scale, cap, keys_B, rate) -> jax.Array:
+    """Softmax attention, (B, T, N, H); scores and softmax in float32.
+
+    Queries go in blocks: under a causal mask a block never multiplies the keys after it, which saves up to half of the
+    products, and the scores of the whole row never exist at once. A query that sees nothing gets the mean of the
+    values; such rows are padding. `bias_NTS`: function from a slice of queries and a number of keys to an additive bias.
+    """
+    length, keys = q_BTNH.shape[1], k_BSKH.shape[1]
+    triangular = mask.causal and mask.prefix_B is None and length == keys and isinstance(mask.start, int)
+    size = BLOCK if triangular and length % BLOCK == 0 else length
+    outputs = []
+    for low in range(0, length, size):
+        queries = slice(low, low + size)
+        seen = low + size if triangular else keys
+        bias = None if bias_NTS is None else bias_NTS(queries, seen)
+        allowed = mask.allowed(queries, seen)
+        block_keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, low)
+        outputs.append(
+            attend_block(
+                q_BTNH[:, queries], k_BSKH[:, :seen], v_BSKH[:, :seen], allowed, bias, scale, cap, block_keys, rate
+            )
+        )
+    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, 1)
+
+
+def attend_block(q_BTNH, k_BSKH, v_BSKH, allowed_BTS, bias_NTS, scale, cap, keys_B, rate) -> jax.Array:
+    """Attend from one block of queries to keys; G query heads share a key-value head."""
+    batch, length, heads, head = q_BTNH.shape
+    q_BTKGH = q_BTNH.reshape(batch, length, k_BSKH.shape[2], -1, head)
+    scores = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
+    if cap:
+        scores = cap * jnp.tanh(scores / cap)
+    if bias_NTS is not None:
+        scores = scores + bias_NTS.reshape(1, *scores.shape[1:3], *bias_NTS.shape[1:])
+    if allowed_BTS is not None:
+        scores = jnp.where(allowed_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = dropout(jax.nn.softmax(scores, -1), rate, keys_B, 0).astype(v_BSKH.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v_BSKH).reshape(batch, length, heads, head)
+
+
+class Cache(struct.PyTreeNode):
+    """Keys and values of the tokens read so far, all layers stacked; `length` entries of each row are filled."""
+
+    k_LBSKH: jax.Array
+    v_LBSKH: jax.Array
+    segments_BS: jax.Array
+    length: jax.Array
+
+
+class Attention(nn.Module):
+    """Self-attention of one layer; `config` is a `lm.models.transformer.Transformer`."""
+
+    config: Any
+
+    @nn.compact
+    def __call__(self, x_BTD, *, positions_BT, mask, bias_NTS, keys_B, layer, cache):
+        """Return (B, T, D) and the cache with this layer's keys and values written in."""
+        c = self.config
+        qkv = {"bias": c.bias if c.qkv_bias is None else c.qkv_bias, "std": c.std}
+        q_BTNH = Linear((c.width, c.heads, c.head_size), ("embed", "heads", "head"), name="query", **qkv)(x_BTD)
+        kv = (c.width, c.kv, c.head_size), ("embed", "kv_heads", "head")
+        k_BTKH, v_BTKH = Linear(*kv, name="key", **qkv)(x_BTD), Linear(*kv, name="value", **qkv)(x_BTD)
+        if c.qk_norm:
+            q_BTNH, k_BTKH = (
+                Norm(kind=c.norm, eps=c.eps, bias=False, axis=None, name=f"{name}_norm")(y)
+                for name, y in (("query", q_BTNH), ("key", k_BTKH))
+            )
+        if c.positions == "rotary":
+            q_BTNH, k_BTKH = (rotate(y, positions_BT, c.rotary) for y in (q_BTNH, k_BTKH))
+        q_BTNH = constrain(q_BTNH, "batch", "length", "heads", None)
+        if cache is not None:
+            at = (layer, 0, cache.length, 0, 0)
+            cache = cache.replace(
+                k_LBSKH=jax.lax.dynamic_update_slice(cache.k_LBSKH, k_BTKH[None].astype(cache.k_LBSKH.dtype), at),
+                v_LBSKH=jax.lax.dynamic_update_slice(cache.v_LBSKH, v_BTKH[None].astype(cache.v_LBSKH.dtype), at),
+            )
+            k_BTKH, v_BTKH = (
+                jax.lax.dynamic_index_in_dim(y, layer, 0, keepdims=False).astype(x_BTD.dtype)
+                for y in (cache.k_LBSKH, cache.v_LBSKH)
+            )
+        # Every device needs all the keys of its rows: the context axis gathers them here.
+        k_BTKH, v_BTKH = (constrain(y, "batch", None, "kv_heads", None) for y in (k_BTKH, v_BTKH))
+        y_BTNH = attend(
+            q_BTNH,
+            k_BTKH,
+            v_BTKH,
+            mask=mask,
+            bias_NTS=bias_NTS,
+            scale=c.attention_scale,
+            cap=c.attention_cap,
+            keys_B=keys_B,
+            rate=c.attention_dropout,
+        )
+        out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
+        return Linear(*out, inputs=2, bias=c.bias, std=c.out_std, name="out")(y_BTNH), cache

@@ -1,0 +1,184 @@
+"""The mesh, the table from logical axes to mesh axes, and what places arrays by it.
+
+Arrays name their axes ("batch", "embed", ...); only this file knows which mesh axis that is. `jax.set_mesh` makes the
+mesh the current one (`with mesh:` does not reach the constraints), with axes in Auto mode: the compiler completes what
+is not said here.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+from flax.core import meta
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from lm.errors import UserError
+
+AXES = ("data", "fsdp", "tensor", "context", "expert")
+
+# Logical axis -> mesh axes; an axis that is not named here is held whole by every device. Dense layers use the expert
+# axis as one more data axis.
+RULES: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp", "expert"),
+    "length": ("context",),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+}
+
+
+def make_mesh(sizes: Mapping[str, int], devices: list | None = None) -> jax.sharding.Mesh:
+    """Build the mesh over all devices. `sizes` has one number an axis of `AXES`; one may be -1, the rest of the devices.
+
+    Raises UserError when the numbers do not multiply to the device count.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes[a] for a in AXES]
+    fixed = math.prod(s for s in shape if s != -1)
+    if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
+        raise UserError(f"mesh {dict(sizes)}: sizes are positive and at most one is -1")
+    if -1 in shape and len(devices) % fixed == 0:
+        shape[shape.index(-1)] = len(devices) // fixed
+    if math.prod(shape) != len(devices):
+        raise UserError(
+            f"mesh {dict(sizes)} does not fit {len(devices)} device(s): the sizes must multiply to that number"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+class Named(struct.PyTreeNode, meta.AxisMetadata):
+    """A parameter with the logical name of each of its axes; unboxing adds no constraint."""
+
+    value: Any
+    axes: tuple[str | None, ...] = struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> "Named":
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict) -> "Named":
+        axes = list(self.axes)
+        axes.insert(index, params[meta.PARTITION_NAME])
+        return self.replace(axes=tuple(axes))
+
+    def remove_axis(self, index: int, params: dict) -> "Named":
+        return self.replace(axes=self.axes[:index] + self.axes[index + 1 :])
+
+
+def is_named(x: Any) -> bool:
+    return isinstance(x, Named)
+
+
+def unbox(tree: Any) -> Any:
+    """Strip the names off: the tree of arrays."""
+    return jax.tree.map(lambda x: x.value if is_named(x) else x, tree, is_leaf=is_named)
+
+
+def axes_of(tree: Any) -> Any:
+    """Keep only the names: a tree of tuples of logical axes, `()` for what has none."""
+    return jax.tree.map(lambda x: x.axes if is_named(x) else (), tree, is_leaf=is_named)
+
+
+def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """Translate logical axes into a PartitionSpec."""
+    return PartitionSpec(*(RULES.get(a) for a in axes))
+
+
+def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Give every leaf of a tree of (Named) abstract arrays its NamedSharding.
+
+    Raises UserError when an axis does not divide among its devices. Key-value heads fewer than the tensor axis are held
+    whole, as multi-query attention needs.
+    """
+
+    def one(path, leaf):
+        if not is_named(leaf):
+            return NamedSharding(mesh, PartitionSpec())
+        entries = []
+        for axis, size in zip(leaf.axes, leaf.value.shape, strict=True):
+            entry = RULES.get(axis)
+            devices = math.prod(mesh.shape[m] for m in entry) if entry else 1
+            if size % devices and axis == "kv_heads":
+                entry = None
+            elif size % devices:
+                advice = (
+                    "set objective.model.pad_vocab to a multiple of it" if axis == "vocab" else "change one of the two"
+                )
+                raise UserError(
+                    f"mesh: the {axis} axis of {jax.tree_util.keystr(path)} has size {size}, which does not divide among "
+                    f"the {devices} devices of {'x'.join(entry)}; {advice}"
+                )
+            entries.append(entry)
+        return NamedSharding(mesh, PartitionSpec(*entries))
+
+    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=is_named)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Ask the compiler to lay an activation out by its logical axes; nothing happens where no mesh is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def constrain_groups(x: jax.Array) -> jax.Array:
+    """Ask for the first axis to lie over all the axes that cut tokens: batch and length together."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec((*RULES["batch"], *RULES["length"])))
+
+
+def pieces(*axes: str) -> tuple[int, ...]:
+    """Count the pieces that the mesh in force cuts each logical axis into (1 without a mesh)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(1 if mesh.empty else math.prod(mesh.shape[m] for m in RULES[a]) for a in axes)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:
+    """Rows over the batch axes, the second axis (length) over the context axis."""
+    return NamedSharding(mesh, spec(("batch", "length", None, None)[:ndim]))
+
+
+def local_rows(mesh: jax.sharding.Mesh, batch: int) -> tuple[int, int]:
+    """Say which rows [low, high) of a global batch this process must feed.
+
+    Raises UserError when the batch does not divide among the devices of the batch axes.
+    """
+    devices = math.prod(mesh.shape[a] for a in RULES["batch"])
+    if batch % devices:
+        raise UserError(
+            f"batch={batch} does not divide among the {devices} devices of the axes {', '.join(RULES['batch'])}"
+        )
+    slices = batch_sharding(mesh, 1).addressable_devices_indices_map((batch,)).values()
+    return min(s[0].start or 0 for s in slices), max(batch if s[0].stop is None else s[0].stop for s in slices)
+
+
+def place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rows: int) -> dict[str, jax.Array]:
+    """Make global arrays of `rows` rows from the rows that this process holds."""
+
+    def one(x):
+        sharding = batch_sharding(mesh, x.ndim)
+        columns = mesh.shape["context"]
+        if x.ndim > 1 and x.shape[1] % columns:
+            raise UserError(f"mesh.context={columns} does not divide the row length {x.shape[1]}")
+        lead = x
+        if columns > 1 and x.ndim > 1 and jax.process_count() > 1:
+            lead = x[:, local_columns(sharding, (rows, *x.shape[1:]))]
+        return jax.make_array_from_process_local_data(sharding, lead, (rows, *x.shape[1:]))
+
+    return {name: one(x) for name, x in batch.items()}
+
+
+def local_columns(sharding: NamedSharding, shape: tuple[int, ...]) -> slice:
+    """Columns of axis 1 that this process's devices hold (all of them unless the context axis spans processes)."""
+    slices = sharding.addressable_devices_indices_map(shape).values()
+    return slice(
+        min(s[1].start or 0 for s in slices), max(shape[1] if s[1].stop is None else s[1].stop for s in slices)
+    )

@@ -1,0 +1,84 @@
+"""The training state: its abstract form, its layout on the mesh, and how it is drawn."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from lm import optimizer as optimizers
+from lm.config import Config
+from lm.sharding import Named, axes_of, is_named, shardings, unbox
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a step changes. No key inside: keys come from (seed, step, row)."""
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+    memory: Any  # what an objective carries from batch to batch; None for most
+    average: Any  # moving average of the parameters, or None
+    skipped: jax.Array  # non-finite steps in a row
+
+    def best_params(self) -> Any:
+        """Give the parameters to evaluate and generate with: the average when there is one."""
+        return self.params if self.average is None else self.average
+
+
+def abstract_params(objective: Any, batch: Any) -> Any:
+    """Shapes and logical axes of the parameters, without computing any."""
+    return jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), batch)
+
+
+def chain(config: Config, params: Any) -> optax.GradientTransformation:
+    """Build the optimizer of a config for (abstract, named) parameters."""
+    hidden_scale = 1 / config.objective.model.mup if config.optimizer.name != "sgd" else 1.0
+    return optimizers.build(config.optimizer, axes_of(params), hidden_scale)
+
+
+def create(config: Config, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+    """Wrap parameters (boxed or not) into the state of step 0."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        memory=None,
+        average=jax.tree.map(jnp.copy, params) if config.optimizer.average else None,
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract_state(config: Config, batch: Any, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the whole state.
+
+    Optimizer slots that have a parameter's shape lie as that parameter does; all else is on every device.
+    """
+    boxed = abstract_params(config.objective, batch)
+    params = unbox(boxed)
+    optimizer = chain(config, boxed)
+    state = jax.eval_shape(lambda p: create(config, optimizer, p), params)
+    slots = optax.tree.map_params(
+        optimizer,
+        lambda slot, named: Named(slot, named.axes) if slot.shape == named.value.shape else slot,
+        state.opt_state,
+        boxed,
+        is_leaf=is_named,
+    )
+    average = None if state.average is None else boxed
+    layout = shardings(state.replace(params=boxed, opt_state=slots, average=average), mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout)
+
+
+def initialise(config: Config, batch: Any, abstract: TrainState) -> TrainState:
+    """Draw the state of step 0, each device its own part; the numbers do not depend on the mesh."""
+    optimizer = chain(config, abstract_params(config.objective, batch))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+
+    def draw(seed):
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        params = unbox(config.objective.init(jax.random.fold_in(jax.random.key(seed), 0), zeros))
+        return create(config, optimizer, params)
+
+    return jax.jit(draw, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(config.seed)
