@@ -8,25 +8,23 @@ source launch/venv.sh
 run=runs/quickstart
 say() { printf '\n== %s\n' "$*"; }
 
-say "1/4 Python environment"
+say "1/3 Python environment"
 prepare_venv requirements.txt
 
-say "2/4 training gpt_nano in $run (a few minutes on two CPU cores)"
+say "2/3 training gpt_nano in $run (a few minutes on two CPU cores)"
 "$python" -m lm.main --config=configs/gpt_nano.py --workdir=$run
 
-say "3/4 samples"
-for prompt in "The " "In the beginning" "What is"; do
-  "$python" -m lm.generate --workdir=$run --prompt="$prompt" --strategy=sample --temperature=0.8 --max_new_tokens=120 --seed=0
+say "3/3 samples"
+for prompt in "Return the " "The file " "A string "; do # gpt_nano reads the documentation of Python itself
+  "$python" -m lm.generate --workdir=$run --prompt="$prompt" --strategy=sample \
+    --temperature=0.8 --max_new_tokens=120 --seed=0
 done
-
-say "4/4 loss curve"
-"$python" -m lm.plots --workdir=$run
 
 say "done; where to look next"
 cat <<TEXT
   $run/samples/        what the model wrote while it learned
   $run/metrics.jsonl   one line a logged step; $run/tensorboard/ holds the same
-  $run/loss.png        the loss curve
+  $run/loss.png        the loss curve; drawn at the end, or any time by .venv/bin/python -m lm.plots --workdir=...
   README.md                       every objective, model and command
 
 Your own text:

@@ -11,5 +11,5 @@ export HF_HUB_OFFLINE=1 # a test that would download fails at once instead of wa
 
 echo "ruff check ."
 "$python" -m ruff check .
-echo "pytest $*"
+echo "pytest${*:+ $*}"
 exec "$python" -m pytest "$@"

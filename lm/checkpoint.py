@@ -14,7 +14,7 @@ METRIC = "loss"
 class Checkpoints:
     """The checkpoints of one run, under `workdir/checkpoints`."""
 
-    def __init__(self, workdir: Path, keep: Keep = Keep()):
+    def __init__(self, workdir: Path, keep: Keep):
         import orbax.checkpoint as ocp
 
         self.ocp = ocp
@@ -62,8 +62,9 @@ class Checkpoints:
         Raises UserError when the checkpoint holds arrays of other names or shapes.
         """
         tree = to_tree(abstract) if part is None else {part: abstract}
-        stored = self.manager.item_metadata(step)["state"]
-        compare(tree, getattr(stored, "tree", stored), self.manager.directory / str(step))
+        folder = self.manager.directory / str(step)
+        # Not the manager's item_metadata: in a process that has saved nothing yet it knows no handler and gives None.
+        compare(tree, self.ocp.StandardCheckpointer().metadata(folder / "state").item_metadata.tree, folder)
         args = (
             self.ocp.args.StandardRestore(tree)
             if part is None
@@ -105,7 +106,9 @@ def compare(wanted: Any, stored: Any, path: Any) -> None:
     have, want = shapes(stored), shapes(wanted)
     for name, shape in want.items():
         if name not in have:
-            raise UserError(f"checkpoint {path} has no '{name}': it is of another model or optimizer; use another --workdir")
+            raise UserError(
+                f"checkpoint {path} has no '{name}': it is of another model or optimizer; use another --workdir"
+            )
         if have[name] != shape:
             raise UserError(
                 f"checkpoint {path} holds '{name}' as {have[name]}, this config needs {shape}: it is of another shape; "

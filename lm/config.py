@@ -314,7 +314,7 @@ def run(main: Callable[[list[tuple[str, str]]], None]) -> None:
     """Run an entry point under absl: `main(overrides)`; a user's mistake is one line on stderr and exit status 2."""
     from absl import app, flags, logging
 
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of every file it writes
 
     try:
         argv, overrides = split_overrides(sys.argv)

@@ -39,7 +39,8 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return  # not glibc
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    arena_max, mmap_max, top_pad, trim_threshold = -8, -4, -2, -1
+    mallopt(arena_max, 1)
     mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(trim_threshold, -1)
     mallopt(top_pad, 64 << 20)

@@ -129,13 +129,18 @@ def train(config: Config, workdir: Path) -> None:
         abstract = abstract_state(config, batch, mesh)
         checkpoints = Checkpoints(workdir, config.keep)
         state, start, before = restore(config, workdir, checkpoints, corpus, abstract, batch)
+        if start == config.steps:
+            if lead:
+                print(f"{workdir} has all its {start} steps; raise --config.steps or choose another --workdir")
+            return
         held_out = HeldOut(config, corpus, mesh) if len(corpus.validation) > 1 else None
+        if lead:  # after restore: a config that does not fit the run must not replace its own
+            workdir.mkdir(parents=True, exist_ok=True)
+            (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
+            corpus.tokenizer.save(workdir / "tokenizer.json")
         tokens_per_step = config.batch * objective.stride
         with Stop() as stop, Writers(workdir, config.steps, start, tokens_per_step, lead, config.wandb) as writers:
-            if lead:
-                announce(config, corpus, abstract, mesh, start, writers.say)
-                (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
-                corpus.tokenizer.save(workdir / "tokenizer.json")
+            announce(config, corpus, abstract, mesh, start, writers.say)
             step_function = compile_step(config, abstract, batch)
             writers.say(f"compiled; first step {time.monotonic() - began:.1f} s after the start")
             meter = Meter(config, writers)
@@ -207,7 +212,7 @@ def restore(config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Cor
     state = initialise(config, batch, abstract)
     if config.start:
         check((Path(config.start) / "config.json").is_file(), f"start='{config.start}' is not a run: it has no config.json")
-        other = Checkpoints(Path(config.start))
+        other = Checkpoints(Path(config.start), config.keep)
         newest = other.latest()
         check(newest is not None, f"start='{config.start}' has no finished checkpoint")
         params = other.restore(newest, abstract.params, part="params")
@@ -260,11 +265,11 @@ class Meter:
     def __init__(self, config: Config, writers: Writers):
         self.config, self.writers, self.best = config, writers, math.inf
         self.total: metrics.Host = {}
-        self.steps, self.mark = 0, time.monotonic()
-        self.tokens = config.batch * config.objective.stride
+        self.steps, self.tokens = 0, config.batch * config.objective.stride
         peak = flops.peak()
         work = flops.train_flops(config.objective.model, config.objective.stride)
         self.share = work / (peak * jax.device_count()) if peak else None
+        self.mark = time.monotonic()
 
     def add(self, step: int, sums: Any) -> None:
         """Count one finished step; raises UserError after `skip_limit` non-finite ones in a row."""

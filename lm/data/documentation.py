@@ -66,7 +66,7 @@ def _folder(package: str) -> Path:
 def _topics() -> list[str]:
     from pydoc_data.topics import topics
 
-    return [text.strip() + "\n" for _, text in sorted(topics.items())]
+    return list(dict.fromkeys(text.strip() + "\n" for _, text in sorted(topics.items())))
 
 
 def _module(name: str, path: Path, seen: set[str]) -> str:

@@ -21,7 +21,7 @@ class TfdsReader:
         self.name, self.field = f"tfds:{name}", field
         builder = _builder(name, data_dir)
         self.records = _records(builder, name, split)
-        fields = list(builder.info.features)
+        fields = sorted(builder.info.features)
         if field not in fields:
             raise UserError(f"{self.name}: no field {field!r}; it has {', '.join(fields)}")
         info = builder.info.splits[split]

@@ -5,7 +5,6 @@ A source is part of a run's config (JSON-able fields only). `open()` gives a `Re
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -177,11 +176,3 @@ def source_from(text: str | None = None, data: str | None = None) -> Source:
     if text.endswith(".parquet"):
         return Parquet(path=text)
     return Text(path=text)
-
-
-def describe(source: Source) -> dict:
-    """Return the source as plain JSON, with its type, for cache keys and headers."""
-    fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(source)}
-    if isinstance(source, Mixture):
-        fields["sources"] = [describe(part) for part in source.sources]
-    return {"type": type(source).__name__, **fields}

@@ -63,7 +63,7 @@ def plan(reader: Reader, share: float) -> Split:
         return Split(cut=cut)
     if low == high:
         raise UserError(
-            f"{reader.name}: all {documents} documents are the same, so none can be held out; use validation=0"
+            f"{reader.name}: all {documents} documents begin alike, so none can be held out; use validation=0"
         )
     return Split(below=math.nextafter(low, 1) if low >= share else high)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lm.errors import UserError
 
-FORMAT = 1
+FORMAT = 2  # part of every cache key: raise it when the layout, the split or what a reader yields changes
 
 
 class Tokens:

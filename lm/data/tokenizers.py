@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lm.data import spm
 from lm.errors import UserError
 
 SEPARATOR = "<|endoftext|>"
@@ -75,7 +76,7 @@ class BytePair:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A tokenizer.json, or a model folder with one (or with GPT-2's vocab.json + merges.txt, or BERT's vocab.txt)."""
+    """A tokenizer.json or a model folder with one; else SentencePiece's *.model, GPT-2's or BERT's files."""
 
     path: str
 
@@ -244,8 +245,10 @@ def _read(path: Path):
         raise UserError(f"{path} does not exist: give a tokenizer.json or a folder that holds one")
     folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
     try:
-        if file.exists() and file.name != "vocab.txt":
+        if file.exists() and file.suffix == ".json":
             return Core.from_file(str(file))
+        if models := [file] if file.suffix == ".model" else sorted(folder.glob("*.model")):
+            return spm.read(models[0])
         if (folder / "merges.txt").exists() and (folder / "vocab.json").exists():
             vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
             lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
@@ -253,9 +256,11 @@ def _read(path: Path):
         if (folder / "vocab.txt").exists():
             lower = _settings(folder).get("do_lower_case", True)
             return BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower)._tokenizer
+    except UserError:
+        raise
     except Exception as error:  # the Rust side raises bare Exception
         raise UserError(f"{file} cannot be read as a tokenizer: {str(error).splitlines()[0]}") from None
-    raise UserError(f"{folder} holds no tokenizer.json (nor vocab.json and merges.txt, nor vocab.txt)")
+    raise UserError(f"{folder} holds no tokenizer.json (nor *.model, vocab.json and merges.txt, or vocab.txt)")
 
 
 def _settings(folder: Path) -> dict:

@@ -11,7 +11,7 @@ from flax import struct
 from lm.models.layers import Linear, dropout
 from lm.models.norms import Norm
 from lm.models.positions import rotate
-from lm.sharding import constrain
+from lm.sharding import constrain, pieces
 
 BLOCK = 128  # queries computed together; a causal block leaves the keys after it out
 
@@ -55,39 +55,43 @@ def attend(q_BTNH, k_BSKH, v_BSKH, *, mask: Mask, bias_NTS, scale, cap, keys_B, 
 
     Queries go in blocks: under a causal mask a block never multiplies the keys after it, which saves up to half of the
     products, and the scores of the whole row never exist at once. A query that sees nothing gets the mean of the
-    values; such rows are padding. `bias_NTS`: function from a slice of queries and a number of keys to an additive bias.
+    values; such rows are padding. `bias_NTS`: function from a slice of queries and a number of keys to an additive
+    bias. Heads come before positions inside, so that every product is one of plain matrices.
     """
     length, keys = q_BTNH.shape[1], k_BSKH.shape[1]
+    q_BNTH = (q_BTNH * scale).swapaxes(1, 2)
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
     triangular = mask.causal and mask.prefix_B is None and length == keys and isinstance(mask.start, int)
+    triangular &= pieces("length") == (1,)  # a block of a row cut over devices would keep only one of them busy
     size = BLOCK if triangular and length % BLOCK == 0 else length
     outputs = []
     for low in range(0, length, size):
         queries = slice(low, low + size)
         seen = low + size if triangular else keys
         bias = None if bias_NTS is None else bias_NTS(queries, seen)
-        allowed = mask.allowed(queries, seen)
         block_keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, low)
-        outputs.append(
-            attend_block(
-                q_BTNH[:, queries], k_BSKH[:, :seen], v_BSKH[:, :seen], allowed, bias, scale, cap, block_keys, rate
-            )
-        )
-    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, 1)
+        block = q_BNTH[:, :, queries], k_BKSH[:, :, :seen], v_BKSH[:, :, :seen]
+        outputs.append(attend_block(*block, mask.allowed(queries, seen), bias, cap, block_keys, rate))
+    y_BNTH = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, 2)
+    return y_BNTH.swapaxes(1, 2)
 
 
-def attend_block(q_BTNH, k_BSKH, v_BSKH, allowed_BTS, bias_NTS, scale, cap, keys_B, rate) -> jax.Array:
-    """Attend from one block of queries to keys; G query heads share a key-value head."""
-    batch, length, heads, head = q_BTNH.shape
-    q_BTKGH = q_BTNH.reshape(batch, length, k_BSKH.shape[2], -1, head)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
+def attend_block(q_BNTH, k_BKSH, v_BKSH, allowed_BTS, bias_NTS, cap, keys_B, rate) -> jax.Array:
+    """Attend from one block of queries to keys; the query heads that share a key-value head go through as one matrix."""
+    batch, heads, length, head = q_BNTH.shape
+    kv, keys = k_BKSH.shape[1:3]
+    q_BKTH = q_BNTH.reshape(batch, kv, -1, head)
+    scores = jnp.einsum("bkth,bksh->bkts", q_BKTH, k_BKSH, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, heads, length, keys)
     if cap:
         scores = cap * jnp.tanh(scores / cap)
     if bias_NTS is not None:
-        scores = scores + bias_NTS.reshape(1, *scores.shape[1:3], *bias_NTS.shape[1:])
+        scores = scores + bias_NTS
     if allowed_BTS is not None:
-        scores = jnp.where(allowed_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = dropout(jax.nn.softmax(scores, -1), rate, keys_B, 0).astype(v_BSKH.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v_BSKH).reshape(batch, length, heads, head)
+        scores = jnp.where(allowed_BTS[:, None], scores, jnp.finfo(jnp.float32).min)
+    weights = dropout(jax.nn.softmax(scores, -1), rate, keys_B, 0).astype(v_BKSH.dtype)
+    y_BKTH = jnp.einsum("bkts,bksh->bkth", weights.reshape(batch, kv, -1, keys), v_BKSH)
+    return y_BKTH.reshape(batch, heads, length, head)
 
 
 class Cache(struct.PyTreeNode):

@@ -1,0 +1,152 @@
+"""Measure this machine, then the program against it.
+
+    python -m launch.bench [--config=configs/gpt_tiny.py] [--parts=machine,step,decode,batches] [--output=F.json]
+
+First what the machine can do (one large matrix product, memory bandwidth), then step time, decoding and batch rates as
+shares of that. Medians of several repeats; on a shared machine compare only figures of one run.
+"""
+
+import dataclasses
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from lm.config import Config, load, override, run, unknown
+from lm.console import table
+
+CONFIG = flags.DEFINE_string("config", "configs/gpt_tiny.py", "config file and its arguments")
+PARTS = flags.DEFINE_list("parts", ["machine", "step", "decode", "batches"], "what to measure")
+STEPS = flags.DEFINE_integer("steps", 10, "train steps to time")
+TOKENS = flags.DEFINE_integer("tokens", 64, "tokens to decode a row")
+OUTPUT = flags.DEFINE_string("output", None, "write the figures to this file as JSON")
+SEED = flags.DEFINE_integer("seed", 0, "seed of the random weights")
+
+
+def seconds(function: Callable[[], Any], repeats: int) -> float:
+    """Median wall time of a call that blocks until done, after one call to warm up."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def machine() -> dict[str, float]:
+    """Rate of one large matrix product (FLOP/s) and of reading and writing memory (bytes/s)."""
+    import jax
+    import jax.numpy as jnp
+
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        x = jnp.ones((size, size), dtype)
+        product = jax.jit(lambda a: a @ a)
+        found[f"matmul_{dtype}_flops"] = 2 * size**3 / seconds(lambda f=product, x=x: f(x).block_until_ready(), 7)
+    x = jnp.ones(1 << 28 if jax.default_backend() != "cpu" else 1 << 26, jnp.float32)
+    total = jax.jit(lambda a: a.sum())
+    found["memory_bytes_per_second"] = x.nbytes / seconds(lambda: total(x).block_until_ready(), 7)
+    return found
+
+
+def step(config: Config, corpus: Any, rate: float) -> dict[str, float]:
+    """Time of the real train step on real batches."""
+    import jax
+
+    from lm import flops
+    from lm.data.pipeline import Batches
+    from lm.sharding import make_mesh, place
+    from lm.state import abstract_state, initialise
+    from lm.train import abstract_batch, compile_step
+
+    objective = config.objective
+    batches = Batches(
+        corpus, objective.window, objective.stride, objective.corrupt, config.batch, packing=config.data.packing
+    )
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
+    with jax.set_mesh(mesh):
+        batch = place(batches[0], mesh, config.batch)
+        abstract = abstract_state(config, abstract_batch(batch), mesh)
+        start = time.perf_counter()
+        function = compile_step(config, abstract, abstract_batch(batch))
+        compiled = time.perf_counter() - start
+        box = [initialise(config, abstract_batch(batch), abstract)]
+
+        def once():
+            box[0], sums = function(box[0], batch)
+            jax.block_until_ready((box[0], sums))
+
+        median = seconds(once, STEPS.value)
+        memory = function.memory_analysis()
+    tokens = config.batch * objective.stride
+    work = tokens * flops.train_flops(objective.model, objective.stride)
+    return {
+        "parameters": flops.parameter_count(abstract.params),
+        "compile_seconds": compiled,
+        "step_seconds": median,
+        "tokens_per_second": tokens / median,
+        "step_flops": work,
+        "share_of_matmul": work / median / rate,
+        "program_bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0,
+    }
+
+
+def batches(config: Config, corpus: Any) -> dict[str, float]:
+    """Tokens a second that the data path makes, in one thread, off the device."""
+    from lm.data.pipeline import Batches
+
+    objective = config.objective
+    made = Batches(
+        corpus, objective.window, objective.stride, objective.corrupt, config.batch, packing=config.data.packing
+    )
+    rows, start, count = 0, time.perf_counter(), 0
+    while time.perf_counter() - start < 3:
+        made[count]
+        count += 1
+        rows += config.batch
+    return {"batch_tokens_per_second": rows * objective.stride / (time.perf_counter() - start)}
+
+
+def decode(config: Config, rate: float) -> dict[str, float]:
+    """Decode rate with random weights, and its share of what reading the weights once a token would allow."""
+    return {}
+
+
+def main(overrides: list[tuple[str, str]]) -> None:
+    config = load(CONFIG.value)
+    for path, text in overrides:
+        config = override(config, path, text)
+    known = ("machine", "step", "decode", "batches")
+    for part in PARTS.value:
+        if part not in known:
+            raise unknown("part", part, known)
+
+    from lm import platform
+
+    platform.prepare()
+    from lm.data.prepare import prepare
+
+    corpus = prepare(config.data, report=print)
+    config = dataclasses.replace(config, objective=config.objective.resolve(corpus.tokenizer))
+    found: dict[str, float] = machine()
+    if "step" in PARTS.value:
+        found |= step(config, corpus, found["matmul_float32_flops"])
+    if "decode" in PARTS.value:
+        found |= decode(config, found["memory_bytes_per_second"])
+    if "batches" in PARTS.value:
+        found |= batches(config, corpus)
+    found["peak_resident_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(table(list(found.items()), ("measure", "value")))
+    if OUTPUT.value:
+        Path(OUTPUT.value).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

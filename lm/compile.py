@@ -1,0 +1,104 @@
+"""Compile the real train step ahead of time: memory, operations, collectives; no device of that kind is needed.
+
+    python -m lm.compile --config=configs/gpt_small.py [--topology=v5e:4x4] [--config.mesh.fsdp=16]
+
+`--topology` takes libtpu's names (v4:2x2x2, v5e:4x4, v5p:2x2x1, v6e:4x4 ...) and needs `pip install libtpu`; without it
+the step is compiled for the devices here.
+"""
+
+import dataclasses
+import os
+import re
+from collections import Counter
+
+from absl import flags
+
+from lm.config import Config, check, load, override, run
+from lm.errors import UserError
+
+CONFIG = flags.DEFINE_string("config", None, "config file and its arguments: FILE.py[:key=value,...]")
+TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v5e:4x4")
+VOCAB = flags.DEFINE_integer("vocab", 32768, "vocabulary where the config leaves it to the tokenizer")
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def devices(topology: str | None) -> list:
+    """The devices to compile for: those of a TPU slice that need not exist, or the ones here."""
+    import jax
+
+    if topology is None:
+        return jax.devices()
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:  # whatever libtpu throws: a wrong name, or no libtpu at all
+        raise UserError(
+            f"--topology={topology}: {str(error).splitlines()[0][:200]}; names look like v5e:4x4, and libtpu must be "
+            "installed (pip install libtpu)"
+        ) from error
+
+
+def report(config: Config, topology: str | None) -> str:
+    """Compile and describe the step of a config on a slice."""
+    import jax
+    import jax.numpy as jnp
+
+    from lm import flops
+    from lm.console import table
+    from lm.sharding import batch_sharding, make_mesh
+    from lm.state import abstract_state
+    from lm.train import compile_step
+
+    model = config.objective.model
+    model = dataclasses.replace(model, vocab=model.vocab or VOCAB.value)
+    objective = dataclasses.replace(config.objective, model=model)
+    config = dataclasses.replace(config, objective=objective)
+    mesh = make_mesh(dataclasses.asdict(config.mesh), devices(topology))
+    record = {name: jnp.zeros(objective.window) for name in ("tokens", "segments", "positions", "weights")}
+    example = jax.tree.map(lambda x: x, objective.corrupt(None, jax.device_get(record)))
+    batch = {}
+    for name, x in example.items():
+        shape, kind = (config.batch, *x.shape), jnp.float32 if name == "weights" else jnp.int32
+        batch[name] = jax.ShapeDtypeStruct(shape, kind, sharding=batch_sharding(mesh, len(shape)))
+    with jax.set_mesh(mesh):
+        abstract = abstract_state(config, batch, mesh)
+        try:
+            compiled = compile_step(config, abstract, batch)
+        except jax.errors.JaxRuntimeError as error:
+            check("hbm" not in str(error).lower(), f"it does not fit: {str(error).splitlines()[0][:300]}")
+            raise
+    memory = compiled.memory_analysis()
+    work = config.batch * objective.stride * flops.train_flops(model, objective.stride)
+    found = Counter(re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", compiled.as_text()))
+    gib = 2**30
+    rows = [
+        ("devices", f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"),
+        ("mesh", " x ".join(f"{n} {a}" for a, n in mesh.shape.items() if n > 1) or "1"),
+        ("parameters", f"{flops.parameter_count(abstract.params):,}"),
+        ("arguments a device", f"{memory.argument_size_in_bytes / gib:.3f} GiB"),
+        ("temporaries a device", f"{memory.temp_size_in_bytes / gib:.3f} GiB"),
+        ("operations a step", f"{work:.3e} FLOP (formula of lm.flops)"),
+        ("collectives", ", ".join(f"{n} {c}" for c, n in sorted(found.items())) or "none"),
+    ]
+    return table(rows, ("what", "value"))
+
+
+def main(overrides: list[tuple[str, str]]) -> None:
+    check(CONFIG.value is not None, "which config? --config=configs/gpt_small.py")
+    config = load(CONFIG.value)
+    for path, text in overrides:
+        config = override(config, path, text)
+    # No metadata server is asked, and several processes may load libtpu at once.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    print(report(config, TOPOLOGY.value))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,12 @@
+"""Eight simulated devices for every test, and caches that outlive a test but not the session's folder."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before jax is imported. Subprocesses of tests inherit the caches; compiled programs are then built once a session.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.setdefault("LM_CACHE", str(Path(tempfile.gettempdir()) / f"lm-tests-{os.getuid()}"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(os.environ["LM_CACHE"]) / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

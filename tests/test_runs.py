@@ -1,0 +1,266 @@
+"""Whole runs as a user starts them: resumed, killed, moved to another mesh, and mistaken."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lm.config import read_config
+
+TINY = "tests/configs/tiny.py"
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """Some real text: topics of the interpreter's documentation."""
+    from pydoc_data.topics import topics
+
+    path = tmp_path_factory.mktemp("text") / "topics.txt"
+    path.write_text("\n".join(topics[name] for name in sorted(topics)[:12]), encoding="utf-8")
+    return path
+
+
+def command(*args: str, config: str = TINY) -> list[str]:
+    return [sys.executable, "-m", "lm.main", f"--config={config}", *args]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def run(*args: str, config: str = TINY, devices: int = 1) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*args, config=config), env=environment(devices), capture_output=True, text=True, timeout=600
+    )
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+    assert len(found) == len(dict(found)), "a step was logged twice"
+    return dict(found)
+
+
+def parameters(workdir: Path, step: int) -> dict:
+    """Every array of a checkpoint, read without the code under test."""
+    import orbax.checkpoint as ocp
+
+    return ocp.StandardCheckpointer().restore((workdir / "checkpoints" / str(step) / "state").absolute())
+
+
+def identical(left: Path, right: Path, step: int = 12) -> None:
+    import jax
+
+    jax.tree.map(np.testing.assert_array_equal, parameters(left, step), parameters(right, step))
+    assert losses(left) == losses(right)
+
+
+@pytest.fixture(scope="session")
+def straight(text, tmp_path_factory) -> Path:
+    """An uninterrupted run of 12 steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    done = run(f"--workdir={workdir}", config=f"{TINY}:text={text}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_a_run_leaves_what_the_interface_promises(straight, text):
+    assert {"config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "checkpoints", "loss.png"} <= {
+        p.name for p in straight.iterdir()
+    }
+    summary = json.loads((straight / "summary.json").read_text())
+    assert summary["steps"] == 12
+    assert summary["tokens"] == 12 * 8 * 32
+    assert summary["corpus"]["bytes"] == len(text.read_bytes())
+    assert summary["eval/validation/perplexity"] == pytest.approx(np.exp(summary["eval/validation/loss"]))
+    assert list(losses(straight)) == list(range(1, 13))
+    assert losses(straight)[12] < losses(straight)[1] - 0.5
+    assert read_config(straight).objective.model.vocab == 257
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(straight, text):
+    before = (straight / "metrics.jsonl").read_text()
+    done = run(f"--workdir={straight}", config=f"{TINY}:text={text}")
+    assert done.returncode == 0, done.stderr
+    assert "12" in done.stdout
+    assert (straight / "metrics.jsonl").read_text() == before
+
+
+def interrupt(workdir: Path, text: Path, number: int, after: int, *args: str) -> int:
+    """Start the run, send it a signal once `after` steps are logged; return its exit status."""
+    process = subprocess.Popen(
+        command(f"--workdir={workdir}", *args, config=f"{TINY}:text={text}"),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = workdir / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("train/loss") >= after):
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.wait(120)
+    process.stderr.close()
+    return process.returncode
+
+
+def test_sigterm_saves_and_the_next_run_ends_bit_identical(straight, text, tmp_path):
+    steps = ("--config.steps=12", "--config.every.save=0")
+    status = interrupt(tmp_path, text, signal.SIGTERM, 3, *steps)
+    assert status == 0
+    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert saved
+    assert run(f"--workdir={tmp_path}", config=f"{TINY}:text={text}").returncode == 0
+    identical(straight, tmp_path)
+
+
+def kill_and_resume(straight, text, workdir, times: int, seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(times):
+        process = subprocess.Popen(
+            command(f"--workdir={workdir}", config=f"{TINY}:text={text}"),
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        began = (workdir / "checkpoints").exists()
+        # Past start-up most of the time: kills during saves and steps are the interesting ones.
+        time.sleep(chance.uniform(1.0 if began else 3.0, 12.0))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = run(f"--workdir={workdir}", config=f"{TINY}:text={text}")
+    assert done.returncode == 0, done.stderr
+    identical(straight, workdir)
+
+
+def test_kill_9_loses_nothing_that_was_saved(straight, text, tmp_path):
+    assert interrupt(tmp_path, text, signal.SIGKILL, 5) == -signal.SIGKILL
+    assert run(f"--workdir={tmp_path}", config=f"{TINY}:text={text}").returncode == 0
+    identical(straight, tmp_path)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_end_bit_identical(straight, text, tmp_path):
+    kill_and_resume(straight, text, tmp_path, 20, seed=0)
+
+
+def test_a_run_moves_to_another_mesh(straight, text, tmp_path):
+    """Half on one device, half on four: the losses stay those of the straight run."""
+    assert run(f"--workdir={tmp_path}", "--config.steps=12", config=f"{TINY}:text={text}").returncode == 0
+    import shutil
+
+    shutil.rmtree(tmp_path / "checkpoints" / "12")
+    moved = run(
+        f"--workdir={tmp_path}",
+        "--config.mesh.fsdp=2",
+        "--config.mesh.tensor=2",
+        config=f"{TINY}:text={text}",
+        devices=4,
+    )
+    assert moved.returncode == 0, moved.stderr
+    expected, found = losses(straight), losses(tmp_path)
+    np.testing.assert_allclose([found[s] for s in range(9, 13)], [expected[s] for s in range(9, 13)], rtol=1e-5)
+
+
+def test_start_takes_the_weights_of_another_run(straight, text, tmp_path):
+    done = run(
+        f"--workdir={tmp_path}",
+        f"--config.start={straight}",
+        "--config.steps=1",
+        config=f"{TINY}:text={text}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path)[1] < losses(straight)[1] - 0.5
+
+
+MISTAKES = {
+    "unknown field": (["--config.optimizer.lrr=1"], "did you mean 'optimizer.lr'"),
+    "bad number": (["--config.steps=many"], "steps"),
+    "batch that does not divide": (["--config.micro_batches=3"], "micro_batches=3"),
+    "mesh of other size": (["--config.mesh.fsdp=3"], "does not fit 1 device"),
+    "missing start": (["--config.start=/nowhere"], "/nowhere"),
+    "unknown flag": (["--workdirr=x"], "workdirr"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(name, text, tmp_path):
+    args, word = MISTAKES[name]
+    done = run(f"--workdir={tmp_path / 'run'}", *args, config=f"{TINY}:text={text}")
+    assert done.returncode == 2, done.stderr
+    assert word in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_missing_and_empty_text_are_told(tmp_path):
+    for content, word in ((None, "missing.txt"), (b"", "empty"), (b"abc\xff\xfe def" * 40, "UTF-8")):
+        path = tmp_path / "missing.txt"
+        if content is not None:
+            path.write_bytes(content)
+        done = run(f"--workdir={tmp_path / 'run'}", config=f"{TINY}:text={path}")
+        assert done.returncode == 2, done.stderr
+        assert word in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+def test_another_shape_or_corpus_does_not_overwrite_a_run(straight, text, tmp_path):
+    before = sorted(p.name for p in (straight / "checkpoints").iterdir())
+    other = run(f"--workdir={straight}", "--config.objective.model.width=48", config=f"{TINY}:text={text}")
+    assert other.returncode == 2
+    assert "shape" in other.stderr.splitlines()[-1]
+    words = tmp_path / "other.txt"
+    words.write_text("something else entirely\n" * 100)
+    other = run(f"--workdir={straight}", config=f"{TINY}:text={words}")
+    assert other.returncode == 2
+    assert "corpus" in other.stderr.splitlines()[-1]
+    assert sorted(p.name for p in (straight / "checkpoints").iterdir()) == before
+    assert read_config(straight).objective.model.width == 32
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(text, tmp_path):
+    done = run(
+        f"--workdir={tmp_path}",
+        "--config.optimizer.lr=1e30",
+        "--config.optimizer.clip=0",
+        "--config.skip_limit=3",
+        config=f"{TINY}:text={text}",
+    )
+    assert done.returncode == 2, done.stderr
+    assert "3 steps in a row" in done.stderr.splitlines()[-1]
+
+
+def test_two_processes_train_what_one_does(straight, text, tmp_path):
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            command(
+                f"--workdir={tmp_path}",
+                f"--distributed=127.0.0.1:{port},2,{i}",
+                "--config.mesh.fsdp=4",
+                config=f"{TINY}:text={text}",
+            ),
+            env=environment(2),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [p.communicate(timeout=600) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    expected, found = losses(straight), losses(tmp_path)
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
