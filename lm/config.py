@@ -197,10 +197,8 @@ def override(config: Any, path: str, text: str, seen: str = "") -> Any:
     if rest:
         check(dataclasses.is_dataclass(value), f"{where} has no fields of its own (it is {value!r})")
         return dataclasses.replace(config, **{name: override(value, rest, text, where)})
-    check(
-        not dataclasses.is_dataclass(value),
-        f"{where} is a group of fields; set one of: {', '.join(hints(type(value))) if value else ''}",
-    )
+    if dataclasses.is_dataclass(value):
+        raise UserError(f"{where} is a group of fields; set one of them: {', '.join(hints(type(value)))}")
     return dataclasses.replace(config, **{name: parse(text, valid[name], where)})
 
 

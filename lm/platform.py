@@ -10,7 +10,6 @@ from lm.config import check
 
 def prepare(distributed: str | None = None) -> None:
     """Set this process up; call once, first. `distributed`: 'auto' or HOST:PORT,COUNT,INDEX joins a cluster."""
-    keep_freed_memory()
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -25,6 +24,8 @@ def prepare(distributed: str | None = None) -> None:
             f"--distributed={distributed}: give 'auto' or HOST:PORT,COUNT,INDEX",
         )
         jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
