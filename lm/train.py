@@ -37,7 +37,7 @@ def train_step(config: Config, optimizer: optax.GradientTransformation, state: T
     row_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(row_key, jnp.arange(config.batch))
     grads, sums, memory = gradients(config, state.params, batch, state.memory, keys_B)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
     lr = config.optimizer.lr * factor(config.schedule, config.steps, state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

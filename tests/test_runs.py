@@ -203,7 +203,7 @@ def test_a_mistake_is_one_line_and_status_2(name, text, tmp_path):
 
 
 def test_missing_and_empty_text_are_told(tmp_path):
-    for content, word in ((None, "missing.txt"), (b"", "empty"), (b"abc\xff\xfe def" * 40, "UTF-8")):
+    for content, word in ((None, "missing.txt"), (b"", "no text"), (b"abc\xff\xfe def" * 40, "UTF-8")):
         path = tmp_path / "missing.txt"
         if content is not None:
             path.write_bytes(content)

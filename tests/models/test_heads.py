@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from scipy.special import logsumexp
 
 from lm.models.heads import Head, cross_entropy
@@ -185,5 +186,5 @@ def variables(jaxpr):
     """Every value of a program, those inside loops and calls too."""
     for equation in jaxpr.eqns:
         yield from equation.outvars
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             yield from variables(inner)
