@@ -59,16 +59,22 @@ def abstract_state(config: Config, batch: Any, mesh: jax.sharding.Mesh) -> Train
     params = unbox(boxed)
     optimizer = chain(config, boxed)
     state = jax.eval_shape(lambda p: create(config, optimizer, p), params)
-    slots = optax.tree.map_params(
-        optimizer,
-        lambda slot, named: Named(slot, named.axes) if slot.shape == named.value.shape else slot,
-        state.opt_state,
-        boxed,
-        is_leaf=is_named,
-    )
+    slots = name_slots(state.opt_state, boxed)
     average = None if state.average is None else boxed
     layout = shardings(state.replace(params=boxed, opt_state=slots, average=average), mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout)
+
+
+def name_slots(opt_state: optax.OptState, params: Any) -> optax.OptState:
+    """Give every optimizer slot whose path ends with a parameter's, in that parameter's shape, the parameter's axes."""
+    leaves = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_named)[0]
+    named = dict(leaves)
+
+    def one(path, slot):
+        like = next((named[path[i:]] for i in range(len(path)) if path[i:] in named), None)
+        return Named(slot, like.axes) if like is not None and like.value.shape == slot.shape else slot
+
+    return jax.tree_util.tree_map_with_path(one, opt_state)
 
 
 def initialise(config: Config, batch: Any, abstract: TrainState) -> TrainState:

@@ -178,7 +178,7 @@ def test_adafactor_saves_memory_on_heads():
 
 def as_matrix(name: str, x: np.ndarray) -> np.ndarray:
     """Layers of a hidden kernel as (L, inputs, outputs)."""
-    return {"query": x.reshape(3, 6, 8), "out": x.reshape(3, 8, 6), "up": x.reshape(3, 6, 10)}[name]
+    return x.reshape(3, *{"query": (6, 8), "out": (8, 6), "up": (6, 10)}[name])
 
 
 def test_muon_orthogonalises_each_layer():

@@ -54,11 +54,11 @@ def test_wsd():
 @pytest.mark.parametrize("warmup", [0, 7, 200])
 def test_always_a_share(shape, warmup):
     """In [0, 1] for every step, past the end too, also when the warm-up is longer than the run."""
-    values = at(Schedule(shape=shape, warmup=warmup, final=0.1), 100, *range(0, 130, 3))
-    assert all(0 <= v <= 1 for v in values)
-    assert all(math.isfinite(v) for v in values)
+    values = np.asarray(factor(Schedule(shape=shape, warmup=warmup, final=0.1), 100, jnp.arange(130)) + np.zeros(130))
+    assert (values > 0).all()
+    assert (values <= 1).all()
     if warmup < 100:
-        assert max(values) > 0.99
+        assert values.max() == 1
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "wsd"])

@@ -53,6 +53,32 @@ def test_norm(kind, dtype):
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=1e-2 if dtype == "bfloat16" else 1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_norm_gradients(kind, bias):
+    """The backward pass written by hand against autodiff of the formula, for rows of any rank."""
+    rng = np.random.default_rng(0)
+    shapes = {"x": (2, 3, 4, 16), "scale": (16,), **({"bias": (16,)} if bias and kind == "layer" else {})}
+    args = {name: jnp.asarray(rng.normal(size=shape) + 1, jnp.float32) for name, shape in shapes.items()}
+    g = jnp.asarray(rng.normal(size=shapes["x"]), jnp.float32)
+
+    def plain(args):
+        x = args["x"] - args["x"].mean(-1, keepdims=True) if kind == "layer" else args["x"]
+        y = x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-2) * args["scale"]
+        return jnp.sum(g * (y + args.get("bias", 0)))
+
+    def ours(args):
+        params = {name: value for name, value in args.items() if name != "x"}
+        return jnp.sum(g * Norm(kind=kind, eps=1e-2, bias=bias).apply({"params": params}, args["x"]))
+
+    expected, found = jax.grad(plain)(args), jax.grad(ours)(args)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), expected, found)
+    half = jax.grad(ours)({**args, "x": args["x"].astype(jnp.bfloat16)})
+    assert {name: value.dtype.name for name, value in half.items()} == {
+        name: "bfloat16" if name == "x" else "float32" for name in args
+    }
+
+
 def test_rms_norm_has_no_bias():
     params = Norm(kind="rms").init(jax.random.key(0), jnp.ones((2, 4)))["params"]
     assert set(params) == {"scale"}

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 from lm import flops
+from lm.models import presets
 from lm.models.transformer import Model, Transformer
 from tests.models.reference import tiny
 
 GPT2 = {"vocab": 50_257, "context": 1024}
+SIZES = {"SMALL": 124_439_808, "MEDIUM": 354_823_168, "LARGE": 774_030_080, "XL": 1_557_611_200}
 
 
 def count(config: Transformer) -> int:
@@ -16,20 +18,13 @@ def count(config: Transformer) -> int:
     return flops.parameter_count(jax.eval_shape(Model(config).init, jax.random.key(0), tokens))
 
 
-@pytest.mark.parametrize(
-    ("depth", "width", "heads", "expected"),
-    [
-        (12, 768, 12, 124_439_808),
-        (24, 1024, 16, 354_823_168),
-        (36, 1280, 20, 774_030_080),
-        (48, 1600, 25, 1_557_611_200),
-    ],
-)
-def test_gpt2(depth, width, heads, expected):
+@pytest.mark.parametrize("size", SIZES)
+def test_gpt2(size):
     """spec.md, 10.2 and B; the closed form V d + P d + L (12 d^2 + 13 d) + 2 d."""
-    assert count(Transformer(**GPT2, depth=depth, width=width, heads=heads)) == expected
-    v, p, d = GPT2["vocab"], GPT2["context"], width
-    assert v * d + p * d + depth * (12 * d * d + 13 * d) + 2 * d == expected
+    config = getattr(presets, f"GPT2_{size}")
+    assert count(config) == SIZES[size]
+    v, p, d = config.vocab, config.context, config.width
+    assert v * d + p * d + config.depth * (12 * d * d + 13 * d) + 2 * d == SIZES[size]
 
 
 def test_padded_table():
@@ -40,7 +35,7 @@ def test_padded_table():
 
 def test_gpt1():
     """Post-norm: 512 positions and no final norm; spec.md, B."""
-    assert count(Transformer(vocab=40_478, context=512, placement="post")) == 116_534_784
+    assert count(presets.GPT1) == 116_534_784
 
 
 @pytest.mark.parametrize(

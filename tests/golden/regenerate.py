@@ -1,0 +1,89 @@
+"""What must not change unnoticed: resolved configs, parameter paths and shapes, five losses.
+
+    python -m tests.golden.regenerate
+
+writes the files beside this one anew; `git diff tests/golden` then shows what a change of code did.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lm.config import Config, Optimizer, Schedule, load, to_json
+from lm.models import presets
+from lm.models.transformer import Model, Transformer
+from lm.objectives.causal import Causal
+from lm.sharding import is_named, unbox
+from lm.state import abstract_params, chain, create
+from lm.train import train_step
+
+FOLDER = Path(__file__).parent
+CONFIGS = sorted(p for p in (FOLDER.parent.parent / "configs").glob("*.py") if p.stem != "__init__")
+MODELS = {
+    "gpt2": presets.GPT2_SMALL,
+    "llama": Transformer(
+        vocab=128_256, width=4096, depth=32, heads=32, kv_heads=8, mlp=14_336, activation="swiglu", norm="rms",
+        positions="rotary", bias=False, tied=False, qk_norm=True,
+    ),
+    "bucket": Transformer(vocab=100, width=64, depth=2, heads=4, positions="bucket", placement="post"),
+}  # fmt: skip
+
+
+def configs() -> dict[str, str]:
+    """The whole resolved config of every file in configs/, without a word about where it stands."""
+    return {f"{path.stem}.config.json": to_json(load(str(path))) for path in CONFIGS}
+
+
+def parameters(model: Transformer) -> str:
+    """One line a parameter: path, shape, logical axes."""
+    boxed = jax.eval_shape(Model(model).init, jax.random.key(0), np.zeros((1, 8), np.int32))["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_named)
+    rows = [(jax.tree_util.keystr(path, simple=True, separator="/"), box.value.shape, box.axes) for path, box in leaves]
+    return "".join(f"{path} {list(shape)} {' '.join(map(str, axes))}\n" for path, shape, axes in rows)
+
+
+def losses() -> str:
+    """Five steps of a tiny run: init, keys, dropout, clipping, AdamW, schedule, all in five numbers."""
+    model = Transformer(vocab=61, context=16, width=16, depth=2, heads=2, dropout=0.1, attention_dropout=0.1)
+    config = Config(
+        objective=Causal(model=model, z_loss=1e-3),
+        optimizer=Optimizer(lr=0.01, decay=0.1, clip=1.0),
+        schedule=Schedule(shape="cosine", warmup=2),
+        steps=5,
+        batch=4,
+        micro_batches=2,
+    )
+    rng = np.random.default_rng(0)
+    ones = np.ones((4, 16), np.int32)
+    tokens = rng.integers(0, 61, (5, 4, 17)).astype(np.int32)
+    batches = [
+        {"tokens": t[:, :-1], "targets": t[:, 1:], "weights": ones.astype(np.float32), "segments": ones,
+         "positions": np.tile(np.arange(16, dtype=np.int32), (4, 1))} for t in tokens
+    ]  # fmt: skip
+    optimizer = chain(config, abstract_params(config.objective, batches[0]))
+    params = unbox(jax.jit(config.objective.init)(jax.random.key(0), batches[0]))
+    state, found = create(config, optimizer, params), []
+    step = jax.jit(lambda state, batch: train_step(config, optimizer, state, batch))
+    for batch in batches:
+        state, sums = step(state, batch)
+        found.append(float(sums["loss"][0] / sums["loss"][1]))
+    return json.dumps([round(x, 6) for x in found]) + "\n"
+
+
+def everything() -> dict[str, str]:
+    """File name -> text; the losses, which have a tolerance, apart."""
+    return {**configs(), **{f"{name}.parameters.txt": parameters(model) for name, model in MODELS.items()}}
+
+
+def main() -> None:
+    for old in (*FOLDER.glob("*.json"), *FOLDER.glob("*.txt")):
+        old.unlink()
+    for name, text in {**everything(), "losses.json": losses()}.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+        print(FOLDER / name)
+
+
+if __name__ == "__main__":
+    main()
