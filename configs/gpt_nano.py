@@ -12,7 +12,7 @@ from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 
 
-def config(text: str | None = None, data: str | None = None, steps: int = 1200) -> Config:
+def config(text: str | None = None, data: str | None = None, steps: int = 1500) -> Config:
     return Config(
         objective=Causal(
             model=Transformer(context=128, width=192, depth=4, heads=6, bias=False, init_positions=0.02, unroll=0)
@@ -22,6 +22,6 @@ def config(text: str | None = None, data: str | None = None, steps: int = 1200) 
         schedule=Schedule(shape="cosine", warmup=100, final=0.05),
         steps=steps,
         batch=16,
-        every=Every(log=50, evaluate=400, save=400, sample=400),
+        every=Every(log=50, evaluate=500, save=500, sample=500),
         samples=("Return a", "The "),
     )

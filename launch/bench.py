@@ -61,15 +61,12 @@ def step(config: Config, corpus: Any, rate: float) -> dict[str, float]:
     import jax
 
     from lm import flops
-    from lm.data.pipeline import Batches
     from lm.sharding import make_mesh, place
     from lm.state import abstract_state, initialise
-    from lm.train import abstract_batch, compile_step
+    from lm.train import abstract_batch, compile_step, training_batches
 
     objective = config.objective
-    batches = Batches(
-        corpus, objective.window, objective.stride, objective.corrupt, config.batch, packing=config.data.packing
-    )
+    batches = training_batches(config, corpus)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     with jax.set_mesh(mesh):
         batch = place(batches[0], mesh, config.batch)
@@ -100,12 +97,9 @@ def step(config: Config, corpus: Any, rate: float) -> dict[str, float]:
 
 def batches(config: Config, corpus: Any) -> dict[str, float]:
     """Tokens a second that the data path makes, in one thread, off the device."""
-    from lm.data.pipeline import Batches
+    from lm.train import training_batches
 
-    objective = config.objective
-    made = Batches(
-        corpus, objective.window, objective.stride, objective.corrupt, config.batch, packing=config.data.packing
-    )
+    made, objective = training_batches(config, corpus), config.objective
     rows, start, count = 0, time.perf_counter(), 0
     while time.perf_counter() - start < 3:
         made[count]

@@ -312,6 +312,9 @@ def run(main: Callable[[list[tuple[str, str]]], None]) -> None:
     """Run an entry point under absl: `main(overrides)`; a user's mistake is one line on stderr and exit status 2."""
     from absl import app, flags, logging
 
+    from lm.platform import keep_freed_memory
+
+    keep_freed_memory()
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file it writes
 
     try:

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from lm.config import check
+from lm.errors import UserError
 
 
 def prepare(distributed: str | None = None) -> None:
@@ -19,22 +19,24 @@ def prepare(distributed: str | None = None) -> None:
         jax.distributed.initialize()
     elif distributed:
         parts = distributed.split(",")
-        check(
-            len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit(),
-            f"--distributed={distributed}: give 'auto' or HOST:PORT,COUNT,INDEX",
-        )
+        if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
+            raise UserError(f"--distributed={distributed}: give 'auto' or HOST:PORT,COUNT,INDEX")
         jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
+
+
+def has_accelerator() -> bool:
+    """Look for the device files of GPUs and TPUs; jax itself must not be asked yet."""
+    return any(next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*"))
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory instead of handing it back to the kernel.
+    """Make glibc keep freed memory instead of handing it back to the kernel; before jax makes its threads.
 
     XLA on a CPU takes fresh buffers every step; with malloc's defaults each comes as untouched pages, and the page
-    faults cost more than a third of a training step. Other systems and allocators are left alone.
+    faults cost up to a third of a training step. The price is a larger resident size. Machines with an accelerator and
+    other systems and allocators are left alone.
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or has_accelerator():
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt

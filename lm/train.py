@@ -1,11 +1,11 @@
 """The one training loop: build, restore, step, look, save."""
 
-import contextlib
 import dataclasses
 import math
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import flops, metrics
 from lm.checkpoint import Checkpoints
 from lm.config import Config, check, to_json
 from lm.data.pipeline import Batches, prefetch
 from lm.data.prepare import Corpus, prepare
-from lm.errors import UserError
+from lm.decode.generate import generate
 from lm.evaluate import HeldOut
 from lm.plots import loss_curve
 from lm.preemption import Stop
+from lm.progress import Meter, announce, summary
 from lm.schedules import factor
 from lm.sharding import local_rows, make_mesh, place
 from lm.state import TrainState, abstract_params, abstract_state, chain, initialise
-from lm.writers import Writers
+from lm.writers import Writers, replace_file
 
 
 def train_step(config: Config, optimizer: optax.GradientTransformation, state: TrainState, batch: Any):
@@ -101,20 +101,135 @@ def compile_step(config: Config, abstract: TrainState, batch: Any) -> jax.stages
     return step.lower(abstract, batch).compile()
 
 
+@dataclass(frozen=True)
+class Run:
+    """What stays the same while the state changes."""
+
+    config: Config
+    workdir: Path
+    corpus: Corpus
+    mesh: jax.sharding.Mesh
+    checkpoints: Checkpoints
+    held_out: HeldOut | None
+    lead: bool
+    began: float  # time.monotonic() less the seconds of earlier sittings
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+
 def train(config: Config, workdir: Path) -> None:
     """Train `config.objective` to `config.steps`, going on from the workdir's newest checkpoint.
 
     Raises UserError for whatever the user can mend. A signal that asks the run to end makes it save first.
     """
-    began = time.monotonic()
-    lead = jax.process_index() == 0
+    began, lead = time.monotonic(), jax.process_index() == 0
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     rows = local_rows(mesh, config.batch)
     local_rows(mesh, config.batch // config.micro_batches)
     corpus = prepare(config.data, report=lambda line: lead and print(line, flush=True))
     config = dataclasses.replace(config, objective=config.objective.resolve(corpus.tokenizer))
+    batches = training_batches(config, corpus, rows)
+    with Stop() as stop, jax.set_mesh(mesh):
+        batch = abstract_batch(place(batches[0], mesh, config.batch))
+        abstract = abstract_state(config, batch, mesh)
+        checkpoints = Checkpoints(workdir, config.keep)
+        state, start, notes = restore(config, workdir, checkpoints, corpus, abstract, batch)
+        if start == config.steps:
+            if lead:
+                print(f"{workdir} has all its {start} steps; raise --config.steps or choose another --workdir")
+            return
+        held_out = HeldOut(config, corpus, mesh) if len(corpus.validation) > 1 else None
+        run = Run(config, workdir, corpus, mesh, checkpoints, held_out, lead, began - notes["seconds"])
+        if lead:  # after restore: a config that does not fit the run must not replace the run's own
+            workdir.mkdir(parents=True, exist_ok=True)
+            replace_file(workdir / "config.json", to_json(config))
+            corpus.tokenizer.save(workdir / "tokenizer.json")
+        tokens = config.batch * config.objective.stride
+        with Writers(workdir, config.steps, start, tokens, lead, config.wandb) as writers:
+            announce(run, abstract, start, writers.say)
+            step_function = compile_step(config, abstract, batch)
+            writers.say(f"compiled; first step {time.monotonic() - began:.1f} s after the start")
+            meter = Meter(config, writers, notes["best"])
+            step = loop(run, state, start, step_function, batches, meter, writers, stop)
+            checkpoints.close()
+            if step < config.steps:
+                writers.say(f"stopped at step {step} and saved; the same command goes on from here")
+            writers.close(summary(run, abstract, step))
+    if lead:
+        loss_curve(workdir / "metrics.jsonl", workdir / "loss.png")
+    if stop.signal == signal.SIGINT:
+        sys.exit(130)
+
+
+def loop(run: Run, state, start, step_function, batches, meter: Meter, writers: Writers, stop: Stop) -> int:
+    """Step until the end or a signal; return the last step taken."""
+    config, every = run.config, run.config.every
+    step, previous = start, None
+    for step, batch in enumerate(prefetch(batches, start, config.steps), start + 1):
+        profile(run, step - start)
+        state, sums = step_function(state, place(batch, run.mesh, config.batch))
+        if previous:  # fetched only now: the device already works on the next step
+            meter.add(*previous)
+        previous = step, sums
+        ending = step == config.steps or stop.reached(step)
+        if ending or any(due(n, step) for n in (every.evaluate, every.save, every.sample)):
+            meter.add(*previous)
+            previous = None
+            with meter.pause():
+                look(run, step, state, meter, writers, ending)
+        if ending:
+            break
+    return step
+
+
+def look(run: Run, step: int, state: TrainState, meter: Meter, writers: Writers, ending: bool) -> None:
+    """Evaluate, sample and save, each when it is due; an evaluation better than all before is saved too."""
+    config, last = run.config, step == run.config.steps
+    loss, improved = None, False
+    if run.held_out and (last or due(config.every.evaluate, step)):
+        found = run.held_out(state.best_params())
+        writers.write(step, found)
+        loss = found["eval/validation/loss"]
+        improved = loss < meter.best
+        meter.best = min(meter.best, loss)
+    if ending or due(config.every.save, step) or (improved and config.keep.best):
+        notes = {"seconds": run.seconds(), "best": meter.best, **identity(run.corpus)}
+        run.checkpoints.save(step, state, notes, loss)
+    if due(config.every.sample, step) or (config.every.sample and last):
+        for prompt, text in samples(run, state):
+            writers.text(step, f"sample of {prompt!r}" if prompt else "sample", text)
+
+
+def samples(run: Run, state: TrainState) -> list[tuple[str, str]]:
+    """Continue the config's prompts; nothing where several processes share the parameters."""
+    if jax.process_count() > 1:
+        return []
+    model = run.config.objective.model
+    found = generate(
+        model,
+        state.best_params(),
+        run.corpus.tokenizer,
+        list(run.config.samples),
+        max_new_tokens=min(200, model.context // 2),
+        temperature=0.8,
+        seed=run.config.seed,
+    )
+    return [(sample.prompt, sample.prompt + sample.text) for sample in found]
+
+
+def profile(run: Run, count: int) -> None:
+    """Trace `config.profile` steps after the first ten of a sitting, for TensorBoard or Perfetto."""
+    if run.config.profile and count == 11:
+        jax.profiler.start_trace(run.workdir / "profile")
+    elif run.config.profile and count == 11 + run.config.profile:
+        jax.profiler.stop_trace()
+
+
+def training_batches(config: Config, corpus: Corpus, rows: tuple[int, int] | None = None) -> Batches:
+    """The batches of a run, as a pure function of the step; `rows`: the part that this process feeds."""
     objective = config.objective
-    batches = Batches(
+    return Batches(
         corpus,
         objective.window,
         objective.stride,
@@ -124,59 +239,6 @@ def train(config: Config, workdir: Path) -> None:
         packing=config.data.packing,
         shard=rows,
     )
-    with jax.set_mesh(mesh):
-        batch = abstract_batch(place(batches[0], mesh, config.batch))
-        abstract = abstract_state(config, batch, mesh)
-        checkpoints = Checkpoints(workdir, config.keep)
-        state, start, before = restore(config, workdir, checkpoints, corpus, abstract, batch)
-        if start == config.steps:
-            if lead:
-                print(f"{workdir} has all its {start} steps; raise --config.steps or choose another --workdir")
-            return
-        held_out = HeldOut(config, corpus, mesh) if len(corpus.validation) > 1 else None
-        if lead:  # after restore: a config that does not fit the run must not replace its own
-            workdir.mkdir(parents=True, exist_ok=True)
-            (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
-            corpus.tokenizer.save(workdir / "tokenizer.json")
-        tokens_per_step = config.batch * objective.stride
-        with Stop() as stop, Writers(workdir, config.steps, start, tokens_per_step, lead, config.wandb) as writers:
-            announce(config, corpus, abstract, mesh, start, writers.say)
-            step_function = compile_step(config, abstract, batch)
-            writers.say(f"compiled; first step {time.monotonic() - began:.1f} s after the start")
-            meter = Meter(config, writers)
-            step, previous = start, None
-            for step, batch in enumerate(prefetch(batches, start, config.steps), start + 1):
-                state, sums = step_function(state, place(batch, mesh, config.batch))
-                if previous:  # fetched only now: the device already works on the next step
-                    meter.add(*previous)
-                previous = step, sums
-                ending = step == config.steps or stop.reached(step)
-                if not (ending or any(due(n, step) for n in (config.every.evaluate, config.every.save, config.every.sample))):
-                    continue
-                meter.add(*previous)
-                previous = None
-                with meter.pause():
-                    loss = improved = None
-                    if held_out and (step == config.steps or due(config.every.evaluate, step)):
-                        found = held_out(state.best_params())
-                        writers.write(step, found)
-                        loss = found["eval/validation/loss"]
-                        improved = config.keep.best and loss < meter.best
-                        meter.best = min(meter.best, loss)
-                    if improved or ending or due(config.every.save, step):
-                        notes = {"seconds": before + time.monotonic() - began, "best": meter.best, **identity(corpus)}
-                        checkpoints.save(step, state, notes, loss)
-                if ending:
-                    break
-            checkpoints.close()
-            seconds = before + time.monotonic() - began
-            if step < config.steps:
-                writers.say(f"stopped at step {step} and saved; the same command goes on from here")
-            writers.close(summary(config, corpus, abstract, step, seconds))
-    if lead:
-        loss_curve(workdir / "metrics.jsonl", workdir / "loss.png")
-    if stop.signal == signal.SIGINT:
-        sys.exit(130)
 
 
 def due(every: int, step: int) -> bool:
@@ -195,7 +257,7 @@ def identity(corpus: Corpus) -> dict[str, str]:
 
 
 def restore(config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Corpus, abstract: TrainState, batch: Any):
-    """Give (state, step, seconds spent so far): from the workdir, else weights from `config.start`, else random.
+    """Give (state, step, notes of the save): from the workdir, else weights from `config.start`, else random.
 
     Raises UserError when the workdir's run had other data or another model.
     """
@@ -208,7 +270,7 @@ def restore(config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Cor
                 f"the {name} is not the one that {workdir} was trained with; bring it back or use another --workdir",
             )
         check(step <= config.steps, f"{workdir} is at step {step} already, past steps={config.steps}")
-        return checkpoints.restore(step, abstract), step, notes["seconds"]
+        return checkpoints.restore(step, abstract), step, notes
     state = initialise(config, batch, abstract)
     if config.start:
         check((Path(config.start) / "config.json").is_file(), f"start='{config.start}' is not a run: it has no config.json")
@@ -218,85 +280,4 @@ def restore(config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Cor
         params = other.restore(newest, abstract.params, part="params")
         average = None if state.average is None else jax.tree.map(jnp.copy, params)
         state = state.replace(params=params, average=average)
-    return state, 0, 0.0
-
-
-def announce(config: Config, corpus: Corpus, abstract: TrainState, mesh: jax.sharding.Mesh, start: int, say: Any) -> None:
-    """Say what is about to run, and on a CPU how long it will take when that is long."""
-    devices = mesh.devices.size
-    shape = "x".join(f"{n} {a}" for a, n in mesh.shape.items() if n > 1) or "1"
-    count = flops.parameter_count(abstract.params)
-    tokens = sum(len(stream) for _, stream in corpus.train)
-    say(
-        f"{type(config.objective).__name__.lower()}: {count / 1e6:,.1f} M parameters, {tokens:,} training tokens "
-        f"({corpus.name}), {config.steps:,} steps x {config.batch} x {config.objective.stride} tokens, "
-        f"{devices} {jax.devices()[0].device_kind} device(s), mesh {shape}"
-    )
-    if start:
-        say(f"going on from step {start}")
-    if jax.default_backend() != "cpu":
-        return
-    left = (config.steps - start) * config.batch * config.objective.stride
-    hours = left * flops.train_flops(config.objective.model, config.objective.stride) / flops.matmul_rate() / 0.5 / 3600
-    if hours > 2:
-        span = f"{hours / 24:,.0f} days" if hours > 72 else f"{hours:.0f} hours"
-        say(
-            f"this CPU will need about {span} for it; configs/gpt_nano.py learns in minutes, "
-            "and the same command runs on a GPU or TPU"
-        )
-
-
-def summary(config: Config, corpus: Corpus, abstract: TrainState, steps: int, seconds: float) -> dict[str, Any]:
-    """Gather what summary.json holds beside the last metrics."""
-    tokens = steps * config.batch * config.objective.stride
-    return {
-        "steps": steps,
-        "tokens": tokens,
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens / seconds, 1),
-        "params": flops.parameter_count(abstract.params),
-        "corpus": {"name": corpus.name, "bytes": corpus.bytes, "sha256": corpus.sha256},
-    }
-
-
-class Meter:
-    """Adds the sums of steps up and writes their means with the rates at every log step."""
-
-    def __init__(self, config: Config, writers: Writers):
-        self.config, self.writers, self.best = config, writers, math.inf
-        self.total: metrics.Host = {}
-        self.steps, self.tokens = 0, config.batch * config.objective.stride
-        peak = flops.peak()
-        work = flops.train_flops(config.objective.model, config.objective.stride)
-        self.share = work / (peak * jax.device_count()) if peak else None
-        self.mark = time.monotonic()
-
-    def add(self, step: int, sums: Any) -> None:
-        """Count one finished step; raises UserError after `skip_limit` non-finite ones in a row."""
-        self.total = metrics.add(self.total, sums)
-        self.steps += 1
-        skipped = int(jax.device_get(sums["skipped"][0]))
-        if skipped >= self.config.skip_limit:
-            raise UserError(
-                f"the loss or its gradient was not finite for {skipped} steps in a row, up to step {step}; lower "
-                "optimizer.lr, lengthen schedule.warmup or set optimizer.clip. The last checkpoint is as it was"
-            )
-        if step % self.config.every.log == 0 or step == self.config.steps:
-            self.write(step)
-
-    def write(self, step: int) -> None:
-        """Write the means since the last time."""
-        seconds = max(time.monotonic() - self.mark, 1e-9)
-        rate = self.steps * self.tokens / seconds
-        values = metrics.means(self.total, "train") | {"train/tokens_per_second": rate}
-        if self.share:
-            values["train/mfu"] = rate * self.share
-        self.writers.write(step, values)
-        self.total, self.steps, self.mark = {}, 0, time.monotonic()
-
-    @contextlib.contextmanager
-    def pause(self):
-        """Leave out of the rates what happens inside."""
-        began = time.monotonic()
-        yield
-        self.mark += time.monotonic() - began
+    return state, 0, {"seconds": 0.0, "best": math.inf}

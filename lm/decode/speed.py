@@ -1,0 +1,46 @@
+"""How fast a model decodes: random weights, so that any config can be measured."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm.decode.generate import continue_tokens, row_keys
+from lm.decode.sampling import Sampling
+from lm.decode.steps import StackSteps
+from lm.models.transformer import Model, Transformer
+from lm.sharding import unbox
+
+
+def random_params(config: Transformer, seed: int = 0) -> Any:
+    """Draw the parameters of a model."""
+    tokens_BT = np.zeros((1, 8), np.int32)
+    return jax.jit(lambda key: unbox(Model(config).init(key, tokens_BT)["params"]))(jax.random.key(seed))
+
+
+def tokens_per_second(
+    config: Transformer,
+    rows: int,
+    *,
+    new: int = 64,
+    prompt: int = 16,
+    sampling: Sampling = Sampling(strategy="greedy"),
+    repeats: int = 3,
+    params: Any = None,
+    seed: int = 0,
+) -> float:
+    """Decode `new` tokens in each of `rows` rows after prompts of `prompt` tokens; the median rate over all rows.
+
+    The reading of the prompts counts, compilation and the laying out of the parameters do not.
+    """
+    steps = StackSteps(config)
+    prepared = steps.prepare(random_params(config, seed) if params is None else params, rows)
+    encoded = list(np.random.default_rng(seed).integers(0, config.vocab, (rows, prompt), np.int32))
+    keys_B = row_keys(seed, encoded, 1)
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        continue_tokens(steps, prepared, encoded, keys_B, sampling=sampling, new=new)
+        times.append(time.perf_counter() - began)
+    return rows * new / float(np.median(times[1:]))
