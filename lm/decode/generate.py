@@ -14,7 +14,7 @@ import numpy as np
 from lm.data.tokenizers import Tokenizer
 from lm.decode.loop import begin, go_on
 from lm.decode.sampling import Sampling
-from lm.decode.steps import Steps, StackSteps
+from lm.decode.steps import StackSteps, Steps
 from lm.errors import UserError
 from lm.models.transformer import Transformer
 

@@ -50,17 +50,15 @@ class Mask(struct.PyTreeNode):
         return seen
 
 
-def attend(q_BTNH, k_BSKH, v_BSKH, *, mask: Mask, bias_NTS, scale, cap, keys_B, rate) -> jax.Array:
-    """Softmax attention, (B, T, N, H); scores and softmax in float32.
+def attend(q_BNTH, k_BKSH, v_BKSH, *, mask: Mask, bias_NTS, cap, keys_B, rate) -> jax.Array:
+    """Softmax attention of scaled queries, (B, N, T, H); scores and softmax in float32.
 
     Queries go in blocks: under a causal mask a block never multiplies the keys after it, which saves up to half of the
     products, and the scores of the whole row never exist at once. A query that sees nothing gets the mean of the
     values; such rows are padding. `bias_NTS`: function from a slice of queries and a number of keys to an additive
-    bias. Heads come before positions inside, so that every product is one of plain matrices.
+    bias. Heads come before positions, so that every product is one of plain matrices.
     """
-    length, keys = q_BTNH.shape[1], k_BSKH.shape[1]
-    q_BNTH = (q_BTNH * scale).swapaxes(1, 2)
-    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    length, keys = q_BNTH.shape[2], k_BKSH.shape[2]
     triangular = mask.causal and mask.prefix_B is None and length == keys and isinstance(mask.start, int)
     triangular &= pieces("length") == (1,)  # a block of a row cut over devices would keep only one of them busy
     size = BLOCK if triangular and length % BLOCK == 0 else length
@@ -72,8 +70,7 @@ def attend(q_BTNH, k_BSKH, v_BSKH, *, mask: Mask, bias_NTS, scale, cap, keys_B, 
         block_keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, low)
         block = q_BNTH[:, :, queries], k_BKSH[:, :, :seen], v_BKSH[:, :, :seen]
         outputs.append(attend_block(*block, mask.allowed(queries, seen), bias, cap, block_keys, rate))
-    y_BNTH = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, 2)
-    return y_BNTH.swapaxes(1, 2)
+    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, 2)
 
 
 def attend_block(q_BNTH, k_BKSH, v_BKSH, allowed_BTS, bias_NTS, cap, keys_B, rate) -> jax.Array:
@@ -95,12 +92,21 @@ def attend_block(q_BNTH, k_BKSH, v_BKSH, allowed_BTS, bias_NTS, cap, keys_B, rat
 
 
 class Cache(struct.PyTreeNode):
-    """Keys and values of the tokens read so far, all layers stacked; `length` entries of each row are filled."""
+    """Keys and values of the tokens read so far; `length` entries of each row are filled.
 
-    k_LBSKH: jax.Array
-    v_LBSKH: jax.Array
+    `layers`: pairs (k_BKSH, v_BKSH), one a layer, or one pair with a leading axis L: as the layers' parameters lie. A
+    single row has no axis B there: XLA on a CPU drops an axis of size 1 by copying the whole cache.
+    """
+
+    layers: Any
     segments_BS: jax.Array
-    length: jax.Array
+    length: jax.Array | int
+
+
+def write(old: jax.Array, y_BKTH: jax.Array, start: jax.Array | int) -> jax.Array:
+    """Put new keys or values into a layer's cache from index `start` on."""
+    y = y_BKTH.reshape(*old.shape[:-2], *y_BKTH.shape[2:]).astype(old.dtype)
+    return jax.lax.dynamic_update_slice(old, y, (*[0] * (old.ndim - 2), start, 0))
 
 
 class Attention(nn.Module):
@@ -109,8 +115,8 @@ class Attention(nn.Module):
     config: Any
 
     @nn.compact
-    def __call__(self, x_BTD, *, positions_BT, mask, bias_NTS, keys_B, layer, cache):
-        """Return (B, T, D) and the cache with this layer's keys and values written in."""
+    def __call__(self, x_BTD, *, positions_BT, mask, bias_NTS, keys_B, cache):
+        """Return (B, T, D) and this layer's cache, a pair (k_BKSH, v_BKSH), with the new keys and values written in."""
         c = self.config
         qkv = {"bias": c.bias if c.qkv_bias is None else c.qkv_bias, "std": c.std}
         q_BTNH = Linear((c.width, c.heads, c.head_size), ("embed", "heads", "head"), name="query", **qkv)(x_BTD)
@@ -123,29 +129,25 @@ class Attention(nn.Module):
             )
         if c.positions == "rotary":
             q_BTNH, k_BTKH = (rotate(y, positions_BT, c.rotary) for y in (q_BTNH, k_BTKH))
-        q_BTNH = constrain(q_BTNH, "batch", "length", "heads", None)
+        q_BNTH, k_BKSH, v_BKSH = (y.swapaxes(1, 2) for y in (q_BTNH * c.attention_scale, k_BTKH, v_BTKH))
+        q_BNTH = constrain(q_BNTH, "batch", "heads", "length", None)
         if cache is not None:
-            at = (layer, 0, cache.length, 0, 0)
-            cache = cache.replace(
-                k_LBSKH=jax.lax.dynamic_update_slice(cache.k_LBSKH, k_BTKH[None].astype(cache.k_LBSKH.dtype), at),
-                v_LBSKH=jax.lax.dynamic_update_slice(cache.v_LBSKH, v_BTKH[None].astype(cache.v_LBSKH.dtype), at),
-            )
-            k_BTKH, v_BTKH = (
-                jax.lax.dynamic_index_in_dim(y, layer, 0, keepdims=False).astype(x_BTD.dtype)
-                for y in (cache.k_LBSKH, cache.v_LBSKH)
-            )
+            rows, first = len(x_BTD), isinstance(mask.start, int)
+            cache = tuple(write(old, y, mask.start) for old, y in zip(cache, (k_BKSH, v_BKSH)))
+            # A first pass sees what it wrote itself; later ones read the whole cache.
+            seen = mask.start + x_BTD.shape[1] if first else None
+            k_BKSH, v_BKSH = (y.reshape(rows, *y.shape[-3:])[:, :, :seen].astype(x_BTD.dtype) for y in cache)
         # Every device needs all the keys of its rows: the context axis gathers them here.
-        k_BTKH, v_BTKH = (constrain(y, "batch", None, "kv_heads", None) for y in (k_BTKH, v_BTKH))
-        y_BTNH = attend(
-            q_BTNH,
-            k_BTKH,
-            v_BTKH,
+        k_BKSH, v_BKSH = (constrain(y, "batch", "kv_heads", None, None) for y in (k_BKSH, v_BKSH))
+        y_BNTH = attend(
+            q_BNTH,
+            k_BKSH,
+            v_BKSH,
             mask=mask,
             bias_NTS=bias_NTS,
-            scale=c.attention_scale,
             cap=c.attention_cap,
             keys_B=keys_B,
             rate=c.attention_dropout,
         )
         out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
-        return Linear(*out, inputs=2, bias=c.bias, std=c.out_std, name="out")(y_BTNH), cache
+        return Linear(*out, inputs=2, bias=c.bias, std=c.out_std, name="out")(y_BNTH.swapaxes(1, 2)), cache

@@ -19,7 +19,8 @@ class Linear(nn.Module):
     """Contract the last `inputs` axes of x with the first `inputs` axes of a kernel of any rank.
 
     One kernel (D, N, H) serves the query projection with `inputs=1` and one (N, H, D) the output with `inputs=2`: the
-    place for whatever treats all weights alike. Computes in x's dtype; the parameters stay float32.
+    place for whatever treats all weights alike. Computes in x's dtype; the parameters stay float32. Decoding may give
+    the kernel as "flipped", a matrix (outputs, inputs).
     """
 
     shape: tuple[int, ...]
@@ -30,11 +31,15 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", named(nn.initializers.normal(self.std), self.axes), self.shape)
         outer, outputs = x.shape[: x.ndim - self.inputs], self.shape[self.inputs :]
         # Two plain matrices: on a CPU one large product is faster than the same product over more axes.
         size = math.prod(self.shape[: self.inputs])
-        y = x.reshape(-1, size) @ kernel.astype(x.dtype).reshape(size, -1)
+        x = x.reshape(-1, size)
+        if self.has_variable("params", "flipped"):
+            y = jnp.einsum("ri,oi->ro", x, self.get_variable("params", "flipped").astype(x.dtype))
+        else:
+            kernel = self.param("kernel", named(nn.initializers.normal(self.std), self.axes), self.shape)
+            y = x @ kernel.astype(x.dtype).reshape(size, -1)
         if self.bias:
             zeros = named(nn.initializers.zeros, self.axes[self.inputs :])
             y = y + self.param("bias", zeros, outputs).astype(x.dtype).reshape(-1)

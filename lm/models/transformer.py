@@ -123,8 +123,8 @@ class Block(nn.Module):
     config: Transformer
 
     @nn.compact
-    def __call__(self, carry, scanned, shared):
-        c, (x_BTD, cache), (layer, window) = self.config, carry, scanned
+    def __call__(self, x_BTD, scanned, shared):
+        c, (layer, window, cache) = self.config, scanned
         keys_B = None if shared.keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(shared.keys_B, layer)
         mask = shared.mask if window is None else shared.mask.replace(window=window)
         norms = [Norm(kind=c.norm, eps=c.eps, bias=c.bias, name=f"norm{i}") for i in range(2 - c.parallel)]
@@ -137,7 +137,6 @@ class Block(nn.Module):
                 mask=mask,
                 bias_NTS=shared.bias,
                 keys_B=keys_B,
-                layer=layer,
                 cache=cache,
             )
 
@@ -156,7 +155,7 @@ class Block(nn.Module):
             y, cache = attention(x_BTD)
             x_BTD = norms[0](x_BTD + drop(y, 1))
             x_BTD = norms[1](x_BTD + drop(feed(x_BTD), 2))
-        return (constrain(x_BTD, "batch", "length", None), cache), None
+        return constrain(x_BTD, "batch", "length", None), cache
 
 
 class Shared(struct.PyTreeNode):
@@ -169,7 +168,11 @@ class Shared(struct.PyTreeNode):
 
 
 class Stack(nn.Module):
-    """The layers, their parameters stacked on a leading axis L, and the last norm."""
+    """The layers, their parameters stacked on a leading axis L, and the last norm.
+
+    Decoding gives each layer's parameters and cache as arrays of their own ("layer0", ...): on a CPU the slice of a
+    stack is a copy, which would double the memory that is read for every token.
+    """
 
     config: Transformer
 
@@ -177,6 +180,14 @@ class Stack(nn.Module):
     def __call__(self, x_BTD, positions_BT, mask, keys_B=None, cache=None):
         c = self.config
         shared = Shared(positions_BT=positions_BT, mask=mask, keys_B=keys_B, bias=self.bias(mask))
+        windows = [c.windows[i % len(c.windows)] for i in range(c.depth)] if any(c.windows) else None
+        if self.has_variable("params", "layer0"):
+            caches = []
+            for i in range(c.depth):
+                window, layer_cache = windows and windows[i], cache and cache[i]
+                x_BTD, layer_cache = Block(c, name=f"layer{i}")(x_BTD, (i, window, layer_cache), shared)
+                caches.append(layer_cache)
+            return self.last(x_BTD), cache and tuple(caches)
         block = Block
         if c.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
@@ -190,14 +201,15 @@ class Stack(nn.Module):
             unroll=c.unroll or c.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        windows = None
-        if any(c.windows):
-            windows = jnp.asarray([c.windows[i % len(c.windows)] for i in range(c.depth)], jnp.int32)
         layers = jnp.arange(c.depth, dtype=jnp.int32)
-        (x_BTD, cache), _ = scan(c, name="layers")((x_BTD, cache), (layers, windows), shared)
-        if c.placement == "pre":
-            x_BTD = Norm(kind=c.norm, eps=c.eps, bias=c.bias, name="norm")(x_BTD)
-        return x_BTD, cache
+        windows = windows and jnp.asarray(windows, jnp.int32)
+        x_BTD, cache = scan(c, name="layers")(x_BTD, (layers, windows, cache), shared)
+        return self.last(x_BTD), cache
+
+    def last(self, x_BTD):
+        """Apply the norm that ends a pre-norm stack."""
+        c = self.config
+        return Norm(kind=c.norm, eps=c.eps, bias=c.bias, name="norm")(x_BTD) if c.placement == "pre" else x_BTD
 
     def bias(self, mask: Mask):
         """Return the additive attention bias as a function of (slice of queries, number of keys), or None."""
@@ -254,9 +266,9 @@ class Model(nn.Module):
                 segments_BT = jnp.ones_like(tokens_BT)
             keys_segments = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, start))
         mask = Mask(segments_BT=segments_BT, segments_BS=keys_segments, start=start, causal=causal)
-        x_BTD, cache = self.stack(x_BTD, positions_BT, mask, keys_B, cache)
+        x_BTD, layers = self.stack(x_BTD, positions_BT, mask, keys_B, None if cache is None else cache.layers)
         if cache is not None:
-            cache = cache.replace(segments_BS=keys_segments, length=start + tokens_BT.shape[1])
+            cache = Cache(layers=layers, segments_BS=keys_segments, length=start + tokens_BT.shape[1])
         return x_BTD, cache
 
     def head(self) -> Head:
@@ -266,13 +278,16 @@ class Model(nn.Module):
         return Head(table_VD=table, vocab=c.vocab, scale=1 / c.mup, cap=c.logit_cap)
 
 
-def empty_cache(config: Transformer, rows: int, length: int) -> Cache:
-    """Make a cache for `rows` rows of at most `length` tokens."""
-    shape = (config.depth, rows, length, config.kv, config.head_size)
-    zeros = jnp.zeros(shape, config.dtype)
+def empty_cache(config: Transformer, rows: int, length: int, *, stacked: bool = True) -> Cache:
+    """Make a cache for `rows` rows of at most `length` tokens; `stacked` as the parameters of the layers are."""
+    shape = (config.kv, length, config.head_size)
+    shape = shape if rows == 1 and not stacked else (rows, *shape)
+
+    def pair(*lead):
+        return jnp.zeros((*lead, *shape), config.dtype), jnp.zeros((*lead, *shape), config.dtype)
+
     return Cache(
-        k_LBSKH=zeros,
-        v_LBSKH=zeros,
+        layers=pair(config.depth) if stacked else tuple(pair() for _ in range(config.depth)),
         segments_BS=jnp.zeros((rows, length), jnp.int32),
-        length=jnp.zeros((), jnp.int32),
+        length=0,
     )

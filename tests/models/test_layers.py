@@ -180,15 +180,18 @@ def test_each_rate_acts_alone(change):
     assert np.abs(noisy - plain).max() > 0.1
 
 
-def test_layers_drop_differently():
-    """Two layers of the same parameters: were their masks the same, a deep stack would drop the same units throughout."""
-    config = tiny(dropout=0.5, depth=2, positions="none", placement="pre")
-    params = draw(config)
-    stack = jax.tree.map(np.zeros_like, params["stack"])
-    stack["norm"]["scale"] += 1
-    stack["layers"]["mlp"]["down"]["bias"] += np.array([[1.0], [100.0]], np.float32)  # each layer adds a constant
-    params = {"embed": jax.tree.map(np.zeros_like, params["embed"]), "stack": stack}
-    # Without its norm the stream is a sum of 0 or 2 from the first layer and 0 or 200 from the second.
-    h = Model(config).apply({"params": params}, TOKENS, keys_B=jax.random.split(jax.random.key(0), 4))[0]
-    levels = np.unique(np.asarray(h[0, 0]).round(4))
-    assert len(levels) == 4
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("apart", ["layers", "branches"])
+def test_every_sum_is_dropped_on_its_own(apart, parallel):
+    """Two terms of the stream, 1 and 100 before dropout: were their masks the same, only 0 and 202 would be seen."""
+    config = tiny(dropout=0.5, positions="none", parallel=parallel)
+    zero = jax.tree.map(np.zeros_like, draw(config))
+    layers = zero["stack"]["layers"]
+    zero["stack"]["norm"]["scale"] += 1
+    if apart == "layers":
+        layers["mlp"]["down"]["bias"] += np.array([[1], [100]], np.float32)
+    else:
+        layers["attention"]["out"]["bias"][0] += 1
+        layers["mlp"]["down"]["bias"][0] += 100
+    h = Model(config).apply({"params": zero}, TOKENS, keys_B=jax.random.split(jax.random.key(0), 4))[0]
+    assert len(np.unique(np.asarray(h[0, 0]).round(4))) == 4
