@@ -17,8 +17,10 @@ from typing import Any
 
 from absl import flags
 
-from lm.config import Config, load, override, run, unknown
+from lm.command import run
+from lm.config import Config, load, override
 from lm.console import table
+from lm.errors import unknown
 
 CONFIG = flags.DEFINE_string("config", "configs/gpt_tiny.py", "config file and its arguments")
 PARTS = flags.DEFINE_list("parts", ["machine", "step", "decode", "batches"], "what to measure")
@@ -115,8 +117,7 @@ def decode(config: Config, rate: float) -> dict[str, float]:
 
 def main(overrides: list[tuple[str, str]]) -> None:
     config = load(CONFIG.value)
-    for path, text in overrides:
-        config = override(config, path, text)
+    config = override(config, overrides)
     known = ("machine", "step", "decode", "batches")
     for part in PARTS.value:
         if part not in known:

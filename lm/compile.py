@@ -13,8 +13,9 @@ from collections import Counter
 
 from absl import flags
 
-from lm.config import Config, check, load, override, run
-from lm.errors import UserError
+from lm.command import run
+from lm.config import Config, load, override
+from lm.errors import UserError, check
 
 CONFIG = flags.DEFINE_string("config", None, "config file and its arguments: FILE.py[:key=value,...]")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v5e:4x4")
@@ -88,8 +89,7 @@ def report(config: Config, topology: str | None) -> str:
 def main(overrides: list[tuple[str, str]]) -> None:
     check(CONFIG.value is not None, "which config? --config=configs/gpt_small.py")
     config = load(CONFIG.value)
-    for path, text in overrides:
-        config = override(config, path, text)
+    config = override(config, overrides)
     # No metadata server is asked, and several processes may load libtpu at once.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

@@ -1,4 +1,4 @@
-"""A run is a value: the dataclasses, strict overrides with "did you mean", JSON both ways, and the entry-point runner.
+"""A run is a value: the dataclasses, strict overrides with "did you mean", JSON both ways.
 
 A config file is a Python file with a function `config(...) -> Config`; the ARG of `--config=FILE.py:ARG` is `key=value`
 pairs joined by commas and becomes that function's keyword arguments. `--config.a.b=value` then replaces single fields.
@@ -6,13 +6,12 @@ pairs joined by commas and becomes that function's keyword arguments. `--config.
 
 import ast
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import inspect
 import json
+import math
 import os
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm.data.prepare import Data
-from lm.errors import UserError
+from lm.errors import UserError, check, check_choices, check_range, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +70,16 @@ class Optimizer:
     clip: float = 0.0
     average: float = 0.0
 
+    def __post_init__(self):
+        check_choices(self)
+        check_range(self, 0, float("inf"), "lr", "decay", "clip")
+        check_range(self, 0, 1, "average", "momentum")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Learning-rate factor over steps: linear warm-up over `warmup` steps, then the shape, down to `final` x peak.
+    """Learning-rate factor over steps: linear warm-up over `warmup` steps, then the shape, down to `final` x peak,
+    which is met at `steps`, one past the last update.
 
     `decay` is the length of the last phase of "wsd" (warm-up, stable, decay) as a share of all steps.
     """
@@ -83,6 +88,10 @@ class Schedule:
     warmup: int = 0
     final: float = 0.0
     decay: float = 0.2
+
+    def __post_init__(self):
+        check_choices(self)
+        check_range(self, 0, float("inf"), "warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,27 +118,12 @@ class Config:
     wandb: bool = False
 
     def __post_init__(self):
-        check(self.steps > 0, f"steps={self.steps} must be positive")
-        check(self.batch > 0, f"batch={self.batch} must be positive")
-        check(self.micro_batches > 0, f"micro_batches={self.micro_batches} must be positive")
+        check_range(self, 1, float("inf"), "steps", "batch", "micro_batches", "skip_limit")
+        check(self.every.log > 0, f"every.log={self.every.log} must be positive")
         check(
             self.batch % self.micro_batches == 0,
             f"batch={self.batch} does not divide into micro_batches={self.micro_batches}",
         )
-        check(self.every.log > 0, f"every.log={self.every.log} must be positive")
-
-
-def check(condition: bool, message: str) -> None:
-    """Raise `UserError(message)` unless the condition holds."""
-    if not condition:
-        raise UserError(message)
-
-
-def unknown(kind: str, name: str, valid: Sequence[str]) -> UserError:
-    """Word the error for a name that is not among the valid ones, with the nearest one."""
-    near = difflib.get_close_matches(name, valid, 1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return UserError(f"unknown {kind} '{name}': {hint}valid: {', '.join(valid)}")
 
 
 # -- text to typed values ----------------------------------------------------------------------------------------------
@@ -163,21 +157,22 @@ def parse(text: str, kind: Any, name: str) -> Any:
         check(text.lower() in table, f"{name}: '{text}' is not true or false")
         return table[text.lower()]
     if kind in (int, float):
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = None
-        whole = isinstance(value, float) and value == int(value) if kind is int and value is not None else False
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or (kind is int and not (isinstance(value, int) or whole))
-        ):
-            raise UserError(f"{name}: '{text}' is not {'a whole number' if kind is int else 'a number'}")
-        return kind(value)
+        return number(text, kind, name)
     if kind is str:
         return text
     raise UserError(f"{name} cannot be set from the command line; set it in the config file")
+
+
+def number(text: str, kind: type, name: str) -> float | int:
+    """Read a number; 1e3 and 2_000 are whole numbers too."""
+    try:
+        value = ast.literal_eval(text)
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if fits and value == kind(value):
+            return kind(value)
+    except (ValueError, SyntaxError, OverflowError):
+        pass
+    raise UserError(f"{name}: '{text}' is not {'a whole number' if kind is int else 'a number'}")
 
 
 def hints(cls: type) -> dict[str, Any]:
@@ -186,20 +181,26 @@ def hints(cls: type) -> dict[str, Any]:
     return {f.name: found[f.name] for f in dataclasses.fields(cls) if f.init}
 
 
-def override(config: Any, path: str, text: str, seen: str = "") -> Any:
-    """Replace the field at a dotted path by a parsed value; unknown names fail with the nearest valid one."""
-    name, _, rest = path.partition(".")
+def override(config: Any, pairs: Sequence[tuple[str, str]], seen: str = "") -> Any:
+    """Replace fields at dotted paths by parsed values, all at once; unknown names fail with the nearest valid one."""
     valid = hints(type(config))
-    where = f"{seen}.{name}" if seen else name
-    if name not in valid:
-        raise unknown("config field", where, [f"{seen}.{v}" if seen else v for v in valid])
-    value = getattr(config, name)
-    if rest:
-        check(dataclasses.is_dataclass(value), f"{where} has no fields of its own (it is {value!r})")
-        return dataclasses.replace(config, **{name: override(value, rest, text, where)})
-    if dataclasses.is_dataclass(value):
-        raise UserError(f"{where} is a group of fields; set one of them: {', '.join(hints(type(value)))}")
-    return dataclasses.replace(config, **{name: parse(text, valid[name], where)})
+    changes: dict[str, Any] = {}
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for path, text in pairs:
+        name, _, rest = path.partition(".")
+        where = f"{seen}{name}"
+        if name not in valid:
+            raise unknown("config field", where, [f"{seen}{v}" for v in valid])
+        value = getattr(config, name)
+        if rest:
+            check(dataclasses.is_dataclass(value), f"{where} has no fields of its own (it is {value!r})")
+            groups.setdefault(name, []).append((rest, text))
+        elif dataclasses.is_dataclass(value):
+            raise UserError(f"{where} is a group of fields; set one of them: {', '.join(hints(type(value)))}")
+        else:
+            changes[name] = parse(text, valid[name], where)
+    changes |= {name: override(getattr(config, name), inner, f"{seen}{name}.") for name, inner in groups.items()}
+    return dataclasses.replace(config, **changes)
 
 
 def load(spec: str) -> Config:
@@ -210,12 +211,15 @@ def load(spec: str) -> Config:
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     check(hasattr(module, "config"), f"config file '{path}' defines no function config()")
-    return module.config(**arguments(module.config, arg))
+    found = module.config(**arguments(module.config, arg))
+    check(isinstance(found, Config), f"config() of '{path}' gives {type(found).__name__}, not a Config")
+    return found
 
 
 def arguments(function: Callable, arg: str) -> dict[str, Any]:
     """Parse `key=value,key=value` into keyword arguments of a config function, by its annotations."""
-    valid = {n: p.annotation for n, p in inspect.signature(function).parameters.items()}
+    parameters = inspect.signature(function, eval_str=True).parameters
+    valid = {n: p.annotation for n, p in parameters.items()}
     result, key = {}, None
     for item in filter(None, arg.split(",")):
         name, equals, text = item.partition("=")
@@ -226,6 +230,8 @@ def arguments(function: Callable, arg: str) -> dict[str, Any]:
         if name not in valid:
             raise unknown("config argument", name, list(valid))
         key, result[name] = name, text
+    for name, parameter in parameters.items():
+        check(parameter.default is not parameter.empty or name in result, f"this config needs {name}=VALUE after its colon")
     return {name: parse(text, valid[name], name) for name, text in result.items()}
 
 
@@ -259,11 +265,14 @@ def from_json(text: str) -> Any:
         fields = {k: build(v) for k, v in value.items() if k != "type"}
         if "type" not in value:
             return fields
-        cls = dataclass_named(value["type"])
+        cls = dataclass_named(str(value["type"]))
         for name in fields:
             if name not in hints(cls):
                 raise unknown(f"field of {value['type']}", name, list(hints(cls)))
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"not a config: {value['type']}: {error}") from error
 
     try:
         return build(json.loads(text))
@@ -287,54 +296,6 @@ def read_config(workdir: Path) -> Config:
     """Read the config that a run left in its folder."""
     path = Path(workdir) / "config.json"
     check(path.is_file(), f"'{workdir}' is not a run: it has no config.json")
-    return from_json(path.read_text(encoding="utf-8"))
-
-
-# -- entry points ------------------------------------------------------------------------------------------------------
-
-
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Take `--config.a.b=v` and `--config.a.b v` out of the command line; return (rest, [(path, text)])."""
-    rest, found, items = [], [], iter(argv)
-    for item in items:
-        name, equals, text = item.lstrip("-").partition("=")
-        if item.startswith("-") and name.startswith("config."):
-            if not equals:
-                text = next(items, None)
-                check(text is not None, f"--{name} needs a value: --{name}=VALUE")
-            found.append((name.removeprefix("config."), text))
-        else:
-            rest.append(item)
-    return rest, found
-
-
-def run(main: Callable[[list[tuple[str, str]]], None]) -> None:
-    """Run an entry point under absl: `main(overrides)`; a user's mistake is one line on stderr and exit status 2."""
-    from absl import app, flags, logging
-
-    from lm.platform import keep_freed_memory
-
-    keep_freed_memory()
-    logging.set_verbosity(logging.ERROR)  # Orbax tells of every file it writes
-
-    try:
-        argv, overrides = split_overrides(sys.argv)
-        app.run(lambda _: main(overrides), argv=argv, flags_parser=lambda args: parse_flags(flags.FLAGS, args))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
-
-
-def parse_flags(flag_values: Any, argv: Sequence[str]) -> list[str]:
-    """Parse absl flags; an unknown or malformed one, or a stray word, is a user's mistake."""
-    from absl import flags
-
-    try:
-        rest = flag_values(argv)
-    except flags.Error as error:
-        raise UserError(str(error).replace("\n", " ")) from error
-    check(len(rest) == 1, f"'{' '.join(rest[1:])}' is not a flag; flags look like --name=value, see --help")
-    return rest
+    config = from_json(path.read_text(encoding="utf-8"))
+    check(isinstance(config, Config), f"'{path}' holds no config of a run")
+    return config

@@ -1,6 +1,7 @@
 """Parameters, floating-point operations of a step, and the share of the machine's rate (MFU)."""
 
 import math
+import re
 import time
 from typing import Any
 
@@ -53,7 +54,8 @@ def peak(device: jax.Device | None = None) -> float | None:
     device = device or jax.devices()[0]
     if device.platform == "cpu":
         return matmul_rate()
-    return next((rate for name, rate in PEAKS.items() if name.lower() in device.device_kind.lower()), None)
+    kind = device.device_kind
+    return next((rate for name, rate in PEAKS.items() if re.search(rf"\b{name}\b", kind, re.IGNORECASE)), None)
 
 
 def matmul_rate(size: int = 2048, repeats: int = 5) -> float:

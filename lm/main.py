@@ -9,7 +9,9 @@ from pathlib import Path
 
 from absl import flags
 
-from lm.config import check, load, override, run
+from lm.command import run
+from lm.config import load, override
+from lm.errors import check
 
 CONFIG = flags.DEFINE_string("config", None, "config file and its arguments: FILE.py[:key=value,...]")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/NAME, after the config file)")
@@ -24,10 +26,8 @@ def main(default: str | None = None) -> None:
         spec = CONFIG.value or default
         check(spec is not None, "which config? --config=configs/gpt_nano.py is a good first one")
         config = load(spec)
-        for path, text in overrides:
-            config = override(config, path, text)
-        if SEED.value is not None:
-            config = override(config, "seed", str(SEED.value))
+        seed = [] if SEED.value is None else [("seed", str(SEED.value))]
+        config = override(config, [*overrides, *seed])
         workdir = WORKDIR.value or f"runs/{Path(spec.partition(':')[0]).stem}"
 
         from lm import platform  # jax starts here: a mistake in the config is told before

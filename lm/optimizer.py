@@ -3,29 +3,41 @@
 Keeping the rate outside makes it a function of the step alone, the same for every rule, and logged as it is used.
 """
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
 from lm.config import Optimizer
 
 
-def build(config: Optimizer, axes: Any, hidden_scale: float = 1.0) -> optax.GradientTransformation:
-    """Chain clipping, the rule, muP's factor and decoupled decay.
+def build(config: Optimizer, axes: Any, mup: float = 1.0) -> optax.GradientTransformation:
+    """Chain clipping, the rule, muP's factors and decoupled decay.
 
-    `axes`: tree of logical axes, as the parameters. `hidden_scale` multiplies the update of hidden matrices (muP, Yang
-    et al. 2022, table 8: base width / width for Adam-like rules); decay is not scaled with it.
+    `axes`: tree of logical axes, as the parameters. `mup`: width over the tuned width. Decay is not scaled with it.
     """
     parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     parts.append(rule(config, axes))
-    if hidden_scale != 1.0:
-        scales = map_axes(lambda a: hidden_scale if is_hidden(a) else 1.0, axes)
+    if mup != 1.0:
+        scales = map_axes(lambda a: mup_factor(config.name, is_hidden(a), mup), axes)
         parts.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, scales)))
     if config.decay:
         parts.append(optax.add_decayed_weights(config.decay, mask=map_axes(is_matrix, axes)))
     return optax.chain(*parts, optax.scale(-1.0))
+
+
+def mup_factor(name: str, hidden: bool, mup: float) -> float:
+    """Factor on the update of hidden matrices and of everything else (Yang et al. 2022, table 8).
+
+    Rules with updates of fixed size take 1/m for hidden matrices. Adafactor's updates are relative to parameters drawn
+    with 1/sqrt(m), and Muon's orthogonal ones move a layer's output by only sqrt(m): both lack 1/sqrt(m).
+    """
+    if name == "sgd":
+        return 1.0 if hidden else mup
+    return {"adafactor": mup**-0.5, "muon": mup**-0.5}.get(name, 1 / mup) if hidden else 1.0
 
 
 def rule(config: Optimizer, axes: Any) -> optax.GradientTransformation:
@@ -37,10 +49,8 @@ def rule(config: Optimizer, axes: Any) -> optax.GradientTransformation:
         return optax.scale_by_lion(b1, b2)
     if config.name == "sgd":
         return optax.trace(config.momentum) if config.momentum else optax.identity()
-    if config.name == "adafactor":  # Shazeer & Stern 2018; factored, updates clipped at RMS 1, relative to the parameter
-        return optax.chain(
-            optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
-        )
+    if config.name == "adafactor":
+        return adafactor(axes)
     # Muon (Jordan et al. 2024) for hidden matrices, Adam with Nesterov momentum for tables, norms and biases; updates are
     # scaled to an RMS of 0.2 (Liu et al. 2025), about Adam's, so that one learning rate and decay serve both.
     numbers = map_axes(matrix_axes, axes)
@@ -66,9 +76,47 @@ def matrix_axes(axes: tuple) -> contrib.MuonDimensionNumbers | None:
     return contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=outputs)
 
 
+def adafactor(axes: Any) -> optax.GradientTransformation:
+    """Factored second moments, updates clipped at RMS 1 and relative to the parameter (Shazeer & Stern 2018).
+
+    Kernels are seen as matrices, one a layer, whatever axes their heads have and however layers are stacked.
+    """
+    factored = optax.scale_by_factored_rms()
+
+    def fold(tree):
+        return jax.tree.map(lambda a, x: x.reshape(matrix_shape(a, x.shape)), axes, tree, is_leaf=is_axes)
+
+    def rms(a, x):
+        over = tuple(i for i, name in enumerate(a) if name != "layers")
+        return jnp.sqrt(jnp.square(x).mean(over, keepdims=True))
+
+    def relative(a, u, p):
+        return u / jnp.maximum(1.0, rms(a, u)) * jnp.maximum(rms(a, p), 1e-3)
+
+    def update(updates, state, params):
+        found, state = factored.update(fold(updates), state, fold(params))
+        found = jax.tree.map(lambda u, p: u.reshape(p.shape), found, params)
+        return jax.tree.map(relative, axes, found, params, is_leaf=is_axes), state
+
+    return optax.GradientTransformation(lambda params: factored.init(fold(params)), update)
+
+
+def matrix_shape(axes: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Merge the axes of a hidden matrix into (layers, inputs, outputs); others stay."""
+    numbers = matrix_axes(axes)
+    if numbers is None:
+        return shape
+    sides = (math.prod(shape[i] for i in side) for side in (numbers.reduction_axis, numbers.output_axis))
+    return (*(n for n, a in zip(shape, axes) if a == "layers"), *sides)
+
+
+def is_axes(x: Any) -> bool:
+    return isinstance(x, tuple)
+
+
 def map_axes(function: Any, axes: Any) -> Any:
     """Apply a function to every tuple of axes of a tree."""
-    return jax.tree.map(function, axes, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree.map(function, axes, is_leaf=is_axes)
 
 
 def is_matrix(axes: tuple) -> bool:

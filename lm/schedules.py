@@ -9,9 +9,9 @@ from lm.config import Schedule
 def factor(schedule: Schedule, steps: int, step: jax.Array) -> jax.Array:
     """Return the share of the peak rate at update `step` (0 is the first) of `steps`.
 
-    Warm-up rises linearly and reaches the peak at `step == warmup`. "cosine" and "linear" then fall to `final` at the
-    last step, "rsqrt" is sqrt(warmup / step) (Vaswani et al. 2017), "wsd" stays at the peak and falls linearly over the
-    last share `decay` of the steps (Hu et al. 2024).
+    Warm-up rises linearly and reaches the peak at `step == warmup`. "cosine" and "linear" then fall to `final` at
+    `step == steps`, one past the last update; "rsqrt" is sqrt(warmup / step) (Vaswani et al. 2017); "wsd" stays at the
+    peak and falls linearly over the last share `decay` of the steps (Hu et al. 2024).
     """
     t = jnp.asarray(step, jnp.float32)
     warmup, final = schedule.warmup, schedule.final

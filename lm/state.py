@@ -34,8 +34,7 @@ def abstract_params(objective: Any, batch: Any) -> Any:
 
 def chain(config: Config, params: Any) -> optax.GradientTransformation:
     """Build the optimizer of a config for (abstract, named) parameters."""
-    hidden_scale = 1 / config.objective.model.mup if config.optimizer.name != "sgd" else 1.0
-    return optimizers.build(config.optimizer, axes_of(params), hidden_scale)
+    return optimizers.build(config.optimizer, axes_of(params), config.objective.model.mup)
 
 
 def create(config: Config, optimizer: optax.GradientTransformation, params: Any) -> TrainState:

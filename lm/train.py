@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from lm.checkpoint import Checkpoints
-from lm.config import Config, check, to_json
+from lm.config import Config, to_json
 from lm.data.pipeline import Batches, prefetch
 from lm.data.prepare import Corpus, prepare
 from lm.decode.generate import generate
+from lm.errors import check
 from lm.evaluate import HeldOut
 from lm.plots import loss_curve
 from lm.preemption import Stop

@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "lm").rglob("*.py"))
-TREES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): ast.parse(path.read_text()) for path in FILES}
+TREES = {
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): ast.parse(path.read_text()) for path in FILES
+}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 # Entry points: they may start the loop. Nothing else may, and nothing imports them but a `__main__` guard.
 ENTRY = {"lm.main", "lm.compile"}
@@ -121,7 +123,9 @@ def test_files_are_short(module):
     assert len(path.read_text().splitlines()) <= 320
 
 
-@pytest.mark.xfail(strict=True, reason="lm/config.py has 337 lines: three files in one (values, text and JSON, entry points)")
+@pytest.mark.xfail(
+    strict=True, reason="lm/config.py has 337 lines: three files in one (values, text and JSON, entry points)"
+)
 @pytest.mark.parametrize("module", sorted(LONG))
 def test_long_files_became_short(module):
     test_files_are_short(module)

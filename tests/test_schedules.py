@@ -62,7 +62,9 @@ def test_always_a_share(shape, warmup):
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "wsd"])
-@pytest.mark.xfail(strict=True, reason="bug: 'final at the last step' is met one step after the last, which is steps - 1")
+@pytest.mark.xfail(
+    strict=True, reason="bug: 'final at the last step' is met one step after the last, which is steps - 1"
+)
 def test_final_at_the_last_step(shape):
     assert at(Schedule(shape=shape, warmup=2, final=0.1), 10, 9)[0] == pytest.approx(0.1)
 

@@ -57,7 +57,6 @@ class StackSteps:
         positions_BT = jnp.maximum(jnp.arange(width) - pad_B[:, None], 0)
         variables = {"params": prepared.params}
         h_BTD, cache = Model(self.config).apply(variables, tokens_BT, positions_BT, segments_BT, cache=cache)
-        cache = cache.replace(length=jnp.asarray(cache.length, jnp.int32))
         return prepared.logits(h_BTD[:, -1]), StackState(cache=cache, positions_B=width - pad_B)
 
     def step(self, prepared, state, tokens_B):

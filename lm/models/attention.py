@@ -20,27 +20,30 @@ class Mask(struct.PyTreeNode):
     """Which keys a query sees: those of its own segment, and where causal those at or before it in the row.
 
     `segments_BT`, `segments_BS`: 0 is padding, seen by nobody; None: the row is one segment. `start`: row index of the
-    first query (in a cache, the number of keys already there). `window` > 0 keeps the last `window` keys only.
+    first query (in a cache, the number of keys already there), None: 0. `window` > 0 keeps the last `window` keys only.
     `prefix_B`: the first keys of a row that every query sees.
     """
 
     segments_BT: jax.Array | None = None
     segments_BS: jax.Array | None = None
-    start: jax.Array | int = 0
-    window: jax.Array | int = 0
+    start: jax.Array | None = None  # None and not 0: a number would become a traced value inside scan and remat
+    window: jax.Array | int | None = None
     prefix_B: jax.Array | None = None
     causal: bool = struct.field(pytree_node=False, default=True)
 
+    def offset(self) -> jax.Array | int:
+        return 0 if self.start is None else self.start
+
     def allowed(self, queries: slice, keys: int) -> jax.Array | None:
         """Return booleans broadcastable to (B, T, S) for a slice of the queries and the first `keys` keys."""
-        t = self.start + jnp.arange(queries.start, queries.stop)[:, None]
+        t = self.offset() + jnp.arange(queries.start, queries.stop)[:, None]
         s = jnp.arange(keys)[None, :]
         seen = None
         if self.causal:
             seen = (s <= t)[None]
             if self.prefix_B is not None:
                 seen = seen | (s < self.prefix_B[:, None, None])
-        if not isinstance(self.window, int) or self.window:
+        if self.window is not None:
             near = jnp.abs(t - s) < jnp.where(jnp.asarray(self.window) > 0, self.window, np.iinfo(np.int32).max)
             seen = near[None] if seen is None else seen & near[None]
         if self.segments_BT is not None:
@@ -59,7 +62,7 @@ def attend(q_BNTH, k_BKSH, v_BKSH, *, mask: Mask, bias_NTS, cap, keys_B, rate) -
     bias. Heads come before positions, so that every product is one of plain matrices.
     """
     length, keys = q_BNTH.shape[2], k_BKSH.shape[2]
-    triangular = mask.causal and mask.prefix_B is None and length == keys and isinstance(mask.start, int)
+    triangular = mask.causal and mask.prefix_B is None and length == keys and mask.start is None
     triangular &= pieces("length") == (1,)  # a block of a row cut over devices would keep only one of them busy
     size = BLOCK if triangular and length % BLOCK == 0 else length
     outputs = []
@@ -100,7 +103,7 @@ class Cache(struct.PyTreeNode):
 
     layers: Any
     segments_BS: jax.Array
-    length: jax.Array | int
+    length: jax.Array | None  # None: empty
 
 
 def write(old: jax.Array, y_BKTH: jax.Array, start: jax.Array | int) -> jax.Array:
@@ -132,10 +135,10 @@ class Attention(nn.Module):
         q_BNTH, k_BKSH, v_BKSH = (y.swapaxes(1, 2) for y in (q_BTNH * c.attention_scale, k_BTKH, v_BTKH))
         q_BNTH = constrain(q_BNTH, "batch", "heads", "length", None)
         if cache is not None:
-            rows, first = len(x_BTD), isinstance(mask.start, int)
-            cache = tuple(write(old, y, mask.start) for old, y in zip(cache, (k_BKSH, v_BKSH)))
+            rows, length, _ = x_BTD.shape
+            cache = tuple(write(old, y, mask.offset()) for old, y in zip(cache, (k_BKSH, v_BKSH)))
             # A first pass sees what it wrote itself; later ones read the whole cache.
-            seen = mask.start + x_BTD.shape[1] if first else None
+            seen = length if mask.start is None else None
             k_BKSH, v_BKSH = (y.reshape(rows, *y.shape[-3:])[:, :, :seen].astype(x_BTD.dtype) for y in cache)
         # Every device needs all the keys of its rows: the context axis gathers them here.
         k_BKSH, v_BKSH = (constrain(y, "batch", "kv_heads", None, None) for y in (k_BKSH, v_BKSH))

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.errors import check_choices
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary:
@@ -26,6 +28,9 @@ class Rotary:
     low: float = 1.0
     high: float = 4.0
     original: int = 8192
+
+    def __post_init__(self):
+        check_choices(self)
 
 
 def frequencies(rotary: Rotary, head: int) -> tuple[np.ndarray, float]:

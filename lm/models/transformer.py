@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from lm.errors import UserError
+from lm.errors import UserError, check_choices, check_range
 from lm.models.attention import Attention, Cache, Mask
 from lm.models.heads import Head
 from lm.models.layers import Embed, dropout, named
-from lm.models.mlp import ACTIVATIONS, FeedForward
+from lm.models.mlp import FeedForward
 from lm.models.norms import Norm
 from lm.models.positions import Rotary, alibi_slopes, buckets, sinusoids
 from lm.sharding import constrain
@@ -66,6 +66,10 @@ class Transformer:
     remat: Literal["none", "dots", "full"] = "none"
 
     def __post_init__(self):
+        check_choices(self)
+        check_range(self, 1, float("inf"), "pad_vocab", "context", "width", "depth", "heads")
+        check_range(self, 0, float("inf"), "vocab", "kv_heads", "head", "mlp", "unroll", "mup_base")
+        check_range(self, 0, 1, "dropout", "attention_dropout")
         if not self.head and self.width % self.heads:
             raise UserError(f"width={self.width} does not divide among heads={self.heads}; set head as well")
         if self.heads % self.kv:
@@ -74,8 +78,6 @@ class Transformer:
             raise UserError(f"rotary positions need an even head size, not {self.head_size} x {self.rotary.share}")
         if self.parallel and self.placement == "post":
             raise UserError("parallel blocks have their norm before: placement='pre'")
-        if self.activation not in ACTIVATIONS:
-            raise UserError(f"unknown activation '{self.activation}'; valid: {', '.join(ACTIVATIONS)}")
 
     @property
     def head_size(self) -> int:
@@ -218,7 +220,7 @@ class Stack(nn.Module):
             return None
 
         def relative(queries, keys):
-            return jnp.arange(keys)[None, :] - (mask.start + jnp.arange(queries.start, queries.stop)[:, None])
+            return jnp.arange(keys)[None, :] - (mask.offset() + jnp.arange(queries.start, queries.stop)[:, None])
 
         if c.positions == "alibi":
             slopes = alibi_slopes(c.heads)[:, None, None]
@@ -251,9 +253,10 @@ class Model(nn.Module):
         dtype = jnp.dtype(c.dtype)
         if self.is_initializing():
             self.head()  # an untied head has parameters that no hidden state needs
-        start = 0 if cache is None else cache.length
+        start = None if cache is None else cache.length
+        offset = 0 if start is None else start
         if positions_BT is None:
-            positions_BT = jnp.broadcast_to(start + jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+            positions_BT = jnp.broadcast_to(offset + jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         x_BTD = self.embed(tokens_BT, dtype)
         if c.positions == "learned":
             x_BTD = x_BTD + self.places(positions_BT, dtype)
@@ -264,11 +267,11 @@ class Model(nn.Module):
         if cache is not None:
             if segments_BT is None:
                 segments_BT = jnp.ones_like(tokens_BT)
-            keys_segments = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, start))
+            keys_segments = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, offset))
         mask = Mask(segments_BT=segments_BT, segments_BS=keys_segments, start=start, causal=causal)
         x_BTD, layers = self.stack(x_BTD, positions_BT, mask, keys_B, None if cache is None else cache.layers)
         if cache is not None:
-            cache = Cache(layers=layers, segments_BS=keys_segments, length=start + tokens_BT.shape[1])
+            cache = Cache(layers=layers, segments_BS=keys_segments, length=jnp.asarray(offset + tokens_BT.shape[1], jnp.int32))
         return x_BTD, cache
 
     def head(self) -> Head:
@@ -289,5 +292,5 @@ def empty_cache(config: Transformer, rows: int, length: int, *, stacked: bool = 
     return Cache(
         layers=pair(config.depth) if stacked else tuple(pair() for _ in range(config.depth)),
         segments_BS=jnp.zeros((rows, length), jnp.int32),
-        length=0,
+        length=None,
     )

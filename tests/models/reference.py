@@ -103,7 +103,9 @@ def bucket(relative: int, causal: bool) -> int:
     gap, exact = max(-relative, 0), number // 2
     if gap < exact:
         return offset + gap
-    return offset + min(exact + int(math.log(gap / exact) / math.log(128 / exact) * (number - exact) + 1e-9), number - 1)
+    return offset + min(
+        exact + int(math.log(gap / exact) / math.log(128 / exact) * (number - exact) + 1e-9), number - 1
+    )
 
 
 def attention_bias(config, params, head, length, causal):

@@ -55,7 +55,9 @@ def test_causal(name):
     check(influence(tiny(**VARIANTS[name]), LENGTH), visible(LENGTH))
 
 
-@pytest.mark.parametrize(("name", "blocks"), [*((name, True) for name in VARIANTS), ("plain", False), ("bucket", False)])
+@pytest.mark.parametrize(
+    ("name", "blocks"), [*((name, True) for name in VARIANTS), ("plain", False), ("bucket", False)]
+)
 def test_packed(name, blocks, monkeypatch):
     """Three documents and padding, in one block of queries and in three."""
     if blocks:

@@ -152,7 +152,14 @@ def test_training_steps_are_torchs():
 def test_post_norm_is_gpt1():
     theirs = transformers.OpenAIGPTLMHeadModel(
         transformers.OpenAIGPTConfig(
-            vocab_size=37, n_positions=15, n_embd=20, n_layer=3, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+            vocab_size=37,
+            n_positions=15,
+            n_embd=20,
+            n_layer=3,
+            n_head=4,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
         )
     )
     stirred(torch, theirs, 3)

@@ -164,7 +164,12 @@ def test_all_logits_never_exist_in_a_training_step():
     batch = {name: np.ones(shape, np.int32) for name in ("tokens", "targets", "segments", "positions")}
     batch["weights"] = np.ones(shape, np.float32)
     params = draw(objective.model)
-    text = jax.jit(jax.grad(lambda p: objective.loss(p, batch, None, None)[0]["loss"][0])).lower(params).compile().as_text()
+    text = (
+        jax.jit(jax.grad(lambda p: objective.loss(p, batch, None, None)[0]["loss"][0]))
+        .lower(params)
+        .compile()
+        .as_text()
+    )
     assert largest(text) <= 16 * 5000
 
 

@@ -89,7 +89,9 @@ def test_learning_rates_sgd():
         assert rms(wide[leaf]) == pytest.approx(rms(base[leaf]) * (1 if leaf.endswith("kernel") else 4), rel=0.05), leaf
 
 
-@pytest.mark.xfail(strict=True, reason="bug: Adafactor's update is relative to the parameter, which holds 1 / sqrt(m) already")
+@pytest.mark.xfail(
+    strict=True, reason="bug: Adafactor's update is relative to the parameter, which holds 1 / sqrt(m) already"
+)
 def test_learning_rates_adafactor():
     """The matrices are drawn alike here, so what is left for the rule to scale by is 1 / sqrt(m)."""
     base, wide = updates("adafactor", 64), updates("adafactor", 256)

@@ -222,7 +222,9 @@ def test_shapes_that_do_not_fit(change, words):
     ],
     ids=str,
 )
-@pytest.mark.xfail(strict=True, reason="bug: Literal fields are not checked at construction; a wrong name picks a branch")
+@pytest.mark.xfail(
+    strict=True, reason="bug: Literal fields are not checked at construction; a wrong name picks a branch"
+)
 def test_unknown_choices_are_refused(change):
     if "rotary" in change:
         change = {"rotary": (Rotary, change["rotary"])}

@@ -171,7 +171,8 @@ def test_packed_loss_and_gradient_are_those_of_separate_rows():
         for name, value in packed.items():
             apart[name][row, : inside.sum()] = value[0, inside]
         apart["segments"][row, : inside.sum()] = 1
-    found = [jax.jit(jax.value_and_grad(lambda p, b: objective.loss(p, b, None, None)[0]["loss"][0]))(params, b) for b in (packed, apart)]
+    run = jax.jit(jax.value_and_grad(lambda p, b: objective.loss(p, b, None, None)[0]["loss"][0]))
+    found = [run(params, rows) for rows in (packed, apart)]
     assert float(found[0][0]) == pytest.approx(float(found[1][0]), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found[0][1], found[1][1])
 
@@ -231,9 +232,7 @@ def test_bfloat16_loss_is_near():
     objective = Causal(model=tiny())
     half = dataclasses.replace(objective, model=tiny(dtype="bfloat16"))
     params, rows = draw(objective.model), batch()
-    full, low = (
-        jax.jit(lambda p, o=o: o.loss(p, rows, None, None)[0]["loss"])(params) for o in (objective, half)
-    )
+    full, low = (jax.jit(lambda p, o=o: o.loss(p, rows, None, None)[0]["loss"])(params) for o in (objective, half))
     assert low[0].dtype == jnp.float32
     assert float(low[0]) == pytest.approx(float(full[0]), rel=0.02)
     assert float(low[0]) != float(full[0])
