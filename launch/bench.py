@@ -111,8 +111,22 @@ def batches(config: Config, corpus: Any) -> dict[str, float]:
 
 
 def decode(config: Config, rate: float) -> dict[str, float]:
-    """Decode rate with random weights, and its share of what reading the weights once a token would allow."""
-    return {}
+    """Greedy decoding of 1 and 8 rows with random weights, and its share of what memory allows.
+
+    Every token of a batch reads all weights once, so bandwidth / (4 bytes x parameters) bounds the steps a second.
+    """
+    from lm import flops
+    from lm.decode.speed import random_params, tokens_per_second
+
+    model = config.objective.model
+    params = random_params(model, SEED.value)
+    bound = rate / (4 * flops.parameter_count(params))
+    found = {}
+    for rows in (1, 8):
+        speed = tokens_per_second(model, rows, new=TOKENS.value, params=params)
+        found[f"decode_{rows}_tokens_per_second"] = speed
+        found[f"decode_{rows}_share_of_bandwidth"] = speed / rows / bound
+    return found
 
 
 def main(overrides: list[tuple[str, str]]) -> None:

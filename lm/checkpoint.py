@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from lm.config import Keep
-from lm.errors import UserError
+from lm.config import Config, Keep
+from lm.errors import UserError, check
+from lm.sharding import unbox
+from lm.state import abstract_params
 
 METRIC = "loss"
 
@@ -116,3 +119,20 @@ def compare(wanted: Any, stored: Any, path: Any) -> None:
             )
 
 
+def load_params(config: Config, workdir: Path, step: str) -> Any:
+    """Read the parameters (their average when the run kept one) of a checkpoint onto this machine's first device."""
+    check((workdir / "checkpoints").is_dir(), f"'{workdir}' has no finished checkpoint yet")
+    checkpoints = Checkpoints(workdir, config.keep)
+    saved = checkpoints.manager.all_steps()
+    check(len(saved) > 0, f"'{workdir}' has no finished checkpoint yet")
+    named = {"latest": checkpoints.latest, "best": checkpoints.best}
+    if step in named:
+        number = named[step]()
+    else:
+        kept = ", ".join(map(str, saved))
+        check(step.isdigit() and int(step) in saved, f"--step={step}: '{workdir}' has {kept}; or say latest or best")
+        number = int(step)
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    params = unbox(abstract_params(config.objective, {"tokens": np.zeros((1, 8), np.int32)}))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params)
+    return checkpoints.restore(number, abstract, part="average" if config.optimizer.average else "params")

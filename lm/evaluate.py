@@ -1,39 +1,81 @@
-"""Measure a model on held-out text: every token of the split once, whatever the batch or the mesh."""
+"""Measure a trained run.
 
+    python -m lm.evaluate --workdir=RUN [--text='Some text' ...] [--output=F.json]
+
+Without `--text`: the run's own validation split, whole. With it: each token's probability given those before it.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
 from typing import Any
 
-import jax
+from absl import flags
 
-from lm import metrics
-from lm.config import Config
-from lm.data.pipeline import Evaluation, prefetch
-from lm.data.prepare import Corpus
-from lm.sharding import local_rows, place
+from lm.command import run
+from lm.config import read_config
+from lm.errors import check
+
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
+TEXT = flags.DEFINE_multi_string("text", [], "text whose tokens are scored, several allowed")
+OUTPUT = flags.DEFINE_string("output", None, "write the figures to this file as JSON")
 
 
-class HeldOut:
-    """The objective's loss on the validation split; build it once, call it with parameters."""
+def main(overrides: list[tuple[str, str]]) -> None:
+    """Read the flags, load the run, print a table."""
+    check(not overrides, "lm.evaluate takes no --config.* flags: a run's config is its own")
+    check(WORKDIR.value is not None, "which run? --workdir=RUN names the folder of a trained one")
+    workdir = Path(WORKDIR.value)
+    config = read_config(workdir)
 
-    def __init__(self, config: Config, corpus: Corpus, mesh: jax.sharding.Mesh):
-        objective = config.objective
-        self.mesh, self.tokens, self.rows = mesh, corpus.validation, config.batch // config.micro_batches
-        self.batches = Evaluation(
-            self.tokens,
-            objective.window,
-            objective.stride,
-            objective.corrupt,
-            self.rows,
-            packing=config.data.packing,
-            seed=config.seed,
-            shard=local_rows(mesh, self.rows),
-        )
-        self.count = min(len(self.batches), config.evaluate_batches or len(self.batches))
-        self.sums = jax.jit(lambda params, batch: objective.loss(params, batch, None, None)[0])
+    from lm import platform
 
-    def __call__(self, params: Any) -> dict[str, float]:
-        """Return `eval/validation/...`: mean loss, perplexity, bits per byte and the objective's own metrics."""
-        total: metrics.Host = {}
-        for batch in prefetch(self.batches, 0, self.count):
-            total = metrics.add(total, self.sums(params, place(batch, self.mesh, self.rows)))
-        rate = (len(self.tokens) - 1) / max(self.tokens.raw_bytes, 1)
-        return metrics.language(total, "eval/validation", rate)
+    platform.prepare()
+    from lm.checkpoint import load_params
+
+    params = load_params(config, workdir, STEP.value)
+    results = {"text": texts(config, params, workdir)} if TEXT.value else {"validation": validation(config, params)}
+    if OUTPUT.value:
+        Path(OUTPUT.value).write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def texts(config: Any, params: Any, workdir: Path) -> list[dict[str, Any]]:
+    """Score and show each text of the command line."""
+    from lm.console import printable, table
+    from lm.data.tokenizers import Tokenizer
+    from lm.tasks.language import score
+
+    tokenizer = Tokenizer.load(workdir / "tokenizer.json")
+    results = [score(config, params, tokenizer, text) for text in TEXT.value]
+    for found in results:
+        pairs = zip(found["tokens"], found["logprobs"])
+        rows = [(printable(t).replace("\n", "\\n"), *(("", "") if p is None else (math.exp(p), p))) for t, p in pairs]
+        print(table(rows, ("token", "probability", "log")))
+        if found["perplexity"]:
+            print(f"sum {found['sum']:.3f} nats, perplexity {found['perplexity']:.3f}\n")
+    return results
+
+
+def validation(config: Any, params: Any) -> dict[str, float]:
+    """Measure the run's validation split on the first device of this machine."""
+    import jax
+
+    from lm.console import table
+    from lm.data.prepare import prepare
+    from lm.sharding import AXES, make_mesh
+    from lm.tasks.language import HeldOut
+
+    corpus = prepare(config.data, report=print)
+    check(len(corpus.validation) > 1, "this run held no text out: its config has validation=0")
+    mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
+    with jax.set_mesh(mesh):
+        found = HeldOut(dataclasses.replace(config, evaluate_batches=0), corpus, mesh)(params)
+    found = {name.rpartition("/")[2]: value for name, value in found.items()}
+    print(table(list(found.items()), ("validation", "value")))
+    return found
+
+
+if __name__ == "__main__":
+    run(main)

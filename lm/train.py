@@ -19,13 +19,13 @@ from lm.data.pipeline import Batches, prefetch
 from lm.data.prepare import Corpus, prepare
 from lm.decode.generate import generate
 from lm.errors import check
-from lm.evaluate import HeldOut
 from lm.plots import loss_curve
 from lm.preemption import Stop
 from lm.progress import Meter, announce, summary
 from lm.schedules import factor
 from lm.sharding import local_rows, make_mesh, place
 from lm.state import TrainState, abstract_params, abstract_state, chain, initialise
+from lm.tasks.language import HeldOut
 from lm.writers import Writers, replace_file
 
 

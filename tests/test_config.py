@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm import config as configs
-from lm.config import Config, Every, Optimizer, arguments, from_json, load, override, parse, split_overrides, to_json
+from lm.command import split_overrides
+from lm.config import Config, Every, Optimizer, arguments, from_json, load, override, parse, to_json
 from lm.errors import UserError
 from lm.models.positions import Rotary
 from lm.objectives.causal import Causal
@@ -70,7 +71,7 @@ def get(config: Any, path: str) -> Any:
     ],
 )
 def test_override(path, text, value):
-    changed = override(BASE, path, text)
+    changed = override(BASE, [(path, text)])
     found = get(changed, path)
     assert (found, type(found)) == (value, type(value))
     assert to_json(changed).count("\n") == to_json(BASE).count("\n") or isinstance(value, tuple)
@@ -98,7 +99,7 @@ def test_override(path, text, value):
         ("steps.more", "1", "steps has no fields of its own"),
         ("start.more", "1", "start has no fields of its own"),
         ("objective.model.heads", "5", "width=12 does not divide among heads=5"),
-        ("batch", "0", "batch=0 must be positive"),
+        ("batch", "0", "batch=0 must be at least 1"),
         ("micro_batches", "5", "batch=32 does not divide into micro_batches=5"),
         ("every.log", "0", "every.log=0 must be positive"),
         ("", "1", "unknown config field ''"),
@@ -107,23 +108,19 @@ def test_override(path, text, value):
 )
 def test_override_mistakes(path, text, words):
     with pytest.raises(UserError) as error:
-        override(BASE, path, text)
+        override(BASE, [(path, text)])
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="bug: a number past float's range raises OverflowError")
 def test_override_overflow():
     with pytest.raises(UserError):
-        override(BASE, "steps", "1e999")
+        override(BASE, [("steps", "1e999")])
 
 
-@pytest.mark.xfail(strict=True, reason="bug: overrides are checked one by one, so no order reaches a valid pair")
 def test_overrides_are_checked_together(tmp_path):
     """width 12 / heads 3 -> width 20 / heads 5: neither field alone fits."""
-    config = BASE
-    for path, text in (("objective.model.width", "20"), ("objective.model.heads", "5")):
-        config = override(config, path, text)
+    config = override(BASE, [("objective.model.width", "20"), ("objective.model.heads", "5")])
     assert (config.objective.model.width, config.objective.model.heads) == (20, 5)
 
 
@@ -147,8 +144,6 @@ def test_parse_never_breaks(text, kind):
         value = parse(text, kind, "x")
     except UserError:
         return
-    except OverflowError:  # test_override_overflow
-        assert "e" in text.lower() or len(text) > 300
     else:
         assert value is None or isinstance(value, (int, float, bool, tuple, str))
 
@@ -211,20 +206,17 @@ def test_load(tmp_path):
     assert load(f"{path}:steps=9").steps == 9
 
 
-@pytest.mark.xfail(strict=True, reason="bug: string annotations (from __future__ import annotations) are not resolved")
 def test_load_with_postponed_annotations(tmp_path):
     path = written(tmp_path, "from __future__ import annotations\n" + HEAD + "def config(steps: int = 3):\n" + BODY)
     assert load(f"{path}:steps=9").steps == 9
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="bug: a config argument without default ends in a traceback")
 def test_load_without_an_argument_it_needs(tmp_path):
     path = written(tmp_path, HEAD + "def config(steps: int):\n" + BODY)
     with pytest.raises(UserError, match="steps"):
         load(path)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: what config() returns is not looked at")
 def test_load_returns_a_config(tmp_path):
     with pytest.raises(UserError, match="Config"):
         load(written(tmp_path, "def config():\n    return 3\n"))
@@ -355,15 +347,11 @@ def test_json_mistakes(text, words):
         optimizer_json(name="adam"),
     ],
 )
-@pytest.mark.xfail(
-    strict=True, reason="bug: odd types, missing fields and wrong choices in JSON are not told in one line"
-)
-def test_json_mistakes_not_yet_told(text):
+def test_odd_json(text):
     with pytest.raises(UserError):
         from_json(text)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a config.json that holds no config is returned as it is")
 def test_read_config_gives_a_config(tmp_path):
     (tmp_path / "config.json").write_text("[1, 2]")
     with pytest.raises(UserError):

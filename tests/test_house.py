@@ -114,21 +114,10 @@ def test_no_promises():
             assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", line), f"{path}:{number}"
 
 
-LONG = {"lm.config"}
-
-
-@pytest.mark.parametrize("module", [m for m in TREES if m not in LONG])
+@pytest.mark.parametrize("module", TREES)
 def test_files_are_short(module):
     path = ROOT / (module.replace(".", "/") + ".py")
     assert len(path.read_text().splitlines()) <= 320
-
-
-@pytest.mark.xfail(
-    strict=True, reason="lm/config.py has 337 lines: three files in one (values, text and JSON, entry points)"
-)
-@pytest.mark.parametrize("module", sorted(LONG))
-def test_long_files_became_short(module):
-    test_files_are_short(module)
 
 
 def test_no_drawers():

@@ -264,3 +264,33 @@ def test_two_processes_train_what_one_does(straight, text, tmp_path):
     assert [p.returncode for p in processes] == [0, 0], outputs
     expected, found = losses(straight), losses(tmp_path)
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
+
+
+def evaluate(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "lm.evaluate", *args], env=environment(), capture_output=True, text=True, timeout=600
+    )
+
+
+def test_evaluate_repeats_the_figures_of_the_run(straight, tmp_path):
+    done = evaluate(f"--workdir={straight}", f"--output={tmp_path / 'f.json'}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "f.json").read_text())["validation"]
+    summary = json.loads((straight / "summary.json").read_text())
+    for name in ("loss", "perplexity", "bits_per_byte", "accuracy"):
+        assert found[name] == pytest.approx(summary[f"eval/validation/{name}"], rel=1e-5)
+
+
+def test_evaluate_scores_each_token_given_those_before_it(straight, tmp_path):
+    output = tmp_path / "f.json"
+    done = evaluate(f"--workdir={straight}", "--text=the", "--text=then", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    short, long = json.loads(output.read_text())["text"]
+    assert short["ids"] == list(b"the")
+    assert short["tokens"] == ["t", "h", "e"]
+    np.testing.assert_allclose(long["logprobs"][:3], short["logprobs"], rtol=1e-5)  # later tokens are not seen
+    assert short["sum"] == pytest.approx(sum(short["logprobs"]))
+    assert short["perplexity"] == pytest.approx(np.exp(-short["sum"] / 3))
+    past = evaluate(f"--workdir={straight}", "--text=" + "x" * 99)
+    assert past.returncode == 2
+    assert "99 tokens" in past.stderr

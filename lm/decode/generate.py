@@ -15,7 +15,7 @@ from lm.data.tokenizers import Tokenizer
 from lm.decode.loop import begin, go_on
 from lm.decode.sampling import Sampling
 from lm.decode.steps import StackSteps, Steps
-from lm.errors import UserError
+from lm.errors import UserError, check
 from lm.models.transformer import Transformer
 
 ROWS = 64  # decoded at a time
@@ -55,8 +55,7 @@ def generate(
     `max_new_tokens`. An empty prompt begins a document. Raises UserError where prompt and new tokens pass the context.
     """
     sampling = Sampling(strategy=strategy, temperature=temperature, top_k=top_k, top_p=top_p)
-    if num_samples < 1:
-        raise UserError(f"num_samples={num_samples} must be at least 1")
+    check(num_samples >= 1, f"num_samples={num_samples} must be at least 1")
     encoded = [encode(tokenizer, prompt) for prompt in prompts]
     for ids in encoded:
         fits(config, len(ids), max_new_tokens)
@@ -100,8 +99,7 @@ def encode(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
     where the alphabet has none.
     """
     ids = tokenizer.encode(prompt)
-    if prompt and not len(ids):
-        raise UserError(f"prompt {prompt!r} has no tokens in this run's tokenizer; give one with text in it")
+    check(not prompt or len(ids) > 0, f"prompt {prompt!r} has no tokens in this run's tokenizer; give one with text in it")
     if tokenizer.separator is not None:
         return np.concatenate([[tokenizer.separator], ids]).astype(np.int32)
     if len(ids):
@@ -112,11 +110,10 @@ def encode(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
 
 def fits(config: Transformer, length: int, new: int) -> None:
     """Raise UserError when a prompt of `length` tokens (its separator included) leaves no room for the new ones."""
-    if new < 1:
-        raise UserError(f"max_new_tokens={new} must be at least 1")
+    check(new >= 1, f"max_new_tokens={new} must be at least 1")
     if length + new > config.context:
         left = config.context - length
-        way = f"lower max_new_tokens to {left}" if left > 0 else f"shorten the prompt to fewer than {config.context} tokens"
+        way = f"lower max_new_tokens to {left}" if left > 0 else "shorten the prompt"
         raise UserError(f"{length} prompt tokens + {new} new ones pass the model's context of {config.context}: {way}")
 
 
@@ -179,7 +176,7 @@ def continue_tokens(
     return [(row[:n], logprob[:n]) for row, logprob, n in zip(tokens, logprobs, length)]
 
 
-def to_sample(tokenizer: Tokenizer, prompt: str, ids: np.ndarray, logprobs: np.ndarray, stop: tuple[str, ...]) -> Sample:
+def to_sample(tokenizer: Tokenizer, prompt: str, ids: np.ndarray, logprobs: np.ndarray, stop: Sequence[str]) -> Sample:
     """Decode new ids; cut the text before the first stop string, and the ids after the token that completes it."""
     text = tokenizer.decode(ids)
     ends = [at for at in (text.find(s) for s in stop) if at >= 0]

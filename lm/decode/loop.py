@@ -12,7 +12,7 @@ from lm.decode.steps import Steps
 
 
 class Progress(struct.PyTreeNode):
-    """Rows under way: `count` tokens chosen so far, of which row i has the first `length_B[i]` (a stop token is its last).
+    """Rows under way: `count` tokens chosen so far, of which row i has the first `length_B[i]`, a stop token included.
 
     `logprobs_BT` holds each token's natural log-probability under the model itself.
     """

@@ -1,12 +1,13 @@
 """How the next token is chosen: small pure functions on scores (..., V), -inf where a token is banned."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from lm.errors import UserError
+from lm.errors import check, check_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +20,13 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.strategy not in ("greedy", "sample"):
-            raise UserError(f"unknown strategy '{self.strategy}': valid: greedy, sample")
-        if not self.temperature > 0:
-            raise UserError(f"temperature={self.temperature} must be positive; strategy=greedy takes the likeliest token")
-        if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k} must be a number of tokens, or 0 for all of them")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
+        check_choices(self)
+        check(
+            0 < self.temperature < math.inf,
+            f"temperature={self.temperature} must be positive; strategy=greedy takes the likeliest token",
+        )
+        check(self.top_k >= 0, f"top_k={self.top_k} must be a number of tokens, or 0 for all of them")
+        check(0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
 
     def choose(self, logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
         """Pick a token (B,) for each row: the likeliest, or one drawn with the row's own key."""

@@ -12,6 +12,8 @@ from lm.decode.steps import StackSteps
 from lm.models.transformer import Model, Transformer
 from lm.sharding import unbox
 
+GREEDY = Sampling(strategy="greedy")
+
 
 def random_params(config: Transformer, seed: int = 0) -> Any:
     """Draw the parameters of a model."""
@@ -25,7 +27,7 @@ def tokens_per_second(
     *,
     new: int = 64,
     prompt: int = 16,
-    sampling: Sampling = Sampling(strategy="greedy"),
+    sampling: Sampling = GREEDY,
     repeats: int = 3,
     params: Any = None,
     seed: int = 0,

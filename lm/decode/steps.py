@@ -23,9 +23,11 @@ class Steps(Protocol):
     def prepare(self, params: Any, rows: int) -> Any:
         """Lay the parameters out for steps of `rows` rows; called once, before the loop."""
 
-    def prefill(self, prepared: Any, tokens_BT: jax.Array, segments_BT: jax.Array, length: int) -> tuple[jax.Array, Any]:
-        """Read left-padded prompts (segment 0: padding) in one pass; give the logits (B, V) of what follows, and a state
-        with room for `length` tokens in all."""
+    def prefill(self, prepared: Any, tokens_BT: jax.Array, segments_BT: jax.Array, length: int) -> tuple[Any, Any]:
+        """Read left-padded prompts (segment 0: padding) in one pass.
+
+        Give the logits (B, V) of what follows, and a state with room for `length` tokens in all.
+        """
 
     def step(self, prepared: Any, state: Any, tokens_B: jax.Array) -> tuple[jax.Array, Any]:
         """Read one more token a row; give the logits (B, V) of what follows, and the state."""

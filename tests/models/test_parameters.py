@@ -144,6 +144,5 @@ def test_peak(kind, rate):
     assert flops.peak(Device(kind)) == rate
 
 
-@pytest.mark.xfail(strict=True, reason="bug: peaks are found by a part of the name, so L40S is taken for L4")
 def test_peak_of_a_longer_name():
     assert flops.peak(Device("NVIDIA L40S")) != flops.peak(Device("NVIDIA L4"))

@@ -1,0 +1,221 @@
+"""Decoding with a cache against the whole forward pass, rows against each other, and how continuations end."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.data.tokenizers import Bytes, Characters
+from lm.decode.generate import bucket, continue_tokens, encode, generate, row_keys
+from lm.decode.sampling import Sampling
+from lm.decode.speed import random_params, tokens_per_second
+from lm.decode.steps import StackSteps
+from lm.errors import UserError
+from lm.models.transformer import Model, Transformer
+
+TINY = {"vocab": 30, "context": 64, "width": 32, "depth": 2, "heads": 4, "init": 0.3, "init_positions": 0.3}
+KINDS = {
+    "learned": {},
+    "rotary": {"positions": "rotary"},
+    "alibi": {"positions": "alibi"},
+    "bucket": {"positions": "bucket"},
+    "sinusoidal": {"positions": "sinusoidal"},
+    "grouped": {"positions": "rotary", "kv_heads": 2, "qkv_bias": False},
+    "window": {"positions": "rotary", "windows": (4, 0)},
+    "qk_norm": {"qk_norm": True, "norm": "rms", "activation": "swiglu"},
+    "parallel": {"parallel": True, "bias": False},
+    "post": {"placement": "post"},
+    "untied": {"tied": False, "pad_vocab": 8, "logit_cap": 30.0, "attention_cap": 20.0, "mup_base": 16},
+}
+GREEDY = Sampling(strategy="greedy")
+
+
+def config(kind="learned"):
+    return Transformer(**TINY | KINDS[kind])
+
+
+@functools.cache
+def params_of(kind):
+    return random_params(config(kind), seed=1)
+
+
+def prompts_of(*lengths):
+    random = np.random.default_rng(0)
+    return [random.integers(0, TINY["vocab"], n, np.int32) for n in lengths]
+
+
+@functools.cache
+def full_forward(kind):
+    model = Model(config(kind))
+
+    @jax.jit
+    def logits(params, tokens_BT):
+        h_BTD, _ = model.apply({"params": params}, tokens_BT)
+        return model.apply({"params": params}, method="head").logits(h_BTD)
+
+    return lambda ids: logits(params_of(kind), np.pad(ids, (0, 48 - len(ids)))[None])[0, : len(ids)]
+
+
+def decode(kind, prompts, new, sampling=GREEDY, samples=1, **options):
+    steps = StackSteps(config(kind))
+    prepared = steps.prepare(params_of(kind), len(prompts) * samples)
+    keys = row_keys(0, prompts, samples)
+    return continue_tokens(steps, prepared, prompts, keys, sampling=sampling, new=new, **options)
+
+
+# One row has a layout of its own.
+@pytest.mark.parametrize(("kind", "rows"), [*((kind, 3) for kind in KINDS), ("grouped", 1)])
+def test_cached_steps_give_the_logits_of_the_full_forward(kind, rows):
+    steps = StackSteps(config(kind))
+    lengths = (5, 2, 9)[:rows]
+    ids = prompts_of(*[n + 10 for n in lengths])
+    tokens, segments = np.zeros((2, rows, 9), np.int32)
+    for i, n in enumerate(lengths):
+        tokens[i, 9 - n :], segments[i, 9 - n :] = ids[i][:n], 1
+    rest = np.stack([row[n:] for row, n in zip(ids, lengths)], 1)
+
+    @jax.jit
+    def run(params):
+        prepared = steps.prepare(params, rows)
+        first, state = steps.prefill(prepared, tokens, segments, 24)
+
+        def step(state, tokens_B):
+            logits, state = steps.step(prepared, state, tokens_B)
+            return state, logits
+
+        return jnp.concatenate([first[None], jax.lax.scan(step, state, rest)[1]])
+
+    found = run(params_of(kind))
+    for i, n in enumerate(lengths):
+        np.testing.assert_allclose(found[:, i], full_forward(kind)(ids[i])[n - 1 :], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["learned", "grouped"])
+def test_greedy_tokens_are_those_of_the_full_forward(kind):
+    ids = prompts_of(7)[0]
+    ((tokens, logprobs),) = decode(kind, [ids], 20)
+    for token, logprob in zip(tokens, logprobs, strict=True):
+        scores = jax.nn.log_softmax(full_forward(kind)(ids)[-1])
+        assert token == int(scores.argmax())
+        np.testing.assert_allclose(logprob, scores[token], atol=1e-4)
+        ids = np.append(ids, token)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.9, top_k=20, top_p=0.95)])
+def test_a_row_does_not_depend_on_its_batch(sampling):
+    prompts = prompts_of(3, 12, 21)
+    together = decode("learned", prompts, 20, sampling)
+    for prompt, (tokens, logprobs) in list(zip(prompts, together))[:2]:
+        ((alone, alone_logprobs),) = decode("learned", [prompt], 20, sampling)
+        np.testing.assert_array_equal(tokens, alone)
+        np.testing.assert_allclose(logprobs, alone_logprobs, atol=1e-4)
+
+
+def test_samples_of_a_prompt_differ_and_do_not_depend_on_their_number():
+    prompts = prompts_of(6, 11)
+    two = [tuple(tokens) for tokens, _ in decode("learned", prompts, 12, Sampling(), samples=2)]
+    three = [tuple(tokens) for tokens, _ in decode("learned", prompts, 12, Sampling(), samples=3)]
+    assert [three[i] for i in (0, 1, 3, 4)] == two
+    assert len(set(three)) == 6
+    twice = [tuple(tokens) for tokens, _ in decode("learned", [prompts[0]] * 2, 12, Sampling())]
+    assert twice == two[:2]
+
+
+def test_one_sample_of_one_prompt_repeated():
+    repeated = decode("grouped", prompts_of(6), 12, GREEDY, samples=3)
+    ((alone, _),) = decode("grouped", prompts_of(6), 12)
+    assert all((tokens == alone).all() for tokens, _ in repeated)
+
+
+def test_a_stop_token_ends_its_row_only():
+    prompts = prompts_of(3, 12, 21)
+    free = [tokens.tolist() for tokens, _ in decode("learned", prompts, 20)]
+    stop = free[1][4]
+    ended = [tokens.tolist() for tokens, _ in decode("learned", prompts, 20, stops=(stop,))]
+    for before, after in zip(free, ended):
+        assert after == (before[: 1 + before.index(stop)] if stop in before else before)
+    assert len(ended[1]) <= 5
+
+
+LETTERS = Characters().build(lambda: ["abcdefghijklmnopqrstuvwxyz .,\n"])
+
+
+def continued(prompts, **options):
+    return generate(config(), params_of("learned"), LETTERS, prompts, max_new_tokens=40, **options)
+
+
+def test_stop_strings_cut_the_text_and_the_tokens():
+    (free,) = continued(["hello"], seed=3)
+    stop = free.text[20:23]  # three tokens; the first place may be an earlier one
+    at = free.text.index(stop)
+    (cut,) = continued(["hello"], seed=3, stop=["??", stop])
+    assert cut.text == free.text[:at]
+    assert cut.tokens == free.tokens[: at + 3]
+    assert free.logprob < cut.logprob < 0
+    (both,) = continued(["hello"], seed=3, stop=[stop, free.text[5:7]])
+    assert both.text == free.text[: min(at, free.text.index(free.text[5:7]))]
+
+
+def test_texts_do_not_depend_on_the_other_prompts():
+    together = continued(["hello", "what a long prompt", ""], num_samples=2, top_p=0.9)
+    assert [s.prompt for s in together] == ["hello"] * 2 + ["what a long prompt"] * 2 + [""] * 2
+    for prompt in ("hello", ""):
+        alone = continued([prompt], num_samples=2, top_p=0.9)
+        assert [s.text for s in alone] == [s.text for s in together if s.prompt == prompt]
+    assert continued(["hello"], seed=1) != continued(["hello"], seed=2)
+    assert continued([]) == []
+
+
+def test_prompts_begin_as_documents_do():
+    tokenizer = Bytes().build(lambda: [])
+    assert encode(tokenizer, "ab").tolist() == [256, 97, 98]
+    assert encode(tokenizer, "").tolist() == [256]
+    assert LETTERS.decode(encode(LETTERS, "ab")) == "ab"
+    assert LETTERS.decode(encode(LETTERS, "")) == "\n"
+    with pytest.raises(UserError, match="'Q'"):
+        encode(LETTERS, "abQ")
+
+
+def test_past_the_context_is_refused():
+    with pytest.raises(UserError, match=r"30 prompt tokens \+ 40 new ones pass the model's context of 64: .* to 34"):
+        continued(["a" * 30])
+    with pytest.raises(UserError, match="shorten the prompt"):
+        continued(["a" * 64])
+    assert len(continued(["a" * 24])[0].tokens) == 40
+
+
+def test_buckets():
+    assert [bucket(n) for n in (1, 16, 17, 24, 25, 33, 48, 49, 65, 1000)] == [16, 16, 24, 24, 32, 48, 48, 64, 96, 1024]
+
+
+def test_speed_is_measured():
+    assert tokens_per_second(config(), 2, new=8, prompt=4, repeats=1) > 0
+
+
+MESHED = """
+import jax, numpy as np
+from lm.decode.generate import generate
+from lm.models.transformer import Model
+from lm.sharding import make_mesh, shardings
+from tests.decode.test_generate import LETTERS, config, params_of
+ask = lambda params: generate(config(), params, LETTERS, ["hello"], max_new_tokens=8, strategy="greedy")
+expected = ask(params_of("learned"))
+sizes = dict(data=2, fsdp=2, tensor=2, context=1, expert=1)
+mesh = make_mesh(sizes)
+with jax.set_mesh(mesh):
+    boxed = jax.eval_shape(Model(config()).init, jax.random.key(0), np.zeros((4, 8), np.int32))["params"]
+    params = jax.device_put(params_of("learned"), shardings(boxed, mesh))
+    found = ask(params)
+assert found[0].text == expected[0].text and abs(found[0].logprob - expected[0].logprob) < 1e-4, (found, expected)
+"""
+
+
+def test_training_parameters_on_a_mesh():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run([sys.executable, "-c", MESHED], env=os.environ | flags, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
