@@ -15,9 +15,12 @@ METRIC = "loss"
 
 
 class Checkpoints:
-    """The checkpoints of one run, under `workdir/checkpoints`."""
+    """The checkpoints of one run, under `workdir/checkpoints`.
 
-    def __init__(self, workdir: Path, keep: Keep):
+    `read_only` for whoever only looks: the run may be writing, and opening it to write removes half-written saves.
+    """
+
+    def __init__(self, workdir: Path, keep: Keep, read_only: bool = False):
         import orbax.checkpoint as ocp
 
         self.ocp = ocp
@@ -33,7 +36,8 @@ class Checkpoints:
                 best_fn=lambda m: m[METRIC],
                 best_mode="min",
                 enable_async_checkpointing=True,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
             ),
         )
 
@@ -122,7 +126,7 @@ def compare(wanted: Any, stored: Any, path: Any) -> None:
 def load_params(config: Config, workdir: Path, step: str) -> Any:
     """Read the parameters (their average when the run kept one) of a checkpoint onto this machine's first device."""
     check((workdir / "checkpoints").is_dir(), f"'{workdir}' has no finished checkpoint yet")
-    checkpoints = Checkpoints(workdir, config.keep)
+    checkpoints = Checkpoints(workdir, config.keep, read_only=True)
     saved = checkpoints.manager.all_steps()
     check(len(saved) > 0, f"'{workdir}' has no finished checkpoint yet")
     named = {"latest": checkpoints.latest, "best": checkpoints.best}

@@ -74,6 +74,8 @@ class Optimizer:
         check_choices(self)
         check_range(self, 0, float("inf"), "lr", "decay", "clip")
         check_range(self, 0, 1, "average", "momentum")
+        check(all(0 <= b < 1 for b in self.betas), f"betas={self.betas} must be at least 0 and below 1")
+        check(self.eps > 0, f"eps={self.eps} must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)

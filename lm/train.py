@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from lm.checkpoint import Checkpoints
-from lm.config import Config, to_json
+from lm.config import Config, read_config, to_json
 from lm.data.pipeline import Batches, prefetch
 from lm.data.prepare import Corpus, prepare
 from lm.decode.generate import generate
@@ -274,11 +274,11 @@ def restore(config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Cor
         return checkpoints.restore(step, abstract), step, notes
     state = initialise(config, batch, abstract)
     if config.start:
-        check((Path(config.start) / "config.json").is_file(), f"start='{config.start}' is not a run: it has no config.json")
-        other = Checkpoints(Path(config.start), config.keep)
+        part = "average" if read_config(Path(config.start)).optimizer.average else "params"
+        other = Checkpoints(Path(config.start), config.keep, read_only=True)
         newest = other.latest()
         check(newest is not None, f"start='{config.start}' has no finished checkpoint")
-        params = other.restore(newest, abstract.params, part="params")
+        params = other.restore(newest, abstract.params, part=part)
         average = None if state.average is None else jax.tree.map(jnp.copy, params)
         state = state.replace(params=params, average=average)
     return state, 0, {"seconds": 0.0, "best": math.inf}

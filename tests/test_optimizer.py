@@ -383,7 +383,7 @@ def test_dropout_differs_from_step_to_step():
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "sgd"])
 def test_every_rule_trains(name):
-    """Laid out, drawn and stepped through the whole path; the loss of one batch falls."""
+    """Every slot laid out as the state is; the loss of one batch falls."""
     lr = {"sgd": 0.3, "adafactor": 0.1, "lion": 0.01}.get(name, 0.03)
     config = Config(
         objective=Causal(model=tiny(depth=1)),
@@ -391,32 +391,45 @@ def test_every_rule_trains(name):
         batch=4,
         steps=12,
     )
-    mesh = make_mesh(dataclasses.asdict(Mesh()), jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        abstract = abstract_state(config, batch(), mesh)
-        state = initialise(config, batch(), abstract)
-        layout = jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
-        assert layout == jax.tree.map(lambda x: (x.shape, x.dtype), state)
-        optimizer = chain(config, abstract_params(config.objective, batch()))
-        step = jax.jit(lambda state, batch: train_step(config, optimizer, state, batch))
-        losses = []
-        for _ in range(config.steps):
-            state, sums = step(state, batch())
-            losses.append(float(sums["loss"][0] / sums["loss"][1]))
+    optimizer = chain(config, abstract_params(config.objective, batch()))
+    state = create(config, optimizer, jax.tree.map(jnp.asarray, draw(config.objective.model, spread=0.02)))
+    abstract = abstract_state(config, batch(), one_device())
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), abstract) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    step = jax.jit(lambda state, batch: train_step(config, optimizer, state, batch))
+    losses = []
+    for _ in range(config.steps):
+        state, sums = step(state, batch())
+        losses.append(float(sums["loss"][0] / sums["loss"][1]))
     assert losses[-1] < losses[0] - 0.3, losses
     assert losses[0] == pytest.approx(np.log(29), abs=0.2)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_slots_lie_as_their_parameters(name):
+    """On a mesh the moments of a parameter are cut as it is; on every device they would cost what cutting saves."""
+    config = Config(objective=Causal(model=tiny(heads=4)), optimizer=Optimizer(name=name), batch=4)
+    mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "context": 1, "expert": 1}, jax.devices()[:4])
+    model = dataclasses.replace(config.objective.model, pad_vocab=2)
+    config = dataclasses.replace(config, objective=Causal(model=model))
+    abstract = abstract_state(config, batch(), mesh)
+    whole = [x for x in jax.tree.leaves(abstract.params) if x.sharding.is_fully_replicated]
+    assert not [x for x in whole if x.ndim > 1 and x.size > 50]
+    for x in jax.tree.leaves(abstract.opt_state):
+        assert x.size <= 50 or not x.sharding.is_fully_replicated, x
+
+
+def one_device():
+    return make_mesh(dataclasses.asdict(Mesh()), jax.devices()[:1])
+
+
 def test_initialise_draws_by_the_seed():
     config = Config(objective=Causal(model=tiny(depth=1)), batch=4)
-    mesh = make_mesh(dataclasses.asdict(Mesh()), jax.devices()[:1])
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(one_device()):
         drawn = [
-            initialise(c, batch(), abstract_state(c, batch(), mesh)).params
-            for c in (config, config, dataclasses.replace(config, seed=1))
+            initialise(c, batch(), abstract_state(c, batch(), one_device())).params
+            for c in (config, dataclasses.replace(config, seed=1))
         ]
-    assert equal(drawn[0], drawn[1])
-    assert not equal(drawn[0], drawn[2])
+    assert not equal(*drawn)
     plain = unbox(jax.jit(config.objective.init)(jax.random.fold_in(jax.random.key(0), 0), batch()))
     assert equal(drawn[0], plain)
 

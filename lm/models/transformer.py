@@ -76,6 +76,10 @@ class Transformer:
             raise UserError(f"heads={self.heads} does not divide among kv_heads={self.kv}")
         if self.positions == "rotary" and int(self.head_size * self.rotary.share) % 2:
             raise UserError(f"rotary positions need an even head size, not {self.head_size} x {self.rotary.share}")
+        if self.positions == "rotary" and self.rotary.scaling == "ntk" and int(self.head_size * self.rotary.share) < 4:
+            raise UserError("rotary scaling 'ntk' needs more than one pair of each head to turn")
+        if self.positions == "sinusoidal" and self.width % 2:
+            raise UserError(f"sinusoidal positions need an even width, not {self.width}")
         if self.parallel and self.placement == "post":
             raise UserError("parallel blocks have their norm before: placement='pre'")
 

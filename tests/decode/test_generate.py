@@ -21,15 +21,11 @@ from lm.models.transformer import Model, Transformer
 TINY = {"vocab": 30, "context": 64, "width": 32, "depth": 2, "heads": 4, "init": 0.3, "init_positions": 0.3}
 KINDS = {
     "learned": {},
-    "rotary": {"positions": "rotary"},
+    "grouped": {"positions": "rotary", "kv_heads": 2, "qkv_bias": False, "windows": (4, 0)},
     "alibi": {"positions": "alibi"},
-    "bucket": {"positions": "bucket"},
-    "sinusoidal": {"positions": "sinusoidal"},
-    "grouped": {"positions": "rotary", "kv_heads": 2, "qkv_bias": False},
-    "window": {"positions": "rotary", "windows": (4, 0)},
-    "qk_norm": {"qk_norm": True, "norm": "rms", "activation": "swiglu"},
-    "parallel": {"parallel": True, "bias": False},
-    "post": {"placement": "post"},
+    "post": {"positions": "bucket", "placement": "post"},
+    "parallel": {"positions": "sinusoidal", "parallel": True, "bias": False},
+    "qk_norm": {"positions": "rotary", "qk_norm": True, "norm": "rms", "activation": "swiglu"},
     "untied": {"tied": False, "pad_vocab": 8, "logit_cap": 30.0, "attention_cap": 20.0, "mup_base": 16},
 }
 GREEDY = Sampling(strategy="greedy")

@@ -1,5 +1,7 @@
 """d hidden[t] / d input[s] is exactly 0 where the mask forbids, and not 0 where it allows."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,23 +13,35 @@ from lm.models.transformer import Stack, Transformer
 from tests.models.reference import documents, draw, tiny, visible
 
 LENGTH = 12
+WHOLE = np.ones(LENGTH, np.int32)
 SEGMENTS, POSITIONS = documents(4, 1, 5, length=LENGTH)
 
 
-def influence(config: Transformer, length: int, segments=None, causal=True, keys_B=None, positions=None) -> np.ndarray:
-    """|d hidden[t] / d input[s]|, (T, S), summed over the width of the input for one random direction of the output."""
-    params = jax.tree.map(jnp.asarray, draw(config)["stack"])
+@functools.cache
+def compiled(config: Transformer, length: int, causal: bool, packed: bool, block: int):
+    """Jacobian of every output, in one random direction, by every input; compiled once for all segments."""
+    assert block == attention.BLOCK
     rng = np.random.default_rng(0)
     x, direction = (jnp.asarray(rng.normal(size=(length, config.width)), jnp.float32) for _ in range(2))
-    positions = jnp.arange(length) if positions is None else jnp.asarray(positions)
-    segments = None if segments is None else jnp.asarray(segments)[None]
+    params = jax.tree.map(jnp.asarray, draw(config)["stack"])
 
-    def outputs(x):
-        mask = Mask(segments_BT=segments, segments_BS=segments, causal=causal)
-        h, _ = Stack(config).apply({"params": params}, x[None], positions[None], mask, keys_B)
-        return (h[0] * direction).sum(-1)
+    @jax.jit
+    def run(segments, keys_B):
+        def outputs(x):
+            row = segments[None] if packed else None
+            mask = Mask(segments_BT=row, segments_BS=row, causal=causal)
+            h, _ = Stack(config).apply({"params": params}, x[None], jnp.arange(length)[None], mask, keys_B)
+            return (h[0] * direction).sum(-1)
 
-    return np.asarray(jnp.abs(jax.jit(jax.jacrev(outputs))(x)).sum(-1))
+        return jnp.abs(jax.jacrev(outputs)(x)).sum(-1)
+
+    return run
+
+
+def influence(config: Transformer, length: int = LENGTH, segments=None, causal=True, keys_B=None) -> np.ndarray:
+    """|d hidden[t] / d input[s]|, (T, S), summed over the width of the input."""
+    run = compiled(config, length, causal, segments is not None, attention.BLOCK)
+    return np.asarray(run(None if segments is None else jnp.asarray(segments), keys_B))
 
 
 def check(found: np.ndarray, allowed: np.ndarray) -> None:
@@ -50,57 +64,53 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_causal(name):
-    check(influence(tiny(**VARIANTS[name]), LENGTH), visible(LENGTH))
+def packed(found: np.ndarray, allowed: np.ndarray) -> None:
+    real = SEGMENTS > 0  # what padding sees is nobody's business
+    check(found[real], allowed[real])
 
 
-@pytest.mark.parametrize(
-    ("name", "blocks"), [*((name, True) for name in VARIANTS), ("plain", False), ("bucket", False)]
-)
-def test_packed(name, blocks, monkeypatch):
-    """Three documents and padding, in one block of queries and in three."""
-    if blocks:
-        monkeypatch.setattr(attention, "BLOCK", 4)
-    found = influence(tiny(**VARIANTS[name]), LENGTH, SEGMENTS, positions=POSITIONS)
-    real = SEGMENTS > 0
-    allowed = visible(LENGTH, segments=SEGMENTS)
-    check(found[real], allowed[real])  # what padding sees is nobody's business
+@pytest.mark.parametrize("name", ["plain", "alibi", "remat full"])
+def test_one_document(name):
+    """No segments given: the whole row, in one block of queries."""
+    check(influence(tiny(**VARIANTS[name])), visible(LENGTH))
 
 
-@pytest.mark.parametrize("blocks", [False, True])
-@pytest.mark.parametrize("windows", [(3,), (2, 0), (4, 2)])
-def test_windows(windows, blocks, monkeypatch):
+@pytest.mark.parametrize(("name", "block"), [*((name, 4) for name in VARIANTS), ("plain", 128), ("bucket", 128)])
+def test_documents(name, block, monkeypatch):
+    """A row of one document, and one of three and padding; in three blocks of queries and in one."""
+    monkeypatch.setattr(attention, "BLOCK", block)
+    config = tiny(**VARIANTS[name])
+    check(influence(config, segments=WHOLE), visible(LENGTH))
+    packed(influence(config, segments=SEGMENTS), visible(LENGTH, segments=SEGMENTS))
+
+
+@pytest.mark.parametrize(("windows", "block"), [((3,), 4), ((2, 0), 4), ((4, 2), 4), ((4, 2), 128)])
+def test_windows(windows, block, monkeypatch):
     """Through two layers the windows add up: one step of each relation after the other."""
-    if blocks:
-        monkeypatch.setattr(attention, "BLOCK", 4)
+    monkeypatch.setattr(attention, "BLOCK", block)
     first, second = (visible(LENGTH, window=windows[i % len(windows)]) for i in range(2))
     reached = (first.astype(int) @ second.astype(int)) > 0
-    check(influence(tiny(windows=windows), LENGTH), reached)
+    check(influence(tiny(windows=windows)), reached)
     assert reached.sum() < visible(LENGTH).sum() or 0 in windows
 
 
-def test_bidirectional():
-    check(influence(tiny(), LENGTH, causal=False), visible(LENGTH, causal=False))
-
-
-@pytest.mark.parametrize("positions", ["none", "bucket", "alibi"])
-def test_bidirectional_packed(positions):
-    found = influence(tiny(positions=positions), LENGTH, SEGMENTS, causal=False, positions=POSITIONS)
-    real = SEGMENTS > 0
-    check(found[real], visible(LENGTH, causal=False, segments=SEGMENTS)[real])
+@pytest.mark.parametrize("positions", ["none", "bucket"])
+def test_bidirectional(positions):
+    config = tiny(positions=positions)
+    check(influence(config, segments=WHOLE, causal=False), visible(LENGTH, causal=False))
+    found = influence(config, segments=SEGMENTS, causal=False)
+    packed(found, visible(LENGTH, causal=False, segments=SEGMENTS))
 
 
 def test_bidirectional_window():
     allowed = visible(LENGTH, causal=False, window=3)
-    check(influence(tiny(windows=(3,), depth=1), LENGTH, causal=False), allowed)
+    check(influence(tiny(windows=(3,), depth=1), causal=False), allowed)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-def test_dropout(remat):
-    """Dropped entries may be 0 where the mask allows, never the other way round."""
-    config = tiny(dropout=0.3, attention_dropout=0.3, remat=remat)
-    found = influence(config, LENGTH, SEGMENTS, keys_B=jax.random.split(jax.random.key(0), 1), positions=POSITIONS)
+def test_dropout():
+    """Dropped entries may be 0 where the mask allows, never the other way round; through remat, which draws twice."""
+    config = tiny(dropout=0.3, attention_dropout=0.3, remat="full")
+    found = influence(config, segments=SEGMENTS, keys_B=jax.random.split(jax.random.key(0), 1))
     allowed, real = visible(LENGTH, segments=SEGMENTS), SEGMENTS > 0
     assert (found[real][~allowed[real]] == 0).all()
     assert (found[real][allowed[real]] > 0).mean() > 0.8
@@ -126,9 +136,9 @@ def test_prefix():
 def test_real_blocks():
     """Two blocks of the real size, with documents across their border."""
     length = 2 * attention.BLOCK
-    segments, positions = documents(100, 60, 70, length=length)
+    segments, _ = documents(100, 60, 70, length=length)
     config = tiny(depth=1, context=length)
-    found = influence(config, length, segments, positions=positions)
+    found = influence(config, length, segments)
     real = segments > 0
     allowed = visible(length, segments=segments)
     assert (found[real][~allowed[real]] == 0).all()

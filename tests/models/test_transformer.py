@@ -16,13 +16,9 @@ from tests.models.reference import documents, draw, tiny
 
 CHOICES = {
     "gpt2": {},
-    "gelu": {"activation": "gelu"},
     "relu": {"activation": "relu", "norm": "rms"},
-    "relu2": {"activation": "relu2", "bias": False},
     "silu": {"activation": "silu", "qkv_bias": False},
     "swiglu": {"activation": "swiglu", "norm": "rms", "bias": False, "qkv_bias": True},
-    "geglu": {"activation": "geglu"},
-    "geglu_tanh": {"activation": "geglu_tanh"},
     "reglu": {"activation": "reglu", "tied": False},
     "post": {"placement": "post", "eps": 1e-2},
     "parallel": {"parallel": True, "positions": "rotary", "rotary": Rotary(share=0.5)},
@@ -81,15 +77,10 @@ def test_bidirectional_against_float64(name):
     np.testing.assert_allclose(h[0], expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "alternating windows", "alibi", "bucket", "attention cap"])
+@pytest.mark.parametrize("name", ["gpt2", "alternating windows", "alibi", "bucket", "one key head"])
 def test_blocks_of_queries_change_nothing(name, monkeypatch):
-    config = tiny(**CHOICES[name])
-    params, tokens = draw(config), ids(config)
-    segments, positions = np.tile(SEGMENTS, (2, 1)), np.tile(POSITIONS, (2, 1))
-    whole, _ = run(config, params, tokens, positions, segments)
     monkeypatch.setattr(attention, "BLOCK", 4)
-    blocks, _ = run(config, params, tokens, positions, segments)
-    np.testing.assert_allclose(whole[:, SEGMENTS > 0], blocks[:, SEGMENTS > 0], atol=2e-6)
+    test_against_float64(name)
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
@@ -115,7 +106,7 @@ def loss_and_gradient(config, params, tokens, keys=None):
     return jax.device_get(loss(params))
 
 
-BASE = tiny(dropout=0.2, attention_dropout=0.2, windows=(3, 0), qk_norm=True, depth=3)
+BASE = tiny(dropout=0.2, attention_dropout=0.2, windows=(3, 0), qk_norm=True)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +117,7 @@ def plain():
 
 @pytest.mark.parametrize(
     "change",
-    [{"unroll": 0}, {"unroll": 3}, {"remat": "full"}, {"remat": "dots"}, {"unroll": 0, "remat": "full"}],
+    [{"unroll": 0}, {"remat": "full"}, {"unroll": 0, "remat": "dots"}],
     ids=str,
 )
 def test_speed_settings_change_nothing(change, plain):
