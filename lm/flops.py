@@ -58,8 +58,8 @@ def peak(device: jax.Device | None = None) -> float | None:
     return next((rate for name, rate in PEAKS.items() if re.search(rf"\b{name}\b", kind, re.IGNORECASE)), None)
 
 
-def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
-    """Measure FLOP/s of one large float32 matrix product, the best of a few."""
+def matmul_rate(size: int = 2048, repeats: int = 15) -> float:
+    """Measure FLOP/s of one large float32 matrix product: the best of several, as neighbours on the machine take their share."""
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a, b: a @ b)
     product(x, x).block_until_ready()

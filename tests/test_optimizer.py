@@ -435,9 +435,6 @@ def test_initialise_draws_by_the_seed():
 
 
 @pytest.mark.parametrize("change", [{"betas": (1.0, 0.9)}, {"betas": (0.9, -1.0)}, {"eps": -1.0}], ids=str)
-@pytest.mark.xfail(
-    strict=True, reason="bug: betas and eps out of range are not refused; the first step is not a number"
-)
 def test_betas_out_of_range(change):
     with pytest.raises(UserError):
         Optimizer(**change)

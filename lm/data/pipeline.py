@@ -172,20 +172,6 @@ class Evaluation:
         return row | {"weights": weights * (row["segments"] > 0)}
 
 
-def evaluation(
-    tokens: Tokens,
-    window: int,
-    stride: int,
-    corrupt: Corrupt,
-    batch: int,
-    packing: Literal["documents", "windows"] = "documents",
-    seed: int = 0,
-    shard: tuple[int, int] | None = None,
-) -> Evaluation:
-    """Return the finite sequence of batches that covers `tokens` once."""
-    return Evaluation(tokens, window, stride, corrupt, batch, packing, seed, shard)
-
-
 def prefetch(batches: Indexed, start: int, stop: int | None = None, depth: int = 2) -> Iterator[Example]:
     """Yield batches[start], ..., batches[stop - 1] (endless without stop), made up to `depth` ahead in a thread.
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.data.packing import ring
-from lm.data.pipeline import Batches, evaluation, prefetch
+from lm.data.pipeline import Batches, Evaluation, prefetch
 from lm.data.store import Tokens
 from lm.errors import UserError
 
@@ -148,7 +148,7 @@ def test_nothing_to_predict_is_said():
     with pytest.raises(UserError, match="nothing to train on"):
         batches(Tokens.of([np.array([5])], None, 100))
     with pytest.raises(UserError, match="nothing to evaluate"):
-        evaluation(empty, 17, 16, causal, 4)
+        Evaluation(empty, 17, 16, causal, 4)
 
 
 @given(
@@ -162,7 +162,7 @@ def test_evaluation_meets_every_token_but_the_first_once(documents, stride, batc
         return
     overlap = data.draw(st.integers(1, 20))
     found = []
-    steps = evaluation(tokens, stride + overlap, stride, whole, batch, packing)
+    steps = Evaluation(tokens, stride + overlap, stride, whole, batch, packing)
     for step in steps:
         assert step["tokens"].shape == (batch, stride + overlap)
         assert (step["weights"][step["segments"] == 0] == 0).all()
@@ -174,14 +174,14 @@ def test_evaluation_meets_every_token_but_the_first_once(documents, stride, batc
 @pytest.mark.parametrize("batch", [1, 4, 5])
 def test_evaluation_without_overlap_meets_every_token_once(batch):
     tokens = stream(30)
-    found = [b["tokens"][b["weights"] > 0] for b in evaluation(tokens, 16, 16, whole, batch)]
+    found = [b["tokens"][b["weights"] > 0] for b in Evaluation(tokens, 16, 16, whole, batch)]
     assert np.concatenate(found).tolist() == tokens.tokens.tolist()
 
 
 def test_evaluation_shards_put_together_are_the_whole():
     tokens = stream(7)
-    steps = evaluation(tokens, 9, 8, causal, 5)
-    shards = [evaluation(tokens, 9, 8, causal, 5, shard=shard) for shard in ((0, 2), (2, 4), (4, 5))]
+    steps = Evaluation(tokens, 9, 8, causal, 5)
+    shards = [Evaluation(tokens, 9, 8, causal, 5, shard=shard) for shard in ((0, 2), (2, 4), (4, 5))]
     assert {len(shard) for shard in shards} == {len(steps)}
     for step in range(len(steps)):
         same({n: np.concatenate([shard[step][n] for shard in shards]) for n in steps[step]}, steps[step])

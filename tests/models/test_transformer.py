@@ -235,9 +235,6 @@ def test_sizes_out_of_range_are_refused(change):
     ],
     ids=str,
 )
-@pytest.mark.xfail(
-    strict=True, reason="bug: an odd width has no sinusoids, a single pair no NTK base: both fail in the model"
-)
 def test_positions_that_do_not_fit(change):
     with pytest.raises(UserError):
         tiny(**change)

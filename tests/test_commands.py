@@ -1,0 +1,83 @@
+"""The other commands, as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+TINY = "tests/configs/tiny.py"
+
+
+def start(module: str, *args: str, devices: int = 1) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.run(
+        [sys.executable, "-m", module, *args], env=environment, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "lines.txt"
+    path.write_text("".join(f"line {i} says that {i} and {i} make {2 * i}\n" for i in range(400)))
+    return path
+
+
+def test_bench_measures_every_part(text, tmp_path):
+    output = tmp_path / "bench.json"
+    done = start("launch.bench", f"--config={TINY}:text={text}", "--steps=2", "--tokens=4", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    for name in ("matmul_float32_flops", "memory_bytes_per_second", "step_seconds", "batch_tokens_per_second"):
+        assert found[name] > 0
+        assert name in done.stdout
+    assert found["tokens_per_second"] == pytest.approx(8 * 32 / found["step_seconds"])
+    assert found["share_of_matmul"] < 1.5
+    assert found["decode_8_tokens_per_second"] > 0
+
+
+def test_compile_tells_memory_and_collectives():
+    done = start("lm.compile", f"--config={TINY}", "--config.mesh.fsdp=4", "--config.mesh.data=1", devices=4)
+    assert done.returncode == 0, done.stderr
+    assert "4 fsdp" in done.stdout
+    assert "all-gather" in done.stdout
+    assert "GiB" in done.stdout
+
+
+def test_compile_refuses_an_unknown_slice_in_one_line():
+    done = start("lm.compile", f"--config={TINY}", "--topology=v9z:2x2")
+    assert done.returncode == 2, done.stderr
+    assert "v9z:2x2" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_the_objective_is_a_command_of_its_own(text, tmp_path):
+    done = start(
+        "lm.objectives.causal", f"--config={TINY}:text={text}", f"--workdir={tmp_path}", "--config.steps=2"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "summary.json").is_file()
+
+
+def test_a_large_run_on_a_cpu_is_told_how_long_it_takes(text, tmp_path):
+    done = start(
+        "lm.main",
+        f"--config={TINY}:text={text}",
+        f"--workdir={tmp_path}",
+        "--config.steps=1000000000",
+        "--config.optimizer.lr=1e30",
+        "--config.optimizer.clip=0",
+        "--config.skip_limit=1",
+    )
+    assert done.returncode == 2  # it diverges at once
+    assert "days" in done.stdout
+    assert "gpt_nano" in done.stdout
+
+
+def test_samples_are_written_while_training(text, tmp_path):
+    done = start(
+        "lm.main", f"--config={TINY}:text={text}", f"--workdir={tmp_path}", "--config.steps=2", "--config.every.sample=1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["1.txt", "2.txt"]
