@@ -59,7 +59,7 @@ def peak(device: jax.Device | None = None) -> float | None:
 
 
 def matmul_rate(size: int = 2048, repeats: int = 15) -> float:
-    """Measure FLOP/s of one large float32 matrix product: the best of several, as neighbours on the machine take their share."""
+    """Measure FLOP/s of one large float32 matrix product: the best of several, as a shared machine varies."""
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a, b: a @ b)
     product(x, x).block_until_ready()

@@ -1,6 +1,7 @@
 """What a run tells of itself: what is about to happen, the means of each log interval, the summary."""
 
 import contextlib
+import dataclasses
 import time
 from typing import Any
 
@@ -33,6 +34,17 @@ def announce(run: Any, abstract: TrainState, start: int, say: Any) -> None:
                 f"this CPU will need about {f'{hours / 24:,.0f} days' if hours > 72 else f'{hours:.0f} hours'} for it; "
                 "configs/gpt_nano.py learns in minutes, and the same command runs on a GPU or TPU"
             )
+
+
+def changes(old: Any, new: Any, path: str = "") -> list[str]:
+    """Name the fields in which two configs differ: `optimizer.lr: 0.001 -> 0.0003`."""
+    if type(old) is not type(new) or not dataclasses.is_dataclass(old):
+        return [] if old == new else [f"{path}: {old} -> {new}"]
+    found = []
+    for field in dataclasses.fields(old):
+        inner = f"{path}.{field.name}" if path else field.name
+        found += changes(getattr(old, field.name), getattr(new, field.name), inner)
+    return found
 
 
 def summary(run: Any, abstract: TrainState, steps: int) -> dict[str, Any]:

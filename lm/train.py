@@ -21,7 +21,7 @@ from lm.decode.generate import generate
 from lm.errors import check
 from lm.plots import loss_curve
 from lm.preemption import Stop
-from lm.progress import Meter, announce, summary
+from lm.progress import Meter, announce, changes, summary
 from lm.schedules import factor
 from lm.sharding import local_rows, make_mesh, place
 from lm.state import TrainState, abstract_params, abstract_state, chain, initialise
@@ -144,6 +144,8 @@ def train(config: Config, workdir: Path) -> None:
         run = Run(config, workdir, corpus, mesh, checkpoints, held_out, lead, began - notes["seconds"])
         if lead:  # after restore: a config that does not fit the run must not replace the run's own
             workdir.mkdir(parents=True, exist_ok=True)
+            for change in changes(read_config(workdir), config) if start else ():
+                print(f"changed since the last sitting: {change}")
             replace_file(workdir / "config.json", to_json(config))
             corpus.tokenizer.save(workdir / "tokenizer.json")
         tokens = config.batch * config.objective.stride

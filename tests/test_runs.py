@@ -167,6 +167,7 @@ def test_a_run_moves_to_another_mesh(straight, text, tmp_path):
         devices=4,
     )
     assert moved.returncode == 0, moved.stderr
+    assert "mesh.fsdp: 1 -> 2" in moved.stdout
     expected, found = losses(straight), losses(tmp_path)
     np.testing.assert_allclose([found[s] for s in range(9, 13)], [expected[s] for s in range(9, 13)], rtol=1e-5)
 

@@ -13,7 +13,7 @@ from lm.models.norms import Norm
 from lm.models.positions import rotate
 from lm.sharding import constrain, pieces
 
-BLOCK = 128  # queries computed together; a causal block leaves the keys after it out
+BLOCK, BLOCKS = 128, 8  # least queries computed together, most blocks; a causal block leaves the keys after it out
 
 
 class Mask(struct.PyTreeNode):
@@ -64,7 +64,8 @@ def attend(q_BNTH, k_BKSH, v_BKSH, *, mask: Mask, bias_NTS, cap, keys_B, rate) -
     length, keys = q_BNTH.shape[2], k_BKSH.shape[2]
     triangular = mask.causal and mask.prefix_B is None and length == keys and mask.start is None
     triangular &= pieces("length") == (1,)  # a block of a row cut over devices would keep only one of them busy
-    size = BLOCK if triangular and length % BLOCK == 0 else length
+    size = max(BLOCK, length // BLOCKS)  # every block is traced on its own: more of them would be slow to compile
+    size = size if triangular and length % size == 0 else length
     outputs = []
     for low in range(0, length, size):
         queries = slice(low, low + size)
