@@ -51,6 +51,9 @@ class Keep:
     last: int = 2
     best: int = 1
 
+    def __post_init__(self):
+        check_range(self, 0, float("inf"), "last", "best")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
@@ -94,6 +97,8 @@ class Schedule:
     def __post_init__(self):
         check_choices(self)
         check_range(self, 0, float("inf"), "warmup")
+        check(0 <= self.final <= 1, f"final={self.final} must be from 0 to 1")
+        check(0 <= self.decay <= 1, f"decay={self.decay} must be from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +126,8 @@ class Config:
 
     def __post_init__(self):
         check_range(self, 1, float("inf"), "steps", "batch", "micro_batches", "skip_limit")
+        check_range(self, 0, float("inf"), "evaluate_batches", "profile")
+        check_range(self, 0, 2**31, "seed")
         check(self.every.log > 0, f"every.log={self.every.log} must be positive")
         check(
             self.batch % self.micro_batches == 0,
@@ -170,7 +177,7 @@ def number(text: str, kind: type, name: str) -> float | int:
     try:
         value = ast.literal_eval(text)
         fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if fits and value == kind(value):
+        if fits and (kind is float or value == kind(value)):
             return kind(value)
     except (ValueError, SyntaxError, OverflowError):
         pass

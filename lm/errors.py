@@ -38,4 +38,5 @@ def check_range(instance: Any, low: float, high: float, *names: str) -> None:
     """Raise UserError unless low <= field < high for each named field."""
     for name in names:
         value = getattr(instance, name)
-        check(low <= value < high, f"{name}={value} must be at least {low:g}" + (f" and below {high:g}" if high < 1e9 else ""))
+        above = f" and below {high:g}" if high < float("inf") else ""
+        check(low <= value < high, f"{name}={value} must be at least {low:g}{above}")

@@ -447,7 +447,6 @@ def test_help_explains_each_flag():
         ("objective.model.rotary.share", "1.5"),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="bug: numbers out of range that end in a traceback or in nonsense later")
 def test_numbers_out_of_range(path, text):
     with pytest.raises(UserError):
         override(BASE, [(path, text)])

@@ -44,12 +44,17 @@ def cross_entropy(
     groups = tuple(n if size % n == 0 else 1 for n, size in zip(pieces("batch", "length"), targets_BT.shape))
     count = targets_BT.size // (groups[0] * groups[1])
     chunk = chunk or max(1, 2**22 // head.table_VD.shape[0])
-    chunks = next(n for n in range(max(1, math.ceil(count / chunk)), count + 1) if count % n == 0)
+    chunks = math.ceil(count / chunk)
+    chunks = next((n for n in range(chunks, 2 * chunks) if count % n == 0), chunks)
+    padding = -count % chunks  # tokens of no weight, where no number of chunks divides the rest
 
     def grouped(x):
         (rows, columns), (batch, length) = groups, x.shape[:2]
         x = x.reshape(rows, batch // rows, columns, length // columns, *x.shape[2:])
-        x = jnp.moveaxis(x, 2, 1).reshape(rows * columns, chunks, count // chunks, *x.shape[4:])
+        x = jnp.moveaxis(x, 2, 1).reshape(rows * columns, count, *x.shape[4:])
+        if padding:
+            x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+        x = x.reshape(rows * columns, chunks, -1, *x.shape[2:])
         return constrain_groups(x)
 
     tokens = (grouped(h_BTD), grouped(targets_BT), grouped(weights_BT.astype(jnp.float32)))

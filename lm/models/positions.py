@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.errors import check_choices
+from lm.errors import check, check_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class Rotary:
 
     def __post_init__(self):
         check_choices(self)
+        check(0 <= self.share <= 1, f"rotary.share={self.share} must be from 0 to 1")
+        check(self.factor > 0 and self.base > 0, "rotary.factor and rotary.base must be positive")
 
 
 def frequencies(rotary: Rotary, head: int) -> tuple[np.ndarray, float]:

@@ -70,6 +70,7 @@ class Transformer:
         check_range(self, 1, float("inf"), "pad_vocab", "context", "width", "depth", "heads")
         check_range(self, 0, float("inf"), "vocab", "kv_heads", "head", "mlp", "unroll", "mup_base")
         check_range(self, 0, 1, "dropout", "attention_dropout")
+        check_range(self, 0, float("inf"), "eps", "init", "init_positions", "logit_cap", "attention_cap")
         if not self.head and self.width % self.heads:
             raise UserError(f"width={self.width} does not divide among heads={self.heads}; set head as well")
         if self.heads % self.kv:
@@ -266,7 +267,7 @@ class Model(nn.Module):
             x_BTD = x_BTD + self.places(positions_BT, dtype)
         elif c.positions == "sinusoidal":
             x_BTD = x_BTD + sinusoids(positions_BT, c.width).astype(dtype)
-        x_BTD = constrain(dropout(x_BTD, c.dropout, keys_B, 0), "batch", "length", None)
+        x_BTD = constrain(dropout(x_BTD, c.dropout, keys_B, c.depth), "batch", "length", None)
         keys_segments = segments_BT
         if cache is not None:
             if segments_BT is None:

@@ -6,7 +6,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from lm.errors import UserError
+from lm.errors import UserError, check_range
 from lm.models.heads import cross_entropy
 from lm.models.transformer import Model, Transformer
 
@@ -23,6 +23,9 @@ class Causal:
     z_loss: float = 0.0
     chunk: int = 0
     separator: int | None = None  # the tokenizer's end-of-document token, filled in by `resolve`
+
+    def __post_init__(self):
+        check_range(self, 0, float("inf"), "chunk", "z_loss")
 
     @property
     def window(self) -> int:

@@ -187,9 +187,6 @@ def test_default_chunk_keeps_logits_small():
         assert max(sizes) <= 2**22 + 64 * 256 * 4
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: a number of tokens without a fitting divisor goes through one token at a time"
-)
 @pytest.mark.parametrize("tokens", [101, 2 * 101])
 def test_awkward_numbers_of_tokens_still_go_in_chunks(tokens):
     """A prime number of tokens (a text to score, a last batch) is no reason for a loop over single tokens."""
