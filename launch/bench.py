@@ -113,7 +113,8 @@ def batches(config: Config, corpus: Any) -> dict[str, float]:
 def decode(config: Config, rate: float) -> dict[str, float]:
     """Greedy decoding of 1 and 8 rows with random weights, and its share of what memory allows.
 
-    Every token of a batch reads all weights once, so bandwidth / (4 bytes x parameters) bounds the steps a second.
+    Every token of a batch reads all weights once, so bandwidth / (4 bytes x parameters) bounds the steps a second, but
+    for models that the processor's cache holds: those can pass 1.
     """
     from lm import flops
     from lm.decode.speed import random_params, tokens_per_second

@@ -81,3 +81,12 @@ def test_samples_are_written_while_training(text, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["1.txt", "2.txt"]
+
+
+def test_plots_draws_a_run_again(text, tmp_path):
+    done = start("lm.main", f"--config={TINY}:text={text}", f"--workdir={tmp_path}", "--config.steps=2")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "loss.png").unlink()
+    done = start("lm.plots", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -172,8 +172,12 @@ def vocabulary_from(name: str, vocab: int) -> Vocabulary:
     return Pretrained(name)
 
 
-def main(_) -> None:
+def main(overrides: list[tuple[str, str]]) -> None:
+    """Read the flags, prepare the corpus, print what came of it."""
     from absl import flags
+
+    if overrides:
+        raise UserError("lm.data.prepare takes no --config.* flags; see --help")
 
     flag = flags.FLAGS
     data = Data(
@@ -199,11 +203,7 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    from absl import app
+    from lm.command import run
 
     define_flags()
-    try:
-        app.run(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)
