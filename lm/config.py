@@ -127,7 +127,7 @@ class Config:
     def __post_init__(self):
         check_range(self, 1, float("inf"), "steps", "batch", "micro_batches", "skip_limit")
         check_range(self, 0, float("inf"), "evaluate_batches", "profile")
-        check_range(self, 0, 2**31, "seed")
+        check_range(self, -(2**31), 2**31, "seed")
         check(self.every.log > 0, f"every.log={self.every.log} must be positive")
         check(
             self.batch % self.micro_batches == 0,
