@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 
-from lm.data.sources import Piece
+from lm.data.sources import Piece, joined
 from lm.errors import UserError
 
 PIECE = 1 << 20  # bytes of a long document read at once
@@ -169,9 +169,9 @@ def _split(data: mmap.mmap, file: int, starts: np.ndarray, stops: np.ndarray) ->
 class JsonLinesReader:
     """One object a line; an error names the file and the line."""
 
-    def __init__(self, path: str, field: str):
+    def __init__(self, path: str, field: str, fields: tuple[str, ...] = ()):
         self.files = Files(path)
-        self.name, self.field = self.files.name, field
+        self.name, self.fields, self.lists = self.files.name, fields or (field,), bool(fields)
 
     @functools.cached_property
     def starts(self) -> list[np.ndarray]:
@@ -193,11 +193,11 @@ class JsonLinesReader:
         line = i - int(self.ends[file]) + len(starts)
         start = int(starts[line])
         stop = int(starts[line + 1]) if line + 1 < len(starts) else len(data)
-        return Piece(self._text(decode(data[start:stop], path, start), f"{path}:{line + 1}"))
+        return self._piece(decode(data[start:stop], path, start), f"{path}:{line + 1}")
 
-    def _text(self, line: str, where: str) -> str:
+    def _piece(self, line: str, where: str) -> Piece:
         if not line.strip():
-            return ""
+            return Piece("")
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
@@ -205,22 +205,27 @@ class JsonLinesReader:
                 f"{where}: not JSON ({error.msg} at column {error.colno}); mend or remove the line"
             ) from None
         if not isinstance(record, dict):
-            raise UserError(f'{where}: a {type(record).__name__}, not an object; write {{"{self.field}": ...}}')
-        if self.field not in record:
-            raise UserError(f"{where}: no field {self.field!r}; it has {', '.join(record) or 'none'}")
-        text = record[self.field]
-        if not isinstance(text, str):
-            raise UserError(f"{where}: field {self.field!r} is {type(text).__name__}, not a string")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{where}: field {self.field!r} has half a surrogate pair at character {error.start}; mend the escape"
-            ) from None
-        return text
+            raise UserError(f'{where}: a {type(record).__name__}, not an object; write {{"{self.fields[0]}": ...}}')
+        return joined([text for field in self.fields for text in self._texts(record, field, where)])
+
+    def _texts(self, record: dict, field: str, where: str) -> list[str]:
+        if field not in record:
+            raise UserError(f"{where}: no field {field!r}; it has {', '.join(record) or 'none'}")
+        value = record[field]
+        texts = value if self.lists and isinstance(value, list) else [value]
+        for text in texts:
+            if not isinstance(text, str):
+                raise UserError(f"{where}: field {field!r} is {type(value).__name__}, not a string")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"{where}: field {field!r} has half a surrogate pair at character {error.start}; mend the escape"
+                ) from None
+        return texts
 
     def signature(self) -> str:
-        return signature(self.files.paths, "jsonlines", self.field)
+        return signature(self.files.paths, "jsonlines", *(["fields"] if self.lists else []), *self.fields)
 
 
 class ParquetReader:

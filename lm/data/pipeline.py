@@ -1,15 +1,14 @@
-"""Batches as pure functions of (seed, step), over Grain's indexed datasets.
+"""Batches as pure functions of (seed, step), over Grain's indexed shuffle.
 
-An objective asks for records of `window` tokens of which `stride` are new (causal language modelling: T + 1 and T).
-A record is a row of `lm.data.packing` and `weights`, float32 [window]: 1 where the token counts as a target, 0 where it
-is padding or was a target of the record before. `corrupt(rng, record)` makes an example, a dict of arrays, of it.
+An objective names the records that it wants (`lm.data.records`); `corrupt(rng, record)` makes an example, a dict of
+arrays, of each. The generator depends only on the seed and the row's number; with `Windows(copies=k)` on the seed, the
+record's number and the epoch modulo k.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +16,16 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from lm.data.packing import Row, ring, window, wrapped
 from lm.data.prepare import Corpus
+from lm.data.records import Documents, DocumentStream, Record, Windows, WindowStream, derive
 from lm.data.store import Tokens
 from lm.errors import UserError
 
 Example = dict[str, np.ndarray]
-Corrupt = Callable[[np.random.Generator, Row], Example]
+Corrupt = Callable[[np.random.Generator, Record], Example]
 Train = tuple[tuple[float, Tokens], ...]
+Stream = WindowStream | DocumentStream
+Place = tuple[int, int, tuple[int, ...]]  # stream, place in it, what the row's generator depends on
 
 
 class Indexed(Protocol):
@@ -33,118 +34,118 @@ class Indexed(Protocol):
     def __getitem__(self, step: int) -> Example: ...
 
 
-def rows(train: Train, length: int, stride: int, packing: str, seed: int):
-    """Return the endless, shuffled `grain.MapDataset` of training records; any index costs the same.
+def shuffled(streams: list[Stream], shares: list[float], seed: int, copies: int) -> Callable[[int], Place]:
+    """Return where training row i lies: each stream's records in an order of each epoch's own; any index costs the same.
 
-    Each epoch cuts a stream into windows `stride` apart, in an order of its own and, from the second on, from an
-    origin of its own; windows are full, going on at the stream's beginning at its end (less than a stride of an epoch
-    is left out). A mixture draws rows from its streams by weight.
+    A mixture draws rows from its streams by weight.
     """
     import grain
 
-    parts = [_stream(grain, tokens, length, stride, packing, _derive(seed, k)) for k, (_, tokens) in enumerate(train)]
-    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [share for share, _ in train])
+    def part(k: int, stream: Stream):
+        def place(index: int, number: int) -> Place:
+            epoch = index // stream.count
+            if not copies:
+                return k, stream.at(number, epoch), ()
+            epoch %= copies
+            return k, stream.at(number, epoch), (1 + k, number, epoch)
+
+        return grain.MapDataset.range(stream.count).shuffle(seed=derive(seed, k)).repeat().map_with_index(place)
+
+    parts = [part(k, stream) for k, stream in enumerate(streams)]
+    found = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, shares)
+    return found.__getitem__
 
 
-def _stream(grain, tokens: Tokens, length: int, stride: int, packing: str, seed: int):
-    size = _targets(tokens)
-    count = max(1, size // stride)
-    weights = _weights(length, length - stride)
-
-    @functools.lru_cache(maxsize=4)
-    def origin(epoch: int) -> int:
-        return 0 if epoch == 0 else _derive(seed, epoch) % size
-
-    def record(index: int, number: int) -> Row:
-        row = wrapped(tokens, origin(index // count) + number * stride, length, packing)
-        return row | {"weights": weights}
-
-    return grain.MapDataset.range(count).shuffle(seed=seed).repeat().map_with_index(record)
-
-
-def lanes(train: Train, length: int, stride: int, packing: str, batch: int):
-    """Return records in reading order: row r of each batch goes on where row r of the batch before stopped.
-
-    For objectives with a memory; `batch` lanes start at equal distances in the one stream.
-    """
-    import grain
-
-    if len(train) > 1:
+def reading(streams: list[Stream], batch: int) -> Callable[[int], Place]:
+    """Return where training row i lies when row r of each batch goes on where row r of the batch before stopped."""
+    if len(streams) > 1:
         raise UserError("a mixture has no reading order: an objective with a memory needs a single source")
-    tokens = train[0][1]
-    size = _targets(tokens)
-    weights = _weights(length, length - stride)
+    return lambda index: (0, streams[0].lane(*divmod(index, batch), batch), ())
 
-    def record(index: int) -> Row:
-        step, lane = divmod(index, batch)
-        return wrapped(tokens, lane * size // batch + step * stride, length, packing) | {"weights": weights}
 
-    return grain.MapDataset.range(sys.maxsize).map(record)
+class Draws(threading.local):
+    """Hand out generators that depend on (seed, kind, number, copy) alone.
+
+    Each thread has one, set anew for each row: a microsecond, where a new one takes five.
+    """
+
+    def __init__(self, seed: int):
+        bits = np.random.Philox(key=np.array([seed, 0], np.uint64))
+        self.bits, self.state, self.generator = bits, bits.state, np.random.Generator(bits)
+
+    def __call__(self, kind: int, number: int, copy: int) -> np.random.Generator:
+        # The first word of the counter counts the draws of the row.
+        self.state["state"]["counter"] = np.array((0, kind, number, copy), np.uint64)
+        self.bits.state = self.state
+        return self.generator
 
 
 class Batches:
     """`batches[step]` is rows [lo, hi) of global batch `step`: arrays stacked over rows.
 
     A pure function of (seed, step): shards put together give the whole batch, and no step needs the one before.
-    `corrupt` is called once a row with a generator that depends only on (seed, row number).
     """
 
     def __init__(
         self,
         corpus: Corpus | Train,
-        window: int,
-        stride: int,
+        records: Windows | Documents,
         corrupt: Corrupt,
         batch: int,
         seed: int = 0,
         packing: Literal["documents", "windows"] = "documents",
         shard: tuple[int, int] | None = None,
-        order: Literal["shuffled", "reading"] = "shuffled",
     ):
         train = corpus.train if isinstance(corpus, Corpus) else corpus
-        _check(window, stride, batch, shard)
-        if order == "shuffled":
-            records = rows(train, window, stride, packing, seed)
+        _check(batch, shard)
+        if any(len(tokens) < 2 or not tokens.documents for _, tokens in train):
+            raise UserError(
+                "nothing to train on: the training text has less than two tokens; lower validation or add text"
+            )
+        self.batch, self.shard, self.corrupt, self.draws = batch, shard or (0, batch), corrupt, Draws(derive(seed, -1))
+        self.streams = [records.open(tokens, packing, derive(seed, k)) for k, (_, tokens) in enumerate(train)]
+        if records.order == "reading":
+            self.place = reading(self.streams, batch)
         else:
-            records = lanes(train, window, stride, packing, batch)
-        self.batch, self.shard = batch, shard or (0, batch)
-        self.examples = _corrupted(records, corrupt, seed)
+            self.place = shuffled(self.streams, [share for share, _ in train], seed, records.copies)
 
     def __getitem__(self, step: int) -> Example:
         low, high = self.shard
-        return _stack([self.examples[i] for i in range(step * self.batch + low, step * self.batch + high)])
+        return _stack([self._example(i) for i in range(step * self.batch + low, step * self.batch + high)])
+
+    def _example(self, index: int) -> Example:
+        stream, at, key = self.place(index)
+        rng = self.draws(*(key or (0, index, 0)))
+        return self.corrupt(rng, self.streams[stream].record(rng, at))
 
     def __iter__(self) -> Iterator[Example]:
         return (self[step] for step in itertools.count())
 
 
 class Evaluation:
-    """The whole of a split, once, in order: `len()` batches of equal shape.
+    """The whole of a split, once: `len()` batches of equal shape.
 
-    Every token but the stream's first is a target of exactly one record. What fills up the last window has segment 0
-    and weight 0; rows that fill up the last batch are all zeros.
+    Of windows every token but the stream's first is a target of exactly one record, of documents each is given once.
+    Records come in order; with `order="reading"` row r of each batch goes on where row r of the batch before stopped.
+    Rows that fill up a batch are all zeros.
     """
 
     def __init__(
         self,
         tokens: Tokens,
-        window: int,
-        stride: int,
+        records: Windows | Documents,
         corrupt: Corrupt,
         batch: int,
         packing: Literal["documents", "windows"] = "documents",
         seed: int = 0,
         shard: tuple[int, int] | None = None,
     ):
-        import grain
-
-        _check(window, stride, batch, shard)
+        _check(batch, shard)
         if len(tokens) < 2:
             raise UserError("nothing to evaluate: the held-out text is empty; set validation to a share or a source")
-        self.tokens, self.window, self.stride, self.packing = tokens, window, stride, packing
-        self.batch, self.shard = batch, shard or (0, batch)
-        self.rows = 1 + max(0, -(-(len(tokens) - window) // stride))
-        self.examples = _corrupted(grain.MapDataset.range(self.rows).map(self._record), corrupt, seed)
+        self.stream = records.open(tokens, packing, seed)
+        self.batch, self.shard, self.corrupt, self.draws = batch, shard or (0, batch), corrupt, Draws(derive(seed, -1))
+        self.rows, self.reading = self.stream.once, records.order == "reading"
 
     def __len__(self) -> int:
         return -(-self.rows // self.batch)
@@ -153,23 +154,23 @@ class Evaluation:
         if not 0 <= step < len(self):
             raise IndexError(step)
         low, high = self.shard
-        numbers = range(step * self.batch + low, step * self.batch + high)
-        real = [self.examples[i] for i in numbers if i < self.rows]
+        if self.reading:
+            numbers = range(low * len(self) + step, high * len(self) + step, len(self))
+        else:
+            numbers = range(step * self.batch + low, step * self.batch + high)
+        real = [self._example(i) for i in numbers if i < self.rows]
         if len(real) < len(numbers):
-            example = real[0] if real else self.examples[0]
+            example = real[0] if real else self._example(0)
             empty = {name: np.zeros_like(value) for name, value in example.items()}
             real += [empty] * (len(numbers) - len(real))
         return _stack(real)
 
+    def _example(self, number: int) -> Example:
+        rng = self.draws(0, number, 0)
+        return self.corrupt(rng, self.stream.held_out(rng, number))
+
     def __iter__(self) -> Iterator[Example]:
         return (self[step] for step in range(len(self)))
-
-    def _record(self, number: int) -> Row:
-        overlap = self.window - self.stride
-        row = window(self.tokens, number * self.stride, self.window, self.packing)
-        # The first record has no record before it: only its very first token has nothing to be predicted from.
-        weights = _weights(self.window, overlap if number else min(overlap, 1))
-        return row | {"weights": weights * (row["segments"] > 0)}
 
 
 def prefetch(batches: Indexed, start: int, stop: int | None = None, depth: int = 2) -> Iterator[Example]:
@@ -191,34 +192,7 @@ def prefetch(batches: Indexed, start: int, stop: int | None = None, depth: int =
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _corrupted(records, corrupt: Corrupt, seed: int):
-    return records.random_map(lambda record, rng: corrupt(rng, record), seed=_derive(seed, -1))
-
-
-def _derive(seed: int, *path: int) -> int:
-    """Return 32 bits that depend on the seed and the path; 64-bit words keep negative numbers legal."""
-    words = [number % 2**64 for number in (seed, *path)]
-    return int(np.random.SeedSequence(words).generate_state(1)[0])
-
-
-@functools.lru_cache(maxsize=8)
-def _weights(length: int, overlap: int) -> np.ndarray:
-    weights = np.ones(length, np.float32)
-    weights[:overlap] = 0
-    weights.flags.writeable = False
-    return weights
-
-
-def _targets(tokens: Tokens) -> int:
-    """Return the stream's length as a ring; without one token to predict it is a user's mistake."""
-    if len(tokens) < 2 or not tokens.documents:
-        raise UserError("nothing to train on: the training text has less than two tokens; lower validation or add text")
-    return ring(tokens)
-
-
-def _check(window: int, stride: int, batch: int, shard: tuple[int, int] | None) -> None:
-    if not 1 <= stride <= window:
-        raise ValueError(f"stride {stride} must lie in 1..{window}, the window")
+def _check(batch: int, shard: tuple[int, int] | None) -> None:
     if batch < 1:
         raise UserError(f"batch={batch}: give at least 1")
     low, high = shard or (0, batch)

@@ -24,7 +24,8 @@ from typing import Literal
 from lm.data.sources import Documentation, Reader, Source, components, source_from
 from lm.data.store import FORMAT, Tokens
 from lm.data.tokenise import Tokenisation
-from lm.data.tokenizers import BytePair, Bytes, Characters, Pretrained, Tokenizer, Vocabulary
+from lm.data.tokenizers import BytePair, Bytes, Characters, Pretrained, Tokenizer, Vocabulary, WordPiece
+from lm.data.words import Segmented, Words
 from lm.errors import UserError
 
 
@@ -34,13 +35,14 @@ class Data:
 
     `validation` is a source of its own, or the share of documents held out by a hash of their content (of a corpus
     with a single document: the last share of its characters). `packing`: 'documents' keeps attention and positions
-    within a document, 'windows' runs over their borders.
+    within a document, 'windows' runs over their borders. `words` tells where words begin in text that does not show it.
     """
 
     source: Source = dataclasses.field(default_factory=Documentation)
     tokenizer: Vocabulary = dataclasses.field(default_factory=BytePair)
     validation: float | Source = 0.05
     packing: Literal["documents", "windows"] = "documents"
+    words: Words | None = None
 
     def __post_init__(self):
         if isinstance(self.validation, int | float) and not 0 <= self.validation < 1:
@@ -65,8 +67,10 @@ class Corpus:
 def prepare(data: Data, cache: str | os.PathLike | None = None, report: Callable[[str], None] | None = None) -> Corpus:
     """Return the prepared corpus, from the cache when it is there; `report` is told how far it is."""
     report = report or (lambda line: None)
-    readers = [(share, source.open()) for share, source in components(data.source)]
-    validation = data.validation if isinstance(data.validation, int | float) else data.validation.open()
+    readers = [(share, _opened(source, data.words)) for share, source in components(data.source)]
+    validation = data.validation
+    if not isinstance(validation, int | float):
+        validation = _opened(validation, data.words)
     root = _cache_root(cache)
     key = _key(data, [reader for _, reader in readers], validation)
     final = root / f"{readers[0][1].name.replace('/', '_').replace(':', '_')[:40]}-{key}"
@@ -81,6 +85,11 @@ def prepare(data: Data, cache: str | os.PathLike | None = None, report: Callable
                 raise UserError(f"{root}: {error.strerror}; set LM_CACHE to a folder with room") from None
             raise
     return _open(final, [share for share, _ in readers])
+
+
+def _opened(source: Source, words: Words | None) -> Reader:
+    reader = source.open()
+    return Segmented(reader, words) if words else reader
 
 
 def _open(folder: Path, shares: list[float]) -> Corpus:
@@ -111,7 +120,7 @@ def _key(data: Data, readers: list[Reader], validation: float | Reader) -> str:
     tokenizer: dict = {"type": type(data.tokenizer).__name__, **dataclasses.asdict(data.tokenizer)}
     if isinstance(data.tokenizer, Pretrained):
         tokenizer["sha256"] = Tokenizer.load(data.tokenizer.path).sha256()
-    if isinstance(data.tokenizer, BytePair):
+    if isinstance(data.tokenizer, BytePair | WordPiece):
         import tokenizers
 
         tokenizer["version"] = tokenizers.__version__
@@ -159,7 +168,7 @@ def summary(corpus: Corpus) -> str:
 
 
 def vocabulary_from(name: str, vocab: int) -> Vocabulary:
-    """Turn a flag into a vocabulary: bytes, characters, bpe, or the path of a published one."""
+    """Turn a flag into a vocabulary: bytes, characters, bpe, wordpiece, or the path of a published one."""
     match name:
         case "bytes":
             return Bytes()
@@ -167,8 +176,12 @@ def vocabulary_from(name: str, vocab: int) -> Vocabulary:
             return Characters()
         case "bpe":
             return BytePair(vocab=vocab)
+        case "wordpiece":
+            return WordPiece(vocab=vocab)
     if not Path(name).expanduser().exists():
-        raise UserError(f"tokenizer={name}: use bytes, characters, bpe, or the path of a tokenizer.json or folder")
+        raise UserError(
+            f"tokenizer={name}: use bytes, characters, bpe, wordpiece, or the path of a tokenizer.json or folder"
+        )
     return Pretrained(name)
 
 
@@ -196,8 +209,8 @@ def define_flags() -> None:
 
     flags.DEFINE_string("text", None, "Text, .jsonl or .parquet: a path, a glob, or several joined by commas.")
     flags.DEFINE_string("data", None, "A published data set: tfds:NAME. Without --text too, Python's documentation.")
-    flags.DEFINE_string("tokenizer", "bpe", "bytes, characters, bpe, or the path of a tokenizer.json or model folder.")
-    flags.DEFINE_integer("vocab", 4096, "Size of the vocabulary that --tokenizer=bpe learns.")
+    flags.DEFINE_string("tokenizer", "bpe", "bytes, characters, bpe, wordpiece, or the path of a tokenizer.")
+    flags.DEFINE_integer("vocab", 4096, "Size of the vocabulary that --tokenizer=bpe or wordpiece learns.")
     flags.DEFINE_float("validation", 0.05, "Share of the documents (of a single document: of its end) held out.")
     flags.DEFINE_string("cache", None, "Folder for prepared corpora. Default: $LM_CACHE or ~/.cache/lm.")
 

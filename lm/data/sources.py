@@ -5,17 +5,32 @@ A source is part of a run's config (JSON-able fields only). `open()` gives a `Re
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
 
 from lm.errors import UserError
 
 
 class Piece(NamedTuple):
-    """A document, or a part of a long one: `end` says that the document ends with this piece."""
+    """A document, or a part of a long one: `end` says that the document ends with this piece.
+
+    `borders`: where a field ends and the next begins, as offsets into the text (so that no text can look like a border).
+    `marks` gives the bits of `lm.data.words` for each character, uint8 [len(text)], when they are asked for.
+    """
 
     text: str
     end: bool = True
+    borders: tuple[int, ...] = ()
+    marks: Callable[[], np.ndarray] | None = None
+
+
+def joined(fields: list[str]) -> Piece:
+    """Return a document of these fields."""
+    return Piece("".join(fields), True, tuple(itertools.accumulate(map(len, fields)))[:-1])
 
 
 class Reader(Protocol):
@@ -66,15 +81,63 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class JsonLines:
-    """One JSON object a line, one document each: the string in `field`."""
+    """One JSON object a line, one document each: the string in `field`.
+
+    With `fields` a document has several, in this order, for objectives that read them apart (source and target); one
+    whose value is a list of strings (the turns of a dialogue) gives as many.
+    """
 
     path: str
     field: str = "text"
+    fields: tuple[str, ...] = ()
 
     def open(self) -> Reader:
         from lm.data.files import JsonLinesReader
 
-        return JsonLinesReader(self.path, self.field)
+        return JsonLinesReader(self.path, self.field, tuple(self.fields))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of comma- or (.tsv, .tab) tab-separated files with the columns' names in the first row; one document each.
+
+    `fields` are the columns that a document has, in this order. `quoted=False` takes quotes as ordinary characters.
+    """
+
+    path: str
+    fields: tuple[str, ...]
+    quoted: bool = True
+
+    def __post_init__(self):
+        if isinstance(self.fields, str) or not self.fields:
+            raise UserError(f"Table(fields={self.fields!r}): name columns, as in fields=('source', 'target')")
+
+    def open(self) -> Reader:
+        from lm.data.tables import TableReader
+
+        return TableReader(self.path, tuple(self.fields), self.quoted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tagged:
+    """Words with tags, as in the People's Daily: `迈向/v 充满/v [中央/n 人民/n 广播/vn 电台/n]nt`.
+
+    `path` may name a file in a tar archive: PATH.tar.gz::MEMBER. The text is the words without spaces; their
+    beginnings, those of bracketed phrases and of entities (nr, ns, nt, nz) are its marks (`lm.data.words`).
+    `documents`: each line is one, or each block between blank lines, or each file.
+    """
+
+    path: str
+    documents: Literal["line", "blank", "file"] = "line"
+
+    def __post_init__(self):
+        if self.documents not in ("line", "blank", "file"):
+            raise UserError(f"Tagged(documents={self.documents!r}): use 'line', 'blank' or 'file'")
+
+    def open(self) -> Reader:
+        from lm.data.tagged import TaggedReader
+
+        return TaggedReader(self.path, self.documents)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +172,21 @@ class Tfds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Restored:
+    """The sentences of `source` as pairs: in lower case without punctuation, and as they were written.
+
+    A task of sequence to sequence that any text of a cased script gives: what a speech recogniser's output lacks.
+    """
+
+    source: Documentation | Text | JsonLines | Parquet | Tfds = Documentation()
+
+    def open(self) -> Reader:
+        from lm.data.restored import RestoredReader
+
+        return RestoredReader(self.source.open())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mixture:
     """Several sources; `weights` are the shares of training rows (not of documents) drawn from each."""
 
@@ -129,7 +207,7 @@ class Mixture:
         return Concatenation(tuple(source.open() for source in self.sources))
 
 
-Source = Documentation | Text | JsonLines | Parquet | Tfds | Mixture
+Source = Documentation | Text | JsonLines | Table | Tagged | Restored | Parquet | Tfds | Mixture
 
 
 class Concatenation:
@@ -138,6 +216,10 @@ class Concatenation:
     def __init__(self, readers: tuple[Reader, ...]):
         self.readers = readers
         self.name = "+".join(reader.name for reader in readers)
+        kinds = {getattr(reader, "marked", False) for reader in readers}
+        self.marked = kinds == {True}
+        if len(kinds) > 1:
+            raise UserError(f"{self.name}: some of these have marked words and some not; give all of them or none")
 
     def __len__(self) -> int:
         return sum(len(reader) for reader in self.readers)
@@ -176,3 +258,14 @@ def source_from(text: str | None = None, data: str | None = None) -> Source:
     if text.endswith(".parquet"):
         return Parquet(path=text)
     return Text(path=text)
+
+
+def pairs_from(text: str | None = None) -> Source:
+    """Turn the config argument `text=PATH` into pairs: "source" and "target" of JSON lines or of a table, or sentences
+    of a text to restore; without it, sentences of Documentation.
+    """
+    if text and text.endswith((".jsonl", ".json", ".ndjson")):
+        return JsonLines(path=text, fields=("source", "target"))
+    if text and text.endswith((".csv", ".tsv", ".tab")):
+        return Table(path=text, fields=("source", "target"))
+    return Restored(source=source_from(text))

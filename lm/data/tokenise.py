@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lm.data.sources import Reader
+import numpy as np
+
+from lm.data import words
+from lm.data.sources import Concatenation, Reader
 from lm.data.split import Part, Split, parts, plan
 from lm.data.store import Writer
 from lm.data.tokenizers import Characters, Tokenizer, Vocabulary
@@ -33,6 +37,8 @@ class Tokenisation:
         self.vocabulary, self.readers, self.folder = vocabulary, readers, folder
         self.share, self.separate = (validation, None) if isinstance(validation, int | float) else (0.0, validation)
         self.report, self.said = report, 0.0
+        opened = [reader for _, reader in readers] + ([self.separate] if self.separate else [])
+        self.marked = Concatenation(tuple(opened)).marked
 
     def run(self) -> None:
         try:
@@ -84,7 +90,10 @@ class Tokenisation:
     def _write_all(self, done: dict) -> None:
         names = [f"train-{k}" for k in range(len(self.readers))] + ["validation"]
         vocab, separator = self.tokenizer.vocab, self.tokenizer.separator
-        self.writers = {n: Writer(self.folder / n, vocab, separator, *done["sizes"].get(n, (0, 0))) for n in names}
+        self.writers = {
+            name: Writer(self.folder / name, vocab, separator, *done["sizes"].get(name, (0, 0)), marked=self.marked)
+            for name in names
+        }
         self.hashes = {name: hashlib.sha256() for name in (*names, "all")}
         self.bytes = dict.fromkeys(names, 0)
         for k, (name, reader, split, held_out) in enumerate(self._streams()):
@@ -106,10 +115,42 @@ class Tokenisation:
             self.hashes[target].update(raw)
             self.hashes["all"].update(raw)
             self.bytes[target] += len(raw)
+            if part.borders:  # the same text with other borders is another corpus
+                self.hashes[target].update(repr(part.borders).encode())
+                self.hashes["all"].update(repr(part.borders).encode())
 
     def _tokenise(self, batch: list[Part], targets: list[str]) -> None:
-        for part, target, ids in zip(batch, targets, self.tokenizer.encode_batch([part.text for part in batch])):
-            self.writers[target].add(ids, part.first, part.last)
+        """Write parts: the fields of each with separators between, and marks where the corpus has them."""
+        fields = [words.split(part.text, part.borders) for part in batch]
+        texts = [text for part in fields for text in part]
+        if self.marked:
+            found = self.tokenizer.encode_ends(texts)
+        else:
+            found = [(ids, None) for ids in self.tokenizer.encode_batch(texts)]
+        rest = iter(found)
+        for part, target, texts in zip(batch, targets, fields):
+            encoded = list(itertools.islice(rest, len(texts)))
+            marks = self._marks(part, texts, [ends for _, ends in encoded]) if self.marked else None
+            self.writers[target].add(self._join([ids for ids, _ in encoded]), part.first, part.last, marks)
+
+    def _join(self, fields: list[np.ndarray]) -> np.ndarray:
+        if len(fields) == 1:
+            return fields[0]
+        if self.tokenizer.separator is None:
+            raise UserError(
+                "the source's documents have several fields, which a tokenizer without a separator cannot keep apart: "
+                "use Bytes, BytePair or WordPiece"
+            )
+        edge = np.array([self.tokenizer.separator], np.int32)
+        return np.concatenate([part for ids in fields for part in (edge, ids)][1:])
+
+    @staticmethod
+    def _marks(part: Part, texts: list[str], ends: list[np.ndarray]) -> np.ndarray:
+        bits, at, found = part.marks(), 0, []
+        for text, stops in zip(texts, ends):
+            found += [[words.ALL], words.of_tokens(words.with_sentences(text, bits[at : at + len(text)]), stops)]
+            at += len(text)
+        return np.concatenate(found[1:]).astype(np.uint8)
 
     def _finish(self) -> None:
         if self.separate and not self.bytes["validation"]:

@@ -9,19 +9,17 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lm.data import spm
+from lm.data import cores, special
+from lm.data.cores import UNKNOWN, byte_symbols, symbol_bytes
+from lm.data.pieces import Pieces
+from lm.data.special import SEPARATOR, SEPARATORS
 from lm.errors import UserError
-
-SEPARATOR = "<|endoftext|>"
-UNKNOWN = "\ufffd"
-# How published vocabularies name the token that ends a document, in the order tried.
-SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]")
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Bytes:
     """UTF-8 bytes: id = byte value, and 256 for the separator."""
 
     def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
-        return Tokenizer(_byte_level({symbol: byte for byte, symbol in enumerate(byte_symbols())}))
+        return Tokenizer(cores.byte_level({symbol: byte for byte, symbol in enumerate(byte_symbols())}))
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Characters:
         alphabet = [chr(code) for code in found]
         if self.unknown and UNKNOWN not in alphabet:
             alphabet.append(UNKNOWN)
-        return Tokenizer(_character_level(alphabet, self.unknown))
+        return Tokenizer(cores.character_level(alphabet, self.unknown))
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,31 @@ class BytePair:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        core = _byte_level(None)
+        core = cores.byte_level(None)
         core.train_from_iterator(_first(texts(), self.train_bytes), trainer)
         return Tokenizer(core)
+
+
+@dataclass(frozen=True)
+class WordPiece:
+    """BERT's tokenizer (Devlin et al. 2019), trained on the training split: whole words, and pieces ## of rarer ones.
+
+    [PAD] [UNK] [CLS] [SEP] [MASK] are ids 0 to 4, and [SEP] separates documents. Ideographs and punctuation stand
+    alone; `lowercase` also takes accents off. What the text's spaces were is not kept.
+    """
+
+    vocab: int = 8192
+    lowercase: bool = True
+    train_bytes: int = 200_000_000
+
+    def __post_init__(self):
+        if self.vocab < 100:
+            raise UserError(f"WordPiece(vocab={self.vocab}): give at least 100")
+
+    def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+        return Tokenizer(
+            cores.trained_word_piece(lambda: _first(texts(), self.train_bytes), self.vocab, self.lowercase)
+        )
 
 
 @dataclass(frozen=True)
@@ -84,21 +104,23 @@ class Pretrained:
         return Tokenizer.load(self.path)
 
 
-Vocabulary = Bytes | Characters | BytePair | Pretrained
+Vocabulary = Bytes | Characters | BytePair | WordPiece | Pretrained
 
 
 class Tokenizer:
-    """Encode and decode; `vocab` is the number of ids, `separator` the id between documents (None: there is none)."""
+    """Encode and decode; `vocab` is the number of ids, `separator` the id between documents (None: there is none).
 
-    def __init__(self, core, separator: str | None = None):
+    `separators`: names of the token that separates, in the order tried.
+    """
+
+    def __init__(self, core, separators: Sequence[str] = SEPARATORS):
         core.no_truncation()
         core.no_padding()
         # Text that happens to contain "<|endoftext|>" is text: only code may place a special token.
         core.encode_special_tokens = True
         self.core = core
         self.vocab: int = max(core.get_vocab(with_added_tokens=True).values()) + 1
-        names = (separator,) if separator else SEPARATORS
-        self.separator: int | None = next((i for i in map(core.token_to_id, names) if i is not None), None)
+        self.separator: int | None = next((i for i in map(core.token_to_id, separators) if i is not None), None)
         self._configure(json.loads(core.to_str()))
 
     def _configure(self, saved: dict) -> None:
@@ -133,13 +155,20 @@ class Tokenizer:
         found = self.core.encode_batch_fast([_clean(text) for text in texts], add_special_tokens=False)
         return [np.array(one.ids, np.int32) for one in found]
 
+    def encode_ends(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return each text's ids and, for each, the character after its last: int32 [T] both."""
+        if self.bytes or self.characters:
+            return [(ids, _ends(ids, self.bytes)) for ids in self.encode_batch(texts)]
+        found = self.core.encode_batch([_clean(text) for text in texts], add_special_tokens=False)
+        return [(np.array(one.ids, np.int32), np.array(one.offsets, np.int32).reshape(-1, 2)[:, 1]) for one in found]
+
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Return the text; special tokens are left out unless `special`, bytes that are no UTF-8 become U+FFFD."""
         ids = np.asarray(ids, np.int64).ravel()
         if self.bytes and not special:
             return ids[ids < 256].astype(np.uint8).tobytes().decode("utf-8", "replace")
-        if self.characters:
-            return self._symbols[ids].astype("<u4").tobytes().decode("utf-32-le")
+        if self.characters and not special:
+            return self._symbols[ids[ids < len(self._symbols)]].astype("<u4").tobytes().decode("utf-32-le")
         return self.core.decode(ids.tolist(), skip_special_tokens=not special)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
@@ -150,7 +179,7 @@ class Tokenizer:
     def _piece(self, name: str) -> str:
         if not self.byte_level:
             return name.replace("\u2581", " ")
-        table = _symbol_bytes()
+        table = symbol_bytes()
         if name in self._added or any(symbol not in table for symbol in name):
             return name
         return bytes(table[symbol] for symbol in name).decode("utf-8", "backslashreplace")
@@ -159,20 +188,40 @@ class Tokenizer:
         """Return the id of a token by its name in the vocabulary, None when there is none."""
         return self.core.token_to_id(token)
 
+    def special_id(self, name: str) -> int:
+        """Return the id of a special token under its own name or that of a published vocabulary ([CLS] is <s>)."""
+        found = special.find(self.core, name)
+        if found is None:
+            raise UserError(f"the tokenizer has no token {name}: add it by Tokenizer.with_special, or use another one")
+        return self.core.token_to_id(found)
+
+    def with_special(self, names: Iterable[str]) -> Tokenizer:
+        """Return a tokenizer that has these special tokens, missing ones behind the last id; itself if none is."""
+        core = special.added(self.core, names)
+        return self if core is None else Tokenizer(core, self._separators())
+
+    def piece_table(self) -> Pieces:
+        """Return what each id stands for: special, end of a sentence, beginning of a word; made once."""
+        return self._pieces
+
     def save(self, path: str | os.PathLike) -> None:
         """Write tokenizer.json (`path`); an unusual separator goes to tokenizer_config.json beside it."""
         path = Path(path)
         path.write_text(self.core.to_str(pretty=True), encoding="utf-8")
-        name = None if self.separator is None else self.core.id_to_token(self.separator)
-        if name is not None and name != next((s for s in SEPARATORS if self.token_id(s) is not None), None):
-            (path.parent / "tokenizer_config.json").write_text(json.dumps({"eos_token": name}), encoding="utf-8")
+        names = self._separators()
+        if names[:1] != [s for s in SEPARATORS if self.token_id(s) is not None][:1]:
+            name = names[0] if names else None
+            text = json.dumps({"eos_token": name} if name else {"separator": None})
+            (path.parent / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    def _separators(self) -> list[str]:
+        return [] if self.separator is None else [self.core.id_to_token(self.separator)]
 
     @staticmethod
     def load(path: str | os.PathLike) -> Tokenizer:
         """Read a tokenizer.json or a model folder."""
         path = Path(path).expanduser()
-        folder = path if path.is_dir() else path.parent
-        return Tokenizer(_read(path), _end_token(folder))
+        return Tokenizer(cores.read(path), cores.separators(path if path.is_dir() else path.parent))
 
     def sha256(self) -> str:
         return hashlib.sha256(self.core.to_str().encode()).hexdigest()
@@ -189,6 +238,10 @@ class Tokenizer:
         return ids
 
     @functools.cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self.core, self.vocab, symbol_bytes() if self.byte_level else None)
+
+    @functools.cached_property
     def _added(self) -> set[str]:
         return {token.content for token in self.core.get_added_tokens_decoder().values()}
 
@@ -199,81 +252,9 @@ class Tokenizer:
         return Core.from_str(self.core.to_str())
 
 
-@functools.cache
-def byte_symbols() -> tuple[str, ...]:
-    """Return GPT-2's printable stand-in for each byte value: itself when printable Latin-1, else 256, 257, ..."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
-
-
-@functools.cache
-def _symbol_bytes() -> dict[str, int]:
-    return {symbol: byte for byte, symbol in enumerate(byte_symbols())}
-
-
-def _byte_level(vocab: dict[str, int] | None, merges: Iterable[tuple[str, str]] = ()):
-    """Build byte-level BPE; a given vocab gets no pre-tokenising regex when it has no merges (each byte is a token)."""
-    from tokenizers import Tokenizer as Core
-    from tokenizers import decoders, models, pre_tokenizers
-
-    merges = list(merges)
-    core = Core(models.BPE(vocab=vocab, merges=merges) if vocab else models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not vocab or bool(merges))
-    core.decoder = decoders.ByteLevel()
-    if vocab:
-        core.add_special_tokens([SEPARATOR])
-    return core
-
-
-def _character_level(alphabet: list[str], unknown: bool):
-    from tokenizers import Tokenizer as Core
-    from tokenizers import decoders, models
-
-    vocab = {symbol: i for i, symbol in enumerate(alphabet)}
-    core = Core(models.BPE(vocab=vocab, merges=[], unk_token=UNKNOWN if unknown else None))
-    core.decoder = decoders.Fuse()
-    return core
-
-
-def _read(path: Path):
-    """Return the `tokenizers` object that a file or folder holds."""
-    from tokenizers import BertWordPieceTokenizer
-    from tokenizers import Tokenizer as Core
-
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give a tokenizer.json or a folder that holds one")
-    folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
-    try:
-        if file.exists() and file.suffix == ".json":
-            return Core.from_file(str(file))
-        if models := [file] if file.suffix == ".model" else sorted(folder.glob("*.model")):
-            return spm.read(models[0])
-        if (folder / "merges.txt").exists() and (folder / "vocab.json").exists():
-            vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-            lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-            return _byte_level(vocab, [tuple(s.split(" ")) for s in lines if s and not s.startswith("#version")])
-        if (folder / "vocab.txt").exists():
-            lower = _settings(folder).get("do_lower_case", True)
-            return BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower)._tokenizer
-    except UserError:
-        raise
-    except Exception as error:  # the Rust side raises bare Exception
-        raise UserError(f"{file} cannot be read as a tokenizer: {str(error).splitlines()[0]}") from None
-    raise UserError(f"{folder} holds no tokenizer.json (nor *.model, vocab.json and merges.txt, or vocab.txt)")
-
-
-def _settings(folder: Path) -> dict:
-    file = folder / "tokenizer_config.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError:
-        raise UserError(f"{file} is not JSON: mend or remove it") from None
-
-
-def _end_token(folder: Path) -> str | None:
-    token = _settings(folder).get("eos_token")
-    return token.get("content") if isinstance(token, dict) else token
+def _ends(ids: np.ndarray, utf8: bool) -> np.ndarray:
+    """Return the character after each byte's or character's."""
+    return np.cumsum(ids & 0xC0 != 0x80, dtype=np.int32) if utf8 else np.arange(1, len(ids) + 1, dtype=np.int32)
 
 
 def _first(texts: Iterable[str], limit: int) -> Iterable[str]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lm.data.packing import ring
 from lm.data.pipeline import Batches, Evaluation, prefetch
+from lm.data.records import Windows
 from lm.data.store import Tokens
 from lm.errors import UserError
 
@@ -23,7 +24,7 @@ def causal(rng, record):
 
 
 def whole(rng, record):
-    return dict(record)
+    return {name: value for name, value in record.items() if name != "others"}
 
 
 def stream(documents: int, seed: int = 0, separator: int | None = 1, vocab: int = 100_000) -> Tokens:
@@ -34,8 +35,16 @@ def stream(documents: int, seed: int = 0, separator: int | None = 1, vocab: int 
 
 
 def batches(tokens, **changes):
-    settings_ = {"window": 17, "stride": 16, "corrupt": causal, "batch": 6, "seed": 3} | changes
-    return Batches(((1.0, tokens),), **settings_)
+    spec = {"length": 17, "stride": 16}
+    spec |= {
+        name: changes.pop(name) for name in [*changes] if name in ("length", "stride", "order", "others", "copies")
+    }
+    settings_ = {"corrupt": causal, "batch": 6, "seed": 3} | changes
+    return Batches(((1.0, tokens),), Windows(**spec), **settings_)
+
+
+def evaluation(tokens, length, stride, corrupt, batch, order="shuffled", **changes):
+    return Evaluation(tokens, Windows(length=length, stride=stride, order=order), corrupt, batch, **changes)
 
 
 def same(one, two):
@@ -118,12 +127,12 @@ def test_epochs_are_cut_and_ordered_differently():
 
 def test_mixture_draws_rows_by_weight():
     one, two = stream(50, seed=0), stream(9, seed=1)
-    source = Batches(((0.75, one), (0.25, two)), 17, 16, causal, 8, seed=0)
+    source = Batches(((0.75, one), (0.25, two)), Windows(length=17, stride=16), causal, 8, seed=0)
     from_two = [(source[step]["tokens"].max(axis=1) > 9_000).sum() for step in range(50)]
     assert sum(from_two) == 100
-    same(source[7], Batches(((0.75, one), (0.25, two)), 17, 16, causal, 8, seed=0)[7])
+    same(source[7], Batches(((0.75, one), (0.25, two)), Windows(length=17, stride=16), causal, 8, seed=0)[7])
     with pytest.raises(UserError, match="no reading order"):
-        Batches(((0.75, one), (0.25, two)), 17, 16, causal, 8, order="reading")
+        Batches(((0.75, one), (0.25, two)), Windows(length=17, stride=16, order="reading"), causal, 8)
 
 
 def test_reading_order_goes_on_where_each_row_stopped():
@@ -136,7 +145,7 @@ def test_reading_order_goes_on_where_each_row_stopped():
 def test_a_corpus_smaller_than_a_window_repeats(length):
     tokens = Tokens.of([np.arange(10, 8 + length)] if length > 2 else [np.zeros(0, int)], 1, 100)
     assert len(tokens) == length
-    batch = batches(tokens, window=65, stride=64)[5]
+    batch = batches(tokens, length=65, stride=64)[5]
     assert batch["tokens"].shape == (6, 64)
     assert (batch["segments"] > 0).all()
 
@@ -148,7 +157,7 @@ def test_nothing_to_predict_is_said():
     with pytest.raises(UserError, match="nothing to train on"):
         batches(Tokens.of([np.array([5])], None, 100))
     with pytest.raises(UserError, match="nothing to evaluate"):
-        Evaluation(empty, 17, 16, causal, 4)
+        evaluation(empty, 17, 16, causal, 4)
 
 
 @given(
@@ -162,7 +171,7 @@ def test_evaluation_meets_every_token_but_the_first_once(documents, stride, batc
         return
     overlap = data.draw(st.integers(1, 20))
     found = []
-    steps = Evaluation(tokens, stride + overlap, stride, whole, batch, packing)
+    steps = evaluation(tokens, stride + overlap, stride, whole, batch, packing=packing)
     for step in steps:
         assert step["tokens"].shape == (batch, stride + overlap)
         assert (step["weights"][step["segments"] == 0] == 0).all()
@@ -174,14 +183,14 @@ def test_evaluation_meets_every_token_but_the_first_once(documents, stride, batc
 @pytest.mark.parametrize("batch", [1, 4, 5])
 def test_evaluation_without_overlap_meets_every_token_once(batch):
     tokens = stream(30)
-    found = [b["tokens"][b["weights"] > 0] for b in Evaluation(tokens, 16, 16, whole, batch)]
+    found = [b["tokens"][b["weights"] > 0] for b in evaluation(tokens, 16, 16, whole, batch)]
     assert np.concatenate(found).tolist() == tokens.tokens.tolist()
 
 
 def test_evaluation_shards_put_together_are_the_whole():
     tokens = stream(7)
-    steps = Evaluation(tokens, 9, 8, causal, 5)
-    shards = [Evaluation(tokens, 9, 8, causal, 5, shard=shard) for shard in ((0, 2), (2, 4), (4, 5))]
+    steps = evaluation(tokens, 9, 8, causal, 5)
+    shards = [evaluation(tokens, 9, 8, causal, 5, shard=shard) for shard in ((0, 2), (2, 4), (4, 5))]
     assert {len(shard) for shard in shards} == {len(steps)}
     for step in range(len(steps)):
         same({n: np.concatenate([shard[step][n] for shard in shards]) for n in steps[step]}, steps[step])

@@ -18,7 +18,7 @@ def texts(source) -> list[str]:
     """Join the pieces of each document."""
     reader, found, parts = source.open(), [], []
     for i in range(len(reader)):
-        text, end = reader[i]
+        text, end = reader[i][:2]
         parts.append(text)
         if end:
             found.append("".join(parts))

@@ -1,0 +1,175 @@
+"""Build the Rust objects behind tokenizers, and read them from published files."""
+
+from __future__ import annotations
+
+import functools
+import json
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lm.data import spm
+from lm.data.special import SEPARATOR, SEPARATORS
+from lm.errors import UserError
+
+UNKNOWN = "\ufffd"
+IDEOGRAPHS = (
+    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF), (0x2F800, 0x2FA1F),
+)  # fmt: skip
+BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@functools.cache
+def byte_symbols() -> tuple[str, ...]:
+    """Return GPT-2's printable stand-in for each byte value: itself when printable Latin-1, else 256, 257, ..."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+@functools.cache
+def symbol_bytes() -> dict[str, int]:
+    return {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+
+
+def byte_level(vocab: dict[str, int] | None, merges: Iterable[tuple[str, str]] = ()):
+    """Build byte-level BPE; a given vocab gets no pre-tokenising regex when it has no merges (each byte is a token)."""
+    from tokenizers import Tokenizer as Core
+    from tokenizers import decoders, models, pre_tokenizers
+
+    merges = list(merges)
+    core = Core(models.BPE(vocab=vocab, merges=merges) if vocab else models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not vocab or bool(merges))
+    core.decoder = decoders.ByteLevel()
+    if vocab:
+        core.add_special_tokens([SEPARATOR])
+    return core
+
+
+def character_level(alphabet: list[str], unknown: bool):
+    from tokenizers import Tokenizer as Core
+    from tokenizers import decoders, models
+
+    vocab = {symbol: i for i, symbol in enumerate(alphabet)}
+    core = Core(models.BPE(vocab=vocab, merges=[], unk_token=UNKNOWN if unknown else None))
+    core.decoder = decoders.Fuse()
+    return core
+
+
+def word_piece(vocab: dict[str, int] | None, lowercase: bool):
+    """Build BERT's tokenizer."""
+    from tokenizers import Tokenizer as Core
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    core = Core(models.WordPiece(vocab=vocab, unk_token="[UNK]") if vocab else models.WordPiece(unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    if vocab:
+        core.add_special_tokens(list(BERT))
+    return core
+
+
+def trained_word_piece(texts: Callable[[], Iterable[str]], vocab: int, lowercase: bool):
+    """Train BERT's tokenizer; the same text gives the same ids.
+
+    The trainer numbers the ##x in the order of a hash table, and ties in its merges follow the numbers. So the alphabet
+    is counted here and handed over in code order, ## forms as "special tokens", which the core built from the
+    vocabulary does not know of.
+    """
+    from tokenizers import trainers
+
+    core = word_piece(None, lowercase)
+    alphabet = _alphabet(texts(), core.normalizer, vocab * 3 // 4)
+    inner = [f"##{c}" for c in alphabet if not stands_alone(c)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab,
+        special_tokens=[*BERT, *inner],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts(), trainer)
+    return word_piece(json.loads(core.to_str())["model"]["vocab"], lowercase)
+
+
+def _alphabet(texts: Iterable[str], normalizer, limit: int) -> list[str]:
+    """Return the most frequent characters of normalised text, in code order, that with their ## forms are `limit`."""
+    counts = np.zeros(0x110000, np.int64)
+    for text in _joined(texts, 1 << 20):
+        codes = np.frombuffer(normalizer.normalize_str(text).encode("utf-32-le"), np.uint32)
+        counts += np.bincount(codes, minlength=len(counts))
+    counts[[code for code in np.flatnonzero(counts).tolist() if chr(code).isspace()]] = 0
+    order = np.lexsort((np.arange(len(counts)), -counts))[: np.count_nonzero(counts)]
+    cost = np.cumsum([1 if stands_alone(chr(code)) else 2 for code in order.tolist()])
+    return [chr(code) for code in sorted(order[cost <= limit].tolist())]
+
+
+def _joined(texts: Iterable[str], size: int) -> Iterator[str]:
+    held, length = [], 0
+    for text in texts:
+        held.append(text)
+        length += len(text)
+        if length >= size:
+            yield "\n".join(held)
+            held, length = [], 0
+    yield "\n".join(held)
+
+
+def is_ideograph(code: int) -> bool:
+    """Tell whether BERT's tokenizer sets a character apart as Chinese."""
+    return any(low <= code <= high for low, high in IDEOGRAPHS)
+
+
+def stands_alone(character: str) -> bool:
+    """Tell whether BERT's tokenizer sets a character apart: Chinese, category P and all symbols of ASCII."""
+    symbol = character.isascii() and not character.isalnum()
+    return symbol or is_ideograph(ord(character)) or unicodedata.category(character)[0] == "P"
+
+
+def read(path: Path):
+    """Return the `tokenizers` object that a file or folder holds."""
+    from tokenizers import BertWordPieceTokenizer
+    from tokenizers import Tokenizer as Core
+
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give a tokenizer.json or a folder that holds one")
+    folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
+    try:
+        if file.exists() and file.suffix == ".json":
+            return Core.from_file(str(file))
+        if models := [file] if file.suffix == ".model" else sorted(folder.glob("*.model")):
+            return spm.read(models[0])
+        if (folder / "merges.txt").exists() and (folder / "vocab.json").exists():
+            vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+            lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+            return byte_level(vocab, [tuple(s.split(" ")) for s in lines if s and not s.startswith("#version")])
+        if (folder / "vocab.txt").exists():
+            lower = settings(folder).get("do_lower_case", True)
+            return BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower)._tokenizer
+    except UserError:
+        raise
+    except Exception as error:  # the Rust side raises bare Exception
+        raise UserError(f"{file} cannot be read as a tokenizer: {str(error).splitlines()[0]}") from None
+    raise UserError(f"{folder} holds no tokenizer.json (nor *.model, vocab.json and merges.txt, or vocab.txt)")
+
+
+def settings(folder: Path) -> dict:
+    file = folder / "tokenizer_config.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError:
+        raise UserError(f"{file} is not JSON: mend or remove it") from None
+
+
+def separators(folder: Path) -> Sequence[str]:
+    """Return the names of the token that separates documents, in the order tried; none when the folder says so."""
+    found = settings(folder)
+    if "separator" in found:
+        return [found["separator"]] if found["separator"] else []
+    token = found.get("eos_token")
+    name = token.get("content") if isinstance(token, dict) else token
+    return [name] if name else SEPARATORS
