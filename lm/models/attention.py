@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from lm.models.layers import Linear, dropout
+from lm.models.layers import Linear, dropout, fold
 from lm.models.norms import Norm
 from lm.models.positions import rotate
 from lm.sharding import constrain, pieces
@@ -21,14 +21,14 @@ class Mask(struct.PyTreeNode):
 
     `segments_BT`, `segments_BS`: 0 is padding, seen by nobody; None: the row is one segment. `start`: row index of the
     first query (in a cache, the number of keys already there), None: 0. `window` > 0 keeps the last `window` keys only.
-    `prefix_B`: the first keys of a row that every query sees.
+    `prefix_BS`: keys that every query of their segment sees, causal or not.
     """
 
     segments_BT: jax.Array | None = None
     segments_BS: jax.Array | None = None
     start: jax.Array | None = None  # None and not 0: a number would become a traced value inside scan and remat
     window: jax.Array | int | None = None
-    prefix_B: jax.Array | None = None
+    prefix_BS: jax.Array | None = None
     causal: bool = struct.field(pytree_node=False, default=True)
 
     def offset(self) -> jax.Array | int:
@@ -41,8 +41,8 @@ class Mask(struct.PyTreeNode):
         seen = None
         if self.causal:
             seen = (s <= t)[None]
-            if self.prefix_B is not None:
-                seen = seen | (s < self.prefix_B[:, None, None])
+            if self.prefix_BS is not None:
+                seen = seen | self.prefix_BS[:, None, :keys]
         if self.window is not None:
             near = jnp.abs(t - s) < jnp.where(jnp.asarray(self.window) > 0, self.window, np.iinfo(np.int32).max)
             seen = near[None] if seen is None else seen & near[None]
@@ -62,7 +62,7 @@ def attend(q_BNTH, k_BKSH, v_BKSH, *, mask: Mask, bias_NTS, cap, keys_B, rate) -
     bias. Heads come before positions, so that every product is one of plain matrices.
     """
     length, keys = q_BNTH.shape[2], k_BKSH.shape[2]
-    triangular = mask.causal and mask.prefix_B is None and length == keys and mask.start is None
+    triangular = mask.causal and mask.prefix_BS is None and length == keys and mask.start is None
     triangular &= pieces("length") == (1,)  # a block of a row cut over devices would keep only one of them busy
     size = max(BLOCK, length // BLOCKS)  # every block is traced on its own: more of them would be slow to compile
     size = size if triangular and length % size == 0 else length
@@ -71,7 +71,7 @@ def attend(q_BNTH, k_BKSH, v_BKSH, *, mask: Mask, bias_NTS, cap, keys_B, rate) -
         queries = slice(low, low + size)
         seen = low + size if triangular else keys
         bias = None if bias_NTS is None else bias_NTS(queries, seen)
-        block_keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, low)
+        block_keys = fold(keys_B, low)
         block = q_BNTH[:, :, queries], k_BKSH[:, :, :seen], v_BKSH[:, :, :seen]
         outputs.append(attend_block(*block, mask.allowed(queries, seen), bias, cap, block_keys, rate))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, 2)
@@ -114,24 +114,29 @@ def write(old: jax.Array, y_BKTH: jax.Array, start: jax.Array | int) -> jax.Arra
 
 
 class Attention(nn.Module):
-    """Self-attention of one layer; `config` is a `lm.models.transformer.Transformer`."""
+    """Attention of one layer, to itself or to a `source`; `config` is a `lm.models.transformer.Transformer`."""
 
     config: Any
 
     @nn.compact
-    def __call__(self, x_BTD, *, positions_BT, mask, bias_NTS, keys_B, cache):
-        """Return (B, T, D) and this layer's cache, a pair (k_BKSH, v_BKSH), with the new keys and values written in."""
+    def __call__(self, x_BTD, *, source_BSD=None, positions_BT=None, mask, bias_NTS=None, keys_B=None, cache=None):
+        """Return (B, T, D) and this layer's cache, a pair (k_BKSH, v_BKSH), with the new keys and values written in.
+
+        Attention to a source has no positions: the decoder's and the encoder's do not compare.
+        """
         c = self.config
-        qkv = {"bias": c.bias if c.qkv_bias is None else c.qkv_bias, "std": c.std}
-        q_BTNH = Linear((c.width, c.heads, c.head_size), ("embed", "heads", "head"), name="query", **qkv)(x_BTD)
-        kv = (c.width, c.kv, c.head_size), ("embed", "kv_heads", "head")
-        k_BTKH, v_BTKH = Linear(*kv, name="key", **qkv)(x_BTD), Linear(*kv, name="value", **qkv)(x_BTD)
+        from_BSD = x_BTD if source_BSD is None else source_BSD
+        bias = c.bias if c.qkv_bias is None else c.qkv_bias
+        query = {"bias": bias, **c.linear(c.width, query=True)}
+        q_BTNH = Linear((c.width, c.heads, c.head_size), ("embed", "heads", "head"), name="query", **query)(x_BTD)
+        kv, into = ((c.width, c.kv, c.head_size), ("embed", "kv_heads", "head")), {"bias": bias, **c.linear(c.width)}
+        k_BTKH, v_BTKH = (Linear(*kv, name=name, **into)(from_BSD) for name in ("key", "value"))
         if c.qk_norm:
             q_BTNH, k_BTKH = (
                 Norm(kind=c.norm, eps=c.eps, bias=False, axis=None, name=f"{name}_norm")(y)
                 for name, y in (("query", q_BTNH), ("key", k_BTKH))
             )
-        if c.positions == "rotary":
+        if c.positions == "rotary" and source_BSD is None:
             q_BTNH, k_BTKH = (rotate(y, positions_BT, c.rotary) for y in (q_BTNH, k_BTKH))
         q_BNTH, k_BKSH, v_BKSH = (y.swapaxes(1, 2) for y in (q_BTNH * c.attention_scale, k_BTKH, v_BTKH))
         q_BNTH = constrain(q_BNTH, "batch", "heads", "length", None)
@@ -154,4 +159,5 @@ class Attention(nn.Module):
             rate=c.attention_dropout,
         )
         out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
-        return Linear(*out, inputs=2, bias=c.bias, std=c.out_std, name="out")(y_BNTH.swapaxes(1, 2)), cache
+        init = c.linear(c.heads * c.head_size, out=True)
+        return Linear(*out, inputs=2, bias=c.bias, name="out", **init)(y_BNTH.swapaxes(1, 2)), cache

@@ -1,4 +1,4 @@
-"""Vocabulary projection and cross-entropy, fused over chunks of tokens so that no step holds all logits at once."""
+"""What follows the stack: the vocabulary with its cross-entropy, in chunks so that no step holds all logits; the pooler."""
 
 import math
 from functools import partial
@@ -6,16 +6,19 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import struct
 
+from lm.models.layers import Linear
 from lm.sharding import constrain_groups, pieces
 
 
 class Head(struct.PyTreeNode):
-    """The vocabulary projection: logits = cap(scale * h @ table.T), of which the first `vocab` are real."""
+    """The vocabulary projection: logits = cap(scale * h @ table.T + bias), of which the first `vocab` are real."""
 
     table_VD: jax.Array
-    vocab: int = struct.field(pytree_node=False)
+    bias_V: jax.Array | None = None
+    vocab: int = struct.field(pytree_node=False, default=0)
     scale: float = struct.field(pytree_node=False, default=1.0)
     cap: float = struct.field(pytree_node=False, default=0.0)
 
@@ -24,6 +27,8 @@ class Head(struct.PyTreeNode):
         table = self.table_VD.astype(h.dtype)
         product = jax.lax.dot_general(h, table, (((h.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
         logits = product if self.scale == 1 else self.scale * product
+        if self.bias_V is not None:
+            logits = logits + self.bias_V.astype(jnp.float32)
         if self.cap:
             logits = self.cap * jnp.tanh(logits / self.cap)
         if self.vocab < table.shape[0]:
@@ -31,12 +36,38 @@ class Head(struct.PyTreeNode):
         return logits
 
 
+class Pooler(nn.Module):
+    """tanh of a dense layer on the first token: one vector a row (Devlin et al. 2019)."""
+
+    width: int
+    std: float = 0.02
+    truncate: bool = False
+
+    @nn.compact
+    def __call__(self, h_BTD: jax.Array) -> jax.Array:
+        dense = Linear((self.width, self.width), ("embed", None), std=self.std, truncate=self.truncate, name="dense")
+        return jnp.tanh(dense(h_BTD[:, 0]))
+
+
+def gather(h_BTD: jax.Array, places_BP: jax.Array) -> jax.Array:
+    """Pick the states of P places of each row: (B, P, D)."""
+    return jnp.take_along_axis(h_BTD, places_BP[..., None], 1, mode="clip")
+
+
 def cross_entropy(
-    h_BTD: jax.Array, head: Head, targets_BT: jax.Array, weights_BT: jax.Array, *, z_loss: float = 0.0, chunk: int = 0
+    h_BTD: jax.Array,
+    head: Head,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    *,
+    z_loss: float = 0.0,
+    smoothing: float = 0.0,
+    chunk: int = 0,
 ) -> dict[str, jax.Array]:
     """Sum the weighted negative log-likelihood (nats), z = log(Z)^2 and hits over all tokens, in float32.
 
-    Returns the scalars "total" = nll + z_loss * z, the only one with a gradient, and "nll", "z", "hits". About `chunk`
+    Returns the scalars "total" = nll + z_loss * z, the only one with a gradient, and "nll", "z", "hits". `smoothing` e
+    makes "total" (1 - e) * nll + e / V * sum over v of -log p(v) (Szegedy et al. 2016). About `chunk`
     tokens a device go through the vocabulary at once (0: chosen so that their logits take about 16 MiB). The gradient
     of a chunk is taken in the forward pass while its logits are at hand: three matrix products in all where
     recomputation needs four, and nothing of size tokens x vocabulary is kept.
@@ -58,12 +89,13 @@ def cross_entropy(
         return constrain_groups(x)
 
     tokens = (grouped(h_BTD), grouped(targets_BT), grouped(weights_BT.astype(jnp.float32)))
-    total, aux = fused(*tokens, head, z_loss)
+    total, aux = fused(*tokens, head, (z_loss, smoothing))
     return {"total": total, **{name: jax.lax.stop_gradient(x) for name, x in aux.items()}}
 
 
-def chunk_loss(h_PD, targets_P, weights_P, head: Head, z_loss: float):
-    """Loss of one chunk of P tokens."""
+def chunk_loss(h_PD, targets_P, weights_P, head: Head, extras: tuple[float, float]):
+    """Loss of one chunk of P tokens; `extras`: z-loss and label smoothing."""
+    z_loss, smoothing = extras
     logits_PV = head.logits(h_PD)
     # A sum against the one-hot vector, not a gather: along a sharded or scanned vocabulary the gather is what hurts.
     one_hot = targets_P[:, None] == jnp.arange(logits_PV.shape[1], dtype=targets_P.dtype)
@@ -73,15 +105,20 @@ def chunk_loss(h_PD, targets_P, weights_P, head: Head, z_loss: float):
     nll = jnp.sum(weights_P * (log_z_P - target_P))
     z = jnp.sum(weights_P * log_z_P**2)
     hits = jnp.sum(weights_P * (target_P >= top_P))
-    return (nll + z_loss * z if z_loss else nll), {"nll": nll, "z": z, "hits": hits}
+    total = nll
+    if smoothing:
+        real = np.arange(logits_PV.shape[1]) < head.vocab
+        mean_P = jnp.sum(jnp.where(real, logits_PV, 0), -1) / head.vocab
+        total = (1 - smoothing) * nll + smoothing * jnp.sum(weights_P * (log_z_P - mean_P))
+    return (total + z_loss * z if z_loss else total), {"nll": nll, "z": z, "hits": hits}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def fused(h_GCPD, targets_GCP, weights_GCP, head: Head, z_loss: float):
+def fused(h_GCPD, targets_GCP, weights_GCP, head: Head, extras: tuple[float, float]):
     """Add the losses of all chunks C of all groups G."""
 
     def step(total, chunk):
-        return jax.tree.map(jnp.add, total, chunk_loss(*chunk, head, z_loss)), None
+        return jax.tree.map(jnp.add, total, chunk_loss(*chunk, head, extras)), None
 
     def group(*tokens):
         zero = jnp.zeros((), jnp.float32)
@@ -90,7 +127,7 @@ def fused(h_GCPD, targets_GCP, weights_GCP, head: Head, z_loss: float):
     return jax.tree.map(lambda x: x.sum(0), jax.vmap(group)(h_GCPD, targets_GCP, weights_GCP))
 
 
-def fused_forward(h_GCPD, targets_GCP, weights_GCP, head: Head, z_loss: float):
+def fused_forward(h_GCPD, targets_GCP, weights_GCP, head: Head, extras: tuple[float, float]):
     """Take loss and gradients chunk by chunk.
 
     Each group adds up its own gradient of the table, and the groups are summed once at the end: under a mesh one
@@ -98,30 +135,31 @@ def fused_forward(h_GCPD, targets_GCP, weights_GCP, head: Head, z_loss: float):
     """
 
     def step(carry, chunk):
-        total, d_table = carry
+        total, d_head = carry
         h_PD, targets_P, weights_P = chunk
 
-        def loss(h, table):
-            return chunk_loss(h, targets_P, weights_P, head.replace(table_VD=table), z_loss)
+        def loss(h, head):
+            return chunk_loss(h, targets_P, weights_P, head, extras)
 
-        value, pull, aux = jax.vjp(loss, h_PD, head.table_VD, has_aux=True)
-        d_h, d_table_chunk = pull(jnp.ones_like(value))
-        return (jax.tree.map(jnp.add, total, (value, aux)), d_table + d_table_chunk), d_h
+        value, pull, aux = jax.vjp(loss, h_PD, head, has_aux=True)
+        d_h, d_head_chunk = pull(jnp.ones_like(value))
+        return jax.tree.map(jnp.add, (total, d_head), ((value, aux), d_head_chunk)), d_h
 
     def group(*tokens):
         zero = jnp.zeros((), jnp.float32)
-        empty = ((zero, {"nll": zero, "z": zero, "hits": zero}), jnp.zeros_like(head.table_VD))
+        empty = ((zero, {"nll": zero, "z": zero, "hits": zero}), jax.tree.map(jnp.zeros_like, head))
         return jax.lax.scan(step, empty, tokens)
 
-    (totals, d_table_GVD), d_h = jax.vmap(group)(h_GCPD, targets_GCP, weights_GCP)
-    return jax.tree.map(lambda x: x.sum(0), totals), (d_h, d_table_GVD.sum(0), head)
+    (totals, d_head), d_h = jax.vmap(group)(h_GCPD, targets_GCP, weights_GCP)
+    totals, d_head = jax.tree.map(lambda x: x.sum(0), (totals, d_head))
+    return totals, (d_h, d_head)
 
 
-def fused_backward(z_loss: float, saved, cotangents):
+def fused_backward(extras: tuple[float, float], saved, cotangents):
     """Scale the gradients of the forward pass."""
-    d_h, d_table, head = saved
+    d_h, d_head = saved
     scale = cotangents[0]
-    return (d_h * scale.astype(d_h.dtype), None, None, head.replace(table_VD=d_table * scale))
+    return (d_h * scale.astype(d_h.dtype), None, None, jax.tree.map(lambda d: d * scale, d_head))
 
 
 fused.defvjp(fused_forward, fused_backward)

@@ -15,6 +15,11 @@ def named(init: Callable, axes: tuple[str | None, ...]) -> Callable:
     return lambda key, shape: Named(init(key, shape, jnp.float32), axes)
 
 
+def normal(std: float, truncate: bool) -> Callable:
+    """Normal initialiser; `truncate` redraws what lies beyond two deviations, as TensorFlow's does."""
+    return nn.initializers.truncated_normal(std) if truncate else nn.initializers.normal(std)
+
+
 class Linear(nn.Module):
     """Contract the last `inputs` axes of x with the first `inputs` axes of a kernel of any rank.
 
@@ -28,6 +33,7 @@ class Linear(nn.Module):
     inputs: int = 1
     bias: bool = True
     std: float = 0.02
+    truncate: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -38,7 +44,7 @@ class Linear(nn.Module):
         if self.has_variable("params", "flipped"):
             y = jnp.einsum("ri,oi->ro", x, self.get_variable("params", "flipped").astype(x.dtype))
         else:
-            kernel = self.param("kernel", named(nn.initializers.normal(self.std), self.axes), self.shape)
+            kernel = self.param("kernel", named(normal(self.std, self.truncate), self.axes), self.shape)
             y = x @ kernel.astype(x.dtype).reshape(size, -1)
         if self.bias:
             zeros = named(nn.initializers.zeros, self.axes[self.inputs :])
@@ -51,11 +57,12 @@ class Embed(nn.Module):
 
     rows: int
     width: int
-    axis: str = "vocab"
+    axis: str | None = "vocab"
     std: float = 0.02
+    truncate: bool = False
 
     def setup(self):
-        init = named(nn.initializers.normal(self.std), (self.axis, "embed"))
+        init = named(normal(self.std, self.truncate), (self.axis, "embed"))
         self.table = self.param("table", init, (self.rows, self.width))
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -64,6 +71,11 @@ class Embed(nn.Module):
     def whole(self) -> jax.Array:
         """Gather the table on every device: a look-up in a sharded one makes XLA rematerialise it in full."""
         return constrain(self.table, None, None)
+
+
+def fold(keys_B: jax.Array | None, site: int) -> jax.Array | None:
+    """Derive other keys, one a row; no keys stay none."""
+    return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, site)
 
 
 def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, site: int) -> jax.Array:

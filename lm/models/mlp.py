@@ -1,12 +1,13 @@
 """The feed-forward layer and its activations."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lm.models.layers import Linear
+from lm.models.layers import Linear, dropout
 
 
 def relu2(x: jax.Array) -> jax.Array:
@@ -39,22 +40,20 @@ ACTIVATIONS: dict[str, tuple[Callable, bool]] = {
 
 
 class FeedForward(nn.Module):
-    """Width -> mlp -> width with an activation between, gated when the activation's name says so."""
+    """Width -> mlp -> width with an activation between, gated when the activation's name says so.
 
-    width: int
-    mlp: int
-    activation: str
-    bias: bool
-    std: float
-    out_std: float
+    `config` is a `lm.models.transformer.Transformer`.
+    """
+
+    config: Any
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        function, gated = ACTIVATIONS[self.activation]
-        shape, axes = (self.width, self.mlp), ("embed", "mlp")
-        x_BTF = Linear(shape, axes, bias=self.bias, std=self.std, name="up")(x_BTD)
-        if gated:
-            x_BTF = function(Linear(shape, axes, bias=self.bias, std=self.std, name="gate")(x_BTD)) * x_BTF
-        else:
-            x_BTF = function(x_BTF)
-        return Linear(shape[::-1], axes[::-1], bias=self.bias, std=self.out_std, name="down")(x_BTF)
+    def __call__(self, x_BTD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
+        c = self.config
+        function, gated = ACTIVATIONS[c.activation]
+        shape, axes = (c.width, c.mlp_size), ("embed", "mlp")
+        into = {"bias": c.bias, **c.linear(c.width)}
+        x_BTF = Linear(shape, axes, name="up", **into)(x_BTD)
+        x_BTF = function(Linear(shape, axes, name="gate", **into)(x_BTD)) * x_BTF if gated else function(x_BTF)
+        x_BTF = dropout(x_BTF, c.mlp_dropout, keys_B, 3)
+        return Linear(shape[::-1], axes[::-1], bias=c.bias, name="down", **c.linear(c.mlp_size, out=True))(x_BTF)

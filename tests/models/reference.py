@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from scipy.special import erf, expit
 
-from lm.models.transformer import Model, Transformer
+from lm.models.model import Model
+from lm.models.transformer import Transformer
 from lm.sharding import unbox
 
 
@@ -153,7 +154,7 @@ def forward(config, params, tokens, positions=None, segments=None, causal=True):
     positions = np.arange(len(tokens)) if positions is None else positions
     x = params["embed"]["table"][tokens]
     if config.positions == "learned":
-        x = x + params["places"]["table"][positions]
+        x = x + params["input"]["places"]["table"][positions]
     if config.positions == "sinusoidal":
         angle = positions[:, None] / 10_000 ** (np.arange(0, config.width, 2) / config.width)
         x = x + np.concatenate([np.sin(angle), np.cos(angle)], -1)
@@ -236,7 +237,57 @@ def gpt2_params(found: dict[str, np.ndarray], config: Transformer, names: tuple[
     if config.placement == "pre":
         stack["norm"] = norm("transformer.ln_f")
     tokens, places = (found[f"transformer.{name}.weight"] for name in names)
-    return {"embed": {"table": tokens}, "places": {"table": places}, "stack": stack}
+    return {"embed": {"table": tokens}, "input": {"places": {"table": places}}, "stack": stack}
+
+
+def bert_params(found: dict[str, np.ndarray], config: Transformer) -> dict:
+    """BERT with both heads, or RoBERTa with its one: Linear kernels are (out, in)."""
+    d, n, h = config.width, config.heads, config.head_size
+    trunk = "bert" if "bert.embeddings.word_embeddings.weight" in found else "roberta"
+    last = {"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "bias": "lm_head.bias"}
+    if trunk == "bert":
+        last = {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm"}
+        last["bias"] = "cls.predictions.bias"
+
+    def dense(name):
+        return {"kernel": found[f"{name}.weight"].T, "bias": found[f"{name}.bias"]}
+
+    def norm(name):
+        return {"scale": found[f"{name}.weight"], "bias": found[f"{name}.bias"]}
+
+    def split(name):
+        whole = dense(name)
+        return {"kernel": whole["kernel"].reshape(d, n, h), "bias": whole["bias"].reshape(n, h)}
+
+    def layer(i):
+        at = f"{trunk}.encoder.layer.{i}"
+        out = dense(f"{at}.attention.output.dense")
+        attention = {name: split(f"{at}.attention.self.{name}") for name in ("query", "key", "value")}
+        attention["out"] = {"kernel": out["kernel"].reshape(n, h, d), "bias": out["bias"]}
+        return {
+            "attention": attention,
+            "mlp": {"up": dense(f"{at}.intermediate.dense"), "down": dense(f"{at}.output.dense")},
+            "norm0": norm(f"{at}.attention.output.LayerNorm"),
+            "norm1": norm(f"{at}.output.LayerNorm"),
+        }
+
+    tables = {
+        name: found[f"{trunk}.embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
+    }
+    params = {
+        "embed": {"table": tables["word"]},
+        "input": {
+            "places": {"table": tables["position"]},
+            "types": {"table": tables["token_type"]},
+            "norm": norm(f"{trunk}.embeddings.LayerNorm"),
+        },
+        "stack": {"layers": stacked(config.depth, layer)},
+        "transform": {"dense": dense(last["dense"]), "norm": norm(last["norm"])},
+        "head_bias": found[last["bias"]],
+    }
+    if trunk == "bert":
+        params |= {"pooler": {"dense": dense("bert.pooler.dense")}, "pair": dense("cls.seq_relationship")}
+    return params
 
 
 def llama_params(found: dict[str, np.ndarray], config: Transformer) -> dict:

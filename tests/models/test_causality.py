@@ -9,7 +9,8 @@ import pytest
 
 from lm.models import attention
 from lm.models.attention import Mask
-from lm.models.transformer import Stack, Transformer
+from lm.models.stack import Stack
+from lm.models.transformer import Transformer
 from tests.models.reference import documents, draw, tiny, visible
 
 LENGTH = 12
@@ -30,7 +31,7 @@ def compiled(config: Transformer, length: int, causal: bool, packed: bool, block
         def outputs(x):
             row = segments[None] if packed else None
             mask = Mask(segments_BT=row, segments_BS=row, causal=causal)
-            h, _ = Stack(config).apply({"params": params}, x[None], jnp.arange(length)[None], mask, keys_B)
+            h, _, _ = Stack(config).apply({"params": params}, x[None], jnp.arange(length)[None], mask, keys_B)
             return (h[0] * direction).sum(-1)
 
         return jnp.abs(jax.jacrev(outputs)(x)).sum(-1)
@@ -121,10 +122,10 @@ def test_prefix():
     config = tiny(depth=1)
     params, length = draw(config)["stack"], LENGTH
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, length, config.width)), jnp.float32)
-    prefixes = jnp.array([5, 0])
+    prefix = jnp.arange(length) < jnp.array([[5], [0]])
 
     def outputs(x):
-        h, _ = Stack(config).apply({"params": params}, x, jnp.zeros((2, length), jnp.int32), Mask(prefix_B=prefixes))
+        h, _, _ = Stack(config).apply({"params": params}, x, jnp.zeros((2, length), jnp.int32), Mask(prefix_BS=prefix))
         return h.sum(-1) + (h**2).sum(-1) + h[..., 0]
 
     found = np.asarray(jnp.abs(jax.jit(jax.jacrev(outputs))(x)).sum(-1))

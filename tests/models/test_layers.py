@@ -7,8 +7,8 @@ import pytest
 
 from lm.models.layers import Embed, Linear, dropout
 from lm.models.mlp import ACTIVATIONS
+from lm.models.model import Model
 from lm.models.norms import Norm
-from lm.models.transformer import Model
 from tests.models.reference import INNER, draw, tiny
 
 # spec.md, A.1: x, exact gelu, tanh gelu

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from lm.models.model import Model
 from lm.models.positions import Rotary, frequencies
-from lm.models.transformer import Model, Transformer
+from lm.models.transformer import Transformer
 from tests.models.reference import arrays, llama_params, stirred
 
 torch = pytest.importorskip("torch")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lm.config import Config, Optimizer
-from lm.models.transformer import Model, Transformer
+from lm.models.model import Model
+from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.sharding import unbox
 from lm.state import chain, create

@@ -6,7 +6,8 @@ import pytest
 
 from lm import flops
 from lm.models import presets
-from lm.models.transformer import Model, Transformer
+from lm.models.model import Model
+from lm.models.transformer import Transformer
 from tests.models.reference import tiny
 
 GPT2 = {"vocab": 50_257, "context": 1024}

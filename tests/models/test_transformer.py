@@ -9,8 +9,9 @@ import pytest
 
 from lm.errors import UserError
 from lm.models import attention
+from lm.models.model import Model
 from lm.models.positions import Rotary
-from lm.models.transformer import Model, Transformer
+from lm.models.transformer import Transformer
 from tests.models import reference
 from tests.models.reference import documents, draw, tiny
 
@@ -173,7 +174,7 @@ def test_initial_values():
     layers = "stack/layers"
     wide = dict.fromkeys([f"{layers}/attention/{n}/kernel" for n in ("query", "key", "value")], 0.02)
     out = dict.fromkeys([f"{layers}/attention/out/kernel", f"{layers}/mlp/down/kernel"], 0.02 / 4)
-    expected = {"embed/table": 0.02, "places/table": 0.01, f"{layers}/mlp/up/kernel": 0.02, **wide, **out}
+    expected = {"embed/table": 0.02, "input/places/table": 0.01, f"{layers}/mlp/up/kernel": 0.02, **wide, **out}
     for name, std in stds.items():
         assert std == pytest.approx(expected.pop(name, 0.0), rel=0.02), name
     assert not expected

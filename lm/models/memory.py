@@ -1,0 +1,308 @@
+"""Transformer-XL (Dai et al. 2019): a segment attends to the hidden states of those before it, by relative positions."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from lm.errors import UserError, check, check_choices, check_range
+from lm.models.adaptive import Adaptive, AdaptiveHead, Order
+from lm.models.layers import Linear, dropout, fold, named
+from lm.models.norms import normalise
+from lm.models.relative import distances, shift
+from lm.sharding import constrain
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerXL:
+    """Shape and choices of a Transformer-XL; 0 stands for the usual value derived from the others.
+
+    `context` tokens make a segment, which sees `memory` tokens before it. `clamp` > 0: farther distances look alike.
+    `same_length`: every query sees exactly `memory` keys, itself among them, however far back the memory reaches
+    (evaluation). `cutoffs`, `divide` (the paper's div_val), `tied_projections` (empty: all but the first; one for each
+    cluster) and `order` are the vocabulary's: see `lm.models.adaptive`.
+    """
+
+    vocab: int = 0  # 0: the tokenizer's size
+    pad_vocab: int = 1  # tables have a multiple of so many rows
+    context: int = 128
+    memory: int = 128
+    width: int = 512
+    depth: int = 12
+    heads: int = 8
+    head: int = 0  # 0: width / heads
+    mlp: int = 0  # 0: 4 x width
+    embed: int = 0  # width of the token tables; 0: width
+    cutoffs: tuple[int, ...] = ()
+    divide: int = 1
+    tied_projections: tuple[bool, ...] = ()
+    order: Order = "rising"
+    placement: Literal["pre", "post"] = "post"
+    eps: float = 1e-5
+    shared_biases: bool = False  # one u and v for all layers (the paper's; the released code's untie_r turns it off)
+    clamp: int = 0
+    same_length: bool = False
+    dropout: float = 0.0  # of embeddings, of each sublayer, inside the feed-forward, of the last hidden state
+    attention_dropout: float = 0.0
+    position_dropout: float = 0.0  # of the sinusoids
+    init: float = 0.02
+    init_projections: float = 0.01
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    unroll: int = 1
+    remat: Literal["none", "dots", "full"] = "none"
+
+    def __post_init__(self):
+        check_choices(self)
+        check_range(self, 1, float("inf"), "pad_vocab", "context", "width", "depth", "heads", "divide")
+        check_range(self, 0, float("inf"), "vocab", "memory", "head", "mlp", "embed", "clamp", "unroll", "eps")
+        check_range(self, 0, float("inf"), "init", "init_projections")
+        check_range(self, 0, 1, "dropout", "attention_dropout", "position_dropout")
+        check(self.width % 2 == 0, f"width={self.width} must be even: half of each sinusoid are sines")
+        if not self.head and self.width % self.heads:
+            raise UserError(f"width={self.width} does not divide among heads={self.heads}; set head as well")
+        rising = all(a < b for a, b in zip((0, *self.cutoffs), self.cutoffs))
+        check(rising, f"cutoffs={self.cutoffs} must rise, from above 0")
+        check(
+            not self.vocab or not self.cutoffs or self.cutoffs[-1] < self.vocab,
+            f"cutoffs={self.cutoffs} must lie below the vocabulary's size of {self.vocab}",
+        )
+        clusters = len(self.cutoffs) + 1
+        check(
+            len(self.tied_projections) in (0, clusters),
+            f"tied_projections={self.tied_projections}: give one for each of the {clusters} clusters, or none",
+        )
+        smallest = (self.embed or self.width) // self.divide ** len(self.cutoffs)
+        check(smallest > 0, f"divide={self.divide} leaves nothing of the embedding for the last of {clusters} clusters")
+
+    @property
+    def head_size(self) -> int:
+        return self.head or self.width // self.heads
+
+    @property
+    def mlp_size(self) -> int:
+        return self.mlp or 4 * self.width
+
+    @property
+    def mup(self) -> float:
+        """The loop asks; there is no maximal-update parametrisation here."""
+        return 1.0
+
+    def adaptive(self) -> Adaptive:
+        """Make the module of the vocabulary."""
+        return Adaptive(
+            vocab=self.vocab,
+            width=self.width,
+            embed=self.embed or self.width,
+            cutoffs=self.cutoffs,
+            divide=self.divide,
+            tied=self.tied_projections or (False, *[True] * len(self.cutoffs)),
+            order=self.order,
+            rows_multiple=self.pad_vocab,
+            std=self.init,
+            project_std=self.init_projections,
+        )
+
+
+class Memory(struct.PyTreeNode):
+    """What a row leaves to the next: the input of each layer at the last M tokens.
+
+    `seen_BM`: the token belongs to the document in which the row ended; other slots no query sees. A memory that has not
+    been filled has no such slot, so the first segment of all sees itself only, as in the authors' PyTorch release, whose
+    memory begins with no rows. (Their TensorFlow release and Hugging Face's begin with zeros that are attended to:
+    all slots seen.) The last layer's output, which they carry too, is never read and left out.
+    """
+
+    hidden_BLMD: jax.Array
+    seen_BM: jax.Array
+
+
+def empty_memory(config: TransformerXL, rows: int) -> Memory | None:
+    """Make the memory before the first segment; None where the config has none."""
+    if not config.memory:
+        return None
+    hidden = jnp.zeros((rows, config.depth, config.memory, config.width), config.dtype)
+    return Memory(hidden_BLMD=hidden, seen_BM=jnp.zeros((rows, config.memory), bool))
+
+
+def allowed(documents_BS: jax.Array, length: int, same_length: bool) -> jax.Array:
+    """Who sees whom, (B, T, S): the last `length` keys are the queries, and a query sees its document up to itself.
+
+    With `same_length` only keys less than S - T back: as many as the memory holds.
+    """
+    keys = documents_BS.shape[1]
+    back = jnp.arange(keys - length, keys)[:, None] - jnp.arange(keys)[None]
+    seen = back >= 0
+    if same_length and keys > length:
+        seen &= back < keys - length
+    mine = documents_BS[:, keys - length :, None]
+    return seen & (mine == documents_BS[:, None]) & (mine != 0)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation whose scales start at N(1, std), as the released code's do."""
+
+    eps: float
+    std: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def spread(key, shape, dtype):
+            return 1 + self.std * jax.random.normal(key, shape, dtype)
+
+        shape = (x.shape[-1],)
+        scale = self.param("scale", named(spread, ("embed",)), shape)
+        shift = self.param("bias", named(nn.initializers.zeros, ("embed",)), shape)
+        return normalise(x, scale, shift, "layer", self.eps)
+
+
+class RelativeAttention(nn.Module):
+    """Scores [(q + u) . k + (q + v) . r] / sqrt(H): u, v weigh contents and distances r whatever the query is."""
+
+    config: TransformerXL
+
+    @nn.compact
+    def __call__(self, x_BTD, memory_BMD, shared):
+        """Attend from x to [memory; x]: (B, T, D)."""
+        c, length = self.config, x_BTD.shape[1]
+        from_BSD = jnp.concatenate([memory_BMD, x_BTD], 1) if memory_BMD is not None else x_BTD
+        keys = from_BSD.shape[1]
+
+        def heads(name, y):
+            shape, axes = (c.width, c.heads, c.head_size), ("embed", "heads", "head")
+            return Linear(shape, axes, bias=False, std=c.init, name=name)(y)
+
+        q_BTNH = heads("query", x_BTD)
+        u_NH, v_NH = (y.astype(q_BTNH.dtype) for y in shared.biases or relative_biases(self, c))
+        # Every device needs all the keys of its rows: the context axis gathers them here.
+        k_BSNH, v_BSNH = (constrain(heads(n, from_BSD), "batch", None, "heads", None) for n in ("key", "value"))
+        scale = c.head_size**-0.5
+        k_BNSH, v_BNSH = k_BSNH.swapaxes(1, 2), v_BSNH.swapaxes(1, 2)
+        q_BNTH, p_BNTH = (
+            constrain(((q_BTNH + b) * scale).swapaxes(1, 2), "batch", "heads", "length", None) for b in (u_NH, v_NH)
+        )
+        scores = jnp.einsum("bnth,bnsh->bnts", q_BNTH, k_BNSH, preferred_element_type=jnp.float32)
+        r_RNH = heads("position", shared.distances)
+        equation = "bnth,rnh->bntr" if r_RNH.ndim == 3 else "bnth,brnh->bntr"
+        by_distance = jnp.einsum(equation, p_BNTH, r_RNH, preferred_element_type=jnp.float32)
+        # The shift moves entries between rows, so a device needs whole rows of queries.
+        scores = scores + shift(constrain(by_distance, "batch", "heads", None, None), keys)
+        scores = jnp.where(shared.allowed_BTS[:, None], scores, jnp.finfo(jnp.float32).min)
+        weights = dropout(jax.nn.softmax(scores, -1), c.attention_dropout, shared.keys_B, 0).astype(v_BNSH.dtype)
+        y_BTNH = jnp.einsum("bnts,bnsh->bnth", weights, v_BNSH).swapaxes(1, 2)
+        out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
+        return Linear(*out, inputs=2, bias=False, std=c.init, name="out")(y_BTNH.reshape(-1, length, *out[0][:2]))
+
+
+def relative_biases(module: nn.Module, c: TransformerXL) -> tuple[jax.Array, jax.Array]:
+    """Declare u and v, (N, H) each, as parameters of a module."""
+    init = named(nn.initializers.normal(c.init), ("heads", "head"))
+    return tuple(module.param(f"{name}_bias", init, (c.heads, c.head_size)) for name in ("content", "position"))
+
+
+class Shared(struct.PyTreeNode):
+    """What every layer gets alike."""
+
+    distances: jax.Array  # sinusoids (S, D), or (B, S, D) with dropout
+    allowed_BTS: jax.Array
+    keys_B: jax.Array | None = None
+    biases: Any = None  # u and v, where all layers have the same
+
+
+class Layer(nn.Module):
+    """Attention and a ReLU feed-forward, each with its norm and residual; gives its input on for the memory."""
+
+    config: TransformerXL
+
+    @nn.compact
+    def __call__(self, x_BTD, scanned, shared):
+        c, (layer, memory_BMD), kept_BTD = self.config, scanned, x_BTD
+        shared = shared.replace(keys_B=fold(shared.keys_B, layer))
+        norms = [LayerNorm(c.eps, c.init, name=f"norm{i}") for i in range(2)]
+        attend = RelativeAttention(c, name="attention")
+
+        def drop(y, site):
+            return dropout(y, c.dropout, shared.keys_B, site)
+
+        def feed(y):
+            shape, axes = (c.width, c.mlp_size), ("embed", "mlp")
+            y = drop(nn.relu(Linear(shape, axes, std=c.init, name="up")(y)), 3)
+            return Linear(shape[::-1], axes[::-1], std=c.init, name="down")(y)
+
+        if c.placement == "pre":
+            before = None if memory_BMD is None else norms[0](memory_BMD)
+            x_BTD = x_BTD + drop(attend(norms[0](x_BTD), before, shared), 1)
+            x_BTD = x_BTD + drop(feed(norms[1](x_BTD)), 2)
+        else:
+            x_BTD = norms[0](x_BTD + drop(attend(x_BTD, memory_BMD, shared), 1))
+            x_BTD = norms[1](x_BTD + drop(feed(x_BTD), 2))
+        return constrain(x_BTD, "batch", "length", None), kept_BTD
+
+
+class MemoryModel(nn.Module):
+    """Tokens and a memory to hidden states and the next memory; and the softmax over the vocabulary."""
+
+    config: TransformerXL
+
+    def setup(self):
+        c = self.config
+        self.embed = c.adaptive()
+        layer = Layer
+        if c.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+            layer = nn.remat(Layer, prevent_cse=False, policy=policy)
+        self.layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=c.depth,
+            unroll=c.unroll or c.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c)
+        self.biases = relative_biases(self, c) if c.shared_biases else None
+
+    def __call__(self, tokens_BT, segments_BT=None, memory: Memory | None = None, *, keys_B=None):
+        """Return hidden states (B, T, D) and the memory after this row, None where none was given.
+
+        `segments_BT` numbers the documents of a row: 1 goes on from the row before and sees its memory, 2 and more begin
+        here, 0 is padding; None: all 1. The memory, of any length, gets no gradient.
+        """
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        if self.is_initializing():
+            self.embed.head()
+        length = tokens_BT.shape[1]
+        documents_BS = jnp.ones_like(tokens_BT) if segments_BT is None else segments_BT
+        hidden_LBMD = None
+        if memory is not None:
+            memory = jax.lax.stop_gradient(memory)
+            hidden_LBMD = memory.hidden_BLMD.swapaxes(0, 1).astype(dtype)
+            documents_BS = jnp.concatenate([memory.seen_BM.astype(documents_BS.dtype), documents_BS], 1)
+        keys = documents_BS.shape[1]
+        places = distances(keys - 1, 0, c.width, c.clamp).astype(dtype)
+        if keys_B is not None and c.position_dropout:
+            places = jnp.broadcast_to(places, (tokens_BT.shape[0], *places.shape))
+            places = dropout(places, c.position_dropout, fold(keys_B, c.depth), 1)
+        shared = Shared(places, allowed(documents_BS, length, c.same_length), keys_B, self.biases)
+        x_BTD = dropout(self.embed(tokens_BT, dtype) * c.width**0.5, c.dropout, fold(keys_B, c.depth), 0)
+        x_BTD = constrain(x_BTD, "batch", "length", None)
+        x_BTD, kept_LBTD = self.layers(x_BTD, (jnp.arange(c.depth, dtype=jnp.int32), hidden_LBMD), shared)
+        if memory is not None:
+            memory = next_memory(memory, kept_LBTD, documents_BS)
+        return dropout(x_BTD, c.dropout, fold(keys_B, c.depth), 2), memory
+
+    def head(self) -> AdaptiveHead:
+        """Give the softmax over the vocabulary."""
+        return self.embed.head()
+
+
+def next_memory(memory: Memory, kept_LBTD: jax.Array, documents_BS: jax.Array) -> Memory:
+    """Keep the last M of the old memory and this row; what is not of the row's last document is seen no more."""
+    size = memory.seen_BM.shape[1]
+    new_BLTD = kept_LBTD[:, :, -size:].swapaxes(0, 1).astype(memory.hidden_BLMD.dtype)
+    hidden = jnp.concatenate([memory.hidden_BLMD, new_BLTD], 2)[:, :, -size:]
+    last = documents_BS[:, -1:]
+    seen = (documents_BS == last) & (last != 0)
+    return jax.lax.stop_gradient(Memory(hidden_BLMD=hidden, seen_BM=seen[:, -size:]))

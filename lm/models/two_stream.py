@@ -1,0 +1,303 @@
+"""XLNet's network: a content stream and a query stream over one set of weights, with relative attention and a memory.
+
+Yang et al. 2019, https://github.com/zihangdai/xlnet. The content stream reads the tokens; the query stream starts from
+one learned vector at each place to predict and sees the content of other places only, so that it knows where it stands
+but not what stands there.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+from lm.errors import UserError, check_choices, check_range
+from lm.models.heads import Head
+from lm.models.layers import Embed, Linear, dropout, fold, named
+from lm.models.mlp import FeedForward
+from lm.models.norms import Norm
+from lm.models.relative import distances, shift
+from lm.models.transformer import Activation
+from lm.sharding import constrain, pieces
+
+
+@dataclass(frozen=True, kw_only=True)
+class XLNet:
+    """Shape of the two-stream network; 0 stands for the usual value derived from the others.
+
+    `memory` layer inputs of earlier rows are attended to as well; distances beyond `clamp` count as `clamp` (0: off).
+    The release drops out position embeddings too; here they are projected once for all rows and keep whole.
+    """
+
+    vocab: int = 0  # 0: the tokenizer's size
+    pad_vocab: int = 1  # the table's rows are a multiple of this; the extra logits are masked
+    context: int = 512
+    memory: int = 384
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    head: int = 0  # 0: width / heads
+    mlp: int = 0  # 0: 4 x width
+    activation: Activation = "gelu_tanh"  # as the release; transformers runs its weights with the exact "gelu"
+    eps: float = 1e-12
+    clamp: int = 0
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    init: float = 0.02
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    unroll: int = 1
+    remat: Literal["none", "full"] = "none"
+
+    def __post_init__(self):
+        check_choices(self)
+        check_range(self, 1, float("inf"), "pad_vocab", "context", "width", "depth", "heads")
+        check_range(self, 0, float("inf"), "vocab", "memory", "head", "mlp", "clamp", "unroll", "eps", "init")
+        check_range(self, 0, 1, "dropout", "attention_dropout")
+        if not self.head and self.width % self.heads:
+            raise UserError(f"width={self.width} does not divide among heads={self.heads}; set head as well")
+        if self.width % 2:
+            raise UserError(f"sinusoids of distances need an even width, not {self.width}")
+
+    @property
+    def head_size(self) -> int:
+        return self.head or self.width // self.heads
+
+    @property
+    def mlp_size(self) -> int:
+        return self.mlp or 4 * self.width
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table."""
+        return -(-self.vocab // self.pad_vocab) * self.pad_vocab
+
+    # What the shared layers and the optimizer ask of a config.
+    mup = property(lambda self: 1.0)
+    bias = property(lambda self: True)
+    mlp_dropout = property(lambda self: self.dropout)
+
+    def linear(self, inputs: int, *, out: bool = False, query: bool = False) -> dict[str, Any]:
+        """Init of every matrix: the same normal distribution, whatever its inputs."""
+        return {"std": self.init}
+
+
+class Shared(struct.PyTreeNode):
+    """What every layer gets alike; S keys are M of the memory and T of the row.
+
+    A query sees the keys whose rank is below its reach. `types` decide between the two segment vectors.
+    `distances_ZRD`: embeddings of distances M + T, ..., -T + 1, for reading order and (Z = 2) against it.
+    """
+
+    rank_BS: jax.Array
+    reach_BT: jax.Array
+    types_BS: jax.Array
+    distances_ZRD: jax.Array
+    backward_B: jax.Array | None = None
+    places_BP: jax.Array | None = None
+    keys_B: jax.Array | None = None
+    reuse: int = struct.field(pytree_node=False, default=0)
+
+
+class RelativeAttention(nn.Module):
+    """Attention of both streams (Q = T + P queries) to the memory and the content (S = M + T keys)."""
+
+    config: XLNet
+
+    @nn.compact
+    def __call__(self, x_BQD, memory_BMD, shared: Shared, keys_B):
+        c, length = self.config, shared.reach_BT.shape[1]
+        kernel = {"shape": (c.width, c.heads, c.head_size), "axes": ("embed", "heads", "head"), "bias": False, "std": c.init}
+        q_BNQH = Linear(name="query", **kernel)(x_BQD).swapaxes(1, 2)
+        content_BSD = x_BQD[:, :length]
+        if memory_BMD is not None:
+            content_BSD = jnp.concatenate([memory_BMD.astype(x_BQD.dtype), content_BSD], 1)
+        k_BNSH, v_BNSH = (Linear(name=name, **kernel)(content_BSD).swapaxes(1, 2) for name in ("key", "value"))
+        r_ZNRH = Linear(name="position", **kernel)(shared.distances_ZRD.astype(x_BQD.dtype)).swapaxes(1, 2)
+        r_BNRH = r_ZNRH
+        if shared.backward_B is not None:
+            r_BNRH = jnp.where(shared.backward_B[:, None, None, None] != 0, r_ZNRH[1], r_ZNRH[0])
+        q_BNQH = constrain(q_BNQH, "batch", "heads", None, None)
+        k_BNSH, v_BNSH = (constrain(y, "batch", "heads", None, None) for y in (k_BNSH, v_BNSH))
+
+        def vector(name, *lead):
+            init = named(nn.initializers.normal(c.init), (*[None] * len(lead), "heads", "head"))
+            return self.param(name, init, (*lead, c.heads, c.head_size)).astype(x_BQD.dtype)
+
+        biases = [vector(f"{name}_bias")[:, None] for name in ("content", "position", "segment")]
+        segments_2NH = vector("segments", 2)
+
+        def stream(q_BNTH, places_BT, site):
+            content, position, segment = ((q_BNTH + bias) * c.head_size**-0.5 for bias in biases)
+            scores = jnp.einsum("bnth,bnsh->bnts", content, k_BNSH, preferred_element_type=jnp.float32)
+            scores += align(relative_scores(position, r_BNRH), places_BT, length, k_BNSH.shape[2])
+            same, other = jnp.einsum("bnth,znh->zbnt", segment, segments_2NH, preferred_element_type=jnp.float32)
+            here_BT1 = at(shared.types_BS[:, -length:], places_BT)[..., None]
+            scores += jnp.where((here_BT1 == shared.types_BS[:, None])[:, None], same[..., None], other[..., None])
+            allowed_BTS = at(shared.reach_BT, places_BT)[..., None] > shared.rank_BS[:, None]
+            if places_BT is None:  # content sees itself
+                memory = k_BNSH.shape[2] - length
+                allowed_BTS |= np.eye(length, k_BNSH.shape[2], memory, dtype=bool)
+            scores = jnp.where(allowed_BTS[:, None], scores, jnp.finfo(jnp.float32).min)
+            # Zero once more: a query that sees nothing would otherwise get the mean of what it must not see.
+            weights = jnp.where(allowed_BTS[:, None], jax.nn.softmax(scores, -1), 0)
+            weights = dropout(weights, c.attention_dropout, keys_B, site).astype(v_BNSH.dtype)
+            return jnp.einsum("bnts,bnsh->bnth", weights, v_BNSH)
+
+        y_BNQH = stream(q_BNQH[:, :, :length], None, 0)
+        if shared.places_BP is not None:
+            y_BNQH = jnp.concatenate([y_BNQH, stream(q_BNQH[:, :, length:], shared.places_BP, 4)], 2)
+        out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
+        return Linear(*out, inputs=2, bias=False, std=c.init, name="out")(y_BNQH.swapaxes(1, 2))
+
+
+def relative_scores(q_BNTH, r_BNRH):
+    """Products of queries with projected distances, (B, N, T, R) in float32; one list of distances serves all rows."""
+    if r_BNRH.shape[0] == q_BNTH.shape[0]:
+        return jnp.einsum("bnth,bnrh->bntr", q_BNTH, r_BNRH, preferred_element_type=jnp.float32)
+    return jnp.einsum("bnth,nrh->bntr", q_BNTH, r_BNRH[0], preferred_element_type=jnp.float32)
+
+
+def at(values_BT, places_BP):
+    """Values at the places of the queries; None: queries stand everywhere."""
+    return values_BT if places_BP is None else jnp.take_along_axis(values_BT, places_BP, 1, mode="clip")
+
+
+def align(scores_BNTR, places_BT, length: int, keys: int):
+    """Turn scores by distance into scores by key, (B, N, T, S).
+
+    Everywhere at once this is `shift`; a query at place t of the row has its key 0 in column length - t.
+    """
+    if places_BT is None:
+        return shift(scores_BNTR, keys)
+
+    def one(scores_NR, start):
+        return jax.lax.dynamic_slice_in_dim(scores_NR, start, keys, 1)
+
+    return jax.vmap(jax.vmap(one, (1, 0), 1))(scores_BNTR, length - places_BT)
+
+
+class Block(nn.Module):
+    """One layer over both streams side by side: attention and feed-forward, each with residual and norm after it."""
+
+    config: XLNet
+
+    @nn.compact
+    def __call__(self, x_BQD, scanned, shared: Shared):
+        c, (layer, memory_BMD) = self.config, scanned
+        keys_B = fold(shared.keys_B, layer)
+        y_BQD = RelativeAttention(c, name="attention")(x_BQD, memory_BMD, shared, keys_B)
+        later = remember(memory_BMD, x_BQD[:, : shared.reuse])
+        norms = [Norm(eps=c.eps, name=f"norm{i}") for i in range(2)]
+        x_BQD = norms[0](x_BQD + dropout(y_BQD, c.dropout, keys_B, 1))
+        y_BQD = FeedForward(c, name="mlp")(x_BQD, keys_B)
+        x_BQD = norms[1](x_BQD + dropout(y_BQD, c.dropout, keys_B, 2))
+        return streams(x_BQD), later
+
+
+def remember(memory_BMD, new_BTD):
+    """Append layer inputs to a layer's memory and drop as many from its beginning; None stays None."""
+    if memory_BMD is None:
+        return None
+    kept = jnp.concatenate([memory_BMD, new_BTD.astype(memory_BMD.dtype)], 1)[:, -memory_BMD.shape[1] :]
+    return jax.lax.stop_gradient(kept)
+
+
+def streams(x_BQD):
+    """Lay both streams out over the mesh, along their length where it divides."""
+    even = x_BQD.shape[1] % pieces("length")[0] == 0
+    return constrain(x_BQD, "batch", "length" if even else None, None)
+
+
+class Layers(nn.Module):
+    """All layers, their parameters stacked on a leading axis L; the memory keeps its axis of rows in front."""
+
+    config: XLNet
+
+    @nn.compact
+    def __call__(self, x_BQD, memory_BLMD, shared: Shared):
+        c = self.config
+        scan = nn.scan(
+            nn.remat(Block, prevent_cse=False) if c.remat == "full" else Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=((0, 1), nn.broadcast),
+            out_axes=1,
+            length=c.depth,
+            unroll=c.unroll or c.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        numbers = jnp.arange(c.depth, dtype=jnp.int32)
+        return scan(c, name="layers")(x_BQD, (numbers, memory_BLMD), shared)
+
+
+class TwoStream(nn.Module):
+    """Tokens to content states and, at the places to predict, query states; and the head for either."""
+
+    config: XLNet
+
+    def setup(self):
+        c = self.config
+        self.embed = Embed(c.rows, c.width, std=c.init)
+        self.query = self.param("query", named(nn.initializers.normal(c.init), ("embed",)), (c.width,))
+        self.stack = Layers(c)
+        self.bias = self.param("head_bias", named(nn.initializers.zeros, ("vocab",)), (c.rows,))
+
+    def __call__(
+        self,
+        tokens_BT,
+        *,
+        types_BT=None,
+        rank_BT=None,
+        reach_BT=None,
+        places_BP=None,
+        backward_B=None,
+        memory_BLMD=None,
+        reuse=0,
+        keys_B=None,
+    ):
+        """Return content states (B, T, D), query states (B, P, D) or None, and the memory of the next row.
+
+        A query, of either stream, sees the keys with `rank` below its `reach`, content also itself; without ranks
+        everything sees everything. `backward_B`: 1 where the row is written against reading order. The first `reuse` tokens
+        (0: all) go into the memory, which all see and which has type 0. `keys_B`: one key a row turns dropout on.
+        """
+        c, (rows, length) = self.config, tokens_BT.shape
+        dtype = jnp.dtype(c.dtype)
+        x_BQD = self.embed(tokens_BT, dtype)
+        if places_BP is not None:
+            query_BPD = jnp.broadcast_to(self.query.astype(dtype), (*places_BP.shape, c.width))
+            x_BQD = jnp.concatenate([x_BQD, query_BPD], 1)
+        x_BQD = streams(dropout(x_BQD, c.dropout, keys_B, c.depth))
+        memory = 0 if memory_BLMD is None else memory_BLMD.shape[2]
+        zeros_BT = jnp.zeros((rows, length), jnp.int32)
+        rank_BT = zeros_BT if rank_BT is None else rank_BT
+        before = ((0, 0), (memory, 0))
+        shared = Shared(
+            rank_BS=jnp.pad(rank_BT, before, constant_values=np.iinfo(np.int32).min),
+            reach_BT=zeros_BT + 1 if reach_BT is None else reach_BT,
+            types_BS=jnp.pad(zeros_BT if types_BT is None else types_BT, before),
+            distances_ZRD=directions(memory, length, c, backward_B is not None),
+            backward_B=backward_B,
+            places_BP=places_BP,
+            keys_B=keys_B,
+            reuse=reuse or length,
+        )
+        x_BQD, memory_BLMD = self.stack(x_BQD, memory_BLMD, shared)
+        x_BQD = dropout(x_BQD, c.dropout, keys_B, c.depth + 1)
+        return x_BQD[:, :length], None if places_BP is None else x_BQD[:, length:], memory_BLMD
+
+    def head(self) -> Head:
+        """Give the vocabulary projection: the token table and a bias."""
+        return Head(table_VD=self.embed.table, bias_V=self.bias, vocab=self.config.vocab)
+
+
+def directions(memory: int, length: int, config: XLNet, both: bool) -> jax.Array:
+    """Embed the distances M + T, ..., -T + 1, and where `both` also their negatives: (Z, R, D)."""
+    forward_RD = distances(memory + length, 1 - length, config.width, config.clamp)
+    if not both:
+        return forward_RD[None]
+    sin, cos = jnp.split(forward_RD, 2, -1)
+    return jnp.stack([forward_RD, jnp.concatenate([-sin, cos], -1)])
