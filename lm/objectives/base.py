@@ -2,49 +2,150 @@
 
 | key of a batch | shape | meaning |
 |---|---|---|
-| tokens | (B, T) int32 | what the network reads |
-| targets | (B, T) int32 | what it is asked for |
-| weights | (B, T) float32 | how much each target counts; 0 for padding |
+| tokens | (B, T) int32 | what the network reads; in an encoder-decoder, what its decoder reads |
+| targets | (B, T) or (B, P) int32 | what it is asked for, everywhere or at P places |
+| weights | as targets, float32 | how much each target counts; 0 for padding |
+| places | (B, P) int32 | where in the row the targets lie |
 | segments | (B, T) int32 | number of the document within the row, from 1; 0 for padding |
 | positions | (B, T) int32 | place within the document |
+| types | (B, T) int32 | token type: first or second sentence |
+| prefix | (B, T) bool | tokens that all of their segment see, though the network is causal |
+| pair, pair_weights | (B,) int32, float32 | label of a pair of sentences |
+| source, source_segments, source_positions | (B, S) int32 | what an encoder reads |
+| peers, rows | (B, ...), (B / parts,) | from the loop: `Objective.peers` of the whole batch, and which of its rows these are |
 """
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
+
+from lm import flops
+from lm.data.pipeline import Batches
+from lm.data.records import Documents, Windows
+from lm.errors import check
+from lm.models.encoder_decoder import EncoderDecoder
 
 Example = dict[str, np.ndarray]
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (weighted sum, sum of weights)
 
 
-class Objective(Protocol):
-    """A frozen dataclass of this shape is an objective; the loop knows nothing else of it.
+class Objective:
+    """A frozen dataclass that inherits this is an objective; the loop knows nothing else of it.
 
-    `window` tokens of the corpus make one record, of which `stride` are new; `corrupt` turns a record (tokens, segments,
-    positions, weights, each (window,)) into the arrays of one row. The loop minimises
-    sum over k of scales[k] * sums[k] / weights[k], where `weights(batch)` are the denominators of the whole batch, known
-    before the forward pass, and `loss` gives the sums of the rows it is shown: rows may come in any number of parts.
+    The loop minimises the sum over k of scales[k] * sums[k] / weights[k], where `weights(batch)` are the denominators of
+    the whole batch, known before the forward pass, and `loss` gives the sums of the rows it is shown: rows may come in
+    any number of parts. Sums without a "loss" get that total under the name.
     """
 
+    paper: ClassVar[str]
+    holds: ClassVar[str]  # what a batch holds, for people
+    generative: ClassVar[bool] = False  # left to right: a sample continues a prompt
+    nats: ClassVar[str | None] = (
+        None  # the sum that is nats per token of running text, for perplexity and bits per byte
+    )
+
     model: Any
-    window: int
-    stride: int
+    records: Windows | Documents  # what `corrupt` is given
     scales: Mapping[str, float]
 
-    def resolve(self, tokenizer: Any) -> "Objective":
-        """Fill in what the tokenizer knows (the vocabulary's size); raise UserError when the two do not fit."""
+    @property
+    def special(self) -> tuple[str, ...]:
+        """Special tokens that the tokenizer must have; those that it lacks are added behind its vocabulary."""
+        return ()
 
-    def corrupt(self, rng: np.random.Generator, record: Mapping[str, np.ndarray]) -> Example:
-        """Make one row from one record; numpy, on the host, pure."""
+    def resolve(self, tokenizer: Any) -> "Objective":
+        """Fill in what the tokenizer knows (sizes, ids, tables); raise UserError when the two do not fit.
+
+        Resolving twice changes nothing: a run's config.json holds the resolved objective.
+        """
+        raise NotImplementedError
+
+    def study(self, corpus: Any) -> "Objective":
+        """Learn what `corrupt` needs of the whole corpus (a table of similar words); called after `resolve`."""
+        return self
+
+    def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Example:
+        """Make one row from one record; numpy, on the host, pure; the record is read only."""
+        raise NotImplementedError
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
         """Draw the parameters, as a tree of `Named` arrays."""
+        raise NotImplementedError
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Sum the weights of each term of the loss over the batch."""
+        raise NotImplementedError
 
     def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
         """Sum each term and metric over the rows; `keys_B`, one key a row, is None when nothing may be random."""
+        raise NotImplementedError
+
+    def initial_memory(self, rows: int) -> Any:
+        """Make what is carried from batch to batch, every leaf with a leading axis of rows; None: nothing."""
+        return None
+
+    def peers(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> jax.Array | None:
+        """Compute what rows must know of all others of the batch, (B, ...); None: rows are independent.
+
+        Where the batch comes in parts, `loss` finds it for all rows in batch["peers"], without a gradient.
+        """
+        return None
+
+    def measured(self) -> "Objective":
+        """Give the objective that held-out text is measured with: the same parameters, perhaps longer rows or memory."""
+        return self
+
+    def predict(self, params: Any, batch: Batch) -> dict[str, jax.Array] | None:
+        """Guess what the batch asks for, for people to look at: arrays with a leading axis of rows."""
+        return None
+
+    def show(self, tokenizer: Any, example: Example, found: Example | None = None) -> str:
+        """Write one row as text that a person reads: before and after `corrupt`, and what `predict` found."""
+        raise NotImplementedError
+
+    def flops(self) -> float:
+        """Count the operations of a training step on one row."""
+        return self.records.tokens * flops.train_flops(self.model, self.model.context)
+
+
+def fit(model: Any, tokenizer: Any) -> Any:
+    """Give a model without a vocabulary the tokenizer's; raise UserError when the model's own is too small."""
+    check(
+        not model.vocab or model.vocab >= tokenizer.vocab,
+        f"objective.model.vocab={model.vocab} is smaller than the tokenizer's {tokenizer.vocab}; leave it at 0",
+    )
+    return sized(model, model.vocab or tokenizer.vocab)
+
+
+def sized(model: Any, vocab: int) -> Any:
+    """Give a model that many token ids."""
+    if isinstance(model, EncoderDecoder):
+        parts = {name: dataclasses.replace(getattr(model, name), vocab=vocab) for name in ("encoder", "decoder")}
+        return dataclasses.replace(model, **parts)
+    return dataclasses.replace(model, vocab=vocab)
+
+
+def resolve(config: Any, corpus: Any) -> tuple[Any, Any]:
+    """Give a corpus's tokenizer the special tokens of a config's objective, and the objective what the tokenizer knows."""
+    tokenizer = corpus.tokenizer.with_special(config.objective.special)
+    corpus = dataclasses.replace(corpus, tokenizer=tokenizer)
+    objective = config.objective.resolve(tokenizer).study(corpus)
+    return dataclasses.replace(config, objective=objective), corpus
+
+
+def training_batches(config: Any, corpus: Any, rows: tuple[int, int] | None = None) -> Batches:
+    """The batches of a run, as a pure function of the step; `rows`: the part that this process feeds."""
+    objective = config.objective
+    return Batches(
+        corpus,
+        objective.records,
+        objective.corrupt,
+        config.batch,
+        seed=config.seed,
+        packing=config.data.packing,
+        shard=rows,
+    )

@@ -5,49 +5,71 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from lm.errors import UserError, check_range
+import numpy as np
+
+from lm.data.records import Documents, Windows
+from lm.errors import check, check_choices, check_range
 from lm.models.heads import cross_entropy
-from lm.models.transformer import Model, Transformer
+from lm.models.model import Model
+from lm.models.transformer import Transformer
+from lm.objectives.base import Example, Objective, fit
+from lm.objectives.sequences import lay
 
 
 @dataclass(frozen=True, kw_only=True)
-class Causal:
+class Causal(Objective):
     """Cross-entropy of each token given those before it in its document.
 
     `z_loss` adds that much of log(Z)^2 a token, which keeps the logits from drifting (Chowdhery et al. 2022, 5;
     1e-4 there). `chunk`: tokens a device that go through the vocabulary at once, 0 chooses.
+
+    `dialogue` reads documents whose fields are turns (Zhang et al. 2020, DialoGPT): turn, separator, turn, separator, ...,
+    as many whole dialogues a row as fit. "all" asks for every token but a dialogue's first, "responses" for those of
+    the turns after the first, each with the separator that ends it.
     """
+
+    paper: ClassVar[str] = "Radford et al. 2018, 2019; Brown et al. 2020 (GPT); Zhang et al. 2020 (DialoGPT)"
+    holds: ClassVar[str] = "tokens targets weights segments positions (B, T)"
+    generative: ClassVar[bool] = True
 
     model: Transformer
     z_loss: float = 0.0
     chunk: int = 0
+    dialogue: Literal["off", "all", "responses"] = "off"
     separator: int | None = None  # the tokenizer's end-of-document token, filled in by `resolve`
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, 0, float("inf"), "chunk", "z_loss")
 
     @property
-    def window(self) -> int:
-        return self.model.context + 1
+    def nats(self) -> str | None:
+        if self.dialogue == "responses":
+            return None
+        return "nll" if self.z_loss else "loss"
 
     @property
-    def stride(self) -> int:
-        return self.model.context
+    def records(self) -> Windows | Documents:
+        if self.dialogue != "off":
+            return Documents(fields=0, limit=(self.model.context + 1,))
+        return Windows(length=self.model.context + 1, stride=self.model.context)
 
     @property
     def scales(self):
         return {"loss": 1.0}
 
     def resolve(self, tokenizer):
-        if self.model.vocab and self.model.vocab < tokenizer.vocab:
-            raise UserError(
-                f"objective.model.vocab={self.model.vocab} is smaller than the tokenizer's {tokenizer.vocab}; leave it at 0"
-            )
-        model = dataclasses.replace(self.model, vocab=self.model.vocab or tokenizer.vocab)
-        return dataclasses.replace(self, model=model, separator=tokenizer.separator)
+        check(
+            self.dialogue == "off" or tokenizer.separator is not None,
+            f"objective.dialogue={self.dialogue} needs a tokenizer with a separator to end turns with: not Characters",
+        )
+        return dataclasses.replace(self, model=fit(self.model, tokenizer), separator=tokenizer.separator)
 
     def corrupt(self, rng, record):
+        if self.dialogue != "off":
+            return self.turns(record["documents"])
         tokens, segments = record["tokens"], record["segments"]
         # The separator that ends a document also begins the next one: the only target across a border.
         inside = (segments[:-1] == segments[1:]) | (tokens[1:] == self.separator)
@@ -57,6 +79,24 @@ class Causal:
             "weights": record["weights"][1:] * inside,
             "segments": segments[:-1],
             "positions": record["positions"][:-1],
+        }
+
+    def turns(self, dialogues: list[list[np.ndarray]]) -> Example:
+        """Make a row of dialogues, each a list of turns."""
+        ending, parts = np.array([self.separator], np.int32), []
+        for turns in dialogues:
+            tokens = np.concatenate([part for turn in turns for part in (turn, ending)])
+            first = len(turns[0]) + 1 if self.dialogue == "responses" else 0
+            parts.append((tokens[:-1], tokens[1:], np.arange(1, len(tokens)) >= first))
+        tokens, targets, asked = zip(*parts) if parts else ((), (), ())
+        length = self.model.context
+        read, segments, positions = lay(tokens, length)
+        return {
+            "tokens": read,
+            "targets": lay(targets, length)[0],
+            "weights": lay(asked, length)[0].astype(np.float32),
+            "segments": segments,
+            "positions": positions,
         }
 
     def init(self, key, batch):
@@ -75,6 +115,11 @@ class Causal:
         if self.z_loss:
             result |= {"nll": (sums["nll"], count), "z": (sums["z"], count)}
         return result, memory
+
+    def show(self, tokenizer, example, found=None):
+        counted = example["targets"][example["weights"] > 0]
+        lines = [f"reads  {tokenizer.decode(example['tokens'], special=True)!r}"]
+        return "\n".join([*lines, f"writes {tokenizer.decode(counted, special=True)!r}"])
 
 
 if __name__ == "__main__":

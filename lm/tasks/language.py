@@ -13,7 +13,7 @@ from lm.data.pipeline import Evaluation, prefetch
 from lm.data.prepare import Corpus
 from lm.data.tokenizers import Tokenizer
 from lm.errors import check
-from lm.models.transformer import Model
+from lm.models.model import Model
 from lm.sharding import local_rows, place
 
 
@@ -21,12 +21,11 @@ class HeldOut:
     """The objective's loss on the validation split; build it once, call it with parameters."""
 
     def __init__(self, config: Config, corpus: Corpus, mesh: jax.sharding.Mesh):
-        objective = config.objective
+        self.objective = objective = config.objective.measured()
         self.mesh, self.tokens, self.rows = mesh, corpus.validation, config.batch // config.micro_batches
         self.batches = Evaluation(
             self.tokens,
-            objective.window,
-            objective.stride,
+            objective.records,
             objective.corrupt,
             self.rows,
             packing=config.data.packing,
@@ -34,15 +33,28 @@ class HeldOut:
             shard=local_rows(mesh, self.rows),
         )
         self.count = min(len(self.batches), config.evaluate_batches or len(self.batches))
-        self.sums = jax.jit(lambda params, batch: objective.loss(params, batch, None, None)[0])
+        self.sums = jax.jit(lambda params, batch, memory: objective.loss(params, batch, memory, None))
+        self.predict = jax.jit(objective.predict)
 
     def __call__(self, params: Any) -> dict[str, float]:
-        """Return `eval/validation/...`: mean loss, perplexity, bits per byte and the objective's own metrics."""
+        """Return `eval/validation/...`: mean loss, the objective's own metrics, perplexity and bits per byte of text."""
         total: metrics.Host = {}
+        memory = self.objective.initial_memory(self.rows)
         for batch in prefetch(self.batches, 0, self.count):
-            total = metrics.add(total, self.sums(params, place(batch, self.mesh, self.rows)))
+            sums, memory = self.sums(params, place(batch, self.mesh, self.rows), memory)
+            total = metrics.add(total, sums)
+        prefix = "eval/validation"
+        values = metrics.total(metrics.means(total, prefix), self.objective.scales, prefix)
         rate = (len(self.tokens) - 1) / max(self.tokens.raw_bytes, 1)
-        return metrics.language(total, "eval/validation", rate)
+        return metrics.language(values, self.objective.nats, prefix, rate)
+
+    def show(self, params: Any, tokenizer: Tokenizer, rows: int = 2) -> list[str]:
+        """Write the first rows of held-out text as the objective shows them, with its guesses."""
+        batch = self.batches[0]
+        found = jax.device_get(self.predict(params, place(batch, self.mesh, self.rows)))
+        examples = [{name: x[i] for name, x in batch.items()} for i in range(min(rows, self.rows))]
+        guesses = [found and {name: x[i] for name, x in found.items()} for i in range(len(examples))]
+        return [self.objective.show(tokenizer, *pair) for pair in zip(examples, guesses)]
 
 
 def score(config: Config, params: Any, tokenizer: Tokenizer, text: str) -> dict[str, Any]:

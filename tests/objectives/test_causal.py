@@ -75,7 +75,7 @@ def test_held_out_tokens_count_once(separator, packing):
     """Every token but the stream's first; without separators, none that begins a document."""
     tokens = Tokens.of(TEXTS * 3, separator, 10)
     objective = Causal(model=tiny(context=5), separator=separator)
-    batches = list(Evaluation(tokens, objective.window, objective.stride, objective.corrupt, 2, packing))
+    batches = list(Evaluation(tokens, objective.records, objective.corrupt, 2, packing))
     inside = separator is None and packing == "documents"
     assert sum(b["weights"].sum() for b in batches) == len(tokens) - (12 if inside else 1)
     targets = np.concatenate([b["targets"][b["weights"] > 0] for b in batches])
@@ -86,7 +86,7 @@ def test_held_out_tokens_count_once(separator, packing):
 def test_training_rows_count_every_token_once_an_epoch():
     tokens = Tokens.of([np.arange(1, 41)], 0, 50)
     objective = Causal(model=tiny(context=8, vocab=50), separator=0)
-    batches = Batches(((1.0, tokens),), objective.window, objective.stride, objective.corrupt, 5)
+    batches = Batches(((1.0, tokens),), objective.records, objective.corrupt, 5)
     first = batches[0]
     assert first["tokens"].shape == (5, 8)
     assert sorted(first["targets"].ravel()) == sorted([*range(1, 41)])
@@ -105,7 +105,47 @@ def test_resolve():
 
 def test_window_and_stride():
     objective = Causal(model=tiny(context=16))
-    assert (objective.window, objective.stride) == (17, 16)
+    assert (objective.records.length, objective.records.stride) == (17, 16)
+
+
+# -- dialogues ---------------------------------------------------------------------------------------------------------
+
+DIALOGUES = [[np.array(turn) for turn in turns] for turns in ([[1, 2], [3], [4, 5]], [[6], [7, 8]], [[1, 2, 3]])]
+
+
+@pytest.mark.parametrize("dialogue", ["all", "responses"])
+def test_dialogues_are_turns_ended_by_the_separator(dialogue):
+    """DialoGPT: the last separator is only a target; responses ask for nothing of the first turn, not even its end."""
+    objective = Causal(model=tiny(context=18), separator=SEPARATOR, dialogue=dialogue)
+    example = objective.corrupt(np.random.default_rng(0), {"documents": DIALOGUES})
+    asked = [1, 1, 1, 1, 1, 1, 1, *[1, 1, 1, 1], *[1, 1, 1]]
+    if dialogue == "responses":
+        asked = [0, 0, 1, 1, 1, 1, 1, *[0, 1, 1, 1], *[0, 0, 0]]
+    for name, expected in {
+        "tokens": [1, 2, 9, 3, 9, 4, 5, 6, 9, 7, 8, 1, 2, 3],
+        "targets": [2, 9, 3, 9, 4, 5, 9, 9, 7, 8, 9, 2, 3, 9],
+        "weights": asked,
+        "segments": [1] * 7 + [2] * 4 + [3] * 3,
+        "positions": [*range(7), *range(4), *range(3)],
+    }.items():
+        np.testing.assert_array_equal(example[name], expected + [0] * 4)
+        assert example[name].dtype == (np.float32 if name == "weights" else np.int32)
+    assert not any(value.any() for value in objective.corrupt(None, {"documents": []}).values())
+
+
+def test_dialogues_from_a_stream():
+    """Rows of whole dialogues hold every turn once; the longest row there may be fits."""
+    texts = [np.concatenate([[*turn, SEPARATOR] for turn in turns])[:-1] for turns in DIALOGUES * 5]
+    objective = Causal(model=tiny(context=8), separator=SEPARATOR, dialogue="all")
+    opened = objective.records.open(Tokens.of(texts, SEPARATOR, 10))
+    rows = [objective.corrupt(None, opened.held_out(None, i)) for i in range(opened.once)]
+    assert sum(row["segments"].max() for row in rows) == 15
+    assert sum(row["weights"].sum() for row in rows) == 5 * (7 + 4 + 3)
+
+
+def test_dialogues_need_a_separator():
+    with pytest.raises(UserError, match="dialogue=all needs a tokenizer with a separator"):
+        Causal(model=tiny(), dialogue="all").resolve(SimpleNamespace(vocab=29, separator=None))
 
 
 # -- the loss ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,181 @@
+"""All tokens of a target at once, from a source and some of the target: Mask-Predict (Ghazvininejad et al. 2019).
+
+    python -m lm.objectives.conditional [--config=configs/mask_predict_nano.py]
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.data.records import Documents
+from lm.errors import check_range
+from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
+from lm.models.heads import Head, cross_entropy
+from lm.models.layers import Embed
+from lm.objectives.base import Objective, fit
+from lm.objectives.seq2seq import closed
+from lm.objectives.sequences import HOLDS, lay, row_flops, side_by_side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditional(Objective):
+    """Cross-entropy of the masked tokens of a target, given its source and its other tokens, and of its length.
+
+    Of N tokens (the end token among them) n are masked, n uniform in 1 ... N - 1; in one run with `run`. The decoder is
+    not causal. A slot before each source, which the decoder does not see, predicts N: its last state times the table
+    whose row 0 is the slot's own vector and whose row N stands for that length. Both sums are divided by the number of
+    masked tokens. `smoothing` e is spread over all V tokens, the right one too, and not over lengths.
+
+    The slot has position 0 beside the first token's 0; the released code adds no position to it, which is the same but
+    for the value of row 0.
+    """
+
+    paper: ClassVar[str] = "Ghazvininejad et al. 2019 (Mask-Predict)"
+    holds: ClassVar[str] = f"{HOLDS}; lengths (B, S)"
+
+    model: EncoderDecoder
+    smoothing: float = 0.0
+    run: bool = False
+    pack: bool = True
+    chunk: int = 0
+    end: int | None = None  # ids, filled in by `resolve`
+    mask: int | None = None
+
+    def __post_init__(self):
+        check_range(self, 0, 1, "smoothing")
+        check_range(self, 0, float("inf"), "chunk")
+
+    @property
+    def special(self):
+        return "[SEP]", "[MASK]"
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        return self.model.encoder.context, self.model.decoder.context
+
+    @property
+    def records(self):
+        return Documents(fields=2, limit=self.limits, ends=(2, 1), pack=self.pack)
+
+    @property
+    def scales(self):
+        return {"masked": 1.0, "length": 1.0}
+
+    def resolve(self, tokenizer):
+        end, mask = (tokenizer.special_id(name) for name in self.special)
+        return dataclasses.replace(self, model=fit(self.model, tokenizer), end=end, mask=mask)
+
+    def corrupt(self, rng, record):
+        room, limit = self.limits
+        sources, targets = closed(record["documents"], (room - 1, limit), self.end)
+        slots = [np.concatenate([[0], source], dtype=np.int32) for source in sources]
+        source, source_segments, source_positions = lay(slots, room)
+        wanted, segments, positions = lay(targets, limit)
+        first = np.flatnonzero((source_segments > 0) & (source_positions == 0))
+        lengths = np.zeros(room, np.int32)
+        lengths[first] = np.bincount(segments, minlength=len(targets) + 1)[1 : len(first) + 1]
+        chosen = self.choose(rng, segments)
+        return {
+            "source": source,
+            "source_segments": source_segments,
+            "source_positions": np.maximum(source_positions - 1, 0),
+            "lengths": lengths,
+            "tokens": np.where(chosen, np.int32(self.mask), wanted),
+            "targets": wanted,
+            "weights": chosen.astype(np.float32),
+            "segments": segments,
+            "positions": positions,
+        }
+
+    def choose(self, rng: np.random.Generator, segments: np.ndarray) -> np.ndarray:
+        """Choose the tokens of each segment that are masked: bool [T]."""
+        sizes = np.bincount(segments)
+        sizes[0] = 0  # padding
+        counts = rng.integers(1, np.maximum(sizes, 2))
+        draws = np.zeros(len(segments)) if self.run else rng.random(len(segments))
+        order = np.lexsort((draws, segments))  # by segment, in a random order within each
+        number = segments[order]
+        rank = np.arange(len(segments)) - np.searchsorted(number, number)
+        if self.run:
+            rank = rank - rng.integers(0, np.maximum(sizes - counts, 0) + 1)[number]
+        chosen = np.zeros(len(segments), bool)
+        chosen[order] = (rank >= 0) & (rank < counts[number]) & (number > 0)
+        return chosen
+
+    def init(self, key, batch):
+        words, lengths = jax.random.split(key)
+        pair = Seq2Seq(self.model).init(words, batch["source"], batch["tokens"])["params"]
+        return {**pair, "lengths": self.table.init(lengths, batch["lengths"], jnp.float32)["params"]}
+
+    @property
+    def table(self) -> Embed:
+        """The slot's vector and one for each length."""
+        return Embed(self.model.context + 1, self.model.width, axis=None, std=self.model.encoder.init)
+
+    def weights(self, batch):
+        masked = batch["weights"].sum()
+        return {"masked": masked, "length": masked}
+
+    def states(self, params, batch, keys_B=None):
+        """Run both stacks: states of the source (B, S, D) and of the target (B, T, D), and the head of lengths 1, 2, ..."""
+        pair, variables = Seq2Seq(self.model), {"params": {k: v for k, v in params.items() if k != "lengths"}}
+        table_LD = self.table.apply({"params": params["lengths"]}, method="whole")
+        slots_BS, segments_BS = batch["lengths"] > 0, batch["source_segments"]
+        x_BSD = pair.apply(variables, batch["source"], method="vectors")
+        x_BSD = jnp.where(slots_BS[..., None], table_LD[0].astype(x_BSD.dtype), x_BSD)
+        place = batch["source_positions"], segments_BS, keys_B
+        source_BSD = pair.apply(variables, x_BSD, *place, method="encode_states")
+        source = {"source_BSD": source_BSD, "source_segments_BS": jnp.where(slots_BS, 0, segments_BS)}
+        place = batch["tokens"], batch["positions"], batch["segments"]
+        h_BTD = pair.apply(variables, *place, keys_B=keys_B, causal=False, method="decode", **source)
+        return source_BSD, h_BTD, Head(table_VD=table_LD[1:], vocab=self.model.context)
+
+    def loss(self, params, batch, memory, keys_B):
+        source_BSD, h_BTD, lengths = self.states(params, batch, keys_B)
+        head = self.head(params)
+        words = cross_entropy(
+            h_BTD, head, batch["targets"], batch["weights"], smoothing=self.smoothing, chunk=self.chunk
+        )
+        slots_BS = (batch["lengths"] > 0).astype(jnp.float32)
+        length = cross_entropy(source_BSD, lengths, jnp.maximum(batch["lengths"] - 1, 0), slots_BS)
+        masked, pairs = batch["weights"].sum(), slots_BS.sum()
+        return {
+            "masked": (words["total"], masked),
+            "length": (length["total"], masked),
+            "nll": (words["nll"], masked),
+            "accuracy": (words["hits"], masked),
+            "length_nll": (length["nll"], pairs),
+            "length_accuracy": (length["hits"], pairs),
+        }, memory
+
+    def head(self, params) -> Head:
+        """Give the vocabulary projection."""
+        variables = {"params": {k: v for k, v in params.items() if k != "lengths"}}
+        return Seq2Seq(self.model).apply(variables, method="head")
+
+    def predict(self, params, batch):
+        source_BSD, h_BTD, lengths = self.states(params, batch)
+        guess_BT = jnp.argmax(self.head(params).logits(h_BTD), -1)
+        filled_BT = jnp.where(batch["weights"] > 0, guess_BT, batch["targets"])
+        return {"guess": filled_BT, "lengths": jnp.argmax(lengths.logits(source_BSD), -1) + 1}
+
+    def show(self, tokenizer, example, found=None):
+        slots = np.flatnonzero(example["lengths"])
+        seen = {**example, "source_segments": np.where(example["lengths"] > 0, 0, example["source_segments"])}
+        masked = {**seen, "targets": example["tokens"]}
+        text = side_by_side(tokenizer, masked, found, ("source", "masked"))
+        sizes = f"lengths  {example['lengths'][slots].tolist()}"
+        return "\n".join([text, sizes if found is None else f"{sizes} guessed {found['lengths'][slots].tolist()}"])
+
+    def flops(self):
+        return row_flops(self.model, *self.limits)
+
+
+if __name__ == "__main__":
+    from lm.main import main
+
+    main(default="configs/mask_predict_nano.py")

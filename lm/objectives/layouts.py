@@ -1,0 +1,185 @@
+"""Rows of what the network reads and what it is asked for, from a record and its denoisers; pure numpy.
+
+`Sides` lays such pairs out for an encoder and a decoder, `Line` for a decoder alone. Several documents may share a row,
+each a segment with an end and sentinels of its own.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lm.objectives.spans import Denoiser, Pair, longest
+
+Example = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """Token ids: `end` of either side (None: there is none), `pad`, sentinels in order, mode tokens by name."""
+
+    end: int | None
+    pad: int
+    sentinels: np.ndarray
+    modes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """`inputs` tokens for the encoder and `targets` for the decoder, which begins each document with a pad (T5)."""
+
+    inputs: int
+    targets: int
+
+    @property
+    def room(self) -> tuple[int, ...]:
+        return self.inputs, self.targets
+
+    def cost(self, denoiser: Denoiser, raw: int, ended: bool) -> tuple[int, ...]:
+        """Return what `raw` tokens of text take of the room, at most."""
+        sizes = denoiser.sizes(raw)
+        return sizes.inputs + 1, sizes.targets + 1
+
+    def used(self, pair: Pair) -> tuple[int, ...]:
+        return len(pair.inputs), len(pair.targets)
+
+    def ends(self, denoiser: Denoiser, ended: bool) -> tuple[bool, bool]:
+        """Tell which side gets an end; T5 ends every example, wherever its text was cut."""
+        return True, True
+
+    def lay(self, pairs: Sequence[Pair], pad: int) -> Example:
+        source, target, begin = (np.full(n, pad, np.int32) for n in (self.inputs, self.targets, self.targets))
+        row = {name: np.zeros(self.inputs, np.int32) for name in ("source_segments", "source_positions")}
+        row |= {name: np.zeros(self.targets, np.int32) for name in ("segments", "positions")}
+        weights, low, at = np.zeros(self.targets, np.float32), 0, 0
+        for number, pair in enumerate(pairs, 1):
+            high, end = low + len(pair.inputs), at + len(pair.targets)
+            source[low:high], target[at:end] = pair
+            begin[at + 1 : end], weights[at:end] = pair.targets[:-1], 1
+            row["source_segments"][low:high], row["segments"][at:end] = number, number
+            row["source_positions"][low:high], row["positions"][at:end] = np.arange(high - low), np.arange(end - at)
+            low, at = high, end
+        return {"source": source, **row, "tokens": begin, "targets": target, "weights": weights}
+
+
+@dataclass(frozen=True)
+class Line:
+    """`length` tokens: the inputs, which see each other, then the targets, each asked for by the token before it."""
+
+    length: int
+
+    @property
+    def room(self) -> tuple[int, ...]:
+        return (self.length,)
+
+    def cost(self, denoiser: Denoiser, raw: int, ended: bool) -> tuple[int, ...]:
+        """Return what `raw` tokens of text take of the room; `ended`: the document's end is among them."""
+        return (denoiser.sizes(raw).both + sum(self.ends(denoiser, ended)) - 1,)
+
+    def used(self, pair: Pair) -> tuple[int, ...]:
+        return (len(pair.inputs) + len(pair.targets) - 1,)
+
+    def ends(self, denoiser: Denoiser, ended: bool) -> tuple[bool, bool]:
+        """Text that is only split runs on from one side to the other, and ends where its document does."""
+        return (False, ended) if denoiser.kind == "split" else (True, True)
+
+    def lay(self, pairs: Sequence[Pair], pad: int) -> Example:
+        tokens, target = np.full(self.length, pad, np.int32), np.full(self.length, pad, np.int32)
+        row = {name: np.zeros(self.length, np.int32) for name in ("segments", "positions")}
+        prefix, weights, low = np.zeros(self.length, bool), np.zeros(self.length, np.float32), 0
+        for number, pair in enumerate(pairs, 1):
+            whole = np.concatenate(pair)
+            high, border = low + len(whole) - 1, low + len(pair.inputs)
+            tokens[low:high], target[low:high] = whole[:-1], whole[1:]
+            prefix[low:border], weights[border - 1 : high] = True, 1
+            row["segments"][low:high], row["positions"][low:high] = number, np.arange(high - low)
+            low = high
+        return {"tokens": tokens, "targets": target, **row, "prefix": prefix, "weights": weights}
+
+
+Layout = Sides | Line
+
+
+def fits(layout: Layout, denoiser: Denoiser, room: Sequence[int], ended: bool = False) -> Callable[[int], bool]:
+    """Return the test whether so many tokens of text go into the room."""
+    return lambda raw: all(cost <= left for cost, left in zip(layout.cost(denoiser, raw, ended), room))
+
+
+def capacity(layout: Layout, denoiser: Denoiser) -> int:
+    """Return how many tokens of text an empty row takes."""
+    kept = 1 - denoiser.rate if denoiser.kind in ("spans", "end") else 0.5
+    return longest(int(max(layout.room) / kept) + 2, fits(layout, denoiser, layout.room))
+
+
+def documents(record: dict[str, np.ndarray], separator: int | None) -> list[tuple[np.ndarray, bool]]:
+    """Return the tokens of each document of a record, and whether it ends before the record does.
+
+    The separator that begins a document after the first one is left out: it is the end of the one before.
+    """
+    tokens, segments = record["tokens"], record["segments"]
+    if segments[0] and segments[0] == segments[-1]:
+        return [(tokens, False)]
+    edges = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(tokens)]
+    found = []
+    for low, high in itertools.pairwise(edges):
+        if segments[low] > 0:
+            low += low > 0 and tokens[low] == separator
+            found.append((tokens[low:high], high < len(tokens)))
+    return found
+
+
+def stretch(rng: np.random.Generator, tokens: np.ndarray, fit: Callable[[int], bool]) -> np.ndarray:
+    """Return the tokens, or where they do not fit a random stretch that does, as long as can be; maybe none."""
+    size = longest(len(tokens), fit) if len(tokens) > 1 else 0
+    spare = len(tokens) - size
+    low = rng.integers(spare + 1) if size and spare else 0
+    return tokens[low : low + size]
+
+
+def draw(
+    rng: np.random.Generator,
+    record: dict[str, np.ndarray],
+    denoisers: Sequence[Denoiser],
+    layout: Layout,
+    symbols: Symbols,
+    separator: int | None,
+) -> Example:
+    """Make a row: each document of the record by a denoiser drawn by weight, as long as there is room.
+
+    No span crosses from one document into the next. A document of one token has nothing to ask for and is left out.
+    """
+    left, pairs = layout.room, []
+    bounds = np.cumsum([denoiser.weight for denoiser in denoisers])
+    for tokens, ended in documents(record, separator):
+        chosen = int(bounds.searchsorted(rng.random() * bounds[-1], "right")) if len(denoisers) > 1 else 0
+        denoiser = denoisers[chosen]
+        text = stretch(rng, tokens, fits(layout, denoiser, left, ended))
+        if len(text):
+            ends = layout.ends(denoiser, ended and len(text) == len(tokens))
+            pair = denoiser.pair(rng, text, symbols.sentinels)
+            pairs.append(framed(pair, symbols.modes.get(denoiser.mode), symbols.end, ends))
+            left = [room - used for room, used in zip(left, layout.used(pairs[-1]))]
+    return layout.lay(pairs, symbols.pad)
+
+
+def framed(pair: Pair, mode: int | None, end: int | None, ends: tuple[bool, bool]) -> Pair:
+    """Put the mode token before the inputs, and the end after either side that gets one."""
+
+    def token(id: int | None) -> list[np.ndarray]:
+        return [] if id is None else [np.array([id], np.int32)]
+
+    inputs = [*token(mode), pair.inputs, *token(end if ends[0] else None)]
+    targets = [pair.targets, *token(end if ends[1] else None)]
+    return Pair(*(np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in (inputs, targets)))
+
+
+def restored(inputs: np.ndarray, targets: np.ndarray, sentinels: Sequence[int]) -> list[int]:
+    """Put the spans of the targets back into the inputs, for people to read; targets without sentinels follow."""
+    known, spans, last = set(sentinels), {}, None
+    for token in targets.tolist():
+        if token in known:
+            last = token
+        spans.setdefault(last, []).extend([] if token in known else [token])
+    text = [t for token in inputs.tolist() for t in (spans.pop(token, [token]) if token in known else [token])]
+    return text + spans.pop(None, [])

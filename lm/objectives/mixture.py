@@ -1,0 +1,193 @@
+"""Several objectives at once on one trunk: multi-task pre-training (Liu et al. 2019, MT-DNN; Raffel et al. 2020, 2.1).
+
+python -m lm.objectives.mixture [--config=configs/mixture_nano.py]
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.data.records import Windows
+from lm.errors import UserError, check, check_choices
+from lm.objectives.base import Objective
+
+# Parameters that parts share by name; all else (heads, poolers) each part has for itself.
+TRUNK = ("embed", "input", "project", "stack", "encoder_input", "encoder", "decoder_input", "decoder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One objective of a mixture; `weight` is on its loss, or its share of the steps."""
+
+    name: str
+    objective: Any
+    weight: float = 1.0
+
+    def __post_init__(self):
+        check(self.name.isidentifier(), f"part '{self.name}' of a mixture: give it a plain word for a name")
+        check(self.weight > 0, f"part '{self.name}' of a mixture has weight {self.weight}; it must be above 0")
+
+    def of(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """Take what is this part's out of a batch, a metric or a row: names `part/name`, without the part."""
+        own = {k.removeprefix(f"{self.name}/"): x for k, x in tree.items() if k.startswith(f"{self.name}/")}
+        if tree.get("peers") is not None and self.name in tree["peers"]:
+            own |= {"peers": tree["peers"][self.name]}
+        return own | {k: tree[k] for k in ("rows",) if k in tree}
+
+    def named(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """The reverse of `of`."""
+        return {f"{self.name}/{k}": x for k, x in tree.items()}
+
+    def params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Give this part's parameters: the trunk's and its own."""
+        return {**params["trunk"], **params.get(self.name, {})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multitask(Objective):
+    """Objectives of one kind of model share its trunk; each keeps its head and its metrics, named `part/metric`.
+
+    `take="all"` adds the weighted losses of all parts in every step; `take="one"` draws one part a step, with the
+    weights as probabilities, and computes only that. Every part corrupts the same windows of text, as long as the
+    longest asks for; the others use their beginning.
+    """
+
+    paper: ClassVar[str] = "Liu et al. 2019 (MT-DNN); Raffel et al. 2020 (T5), 2.1"
+    holds: ClassVar[str] = "the arrays of every part, as part/name"
+
+    parts: tuple[Part, ...]
+    take: Literal["all", "one"] = "all"
+
+    def __post_init__(self):
+        check_choices(self)
+        names = [part.name for part in self.parts]
+        check(
+            len(names) > 1 and len(set(names)) == len(names), f"a mixture needs parts of different names, not {names}"
+        )
+        for part in self.parts:
+            records = part.objective.records
+            if not isinstance(records, Windows) or records.order != "shuffled":
+                raise UserError(
+                    f"part '{part.name}' reads whole documents or in order: it cannot share windows of text"
+                )
+
+    @property
+    def model(self):
+        return self.parts[0].objective.model
+
+    @property
+    def special(self):
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.objective.special))
+
+    @property
+    def nats(self):
+        return next((f"{p.name}/{p.objective.nats}" for p in self.parts if p.objective.nats), None)
+
+    @property
+    def records(self):
+        asked = [part.objective.records for part in self.parts]
+        largest = {name: max(getattr(r, name) for r in asked) for name in ("length", "stride", "others", "copies")}
+        return Windows(**largest)
+
+    @property
+    def scales(self):
+        weight = {part.name: part.weight if self.take == "all" else 1.0 for part in self.parts}
+        return {f"{p.name}/{k}": weight[p.name] * s for p in self.parts for k, s in p.objective.scales.items()}
+
+    def resolve(self, tokenizer):
+        return self.each(lambda objective: objective.resolve(tokenizer))
+
+    def study(self, corpus):
+        return self.each(lambda objective: objective.study(corpus))
+
+    def each(self, change: Callable[[Objective], Objective]) -> "Multitask":
+        """Change the objective of every part."""
+        return dataclasses.replace(
+            self, parts=tuple(dataclasses.replace(p, objective=change(p.objective)) for p in self.parts)
+        )
+
+    def corrupt(self, rng, record):
+        found = {}
+        for part in self.parts:
+            found |= part.named(part.objective.corrupt(rng, beginning(record, part.objective.records.length)))
+        return found
+
+    def init(self, key, batch):
+        params: dict[str, Any] = {"trunk": {}}
+        for i, part in enumerate(self.parts):
+            drawn = part.objective.init(jax.random.fold_in(key, i), part.of(batch))
+            for name in [name for name in drawn if name in TRUNK]:
+                ours, theirs = params["trunk"].setdefault(name, drawn[name]), drawn.pop(name)
+                same = jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
+                check(
+                    same, f"part '{part.name}' has another '{name}' than the parts before it: give all the same model"
+                )
+            if drawn:
+                params[part.name] = drawn
+        return params
+
+    def weights(self, batch):
+        found = {}
+        for part in self.parts:
+            found |= part.named(part.objective.weights(part.of(batch)))
+        return found
+
+    def initial_memory(self, rows):
+        """Count the steps, for the draw of a part; a row each, as all that is carried has."""
+        return jnp.zeros((rows,), jnp.int32) if self.take == "one" else None
+
+    def peers(self, params, batch, keys_B):
+        found = {p.name: p.objective.peers(p.params(params), p.of(batch), keys_B) for p in self.parts}
+        return {name: x for name, x in found.items() if x is not None} or None
+
+    def loss(self, params, batch, memory, keys_B):
+        def run(part):
+            sums, _ = part.objective.loss(part.params(params), part.of(batch), None, keys_B)
+            return part.named(sums)
+
+        if self.take == "all" or keys_B is None:
+            return {name: pair for part in self.parts for name, pair in run(part).items()}, memory
+        shapes = {p.name: jax.eval_shape(lambda p=p: run(p)) for p in self.parts}
+        nothing = {
+            k: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), x) for s in shapes.values() for k, x in s.items()
+        }
+        shares = jnp.log(jnp.array([part.weight for part in self.parts]))
+        draw = jax.random.categorical(jax.random.fold_in(jax.random.key(0), memory[0]), shares)
+        return jax.lax.switch(draw, [lambda p=p: {**nothing, **run(p)} for p in self.parts]), memory + 1
+
+    def predict(self, params, batch):
+        found = {}
+        for part in self.parts:
+            found |= part.named(part.objective.predict(part.params(params), part.of(batch)) or {})
+        return found or None
+
+    def show(self, tokenizer, example, found=None):
+        parts = []
+        for p in self.parts:
+            shown = p.objective.show(tokenizer, p.of(example), (found and p.of(found)) or None)
+            parts.append(f"[{p.name}]\n{shown}")
+        return "\n".join(parts)
+
+    def flops(self):
+        each = [part.objective.flops() for part in self.parts]
+        if self.take == "all":
+            return sum(each)
+        total = sum(part.weight for part in self.parts)
+        return sum(part.weight / total * work for part, work in zip(self.parts, each))
+
+
+def beginning(record: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Cut a record of a window, and the others in it, to its first tokens."""
+    others = [beginning(other, length) for other in record.get("others", ())]
+    return {k: x[:length] if isinstance(x, np.ndarray) else x for k, x in record.items()} | {"others": others}
+
+
+if __name__ == "__main__":
+    from lm.main import main
+
+    main(default="configs/mixture_nano.py")

@@ -1,0 +1,122 @@
+"""Two sentences from a record for a row [CLS] A [SEP] B [SEP], and whether B goes with A; pure numpy.
+
+A record holds twice as many stream tokens as a row takes: a chunk of one document begins with the first sentence of its
+first half. BERT reads its documents from the first sentence to the last instead; here any token of the stream is as likely
+as any other to be in the first half. A sentence here is what lies between two sentence starts, not a grammarian's.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+Sentence = Literal["none", "nsp", "sop", "consecutive"]
+Span = tuple[int, int, int]  # number of the record (0: the one given, 1: the other), first token, one past the last
+
+
+class Pair(NamedTuple):
+    """Two spans and the label: "nsp" 1 = B is from elsewhere, "sop" 1 = swapped or elsewhere, "consecutive" 1 = B follows."""
+
+    a: Span
+    b: Span
+    label: int
+
+
+def sentence_starts(record: dict, ends_sentence: np.ndarray, bit: int) -> np.ndarray:
+    """Mark, bool [T], the tokens that begin a sentence: as the data says, else those after a full stop.
+
+    `ends_sentence`, bool [V]: pieces that close a sentence; `bit`: the sentence's in `record["marks"]`.
+    """
+    if record["marked"]:
+        starts = (record["marks"] & bit) > 0
+        if starts.any():
+            return starts
+    starts = np.empty(len(record["tokens"]), bool)
+    starts[0] = False
+    ends = ends_sentence[record["tokens"]]
+    np.greater(ends[:-1], ends[1:], out=starts[1:])  # of several full stops in a row the last one closes
+    return starts
+
+
+def chunk(rng: np.random.Generator, record: dict, starts: np.ndarray, separator: int | None) -> tuple[int, np.ndarray]:
+    """Pick the document of a random token of the first half: where its first whole sentence begins, and where each ends.
+
+    The separator that opens a document is left out. Ends go on to the end of the document or of the record.
+    """
+    segments = record["segments"]
+    real = len(segments) if segments[-1] else int(np.count_nonzero(segments))
+    half = min(len(segments) // 2, real)
+    number = segments[int(rng.random() * half)] if half else 1
+    low, high = (int(n) for n in segments[:real].searchsorted((number, number + 1)))
+    opens = low < high and (record["positions"][low] == 0 if separator is None else record["tokens"][low] == separator)
+    low += bool(opens) and separator is not None
+    cuts = starts[low + 1 : high].nonzero()[0] + (low + 1)
+    if not opens and len(cuts) and cuts[0] < half:  # what is before belongs to a sentence that began before the record
+        low, cuts = int(cuts[0]), cuts[1:]
+    return low, np.append(cuts, high)
+
+
+def sentence_pair(
+    rng: np.random.Generator,
+    records: tuple[dict, dict],
+    starts: tuple[np.ndarray, np.ndarray],
+    limit: int,
+    sentence: Sentence,
+    short_share: float = 0.1,
+    separator: int | None = None,
+) -> Pair:
+    """Cut A and B, together at most `limit` tokens (Devlin et al. 2019; "sop": Lan et al. 2020).
+
+    Whole sentences are collected up to a target length, which with probability `short_share` is drawn from 2 to `limit`.
+    A is the first few of them, B the rest or, for half of the rows, what follows a random sentence of the other record;
+    so too where there is only one sentence. "sop" swaps half of the rows instead.
+    """
+    low, ends = chunk(rng, records[0], starts[0], separator)
+    target = int(rng.integers(2, limit + 1)) if rng.random() < short_share else limit
+    ends = ends[: int(ends.searchsorted(low + target)) + 1]
+    alone = len(ends) == 1
+    middle = int(ends[0 if alone else int(rng.random() * (len(ends) - 1))])
+    other = rng.random() < 0.5
+    a, b = (0, low, middle), (0, middle, int(ends[-1]))
+    if alone or (other and sentence != "sop"):
+        b = elsewhere(rng, records[1], starts[1], target - (middle - low), separator)
+    a, b = truncate(rng, a, b, limit)
+    differs = alone or other
+    if sentence == "sop" and other and not alone:
+        a, b = b, a
+    return Pair(a, b, int(differs != (sentence == "consecutive")))
+
+
+def elsewhere(rng: np.random.Generator, record: dict, starts: np.ndarray, wanted: int, separator: int | None) -> Span:
+    """Take sentences of the other record, from a random one on, until there are `wanted` tokens, one sentence at least."""
+    low, ends = chunk(rng, record, starts, separator)
+    begins = int(ends[:-1].searchsorted(len(starts) // 2))  # those in the first half have room after them
+    skipped = int(rng.random() * (begins + 1))
+    low = int(ends[skipped - 1]) if skipped else low
+    ends = ends[skipped:]
+    return 1, low, int(ends[min(int(ends.searchsorted(low + wanted)), len(ends) - 1)])
+
+
+def truncate(rng: np.random.Generator, a: Span, b: Span, limit: int) -> tuple[Span, Span]:
+    """Cut the longer one, B on ties, token by token until both fit; each token from the front or back, by a coin.
+
+    Written out: the longer comes down to the other, then they take turns.
+    """
+    (_, a_low, a_high), (_, b_low, b_high) = a, b
+    size_a, size_b = a_high - a_low, b_high - b_low
+    if size_a + size_b <= limit:
+        return a, b
+    if size_b <= limit // 2:
+        kept_a, kept_b = limit - size_b, size_b
+    elif size_a <= (limit + 1) // 2:
+        kept_a, kept_b = size_a, limit - size_a
+    else:
+        kept_a, kept_b = (limit + 1) // 2, limit // 2
+    return shorten(rng, a, kept_a), shorten(rng, b, kept_b)
+
+
+def shorten(rng: np.random.Generator, span: Span, kept: int) -> Span:
+    """Cut tokens from both sides of a span."""
+    record, low, high = span
+    cut = high - low - kept
+    front = int(rng.binomial(cut, 0.5)) if cut else 0
+    return record, low + front, low + front + kept

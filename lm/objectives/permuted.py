@@ -1,0 +1,238 @@
+"""Permutation language modelling: XLNet (Yang et al. 2019).
+
+    python -m lm.objectives.permuted [--config=configs/xlnet_nano.py]
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from lm.data.records import Windows
+from lm.data.words import SENTENCE, WORD
+from lm.errors import check, check_range
+from lm.models.heads import cross_entropy
+from lm.models.two_stream import TwoStream, XLNet
+from lm.objectives.base import Objective, fit
+from lm.objectives.permutation import NEVER, choose, elsewhere, join, orders, pair, ranks, trim
+
+FIRST, SECOND, LAST = 0, 1, 2  # types of the context and A, of B, of <cls>
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permuted(Objective):
+    """Predict `predictions` tokens of a row, each from what comes before it in a random order, wherever that stands.
+
+    A row is `reuse` tokens that go on where the row before stopped (and are in the memory of the row after), then
+    A <sep> B <sep> <cls>; an order reaches over `block` positions. `alpha` / `beta` is the context of a span in spans'
+    lengths, 1 to `longest` tokens. `mirrored`: every second row of a batch reads the text from right to left. The
+    label of the pair is in the batch; the release does not use it.
+    """
+
+    paper: ClassVar[str] = "Yang et al. 2019 (XLNet)"
+    default: ClassVar[str] = "configs/xlnet_nano.py"
+    holds: ClassVar[str] = "tokens types rank reach (B, T); places targets weights (B, P); backward pair (B,); memory"
+
+    model: XLNet
+    reuse: int = 0  # 0: half of the context
+    block: int = 0  # 0: reuse
+    predictions: int = 0  # 0: a sixth of the context
+    alpha: int = 6
+    beta: int = 1
+    longest: int = 5
+    mirrored: bool = True
+    separator: int | None = None  # of documents; these three are filled in by `resolve`
+    sep: int = 0
+    cls: int = 0
+    pieces: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        check_range(self, 0, float("inf"), "reuse", "block", "predictions")
+        check_range(self, 1, float("inf"), "alpha", "beta", "longest")
+        context, (_, rest) = self.model.context, self.halves
+        check(rest >= 5, f"reuse={self.reuse} leaves {rest} of context={context}: A <sep> B <sep> <cls> need 5")
+        uneven = [half for half in self.halves if half % self.order_size]
+        check(not uneven, f"block={self.order_size} must divide both halves of a row, {self.halves}")
+        check(self.asked <= self.halves[0], f"predictions={self.asked} is more than the half of a row has")
+
+    @property
+    def halves(self) -> tuple[int, int]:
+        first = self.reuse or self.model.context // 2
+        return first, self.model.context - first
+
+    @property
+    def order_size(self) -> int:
+        """Positions that an order reaches over."""
+        return self.block or self.halves[0]
+
+    @property
+    def asked(self) -> int:
+        """Predictions a row."""
+        return self.predictions or self.model.context // 6
+
+    @property
+    def slack(self) -> int:
+        """Tokens read beyond a row, so that the text at its end can be cut to sentences."""
+        return self.halves[1] // 4
+
+    @property
+    def records(self) -> Windows:
+        length = self.model.context - 3 + self.slack
+        return Windows(length=length, stride=self.halves[0], others=1, order="reading", mirrored=self.mirrored)
+
+    @property
+    def scales(self):
+        return {"loss": 1.0}
+
+    @property
+    def special(self):
+        return "<sep>", "<cls>"
+
+    def resolve(self, tokenizer):
+        sep, cls = (tokenizer.special_id(name) for name in self.special)
+        new = dataclasses.replace(
+            self, model=fit(self.model, tokenizer), separator=tokenizer.separator, sep=sep, cls=cls
+        )
+        object.__setattr__(new, "pieces", tokenizer.piece_table())
+        return new
+
+    # -- on the host -----------------------------------------------------------------------------------------------------
+
+    def corrupt(self, rng, record):
+        reuse, length = self.halves[0], self.model.context
+        tokens, starts, types, real_T, label = self.compose(rng, record)
+        free = (tokens != self.sep) & (tokens != self.cls)
+        target, parts = np.zeros(length, bool), []
+        turn = -1 if record["backward"] else 1  # spans begin at the first piece of a word whichever way a row is read
+        for low, high, goal in ((0, reuse, self.asked - self.asked // 2), (reuse, length, self.asked // 2)):
+            half = slice(low, high)
+            allowed = (free & real_T)[half]
+            chosen = choose(rng, starts[half][::turn], allowed[::turn], goal, self.alpha, self.beta, self.longest)
+            target[half] = chosen[::turn]
+            parts.append(ranks(orders(rng, high - low, self.order_size), target[half], (real_T & ~free)[half]))
+        rank, reach = join(*parts)
+        rank[~real_T] = NEVER
+        found = np.flatnonzero(target)
+        places, targets = np.zeros((2, self.asked), np.int32)
+        places[: len(found)], targets[: len(found)] = found, tokens[found]
+        return {
+            "tokens": tokens,
+            "types": types,
+            "rank": rank,
+            "reach": reach,
+            "places": places,
+            "targets": targets,
+            "weights": (np.arange(self.asked) < len(found)).astype(np.float32),
+            "backward": np.int32(record["backward"]),
+            "pair": np.int32(label),
+        }
+
+    def compose(self, rng, record):
+        """Lay a row out: tokens, whether a word starts, types, whether it is text at all, each (T,), and the label."""
+        reuse, limit = self.halves[0], self.halves[1] - 3
+        real = int(np.count_nonzero(record["segments"]))
+        source, borders = self.read(record)
+        cut, end, label = pair(rng, borders[reuse : max(reuse, real)], limit)
+        second, low, high = source, reuse + cut, reuse + end
+        if not label:
+            second, other = self.read(record["others"][0])
+            low, high = elsewhere(other, self.slack, max(1, limit - cut))
+        size_a, size_b = trim(cut, high - low, limit)
+        sep, cls, rest = [[self.sep], [1]], [[self.cls], [1]], limit - size_a - size_b
+        parts = [source[:, : reuse + size_a], sep, second[:, low : low + size_b], sep, cls, np.zeros((2, rest), np.int32)]
+        tokens, starts = np.concatenate(parts, 1, dtype=np.int32)
+        sizes = reuse + size_a + 1, size_b + 1, 1, rest
+        real_T = np.repeat([True, False, True, False], (min(real, reuse), max(0, reuse - real), sum(sizes[:3]) - reuse, rest))
+        return tokens, starts > 0, np.repeat(np.int32([FIRST, SECOND, LAST, FIRST]), sizes), real_T, label
+
+    def read(self, record) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens and word starts of a window, (2, length), and where a sentence begins as the row is read.
+
+        In a row that is read from right to left a sentence begins with its last token.
+        """
+        turn = -1 if record["backward"] else 1
+        tokens, begins = record["tokens"][::turn], np.zeros(len(record["tokens"]) + 1, bool)
+        if record["marked"]:
+            marks = record["marks"][::turn]
+            starts, begins[:-1] = marks & WORD, marks & SENTENCE
+        else:
+            starts = self.pieces.word_starts(tokens)
+            begins[1:] = self.pieces.ends_sentence[tokens] | (tokens == (-1 if self.separator is None else self.separator))
+        return np.stack([tokens, starts])[:, ::turn], begins[::turn][:-1]
+
+    # -- on the device ---------------------------------------------------------------------------------------------------
+
+    def init(self, key, batch):
+        return TwoStream(self.model).init(key, batch["tokens"])["params"]
+
+    def weights(self, batch):
+        return {"loss": batch["weights"].sum()}
+
+    def initial_memory(self, rows):
+        c = self.model
+        return jnp.zeros((rows, c.depth, c.memory, c.width), c.dtype) if c.memory else None
+
+    def states(self, params, batch, memory, keys_B):
+        """Return query states (B, P, D), the head, and the memory of the next batch."""
+        variables = {"params": params}
+        _, g_BPD, memory = TwoStream(self.model).apply(
+            variables,
+            batch["tokens"],
+            types_BT=batch["types"],
+            rank_BT=batch["rank"],
+            reach_BT=batch["reach"],
+            places_BP=batch["places"],
+            backward_B=batch["backward"] if self.mirrored else None,
+            memory_BLMD=memory,
+            reuse=self.halves[0],
+            keys_B=keys_B,
+        )
+        return g_BPD, TwoStream(self.model).apply(variables, method="head"), memory
+
+    def loss(self, params, batch, memory, keys_B):
+        g_BPD, head, memory = self.states(params, batch, memory, keys_B)
+        sums = cross_entropy(g_BPD, head, batch["targets"], batch["weights"])
+        count = batch["weights"].sum()
+        return {"loss": (sums["total"], count), "accuracy": (sums["hits"], count)}, memory
+
+    def predict(self, params, batch):
+        g_BPD, head, _ = self.states(params, batch, None, None)
+        return {"guess": head.logits(g_BPD).argmax(-1).astype(jnp.int32)}
+
+    def show(self, tokenizer, example, found=None):
+        counted, real = example["weights"] > 0, example["rank"] != NEVER
+        places, targets = example["places"][counted], example["targets"][counted]
+        turn = -1 if example["backward"] else 1
+        pieces = np.array(tokenizer.pieces(example["tokens"]), object)
+        gaps = pieces.copy()
+        gaps[places] = "[?]"
+        order = np.argsort(example["rank"][places])
+        lines = [f"text    {''.join(pieces[real][::turn])!r}", f"reads   {''.join(gaps[real][::turn])!r}"]
+        lines[1] += " from right to left" if turn < 0 else ""
+        lines.append("asks    " + " ".join(f"{places[i]}:{pieces[places[i]]!r}" for i in order))
+        if found is not None:
+            guess = found["guess"][counted]
+            names = tokenizer.pieces(guess)
+            right = np.mean(guess == targets) if len(targets) else 0.0
+            lines.append("guesses " + " ".join(f"{places[i]}:{names[i]!r}" for i in order) + f" ({right:.0%} right)")
+        return "\n".join(lines)
+
+    def flops(self) -> float:
+        """Count 6 operations a product of a parameter or a score: both streams, the memory's keys and values.
+
+        The projection of distances is shared by the rows of a batch and not counted.
+        """
+        c = self.model
+        inner, queries, keys = c.heads * c.head_size, c.context + self.asked, c.memory + c.context
+        projections = c.width * inner * (2 * queries + 2 * keys)
+        scores = inner * queries * (2 * keys + keys + c.context)
+        feed = 2 * c.width * c.mlp_size * queries
+        return 6.0 * (c.depth * (projections + scores + feed) + self.asked * c.vocab * c.width)
+
+
+if __name__ == "__main__":
+    from lm.main import main
+
+    main(default="configs/xlnet_nano.py")

@@ -1,0 +1,33 @@
+"""Cut a window of the stream into sentences; pure numpy."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lm.data.words import SENTENCE
+from lm.objectives.pairs import sentence_starts
+
+
+class Sentences(NamedTuple):
+    """Tokens without separators and padding, [n], and of each sentence, [U]: where it begins and ends, its document."""
+
+    tokens: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
+    documents: np.ndarray
+
+
+def sentences(record: dict[str, Any], ends_sentence: np.ndarray, separator: int | None) -> Sentences:
+    """Cut at full stops (or the data's own marks) and at documents; the first piece may be the rest of a sentence."""
+    tokens, segments = record["tokens"], record["segments"]
+    starts = sentence_starts(record, ends_sentence, SENTENCE).copy()
+    kept = segments > 0
+    starts[1:] |= segments[1:] != segments[:-1]
+    if separator is not None:
+        edges = tokens == separator
+        starts[1:] |= edges[:-1]
+        kept &= ~edges
+    tokens, starts = tokens[kept], starts[kept]
+    starts[:1] = True
+    begins = np.flatnonzero(starts)
+    return Sentences(tokens, begins, np.append(begins[1:], len(tokens))[: len(begins)], segments[kept][begins])

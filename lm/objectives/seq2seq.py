@@ -1,0 +1,96 @@
+"""A target text from a source text: the original Transformer (Vaswani et al. 2017).
+
+    python -m lm.objectives.seq2seq [--config=configs/translate_nano.py]
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from lm.data.records import Documents
+from lm.errors import check_range
+from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
+from lm.objectives.base import Objective, fit
+from lm.objectives.sequences import HOLDS, forced, forced_loss, guesses, row_flops, side_by_side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2seq(Objective):
+    """Cross-entropy of each token of the target, given the source and the target's tokens before it.
+
+    `smoothing` e gives every wrong token e / (V - 1) and the right one 1 - e (Szegedy et al. 2016; fairseq's form).
+    With `pack` a row holds as many pairs as fit, which see nothing of each other; without, one.
+    """
+
+    paper: ClassVar[str] = "Vaswani et al. 2017 (the Transformer)"
+    holds: ClassVar[str] = HOLDS
+
+    model: EncoderDecoder
+    smoothing: float = 0.0
+    pack: bool = True
+    chunk: int = 0
+    end: int | None = None  # the id that ends a source and a target and begins what the decoder reads; from `resolve`
+
+    def __post_init__(self):
+        check_range(self, 0, 1, "smoothing")
+        check_range(self, 0, float("inf"), "chunk")
+
+    @property
+    def special(self):
+        return ("[SEP]",)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Lengths of a row for the encoder and for the decoder."""
+        return self.model.encoder.context, self.model.decoder.context
+
+    @property
+    def records(self):
+        return Documents(fields=2, limit=self.limits, pack=self.pack)
+
+    @property
+    def scales(self):
+        return {"loss": 1.0}
+
+    def resolve(self, tokenizer):
+        return dataclasses.replace(self, model=fit(self.model, tokenizer), end=tokenizer.special_id("[SEP]"))
+
+    def corrupt(self, rng, record):
+        return forced(*closed(record["documents"], self.limits, self.end), self.limits)
+
+    def init(self, key, batch):
+        return Seq2Seq(self.model).init(key, batch["source"], batch["tokens"])["params"]
+
+    def weights(self, batch):
+        return {"loss": batch["weights"].sum()}
+
+    def loss(self, params, batch, memory, keys_B):
+        vocab = self.model.vocab
+        # cross_entropy spreads its share over all V tokens, the right one too.
+        return forced_loss(self.model, params, batch, keys_B, self.smoothing * vocab / (vocab - 1), self.chunk), memory
+
+    def predict(self, params, batch):
+        return {"guess": guesses(self.model, params, batch)}
+
+    def show(self, tokenizer, example, found=None):
+        return side_by_side(tokenizer, example, found)
+
+    def flops(self):
+        return row_flops(self.model, *self.limits)
+
+
+def closed(documents, limits: tuple[int, int], end: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Give the sources and the targets of pairs, each with the end token behind and cut to what one row can hold."""
+    ending = np.array([end], np.int32)
+    return tuple(
+        [np.concatenate([fields[k][: limit - 1], ending], dtype=np.int32) for fields in documents]
+        for k, limit in enumerate(limits)
+    )
+
+
+if __name__ == "__main__":
+    from lm.main import main
+
+    main(default="configs/translate_nano.py")

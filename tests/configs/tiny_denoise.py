@@ -1,0 +1,25 @@
+"""A run of seconds for tests: text spoiled and rebuilt, 2 + 2 x 32, bytes."""
+
+from lm.config import Config, Every, Optimizer, Schedule
+from lm.data.prepare import Data
+from lm.data.sources import source_from
+from lm.data.tokenizers import Bytes
+from lm.models.presets import twice
+from lm.models.transformer import Transformer
+from lm.objectives.denoise import Denoise
+
+
+def config(text: str | None = None, data: str | None = None, dropout: float = 0.1) -> Config:
+    model = Transformer(
+        context=32, offset=2, width=32, depth=2, heads=2, pad_vocab=8, activation="gelu", placement="post",
+        embed_norm=True, dropout=dropout, attention_dropout=dropout,
+    )  # fmt: skip
+    return Config(
+        objective=Denoise(model=twice(model), random=0.1),
+        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1),
+        optimizer=Optimizer(lr=1e-2, decay=0.1, clip=1.0, average=0.9),
+        schedule=Schedule(shape="linear", warmup=2),
+        steps=3,
+        batch=8,
+        every=Every(log=1, evaluate=2, save=2),
+    )
