@@ -1,6 +1,7 @@
 """Measure this machine, then the program against it.
 
     python -m launch.bench [--config=configs/gpt_tiny.py] [--parts=machine,step,decode,batches] [--output=F.json]
+    python -m launch.bench --parts=objectives       # rates of corruption, every objective's first config
 
 First what the machine can do (one large matrix product, memory bandwidth), then step time, decoding and batch rates as
 shares of that. Medians of several repeats; on a shared machine compare only figures of one run.
@@ -23,7 +24,7 @@ from lm.console import table
 from lm.errors import unknown
 
 CONFIG = flags.DEFINE_string("config", "configs/gpt_tiny.py", "config file and its arguments")
-PARTS = flags.DEFINE_list("parts", ["machine", "step", "decode", "batches"], "what to measure")
+PARTS = flags.DEFINE_list("parts", ["machine", "step", "decode", "batches"], "what to measure; 'objectives' too")
 STEPS = flags.DEFINE_integer("steps", 10, "train steps to time")
 TOKENS = flags.DEFINE_integer("tokens", 64, "tokens to decode a row")
 OUTPUT = flags.DEFINE_string("output", None, "write the figures to this file as JSON")
@@ -63,11 +64,11 @@ def step(config: Config, corpus: Any, rate: float) -> dict[str, float]:
     import jax
 
     from lm import flops
+    from lm.objectives.base import training_batches
     from lm.sharding import make_mesh, place
     from lm.state import abstract_state, initialise
-    from lm.train import abstract_batch, compile_step, training_batches
+    from lm.train import abstract_batch, compile_step
 
-    objective = config.objective
     batches = training_batches(config, corpus)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     with jax.set_mesh(mesh):
@@ -84,8 +85,8 @@ def step(config: Config, corpus: Any, rate: float) -> dict[str, float]:
 
         median = seconds(once, STEPS.value)
         memory = function.memory_analysis()
-    tokens = config.batch * objective.stride
-    work = tokens * flops.train_flops(objective.model, objective.stride)
+    tokens = config.batch * config.objective.records.tokens
+    work = config.batch * config.objective.flops()
     return {
         "parameters": flops.parameter_count(abstract.params),
         "compile_seconds": compiled,
@@ -99,15 +100,29 @@ def step(config: Config, corpus: Any, rate: float) -> dict[str, float]:
 
 def batches(config: Config, corpus: Any) -> dict[str, float]:
     """Tokens a second that the data path makes, in one thread, off the device."""
-    from lm.train import training_batches
+    from lm.objectives.base import training_batches
 
-    made, objective = training_batches(config, corpus), config.objective
+    made = training_batches(config, corpus)
     rows, start, count = 0, time.perf_counter(), 0
     while time.perf_counter() - start < 3:
         made[count]
         count += 1
         rows += config.batch
-    return {"batch_tokens_per_second": rows * objective.stride / (time.perf_counter() - start)}
+    return {"batch_tokens_per_second": rows * config.objective.records.tokens / (time.perf_counter() - start)}
+
+
+def corruptions() -> dict[str, float]:
+    """Tokens a second that each objective's first config corrupts and packs, in one thread."""
+    from lm.data.prepare import prepare
+    from lm.objectives.__main__ import default, objectives
+    from lm.objectives.base import resolve
+
+    found = {}
+    for objective in objectives():
+        config = load(default(objective))
+        rate = batches(*resolve(config, prepare(config.data)))["batch_tokens_per_second"]
+        found[f"{objective.__name__.lower()}_tokens_per_second"] = rate
+    return found
 
 
 def decode(config: Config, rate: float) -> dict[str, float]:
@@ -133,7 +148,7 @@ def decode(config: Config, rate: float) -> dict[str, float]:
 def main(overrides: list[tuple[str, str]]) -> None:
     config = load(CONFIG.value)
     config = override(config, overrides)
-    known = ("machine", "step", "decode", "batches")
+    known = ("machine", "step", "decode", "batches", "objectives")
     for part in PARTS.value:
         if part not in known:
             raise unknown("part", part, known)
@@ -142,13 +157,15 @@ def main(overrides: list[tuple[str, str]]) -> None:
 
     platform.prepare()
     from lm.data.prepare import prepare
+    from lm.objectives.base import resolve
 
-    corpus = prepare(config.data, report=print)
-    config = dataclasses.replace(config, objective=config.objective.resolve(corpus.tokenizer))
-    found: dict[str, float] = machine()
+    config, corpus = resolve(config, prepare(config.data, report=print))
+    found: dict[str, float] = machine() if {"machine", "step", "decode"} & set(PARTS.value) else {}
+    if "objectives" in PARTS.value:
+        found |= corruptions()
     if "step" in PARTS.value:
         found |= step(config, corpus, found["matmul_float32_flops"])
-    if "decode" in PARTS.value:
+    if "decode" in PARTS.value and config.objective.generative:
         found |= decode(config, found["memory_bytes_per_second"])
     if "batches" in PARTS.value:
         found |= batches(config, corpus)

@@ -10,6 +10,8 @@ import dataclasses
 import os
 import re
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -41,28 +43,45 @@ def devices(topology: str | None) -> list:
         ) from error
 
 
+def stand_in(config: Config) -> tuple[Config, Any]:
+    """Resolve the config against a made-up text with bytes for tokens: shapes are all that a compiler asks for."""
+    import numpy as np
+
+    from lm.data.prepare import Corpus
+    from lm.data.store import Tokens
+    from lm.data.tokenizers import Bytes
+    from lm.objectives.base import resolve, sized
+
+    tokenizer = Bytes().build(lambda: ())
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(32, 127, 50_000) for _ in range(8)]
+    documents = [np.where(rng.random(len(d)) < 0.02, tokenizer.separator, d) for d in documents]
+    tokens = Tokens.of(documents, tokenizer.separator, tokenizer.vocab)
+    model = config.objective.model
+    objective = dataclasses.replace(config.objective, model=sized(model, model.vocab or VOCAB.value))
+    corpus = Corpus(tokenizer, ((1.0, tokens),), tokens, "made up", len(tokens), "", Path())
+    return resolve(dataclasses.replace(config, objective=objective), corpus)
+
+
 def report(config: Config, topology: str | None) -> str:
     """Compile and describe the step of a config on a slice."""
     import jax
-    import jax.numpy as jnp
 
     from lm import flops
     from lm.console import table
+    from lm.objectives.base import training_batches
     from lm.sharding import batch_sharding, make_mesh
     from lm.state import abstract_state
     from lm.train import compile_step
 
-    model = config.objective.model
-    model = dataclasses.replace(model, vocab=model.vocab or VOCAB.value)
-    objective = dataclasses.replace(config.objective, model=model)
-    config = dataclasses.replace(config, objective=objective)
+    config, corpus = stand_in(config)
+    objective = config.objective
     mesh = make_mesh(dataclasses.asdict(config.mesh), devices(topology))
-    record = {name: jnp.zeros(objective.window) for name in ("tokens", "segments", "positions", "weights")}
-    example = jax.tree.map(lambda x: x, objective.corrupt(None, jax.device_get(record)))
-    batch = {}
-    for name, x in example.items():
-        shape, kind = (config.batch, *x.shape), jnp.float32 if name == "weights" else jnp.int32
-        batch[name] = jax.ShapeDtypeStruct(shape, kind, sharding=batch_sharding(mesh, len(shape)))
+    example = training_batches(config, corpus, (0, 1))[0]
+    batch = {
+        name: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype, sharding=batch_sharding(mesh, x.ndim))
+        for name, x in example.items()
+    }
     with jax.set_mesh(mesh):
         abstract = abstract_state(config, batch, mesh)
         try:
@@ -71,7 +90,7 @@ def report(config: Config, topology: str | None) -> str:
             check("hbm" not in str(error).lower(), f"it does not fit: {str(error).splitlines()[0][:300]}")
             raise
     memory = compiled.memory_analysis()
-    work = config.batch * objective.stride * flops.train_flops(model, objective.stride)
+    work = config.batch * objective.flops()
     found = Counter(re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", compiled.as_text()))
     gib = 2**30
     rows = [

@@ -89,7 +89,7 @@ class Schedule:
     `decay` is the length of the last phase of "wsd" (warm-up, stable, decay) as a share of all steps.
     """
 
-    shape: Literal["constant", "linear", "cosine", "rsqrt", "wsd"] = "constant"
+    shape: Literal["constant", "linear", "cosine", "rsqrt", "flat_rsqrt", "wsd"] = "constant"
     warmup: int = 0
     final: float = 0.0
     decay: float = 0.2

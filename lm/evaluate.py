@@ -64,10 +64,11 @@ def validation(config: Any, params: Any) -> dict[str, float]:
 
     from lm.console import table
     from lm.data.prepare import prepare
+    from lm.objectives.base import resolve
     from lm.sharding import AXES, make_mesh
     from lm.tasks.language import HeldOut
 
-    corpus = prepare(config.data, report=print)
+    config, corpus = resolve(config, prepare(config.data, report=print))
     check(len(corpus.validation) > 1, "this run held no text out: its config has validation=0")
     mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
     with jax.set_mesh(mesh):

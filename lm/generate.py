@@ -42,6 +42,10 @@ def main(overrides: list[tuple[str, str]]) -> None:
         check(output.parent.is_dir(), f"--output={output}: there is no folder '{output.parent}'; make it first")
         check(not output.is_dir(), f"--output={output} is a folder; name a file")
     config = read_config(Path(WORKDIR.value))
+    check(
+        config.objective.generative,
+        f"{WORKDIR.value} was trained with {type(config.objective).__name__}, which does not continue text from left to right",
+    )
 
     from lm import platform  # jax starts here: a mistake in the flags is told before
 

@@ -16,6 +16,7 @@ from lm.errors import check
 CONFIG = flags.DEFINE_string("config", None, "config file and its arguments: FILE.py[:key=value,...]")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/NAME, after the config file)")
 SEED = flags.DEFINE_integer("seed", None, "seed of the run: short for --config.seed")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "show rows before and after corruption, and what a batch holds; no training")
 DISTRIBUTED = flags.DEFINE_string("distributed", None, "join a cluster: 'auto', or HOST:PORT,COUNT,INDEX")
 
 
@@ -33,6 +34,10 @@ def main(default: str | None = None) -> None:
         from lm import platform  # jax starts here: a mistake in the config is told before
 
         platform.prepare(DISTRIBUTED.value)
+        if DRY_RUN.value:
+            from lm.preview import preview
+
+            return print(preview(config))
         from lm.train import train
 
         train(config, Path(workdir))

@@ -25,11 +25,16 @@ def means(total: Host, prefix: str) -> dict[str, float]:
     return {f"{prefix}/{n}": s / w for n, (s, w) in sorted(total.items()) if w}
 
 
-def language(total: Host, prefix: str, tokens_per_byte: float) -> dict[str, float]:
-    """Mean metrics with perplexity and bits per byte, from the negative log-likelihood in nats per token."""
-    result = means(total, prefix)
-    nll = result.get(f"{prefix}/nll", result.get(f"{prefix}/loss"))
-    if nll is not None:
-        result[f"{prefix}/perplexity"] = math.exp(min(nll, 700.0))
-        result[f"{prefix}/bits_per_byte"] = nll / math.log(2) * tokens_per_byte
-    return result
+def total(values: Mapping[str, float], scales: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """Add `prefix/loss`, the scaled sum of the terms' means, where no metric has that name."""
+    terms = [scale * values[f"{prefix}/{name}"] for name, scale in scales.items() if f"{prefix}/{name}" in values]
+    return {f"{prefix}/loss": sum(terms), **values} if terms else dict(values)
+
+
+def language(values: Mapping[str, float], name: str | None, prefix: str, tokens_per_byte: float) -> dict[str, float]:
+    """Add perplexity and bits per byte, where the metric `name` is nats per token of running text."""
+    nll = values.get(f"{prefix}/{name}")
+    if nll is None:
+        return dict(values)
+    bits = nll / math.log(2) * tokens_per_byte
+    return {**values, f"{prefix}/perplexity": math.exp(min(nll, 700.0)), f"{prefix}/bits_per_byte": bits}

@@ -16,8 +16,8 @@ from lm.writers import Writers
 
 def announce(run: Any, abstract: TrainState, start: int, say: Any) -> None:
     """Say what is about to run, and on a CPU how long it will take when that is long."""
-    config, model = run.config, run.config.objective.model
-    per_step = config.batch * config.objective.stride
+    config = run.config
+    per_step = config.batch * config.objective.records.tokens
     mesh = " x ".join(f"{n} {a}" for a, n in run.mesh.shape.items() if n > 1) or "1"
     say(
         f"{type(config.objective).__name__.lower()}: {flops.parameter_count(abstract.params) / 1e6:,.1f} M parameters, "
@@ -27,7 +27,7 @@ def announce(run: Any, abstract: TrainState, start: int, say: Any) -> None:
     if start:
         say(f"going on from step {start}")
     if jax.default_backend() == "cpu":
-        work = (config.steps - start) * per_step * flops.train_flops(model, config.objective.stride)
+        work = (config.steps - start) * config.batch * config.objective.flops()
         hours = work / (0.5 * flops.matmul_rate()) / 3600
         if hours > 2:
             say(
@@ -41,7 +41,7 @@ def changes(old: Any, new: Any, path: str = "") -> list[str]:
     if type(old) is not type(new) or not dataclasses.is_dataclass(old):
         return [] if old == new else [f"{path}: {old} -> {new}"]
     found = []
-    for field in dataclasses.fields(old):
+    for field in (f for f in dataclasses.fields(old) if f.init):  # what `resolve` found is no choice
         inner = f"{path}.{field.name}" if path else field.name
         found += changes(getattr(old, field.name), getattr(new, field.name), inner)
     return found
@@ -49,7 +49,7 @@ def changes(old: Any, new: Any, path: str = "") -> list[str]:
 
 def summary(run: Any, abstract: TrainState, steps: int) -> dict[str, Any]:
     """Gather what summary.json holds beside the last metrics."""
-    tokens, seconds = steps * run.config.batch * run.config.objective.stride, run.seconds()
+    tokens, seconds = steps * run.config.batch * run.config.objective.records.tokens, run.seconds()
     corpus = run.corpus
     return {
         "steps": steps,
@@ -67,9 +67,9 @@ class Meter:
     def __init__(self, config: Config, writers: Writers, best: float):
         self.config, self.writers, self.best = config, writers, best
         self.total: metrics.Host = {}
-        self.steps, self.tokens = 0, config.batch * config.objective.stride
+        self.steps, self.tokens = 0, config.batch * config.objective.records.tokens
         peak = flops.peak()
-        work = flops.train_flops(config.objective.model, config.objective.stride)
+        work = config.objective.flops() / config.objective.records.tokens
         self.share = work / (peak * jax.device_count()) if peak else None
         self.mark = time.monotonic()
 

@@ -10,18 +10,19 @@ def factor(schedule: Schedule, steps: int, step: jax.Array) -> jax.Array:
     """Return the share of the peak rate at update `step` (0 is the first) of `steps`.
 
     Warm-up rises linearly and reaches the peak at `step == warmup`. "cosine" and "linear" then fall to `final` at
-    `step == steps`, one past the last update; "rsqrt" is sqrt(warmup / step) (Vaswani et al. 2017); "wsd" stays at the
-    peak and falls linearly over the last share `decay` of the steps (Hu et al. 2024).
+    `step == steps`, one past the last update; "rsqrt" is sqrt(warmup / step) (Vaswani et al. 2017), "flat_rsqrt" the same
+    but at the peak from the first step on instead of a warm-up (Raffel et al. 2020); "wsd" stays at the peak and falls
+    linearly over the last share `decay` of the steps (Hu et al. 2024).
     """
     t = jnp.asarray(step, jnp.float32)
     warmup, final = schedule.warmup, schedule.final
-    rise = jnp.minimum((t + 1) / (warmup + 1), 1.0) if warmup else 1.0
+    rise = jnp.minimum((t + 1) / (warmup + 1), 1.0) if warmup and schedule.shape != "flat_rsqrt" else 1.0
     done = jnp.clip((t - warmup) / max(steps - warmup, 1), 0.0, 1.0)
     if schedule.shape == "linear":
         fall = final + (1 - final) * (1 - done)
     elif schedule.shape == "cosine":
         fall = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
-    elif schedule.shape == "rsqrt":
+    elif schedule.shape in ("rsqrt", "flat_rsqrt"):
         fall = jnp.sqrt(max(warmup, 1) / jnp.maximum(t, max(warmup, 1)))
     elif schedule.shape == "wsd":
         length = max(round(schedule.decay * steps), 1)

@@ -161,15 +161,20 @@ def local_rows(mesh: jax.sharding.Mesh, batch: int) -> tuple[int, int]:
 
 
 def place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rows: int) -> dict[str, jax.Array]:
-    """Make global arrays of `rows` rows from the rows that this process holds."""
+    """Make global arrays of `rows` rows from the rows that this process holds.
+
+    The context axis cuts what is as long as the tokens or the source; places and labels are whole on each of its devices.
+    """
+    lengths = {x.shape[1] for name, x in batch.items() if name.rpartition("/")[2] in ("tokens", "source")}
 
     def one(x):
-        sharding = batch_sharding(mesh, x.ndim)
-        columns = mesh.shape["context"]
-        if x.ndim > 1 and x.shape[1] % columns:
+        along = x.ndim > 1 and x.shape[1] in lengths
+        sharding = batch_sharding(mesh, x.ndim if along else 1)
+        columns = mesh.shape["context"] if along else 1
+        if along and x.shape[1] % columns:
             raise UserError(f"mesh.context={columns} does not divide the row length {x.shape[1]}")
         lead = x
-        if columns > 1 and x.ndim > 1 and jax.process_count() > 1:
+        if columns > 1 and jax.process_count() > 1:
             lead = x[:, local_columns(sharding, (rows, *x.shape[1:]))]
         return jax.make_array_from_process_local_data(sharding, lead, (rows, *x.shape[1:]))
 

@@ -43,7 +43,7 @@ def create(config: Config, optimizer: optax.GradientTransformation, params: Any)
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
-        memory=None,
+        memory=config.objective.initial_memory(config.batch),
         average=jax.tree.map(jnp.copy, params) if config.optimizer.average else None,
         skipped=jnp.zeros((), jnp.int32),
     )
@@ -60,7 +60,8 @@ def abstract_state(config: Config, batch: Any, mesh: jax.sharding.Mesh) -> Train
     state = jax.eval_shape(lambda p: create(config, optimizer, p), params)
     slots = name_slots(state.opt_state, boxed)
     average = None if state.average is None else boxed
-    layout = shardings(state.replace(params=boxed, opt_state=slots, average=average), mesh)
+    memory = jax.tree.map(lambda x: Named(x, ("batch", *[None] * (x.ndim - 1))), state.memory)
+    layout = shardings(state.replace(params=boxed, opt_state=slots, average=average, memory=memory), mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout)
 
 

@@ -15,10 +15,11 @@ import optax
 
 from lm.checkpoint import Checkpoints
 from lm.config import Config, read_config, to_json
-from lm.data.pipeline import Batches, prefetch
+from lm.data.pipeline import prefetch
 from lm.data.prepare import Corpus, prepare
 from lm.decode.generate import generate
 from lm.errors import check
+from lm.objectives.base import resolve, training_batches
 from lm.plots import loss_curve
 from lm.preemption import Stop
 from lm.progress import Meter, announce, changes, summary
@@ -59,7 +60,10 @@ def train_step(config: Config, optimizer: optax.GradientTransformation, state: T
 
 
 def gradients(config: Config, params: Any, batch: Any, memory: Any, keys_B: jax.Array):
-    """Return (gradients, sums, memory) of the batch, taken in `micro_batches` parts one after another."""
+    """Return (gradients, sums, memory) of the batch, taken in `micro_batches` parts one after another.
+
+    Where rows must know of each other (`Objective.peers`), that is computed first for the rows of all parts.
+    """
     objective, parts = config.objective, config.micro_batches
     weights = {k: jnp.where(w == 0, 1, w) for k, w in objective.weights(batch).items()}
 
@@ -69,8 +73,8 @@ def gradients(config: Config, params: Any, batch: Any, memory: Any, keys_B: jax.
         return total, (sums, memory)
 
     def one(batch, memory, keys_B):
-        grads, (sums, memory) = jax.grad(loss, has_aux=True)(params, batch, memory, keys_B)
-        return (grads, sums), memory
+        (total, (sums, memory)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, memory, keys_B)
+        return (grads, sums, total), memory
 
     def split(x):  # row i goes to part i % parts: every device keeps the rows that it holds
         return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
@@ -78,18 +82,23 @@ def gradients(config: Config, params: Any, batch: Any, memory: Any, keys_B: jax.
     def merge(x):
         return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
-    def step(total, part):
-        found, memory = one(*part)
-        return jax.tree.map(jnp.add, total, found), memory
-
     if parts == 1:
-        (grads, sums), memory = one(batch, memory, keys_B)
-        return grads, sums, memory
-    xs = jax.tree.map(split, (batch, memory, keys_B))
-    shapes, _ = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], xs))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (grads, sums), memory = jax.lax.scan(step, zeros, xs)
-    return grads, sums, jax.tree.map(merge, memory)
+        (grads, sums, total), memory = one(batch, memory, keys_B)
+    else:
+        xs = jax.tree.map(split, ({**batch, "rows": jnp.arange(config.batch)}, memory, keys_B))
+        _, peers = jax.lax.scan(lambda _, part: (None, objective.peers(params, part[0], part[2])), None, xs)
+        shared = {} if peers is None else {"peers": jax.tree.map(merge, peers)}
+
+        def step(sum_of_parts, part):
+            found, memory = one({**part[0], **shared}, *part[1:])
+            return jax.tree.map(jnp.add, sum_of_parts, found), memory
+
+        first = jax.tree.map(lambda x: x[0], xs)
+        shapes, _ = jax.eval_shape(one, {**first[0], **shared}, *first[1:])
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (grads, sums, total), memory = jax.lax.scan(step, zeros, xs)
+        memory = jax.tree.map(merge, memory)
+    return grads, sums if "loss" in sums else {"loss": (total, jnp.ones(())), **sums}, memory
 
 
 def compile_step(config: Config, abstract: TrainState, batch: Any) -> jax.stages.Compiled:
@@ -129,7 +138,7 @@ def train(config: Config, workdir: Path) -> None:
     rows = local_rows(mesh, config.batch)
     local_rows(mesh, config.batch // config.micro_batches)
     corpus = prepare(config.data, report=lambda line: lead and print(line, flush=True))
-    config = dataclasses.replace(config, objective=config.objective.resolve(corpus.tokenizer))
+    config, corpus = resolve(config, corpus)
     batches = training_batches(config, corpus, rows)
     with Stop() as stop, jax.set_mesh(mesh):
         batch = abstract_batch(place(batches[0], mesh, config.batch))
@@ -148,7 +157,7 @@ def train(config: Config, workdir: Path) -> None:
                 print(f"changed since the last sitting: {change}")
             replace_file(workdir / "config.json", to_json(config))
             corpus.tokenizer.save(workdir / "tokenizer.json")
-        tokens = config.batch * config.objective.stride
+        tokens = config.batch * config.objective.records.tokens
         with Writers(workdir, config.steps, start, tokens, lead, config.wandb) as writers:
             announce(run, abstract, start, writers.say)
             step_function = compile_step(config, abstract, batch)
@@ -200,25 +209,29 @@ def look(run: Run, step: int, state: TrainState, meter: Meter, writers: Writers,
         notes = {"seconds": run.seconds(), "best": meter.best, **identity(run.corpus)}
         run.checkpoints.save(step, state, notes, loss)
     if due(config.every.sample, step) or (config.every.sample and last):
-        for prompt, text in samples(run, state):
-            writers.text(step, f"sample of {prompt!r}" if prompt else "sample", text)
+        for title, text in samples(run, state):
+            writers.text(step, title, text)
 
 
 def samples(run: Run, state: TrainState) -> list[tuple[str, str]]:
-    """Continue the config's prompts; nothing where several processes share the parameters."""
+    """Continue the config's prompts, or guess at rows of held-out text; nothing where processes share the parameters."""
     if jax.process_count() > 1:
         return []
-    model = run.config.objective.model
+    objective, tokenizer, params = run.config.objective, run.corpus.tokenizer, state.best_params()
+    if not objective.generative:
+        shown = run.held_out.show(params, tokenizer) if run.held_out else []
+        return [(f"held-out row {i + 1}", text) for i, text in enumerate(shown)]
     found = generate(
-        model,
-        state.best_params(),
-        run.corpus.tokenizer,
+        objective.model,
+        params,
+        tokenizer,
         list(run.config.samples),
-        max_new_tokens=min(200, model.context // 2),
+        max_new_tokens=min(200, objective.model.context // 2),
         temperature=0.8,
         seed=run.config.seed,
     )
-    return [(sample.prompt, sample.prompt + sample.text) for sample in found]
+    titles = [f"sample of {sample.prompt!r}" if sample.prompt else "sample" for sample in found]
+    return [(title, sample.prompt + sample.text) for title, sample in zip(titles, found)]
 
 
 def profile(run: Run, count: int) -> None:
@@ -227,21 +240,6 @@ def profile(run: Run, count: int) -> None:
         jax.profiler.start_trace(run.workdir / "profile")
     elif run.config.profile and count == 11 + run.config.profile:
         jax.profiler.stop_trace()
-
-
-def training_batches(config: Config, corpus: Corpus, rows: tuple[int, int] | None = None) -> Batches:
-    """The batches of a run, as a pure function of the step; `rows`: the part that this process feeds."""
-    objective = config.objective
-    return Batches(
-        corpus,
-        objective.window,
-        objective.stride,
-        objective.corrupt,
-        config.batch,
-        seed=config.seed,
-        packing=config.data.packing,
-        shard=rows,
-    )
 
 
 def due(every: int, step: int) -> bool:

@@ -254,7 +254,7 @@ def test_decay_hits_matrices_and_tables(model):
         for path, m in jax.tree_util.tree_leaves_with_path(mask)
     }
     for name, decays in found.items():
-        assert decays == name.endswith(("kernel", "embed/table", "places/table", "output/table")), name
+        assert decays == name.endswith(("kernel", "embed/table", "input/places/table", "output/table")), name
     for path, is_hidden in jax.tree_util.tree_leaves_with_path(hidden):
         assert is_hidden == (path[-1].key == "kernel"), path
     assert sum(found.values()) == sum(n.endswith(("kernel", "/table")) for n in found)

@@ -40,6 +40,8 @@ def test_rsqrt():
     found = at(Schedule(shape="rsqrt", warmup=100), 10_000, 99, 100, 400, 2500)
     np.testing.assert_allclose(found, [100 / 101, 1, 0.5, 0.2], rtol=1e-5)
     assert at(Schedule(shape="rsqrt"), 100, 0, 1, 4) == pytest.approx([1, 1, 0.5])
+    flat = at(Schedule(shape="flat_rsqrt", warmup=10_000), 10**6, 0, 5000, 10_000, 40_000)
+    assert flat == pytest.approx([1, 1, 1, 0.5])
 
 
 def test_wsd():

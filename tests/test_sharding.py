@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from lm import sharding
 from lm.config import Mesh
 from lm.errors import UserError
-from lm.models.transformer import Model
+from lm.models.model import Model
 from lm.sharding import AXES, RULES, Named, axes_of, constrain, make_mesh, place, shardings, spec, unbox
 from tests.models.reference import draw, tiny
 
@@ -83,7 +83,7 @@ def test_parameters_lie_by_their_names():
     f, t = ("fsdp",), ("tensor",)
     expected = {
         "embed/table": PartitionSpec(t, f),
-        "places/table": PartitionSpec(None, f),
+        "input/places/table": PartitionSpec(None, f),
         f"{attention}/query/kernel": PartitionSpec(None, f, t, None),
         f"{attention}/key/kernel": PartitionSpec(None, f, t, None),
         f"{attention}/query/bias": PartitionSpec(None, t, None),

@@ -9,7 +9,8 @@ import numpy as np
 from lm.decode.generate import continue_tokens, row_keys
 from lm.decode.sampling import Sampling
 from lm.decode.steps import StackSteps
-from lm.models.transformer import Model, Transformer
+from lm.models.model import Model
+from lm.models.transformer import Transformer
 from lm.sharding import unbox
 
 GREEDY = Sampling(strategy="greedy")

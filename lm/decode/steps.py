@@ -14,7 +14,8 @@ from flax import struct
 
 from lm.models.attention import Cache
 from lm.models.heads import Head
-from lm.models.transformer import Model, Transformer, empty_cache
+from lm.models.model import Model, empty_cache
+from lm.models.transformer import Transformer
 
 
 class Steps(Protocol):

@@ -13,7 +13,8 @@ import pytest
 from lm.checkpoint import Checkpoints
 from lm.config import Config, to_json
 from lm.data.tokenizers import Characters
-from lm.models.transformer import Model, Transformer
+from lm.models.model import Model
+from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.sharding import unbox
 from lm.state import create

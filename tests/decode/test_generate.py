@@ -16,7 +16,8 @@ from lm.decode.sampling import Sampling
 from lm.decode.speed import random_params, tokens_per_second
 from lm.decode.steps import StackSteps
 from lm.errors import UserError
-from lm.models.transformer import Model, Transformer
+from lm.models.model import Model
+from lm.models.transformer import Transformer
 
 TINY = {"vocab": 30, "context": 64, "width": 32, "depth": 2, "heads": 4, "init": 0.3, "init_positions": 0.3}
 KINDS = {
@@ -196,7 +197,7 @@ def test_speed_is_measured():
 MESHED = """
 import jax, numpy as np
 from lm.decode.generate import generate
-from lm.models.transformer import Model
+from lm.models.model import Model
 from lm.sharding import make_mesh, shardings
 from tests.decode.test_generate import LETTERS, config, params_of
 ask = lambda params: generate(config(), params, LETTERS, ["hello"], max_new_tokens=8, strategy="greedy")

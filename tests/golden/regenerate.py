@@ -13,7 +13,8 @@ import numpy as np
 
 from lm.config import Config, Optimizer, Schedule, load, to_json
 from lm.models import presets
-from lm.models.transformer import Model, Transformer
+from lm.models.model import Model
+from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.sharding import is_named, unbox
 from lm.state import abstract_params, chain, create

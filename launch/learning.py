@@ -1,0 +1,213 @@
+"""Train every laptop config and set its held-out figures beside a trivial baseline's: the table of the README.
+
+    python -m launch.learning [--only=masked,span] [--workdir=runs/learning] [--readme]
+
+About three minutes a config on two CPU cores; a config that was trained to its end already is not trained again.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from lm.command import run
+from lm.config import read_config
+from lm.errors import check, unknown
+
+ONLY = flags.DEFINE_list("only", [], "names of the rows, joined by commas (default: all)")
+WORKDIR = flags.DEFINE_string("workdir", "runs/learning", "folder of the runs")
+README = flags.DEFINE_bool("readme", False, "write the table into README.md, between its two marks")
+CHINESE = flags.DEFINE_string("chinese", None, "text for the Chinese row, as its config takes it; without it, no such row")
+
+MARKS = "<!-- launch.learning -->", "<!-- /launch.learning -->"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A finished run, opened again: what a baseline is computed from."""
+
+    config: Any
+    corpus: Any
+    workdir: Path
+
+    @staticmethod
+    def open(workdir: Path) -> "Held":
+        from lm.data.prepare import prepare
+        from lm.objectives.base import resolve
+
+        config = read_config(workdir)
+        return Held(*resolve(config, prepare(config.data)), workdir)
+
+    def batches(self):
+        """The batches that the run was measured on."""
+        from lm.data.pipeline import Evaluation
+
+        c = self.config
+        rows, objective = c.batch // c.micro_batches, c.objective.measured()
+        found = Evaluation(
+            self.corpus.validation, objective.records, objective.corrupt, rows, packing=c.data.packing, seed=c.seed
+        )
+        return (found[i] for i in range(min(len(found), c.evaluate_batches or len(found))))
+
+    def measured(self, objective: Any = None, trained: bool = True) -> dict[str, float]:
+        """Figures of the trained parameters (or of fresh ones) under another form of the objective."""
+        import jax
+
+        from lm.checkpoint import load_params
+        from lm.sharding import AXES, make_mesh, unbox
+        from lm.tasks.language import HeldOut
+
+        config = replace(self.config, objective=objective or self.config.objective)
+        batch = next(iter(self.batches()))
+        params = load_params(self.config, self.workdir, "latest") if trained else None
+        if params is None:
+            params = jax.jit(lambda key: unbox(config.objective.init(key, batch)))(jax.random.key(config.seed))
+        mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
+        with jax.set_mesh(mesh):
+            return HeldOut(config, self.corpus, mesh)(params)
+
+
+def unigram(held: Held, part: str = "") -> tuple[float, float]:
+    """Cross-entropy (nats) and accuracy of the training tokens' frequencies on what the objective asks for."""
+    vocab = held.corpus.tokenizer.vocab
+    counts = np.ones(vocab)  # one more of each: a token that training lacks has a probability too
+    for _, tokens in held.corpus.train:
+        counts += np.bincount(tokens.tokens, minlength=vocab)[:vocab]
+    nats, best = -np.log(counts / counts.sum()), int(np.argmax(counts))
+    total, hits, weight = 0.0, 0.0, 0.0
+    for batch in held.batches():
+        targets, weights = batch[f"{part}targets"], batch[f"{part}weights"]
+        total += float((nats[targets] * weights).sum())
+        hits += float(((targets == best) * weights).sum())
+        weight += float(weights.sum())
+    return total / weight, hits / weight
+
+
+def copying(held: Held) -> float:
+    """Accuracy of giving back the source, place by place."""
+    hits, weight = 0.0, 0.0
+    for batch in held.batches():
+        targets, weights, source = batch["targets"], batch["weights"], batch["source"]
+        width = min(source.shape[1], targets.shape[1])  # what the shorter lacks is no hit
+        hits += float(((targets[:, :width] == source[:, :width]) * weights[:, :width]).sum())
+        weight += float(weights.sum())
+    return hits / weight
+
+
+def kneser_ney(held: Held) -> float:
+    """Bits per byte of an interpolated Kneser-Ney model of order 5."""
+    from lm.tasks.kneser_ney import evaluate, fit
+
+    packing = held.config.data.packing
+    return evaluate(fit(held.corpus, 5, packing), held.corpus.validation, packing)["kneser_ney/bits_per_byte"]
+
+
+Figure = Callable[[Held], float]
+
+
+def metric(name: str) -> Figure:
+    """The last value of a held-out metric of the run."""
+    return lambda held: json.loads((held.workdir / "summary.json").read_text())[f"eval/validation/{name}"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    config: str
+    what: str
+    figure: Figure
+    against: str
+    baseline: Figure
+    lower: bool = True  # is better
+
+
+def masked_rows(name: str, config: str, part: str = "") -> tuple[Row, ...]:
+    return (
+        Row(name, config, "nats a masked token", metric(f"{part}mlm"), "unigram", lambda h: unigram(h, part)[0]),
+        Row(name, config, "accuracy", metric(f"{part}accuracy"), "commonest token", lambda h: unigram(h, part)[1], False),
+    )
+
+
+def accuracy(name: str, config: str, against: str, baseline: Figure) -> Row:
+    return Row(name, config, "accuracy, tokens asked for", metric("accuracy"), against, baseline, lower=False)
+
+
+def rows() -> list[Row]:
+    """Every line of the table."""
+    found = [
+        Row("causal", "gpt_nano", "bits per byte", metric("bits_per_byte"), "Kneser-Ney, 5-gram", kneser_ney),
+        Row("baselines", "lstm_nano", "bits per byte", metric("bits_per_byte"), "Kneser-Ney, 5-gram", kneser_ney),
+        *masked_rows("masked", "bert_nano"),
+        Row("replaced", "electra_nano", "F1 of replaced", metric("f1"), "all original", lambda h: 0.0, False),
+        Row("permuted", "xlnet_nano", "nats a target", metric("loss"), "unigram", lambda h: unigram(h)[0]),
+        Row("recurrent", "xl_nano", "nats a token", metric("loss"), "the same, memory left out", without_memory),
+        accuracy("span", "t5_nano", "commonest token", lambda h: unigram(h)[1]),
+        accuracy("span", "t5_nano", "copying the source", copying),
+        accuracy("denoise", "bart_nano", "copying the source", copying),
+        accuracy("prefix", "prefix_nano", "commonest token", lambda h: unigram(h)[1]),
+        accuracy("seq2seq", "translate_nano", "commonest token", lambda h: unigram(h)[1]),
+        Row("contrastive", "simcse_nano", "uniformity", metric("uniformity"), "untrained", untrained("uniformity")),
+        Row("contrastive", "simcse_nano", "alignment", metric("alignment"), "untrained", untrained("alignment")),
+        Row("mixture", "mixture_nano", "nats a token", metric("causal/loss"), "unigram", lambda h: unigram(h, "causal/")[0]),
+        *masked_rows("mixture", "mixture_nano", "masked/"),
+    ]
+    if CHINESE.value:
+        found += masked_rows("masked, Chinese words", f"bert_wwm_chinese_nano.py:text={CHINESE.value}")
+    return found
+
+
+def without_memory(held: Held) -> float:
+    return held.measured(held.config.objective.without_memory())["eval/validation/loss"]
+
+
+def untrained(name: str) -> Figure:
+    return lambda held: held.measured(trained=False)[f"eval/validation/{name}"]
+
+
+def train(row: Row) -> Path:
+    """Train a row's config unless that is done; give the run's folder."""
+    spec = row.config if ".py" in row.config else f"{row.config}.py"
+    workdir = Path(WORKDIR.value) / Path(spec.partition(":")[0]).stem
+    if not (workdir / "summary.json").exists():
+        command = [sys.executable, "-m", "lm.main", f"--config=configs/{spec}", f"--workdir={workdir}"]
+        check(subprocess.run(command, check=False).returncode == 0, f"{row.config} did not train; see above")
+    return workdir
+
+
+def main(overrides: list[tuple[str, str]]) -> None:
+    """Train, measure, print."""
+    check(not overrides, "launch.learning takes no --config.* flags: the configs are what it shows")
+    chosen = rows()
+    for name in ONLY.value:
+        if name not in {row.name for row in chosen}:
+            raise unknown("row", name, sorted({row.name for row in chosen}))
+    chosen = [row for row in chosen if not ONLY.value or row.name in ONLY.value]
+    lines = ["| objective | config | held-out | here | baseline | | training |", "|---|---|---|---|---|---|---|"]
+    for row in chosen:
+        held = Held.open(train(row))
+        found, baseline = row.figure(held), row.baseline(held)
+        about = json.loads((held.workdir / "summary.json").read_text())
+        better = found < baseline if row.lower else found > baseline
+        cells = [row.name, f"`{row.config.partition(':')[0].removesuffix('.py')}`", row.what, f"{found:.3f}", row.against]
+        cells += [f"{baseline:.3f}" + ("" if better else ", not beaten"), f"{about['seconds']:.0f} s"]
+        lines.append(f"| {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    print("\n".join(["", *lines]))
+    if README.value:
+        path = Path("README.md")
+        before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+        _, mark, after = rest.partition(MARKS[1])
+        check(bool(mark), f"README.md has no {MARKS[0]} ... {MARKS[1]}")
+        path.write_text("\n".join([before + MARKS[0], *lines, MARKS[1] + after]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)
