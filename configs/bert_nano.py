@@ -4,7 +4,8 @@
     python -m lm.main --config=configs/bert_nano.py:text=my_text.txt,system=roberta
 
 `system` picks what is asked: bert (Devlin et al. 2019), wwm (its whole-word models), roberta (Liu et al. 2019), albert
-(Lan et al. 2020, masks and sentence order), macbert (Cui et al. 2020). The rate is high for so short a run.
+(Lan et al. 2020, masks and sentence order), macbert (Cui et al. 2020). Norms come first and Muon takes the steps, which
+learns in minutes what the papers' recipe takes hours for.
 """
 
 from typing import Literal
@@ -28,19 +29,19 @@ SYSTEMS = {
 def config(
     text: str | None = None,
     data: str | None = None,
-    steps: int = 1000,
+    steps: int = 1500,
     system: Literal["bert", "wwm", "roberta", "albert", "macbert"] = "bert",
 ) -> Config:
     model = Transformer(
-        context=128, width=192, depth=4, heads=6, types=2, activation="gelu", placement="post", embed_norm=True,
-        transform=True, head_bias=True, init_positions=0.02, init_scale_depth=False, init_truncate=True, unroll=0,
+        context=128, width=192, depth=4, heads=6, types=2, activation="gelu", transform=True, head_bias=True,
+        init_positions=0.02, init_truncate=True, unroll=0,
     )  # fmt: skip
     return Config(
         objective=Masked(model=model, **SYSTEMS[system]),
         data=Data(source=source_from(text, data), tokenizer=WordPiece(vocab=4096)),
-        optimizer=Optimizer(lr=2e-3, betas=(0.9, 0.98), eps=1e-6, decay=0.01, clip=1.0),
+        optimizer=Optimizer(name="muon", lr=4e-3, betas=(0.9, 0.98), eps=1e-6, decay=0.1, clip=1.0),
         schedule=Schedule(shape="linear", warmup=100),
         steps=steps,
-        batch=32,
+        batch=16,
         every=Every(log=50, evaluate=500, save=500, sample=500),
     )

@@ -23,25 +23,24 @@ from lm.objectives.masked import Masked
 def config(
     text: str | None = None,
     data: str | None = None,
-    steps: int = 1000,
+    steps: int = 1500,
     words: Literal["tagged", "jieba", "spaces"] = "tagged",
 ) -> Config:
     model = Transformer(
-        context=128, width=192, depth=4, heads=6, types=2, activation="gelu", placement="post", embed_norm=True,
-        transform=True, head_bias=True, init_positions=0.02, init_scale_depth=False, init_truncate=True, unroll=0,
+        context=128, width=192, depth=4, heads=6, activation="gelu", transform=True, head_bias=True,
+        init_positions=0.02, init_truncate=True, unroll=0,
     )  # fmt: skip
-    # Lines are paragraphs, and what goes on from one to the next is what next sentences are about.
     source = Tagged(path=text, documents="file") if text and words == "tagged" else source_from(text, data)
     return Config(
-        objective=Masked(model=model, unit="word", sentence="nsp", copies=10),
+        objective=Masked(model=model, unit="word"),
         data=Data(
             source=source,
             tokenizer=WordPiece(vocab=6000),
             words={"tagged": None, "jieba": Jieba(), "spaces": Given()}[words],
         ),
-        optimizer=Optimizer(lr=2e-3, betas=(0.9, 0.98), eps=1e-6, decay=0.01, clip=1.0),
+        optimizer=Optimizer(name="muon", lr=4e-3, betas=(0.9, 0.98), eps=1e-6, decay=0.1, clip=1.0),
         schedule=Schedule(shape="linear", warmup=100),
         steps=steps,
-        batch=32,
+        batch=16,
         every=Every(log=50, evaluate=500, save=500, sample=500),
     )

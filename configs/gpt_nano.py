@@ -15,10 +15,12 @@ from lm.objectives.causal import Causal
 def config(text: str | None = None, data: str | None = None, steps: int = 1500) -> Config:
     return Config(
         objective=Causal(
-            model=Transformer(context=128, width=192, depth=4, heads=6, bias=False, init_positions=0.02, unroll=0)
+            model=Transformer(
+                context=128, width=192, depth=4, heads=6, positions="rotary", bias=False, dropout=0.1, unroll=0
+            )
         ),
         data=Data(source=source_from(text, data), tokenizer=BytePair(vocab=2048)),
-        optimizer=Optimizer(lr=2e-3, betas=(0.9, 0.98), decay=0.1, clip=1.0),
+        optimizer=Optimizer(name="muon", lr=4e-3, betas=(0.9, 0.98), decay=0.1, clip=1.0),
         schedule=Schedule(shape="cosine", warmup=100, final=0.05),
         steps=steps,
         batch=16,

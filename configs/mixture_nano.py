@@ -21,7 +21,7 @@ from lm.objectives.mixture import Multitask, Part
 def config(
     text: str | None = None, data: str | None = None, take: Literal["all", "one"] = "one", steps: int = 1600
 ) -> Config:
-    model = Transformer(context=128, width=192, depth=4, heads=6, transform=True, head_bias=True, unroll=0)
+    model = Transformer(context=128, width=192, depth=4, heads=6, positions="rotary", transform=True, head_bias=True, unroll=0)
     return Config(
         objective=Multitask(
             parts=(
@@ -31,7 +31,7 @@ def config(
             take=take,
         ),
         data=Data(source=source_from(text, data), tokenizer=BytePair(vocab=2048)),
-        optimizer=Optimizer(lr=2e-3, betas=(0.9, 0.98), decay=0.1, clip=1.0),
+        optimizer=Optimizer(name="muon", lr=4e-3, betas=(0.9, 0.98), decay=0.1, clip=1.0),
         schedule=Schedule(shape="cosine", warmup=100, final=0.1),
         steps=steps,
         batch=16,

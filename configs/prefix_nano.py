@@ -12,16 +12,16 @@ right, given the inputs and the targets before them.
 from typing import Literal
 
 from lm.config import Config, Every, Optimizer, Schedule
+from lm.corruption.spans import Denoiser
 from lm.data.prepare import Data
 from lm.data.sources import source_from
 from lm.data.tokenizers import BytePair
 from lm.models.transformer import Transformer
 from lm.objectives.prefix import Prefix, ul2
-from lm.objectives.spans import Denoiser
 
 
 def config(
-    text: str | None = None, data: str | None = None, steps: int = 1500, denoisers: Literal["ul2", "split"] = "ul2"
+    text: str | None = None, data: str | None = None, steps: int = 900, denoisers: Literal["ul2", "split"] = "ul2"
 ) -> Config:
     model = Transformer(
         context=128, width=192, depth=3, heads=6, mlp=512, activation="swiglu", norm="rms", eps=1e-6,
@@ -30,7 +30,7 @@ def config(
     return Config(
         objective=Prefix(model=model, denoisers=ul2() if denoisers == "ul2" else (Denoiser(kind="split"),)),
         data=Data(source=source_from(text, data), tokenizer=BytePair(vocab=2048), packing="windows"),
-        optimizer=Optimizer(lr=2e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
+        optimizer=Optimizer(name="muon", lr=2e-3, momentum=0.95, betas=(0.9, 0.98), decay=0.01, clip=1.0),
         schedule=Schedule(shape="cosine", warmup=100, final=0.05),
         steps=steps,
         batch=16,

@@ -20,9 +20,7 @@ from lm.objectives.permuted import Permuted
 
 
 def config(text: str | None = None, data: str | None = None, tokenizer: str | None = None) -> Config:
-    model = replace(
-        XLNET_BASE, dropout=0.1, attention_dropout=0.1, pad_vocab=128, dtype="bfloat16", remat="full"
-    )
+    model = replace(XLNET_BASE, dropout=0.1, attention_dropout=0.1, pad_vocab=128, dtype="bfloat16", remat="full")
     return Config(
         objective=Permuted(model=model, reuse=256, block=256, predictions=85, alpha=6, beta=1),
         data=Data(

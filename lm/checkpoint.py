@@ -137,6 +137,7 @@ def load_params(config: Config, workdir: Path, step: str) -> Any:
         check(step.isdigit() and int(step) in saved, f"--step={step}: '{workdir}' has {kept}; or say latest or best")
         number = int(step)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    params = unbox(abstract_params(config.objective, {"tokens": np.zeros((1, 8), np.int32)}))
+    batch = dict.fromkeys(("tokens", "source"), np.zeros((1, 8), np.int32))  # parameters do not depend on lengths
+    params = unbox(abstract_params(config.objective, batch))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params)
     return checkpoints.restore(number, abstract, part="average" if config.optimizer.average else "params")

@@ -76,8 +76,15 @@ def test_models_know_neither_data_nor_objectives():
     only("lm.models", "lm.sharding", "lm.errors")
 
 
-def test_objectives_know_models_and_data():
-    only("lm.objectives", "lm.models", "lm.data", "lm.metrics", "lm.flops", "lm.errors", "lm.sharding")
+def test_corruption_knows_data_and_no_device():
+    only("lm.corruption", "lm.data", "lm.errors")
+    for module in modules("lm.corruption"):
+        assert not {name.split(".")[0] for name in imports(module, guards=True)} & DEVICE, module
+
+
+def test_objectives_know_models_data_and_corruption():
+    known = ("lm.models", "lm.data", "lm.corruption", "lm.columns", "lm.metrics", "lm.flops", "lm.errors", "lm.sharding")
+    only("lm.objectives", *known)
 
 
 def test_decoding_knows_models():

@@ -18,7 +18,7 @@ from lm.models.heads import Head, cross_entropy
 from lm.models.layers import Embed
 from lm.objectives.base import Objective, fit
 from lm.objectives.seq2seq import closed
-from lm.objectives.sequences import HOLDS, lay, row_flops, side_by_side
+from lm.objectives.sequences import HOLDS, lay, row_flops, show_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ class Conditional(Objective):
         slots = np.flatnonzero(example["lengths"])
         seen = {**example, "source_segments": np.where(example["lengths"] > 0, 0, example["source_segments"])}
         masked = {**seen, "targets": example["tokens"]}
-        text = side_by_side(tokenizer, masked, found, ("source", "masked"))
+        text = show_pairs(tokenizer, masked, found, ("source", "masked"))
         sizes = f"lengths  {example['lengths'][slots].tolist()}"
         return "\n".join([text, sizes if found is None else f"{sizes} guessed {found['lengths'][slots].tolist()}"])
 

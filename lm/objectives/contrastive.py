@@ -1,6 +1,6 @@
 """Contrastive sentence embeddings: SimCSE (Gao et al. 2021), without labels, with pairs, with hard negatives.
 
-python -m lm.objectives.contrastive [--config=configs/simcse_nano.py]
+    python -m lm.objectives.contrastive [--config=configs/simcse_nano.py]
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.corruption.masking import budget, replace
+from lm.corruption.sentences import sentences
 from lm.data.records import Documents, Windows
 from lm.errors import check, check_choices, check_range
 from lm.flops import train_flops
@@ -19,8 +21,6 @@ from lm.models.layers import fold
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.base import Objective, fit
-from lm.objectives.masking import budget, replace
-from lm.objectives.sentences import sentences
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from lm.corruption import noise
 from lm.data.records import Windows
 from lm.errors import check, check_choices, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
-from lm.objectives import noise
 from lm.objectives.base import Objective, fit
-from lm.objectives.sequences import HOLDS, forced, forced_loss, guesses, row_flops, side_by_side
+from lm.objectives.sequences import HOLDS, forced, guess, read, row_flops, show_pairs, target_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +130,13 @@ class Denoise(Objective):
         return {"loss": batch["weights"].sum()}
 
     def loss(self, params, batch, memory, keys_B):
-        return forced_loss(self.model, params, batch, keys_B, chunk=self.chunk), memory
+        return target_sums(*read(self.model, params, batch, keys_B), batch, chunk=self.chunk), memory
 
     def predict(self, params, batch):
-        return {"guess": guesses(self.model, params, batch)}
+        return guess(*read(self.model, params, batch))
 
     def show(self, tokenizer, example, found=None):
-        return side_by_side(tokenizer, example, found, ("spoiled", "text"))
+        return show_pairs(tokenizer, example, found, ("spoiled", "text"))
 
     def flops(self):
         return row_flops(self.model, self.size, self.size)

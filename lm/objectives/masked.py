@@ -22,6 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import flops
+from lm.columns import side_by_side
+from lm.corruption import masking
+from lm.corruption.encoder_rows import Ids, Row, lay_pair, lay_text
+from lm.corruption.pairs import Sentence
+from lm.corruption.similar import Words, load, replace_words, save, similar_words
 from lm.data.records import Windows
 from lm.data.words import ENTITY, PHRASE, WORD
 from lm.errors import check, check_choices, check_range
@@ -29,12 +34,7 @@ from lm.models.heads import Pooler, cross_entropy, gather
 from lm.models.layers import Linear
 from lm.models.model import Model
 from lm.models.transformer import Transformer
-from lm.objectives import masking
 from lm.objectives.base import Objective, fit
-from lm.objectives.columns import side_by_side
-from lm.objectives.encoder_rows import Ids, Row, lay_pair, lay_text
-from lm.objectives.pairs import Sentence
-from lm.objectives.similar import Words, load, replace_words, save, similar_words
 
 BITS = {"word": WORD, "phrase": PHRASE, "entity": ENTITY}
 LABELS = {

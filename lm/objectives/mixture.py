@@ -1,6 +1,6 @@
 """Several objectives at once on one trunk: multi-task pre-training (Liu et al. 2019, MT-DNN; Raffel et al. 2020, 2.1).
 
-python -m lm.objectives.mixture [--config=configs/mixture_nano.py]
+    python -m lm.objectives.mixture [--config=configs/mixture_nano.py]
 """
 
 import dataclasses
@@ -120,7 +120,7 @@ class Multitask(Objective):
     def init(self, key, batch):
         params: dict[str, Any] = {"trunk": {}}
         for i, part in enumerate(self.parts):
-            drawn = part.objective.init(jax.random.fold_in(key, i), part.of(batch))
+            drawn = part.objective.init(jax.random.fold_in(key, i), {**batch, **part.of(batch)})
             for name in [name for name in drawn if name in TRUNK]:
                 ours, theirs = params["trunk"].setdefault(name, drawn[name]), drawn.pop(name)
                 same = jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from lm.corruption.permutation import NEVER, choose, elsewhere, join, orders, pair, ranks, trim
 from lm.data.records import Windows
 from lm.data.words import SENTENCE, WORD
 from lm.errors import check, check_range
 from lm.models.heads import cross_entropy
 from lm.models.two_stream import TwoStream, XLNet
 from lm.objectives.base import Objective, fit
-from lm.objectives.permutation import NEVER, choose, elsewhere, join, orders, pair, ranks, trim
 
 FIRST, SECOND, LAST = 0, 1, 2  # types of the context and A, of B, of <cls>
 

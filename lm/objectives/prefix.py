@@ -1,6 +1,6 @@
 """Prefix-LM (Liu et al. 2018; Raffel et al. 2020) and UL2's mixture of denoisers (Tay et al. 2022).
 
-python -m lm.objectives.prefix [--config=configs/prefix_nano.py]
+    python -m lm.objectives.prefix [--config=configs/prefix_nano.py]
 """
 
 import dataclasses
@@ -10,15 +10,16 @@ from typing import ClassVar
 
 import numpy as np
 
+from lm.corruption.layouts import Layout, Line, Sides, Symbols, capacity, draw
+from lm.corruption.spans import Denoiser
 from lm.data.records import Windows
 from lm.errors import check, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.base import Objective, fit
-from lm.objectives.layouts import Layout, Line, Sides, Symbols, capacity, draw
-from lm.objectives.span import guess, read, row_flops, sentinel_names, show, target_sums
-from lm.objectives.spans import Denoiser
+from lm.objectives.sequences import guess, read, row_flops, target_sums
+from lm.objectives.span import sentinel_names, show
 
 
 def ul2(regular: float = 2 / 7, extreme: float = 4 / 7, sequential: float = 1 / 7) -> tuple[Denoiser, ...]:
@@ -142,7 +143,7 @@ class Prefix(Objective):
 
     def loss(self, params, batch, memory, keys_B):
         h_BTD, head = read(self.model, params, batch, keys_B)
-        return target_sums(h_BTD, head, batch, self.z_loss, self.smoothing, self.chunk), memory
+        return target_sums(h_BTD, head, batch, self.z_loss, self.smoothing, self.chunk, from_zero=True), memory
 
     def predict(self, params, batch):
         return guess(*read(self.model, params, batch, None))
@@ -151,7 +152,7 @@ class Prefix(Objective):
         return show(tokenizer, example, found, self.sentinels)
 
     def flops(self):
-        return row_flops(self.model, self.layout)
+        return row_flops(self.model, *self.layout.room)
 
 
 if __name__ == "__main__":

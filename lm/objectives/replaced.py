@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.corruption.masking import budget
+from lm.corruption.sentences import sentences
 from lm.data.records import Windows
 from lm.errors import check, check_range
 from lm.flops import train_flops
@@ -22,8 +24,6 @@ from lm.models.heads import Head, cross_entropy
 from lm.models.layers import fold
 from lm.models.transformer import Transformer
 from lm.objectives.base import Objective, fit
-from lm.objectives.masking import budget
-from lm.objectives.sentences import sentences
 
 SHORTEST = 5  # of the random target lengths, and the least room in which a row takes one more example
 

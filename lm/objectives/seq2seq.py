@@ -13,7 +13,7 @@ from lm.data.records import Documents
 from lm.errors import check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.objectives.base import Objective, fit
-from lm.objectives.sequences import HOLDS, forced, forced_loss, guesses, row_flops, side_by_side
+from lm.objectives.sequences import HOLDS, forced, guess, read, row_flops, show_pairs, target_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +67,14 @@ class Seq2seq(Objective):
         return {"loss": batch["weights"].sum()}
 
     def loss(self, params, batch, memory, keys_B):
-        vocab = self.model.vocab
-        # cross_entropy spreads its share over all V tokens, the right one too.
-        return forced_loss(self.model, params, batch, keys_B, self.smoothing * vocab / (vocab - 1), self.chunk), memory
+        found = read(self.model, params, batch, keys_B)
+        return target_sums(*found, batch, smoothing=self.smoothing, chunk=self.chunk), memory
 
     def predict(self, params, batch):
-        return {"guess": guesses(self.model, params, batch)}
+        return guess(*read(self.model, params, batch))
 
     def show(self, tokenizer, example, found=None):
-        return side_by_side(tokenizer, example, found)
+        return show_pairs(tokenizer, example, found)
 
     def flops(self):
         return row_flops(self.model, *self.limits)

@@ -1,14 +1,18 @@
-"""Rows of an encoder-decoder: sequences laid one after another, and the loss of a target given its source."""
+"""Objectives with a source and a target: rows of them, the loss of the targets, and what people see."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from lm import flops
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
-from lm.models.heads import cross_entropy
+from lm.models.heads import Head, cross_entropy
+from lm.models.model import Model
+from lm.models.transformer import Transformer
 from lm.objectives.base import Batch, Example, Sums
 
 HOLDS = "source source_segments source_positions (B, S); tokens targets weights segments positions (B, T)"
@@ -47,31 +51,54 @@ def forced(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], limits:
     }
 
 
-def states(model: EncoderDecoder, params, batch: Batch, keys_B=None):
-    """Run both stacks on a batch: the decoder's states (B, T, D), and the head."""
+def read(model: Transformer | EncoderDecoder, params: Any, batch: Batch, keys_B: jax.Array | None = None):
+    """Return the states (B, T, D) at the targets and the head."""
     variables = {"params": params}
-    sides = {f"{name}_BS": batch[name] for name in ("source_positions", "source_segments")}
-    sides |= {f"{name}_BT": batch[name] for name in ("positions", "segments")}
-    h_BTD = Seq2Seq(model).apply(variables, batch["source"], batch["tokens"], keys_B=keys_B, **sides)
+    places = {"positions_BT": batch["positions"], "segments_BT": batch["segments"], "keys_B": keys_B}
+    if isinstance(model, Transformer):
+        h_BTD, _ = Model(model).apply(variables, batch["tokens"], prefix_BT=batch["prefix"], **places)
+        return h_BTD, Model(model).apply(variables, method="head")
+    places |= {f"source_{name}_BS": batch[f"source_{name}"] for name in ("positions", "segments")}
+    h_BTD = Seq2Seq(model).apply(variables, batch["source"], batch["tokens"], **places)
     return h_BTD, Seq2Seq(model).apply(variables, method="head")
 
 
-def forced_loss(model: EncoderDecoder, params, batch: Batch, keys_B, smoothing: float = 0.0, chunk: int = 0) -> Sums:
-    """Cross-entropy of the targets; with `smoothing` "loss" is the smoothed one and "nll" the plain one beside it."""
-    h_BTD, head = states(model, params, batch, keys_B)
-    sums = cross_entropy(h_BTD, head, batch["targets"], batch["weights"], smoothing=smoothing, chunk=chunk)
-    count = batch["weights"].sum()
-    plain = {"nll": (sums["nll"], count)} if smoothing else {}
-    return {"loss": (sums["total"], count), **plain, "accuracy": (sums["hits"], count)}
+def target_sums(
+    h_BTD: jax.Array,
+    head: Head,
+    batch: Batch,
+    z_loss: float = 0.0,
+    smoothing: float = 0.0,
+    chunk: int = 0,
+    from_zero: bool = False,
+) -> Sums:
+    """Sum cross-entropy and hits over the targets; `smoothing` e gives each wrong token e / (V - 1) (fairseq, T5X).
+
+    `from_zero` takes the entropy of the smoothed targets off, so that a perfect network has a loss of 0 (T5X). With
+    either extra, "nll" is the plain loss beside it.
+    """
+    count, vocab = batch["weights"].sum(), head.vocab
+    # e / (V - 1) for all but the target is e' / V for all with e' = e V / (V - 1).
+    spread = smoothing * vocab / (vocab - 1)
+    extras = {"z_loss": z_loss, "smoothing": spread, "chunk": chunk}
+    sums = cross_entropy(h_BTD, head, batch["targets"], batch["weights"], **extras)
+    entropy = 0.0
+    if smoothing and from_zero:
+        entropy = -(1 - smoothing) * math.log(1 - smoothing) - smoothing * math.log(smoothing / (vocab - 1))
+    result = {"loss": (sums["total"] - entropy * count, count), "accuracy": (sums["hits"], count)}
+    if z_loss or smoothing:
+        result["nll"] = sums["nll"], count
+    if z_loss:
+        result["z"] = sums["z"], count
+    return result
 
 
-def guesses(model: EncoderDecoder, params, batch: Batch):
-    """Give the likeliest token at each place of the target, (B, T), the right ones before it being known."""
-    h_BTD, head = states(model, params, batch)
-    return jnp.argmax(head.logits(h_BTD), -1)
+def guess(h_BTD: jax.Array, head: Head) -> dict[str, jax.Array]:
+    """Return the likeliest token at each place, every one given the true tokens before it; a row at a time."""
+    return {"guess": jax.lax.map(lambda h_TD: head.logits(h_TD).argmax(-1).astype("int32"), h_BTD)}
 
 
-def side_by_side(tokenizer, example: Example, found: Example | None, names=("source", "target")) -> str:
+def show_pairs(tokenizer, example: Example, found: Example | None, names=("source", "target")) -> str:
     """Write each pair of a row: what the encoder reads, what is asked for, and what was guessed."""
     lines = []
     for number in range(1, int(max(example["segments"].max(), example["source_segments"].max())) + 1):
@@ -84,9 +111,11 @@ def side_by_side(tokenizer, example: Example, found: Example | None, names=("sou
     return "\n".join(lines)
 
 
-def row_flops(model: EncoderDecoder, source: int, target: int) -> float:
-    """Count the operations of a training step on one row: both stacks, and the attention from one to the other."""
-    decoder = model.decoder
+def row_flops(model: Transformer | EncoderDecoder, *lengths: int) -> float:
+    """Count the operations of a training step on one row of so many tokens (source and target of an encoder-decoder)."""
+    if isinstance(model, Transformer):
+        return lengths[0] * flops.train_flops(model, lengths[0])
+    source, target, decoder = *lengths, model.decoder
     size = decoder.depth * decoder.head_size
     projections = 6 * decoder.width * size * (2 * decoder.heads * target + 2 * decoder.kv * source)
     scores = 12 * size * decoder.heads * source * target

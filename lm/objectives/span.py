@@ -1,28 +1,22 @@
 """Span corruption: T5 and T5.1.1 (Raffel et al. 2020; Shazeer 2020).
 
-python -m lm.objectives.span [--config=configs/t5_nano.py]
+    python -m lm.objectives.span [--config=configs/t5_nano.py]
 """
 
 import dataclasses
 import functools
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import jax
 import numpy as np
 
+from lm.corruption.layouts import Sides, Symbols, draw, restored
+from lm.corruption.spans import Denoiser
 from lm.data.records import Windows
 from lm.errors import check, check_range
-from lm.flops import train_flops
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
-from lm.models.heads import Head, cross_entropy
-from lm.models.model import Model
-from lm.models.transformer import Transformer
-from lm.objectives.base import Example, Objective, Sums, fit
-from lm.objectives.layouts import Layout, Sides, Symbols, draw, restored
-from lm.objectives.spans import Denoiser
+from lm.objectives.base import Example, Objective, fit
+from lm.objectives.sequences import guess, read, row_flops, target_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +112,7 @@ class Span(Objective):
 
     def loss(self, params, batch, memory, keys_B):
         h_BTD, head = read(self.model, params, batch, keys_B)
-        return target_sums(h_BTD, head, batch, self.z_loss, self.smoothing, self.chunk), memory
+        return target_sums(h_BTD, head, batch, self.z_loss, self.smoothing, self.chunk, from_zero=True), memory
 
     def predict(self, params, batch):
         return guess(*read(self.model, params, batch, None))
@@ -127,50 +121,12 @@ class Span(Objective):
         return show(tokenizer, example, found, self.sentinels)
 
     def flops(self):
-        return row_flops(self.model, self.layout)
+        return row_flops(self.model, *self.layout.room)
 
 
 def sentinel_names(number: int) -> tuple[str, ...]:
     """Name the first sentinels as T5's vocabulary does."""
     return tuple(f"<extra_id_{k}>" for k in range(number))
-
-
-def read(model: Transformer | EncoderDecoder, params: Any, batch: Mapping, keys_B: jax.Array | None):
-    """Return the states (B, T, D) at the targets and the head."""
-    variables = {"params": params}
-    places = {"positions_BT": batch["positions"], "segments_BT": batch["segments"], "keys_B": keys_B}
-    if isinstance(model, Transformer):
-        h_BTD, _ = Model(model).apply(variables, batch["tokens"], prefix_BT=batch["prefix"], **places)
-        return h_BTD, Model(model).apply(variables, method="head")
-    places |= {f"source_{name}_BS": batch[f"source_{name}"] for name in ("positions", "segments")}
-    h_BTD = Seq2Seq(model).apply(variables, batch["source"], batch["tokens"], **places)
-    return h_BTD, Seq2Seq(model).apply(variables, method="head")
-
-
-def target_sums(h_BTD: jax.Array, head: Head, batch: Mapping, z_loss: float, smoothing: float, chunk: int) -> Sums:
-    """Sum cross-entropy and hits over the targets; `smoothing` e gives each wrong token e / (V - 1), as in T5X.
-
-    The entropy of the smoothed targets is taken off, so that a perfect network has a loss of 0.
-    """
-    count, vocab = batch["weights"].sum(), head.vocab
-    # e / (V - 1) for all but the target is e' / V for all with e' = e V / (V - 1).
-    spread = smoothing * vocab / (vocab - 1)
-    extras = {"z_loss": z_loss, "smoothing": spread, "chunk": chunk}
-    sums = cross_entropy(h_BTD, head, batch["targets"], batch["weights"], **extras)
-    entropy = 0.0
-    if smoothing:
-        entropy = -(1 - smoothing) * math.log(1 - smoothing) - smoothing * math.log(smoothing / (vocab - 1))
-    result = {"loss": (sums["total"] - entropy * count, count), "accuracy": (sums["hits"], count)}
-    if z_loss or smoothing:
-        result["nll"] = sums["nll"], count
-    if z_loss:
-        result["z"] = sums["z"], count
-    return result
-
-
-def guess(h_BTD: jax.Array, head: Head) -> dict[str, jax.Array]:
-    """Return the likeliest token at each place, every one given the true tokens before it; a row at a time."""
-    return {"guess": jax.lax.map(lambda h_TD: head.logits(h_TD).argmax(-1).astype("int32"), h_BTD)}
 
 
 def show(tokenizer: Any, example: Example, found: Example | None, sentinels: tuple[int, ...]) -> str:
@@ -189,17 +145,6 @@ def show(tokenizer: Any, example: Example, found: Example | None, sentinels: tup
         lines += [f"{'text':<8}{text!r}"]
         lines += [f"{name:<8}{tokenizer.decode(ids, special=True)!r}" for name, ids in parts.items()]
     return "\n".join(lines) or "an empty row"
-
-
-def row_flops(model: Transformer | EncoderDecoder, layout: Layout) -> float:
-    """Count the operations of a training step on one row; in a decoder, attention to the source counts as well."""
-    if isinstance(model, Transformer):
-        return layout.length * train_flops(model, layout.length)
-    source, target, d = layout.inputs, layout.targets, model.decoder
-    encoder = source * train_flops(dataclasses.replace(model.encoder, vocab=0), source)
-    matrices = 2 * d.width * d.head_size * (d.heads * target + d.kv * source)
-    scores = 2 * d.heads * d.head_size * source * target
-    return encoder + target * train_flops(d, target) + 6 * d.depth * (matrices + scores)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from lm.data.tokenizers import Bytes
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.objectives.denoise import Denoise
-from lm.objectives.sequences import lay, states
+from lm.objectives.sequences import lay, read
 from lm.sharding import unbox
 from tests.models.reference import tiny
 from tests.objectives.pairs import BEGIN, END, MASK, SEPARATOR, TOKENIZER, draw, from_bart, split, twice
@@ -226,7 +226,7 @@ def test_parity_with_bart():
 
 
 def scores(model, params, batch):
-    h_BTD, head = states(model, params, batch)
+    h_BTD, head = read(model, params, batch)
     return head.logits(h_BTD)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.columns import columns, display_width
 from lm.config import from_json, to_json
 from lm.data.pipeline import Batches
 from lm.data.records import Windows
@@ -17,7 +18,6 @@ from lm.data.store import Tokens
 from lm.data.words import ALL, ENTITY, PHRASE, WORD
 from lm.errors import UserError
 from lm.models.transformer import Transformer
-from lm.objectives.columns import columns, display_width
 from lm.objectives.masked import Masked
 from lm.progress import changes
 from lm.sharding import unbox

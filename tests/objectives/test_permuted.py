@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from lm.corruption.permutation import NEVER, choose, elsewhere, join, orders, pair, ranks, shares, spans, trim
 from lm.data.pipeline import Batches, Evaluation
 from lm.data.store import Tokens
 from lm.data.tokenizers import Bytes
 from lm.errors import UserError
 from lm.models.two_stream import TwoStream, XLNet
-from lm.objectives.permutation import NEVER, choose, elsewhere, join, orders, pair, ranks, shares, spans, trim
 from lm.objectives.permuted import Permuted
 from lm.sharding import unbox
 

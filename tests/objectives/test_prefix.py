@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
+from lm.corruption.layouts import Line, Sides, capacity, restored
+from lm.corruption.spans import Denoiser
 from lm.errors import UserError
 from lm.models.attention import Mask
 from lm.models.model import Model
-from lm.objectives.layouts import Line, Sides, capacity, restored
 from lm.objectives.prefix import Prefix, ul2
-from lm.objectives.spans import Denoiser
 from tests.models.reference import draw, tiny
 from tests.objectives.test_span import END, FIRST, PAD, SEPARATOR, TOKENIZER, both, record
 

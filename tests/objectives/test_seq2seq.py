@@ -11,7 +11,7 @@ import pytest
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.objectives.conditional import Conditional
 from lm.objectives.seq2seq import Seq2seq
-from lm.objectives.sequences import states
+from lm.objectives.sequences import read
 from lm.sharding import unbox
 from tests.models.reference import tiny
 from tests.objectives.pairs import BEGIN, END, MASK, TOKENIZER, draw, from_bart, split, twice
@@ -93,7 +93,7 @@ def test_label_smoothing_is_fairseq_s():
 
 
 def scores(model, params, rows):
-    h_BTD, head = states(model, params, rows)
+    h_BTD, head = read(model, params, rows)
     return head.logits(h_BTD)
 
 

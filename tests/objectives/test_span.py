@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
+from lm.corruption.layouts import stretch
+from lm.corruption.spans import Denoiser, composition, counts, iid_mask, longest, raw_length, span_mask, with_sentinels
 from lm.data.packing import window
 from lm.data.store import Tokens
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.heads import Head
 from lm.models.presets import t5, t5_1_1, twice
-from lm.objectives.layouts import stretch
-from lm.objectives.span import Span, target_sums
-from lm.objectives.spans import Denoiser, composition, counts, iid_mask, longest, raw_length, span_mask, with_sentinels
+from lm.objectives.sequences import target_sums
+from lm.objectives.span import Span
 from tests.models.reference import tiny
 from tests.objectives.pairs import draw, split
 
@@ -305,7 +306,7 @@ def test_smoothing_is_that_of_t5x():
     rng = np.random.default_rng(0)
     h, table = (rng.normal(size=size).astype(np.float32) for size in ((2, 3, 4), (11, 4)))
     rows = {"targets": rng.integers(0, 11, (2, 3)), "weights": rng.random((2, 3)).astype(np.float32)}
-    sums = target_sums(jnp.asarray(h), Head(table_VD=jnp.asarray(table), vocab=11), rows, 1e-2, 0.1, 0)
+    sums = target_sums(jnp.asarray(h), Head(table_VD=jnp.asarray(table), vocab=11), rows, 1e-2, 0.1, from_zero=True)
     logits = (h @ table.T).astype(np.float64)
     log_z = np.log(np.exp(logits).sum(-1, keepdims=True))
     q = np.where(np.arange(11) == rows["targets"][..., None], 0.9, 0.1 / 10)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm.objectives.spans import Denoiser, Pair, longest
+from lm.corruption.spans import Denoiser, Pair, longest
 
 Example = dict[str, np.ndarray]
 

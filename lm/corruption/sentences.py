@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.corruption.pairs import sentence_starts
 from lm.data.words import SENTENCE
-from lm.objectives.pairs import sentence_starts
 
 
 class Sentences(NamedTuple):

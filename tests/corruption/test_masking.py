@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lm.objectives import masking
-from lm.objectives.similar import LONGEST, NEAR, Words, hashes, load, replace_words, save, similar_words
+from lm.corruption import masking
+from lm.corruption.similar import LONGEST, NEAR, Words, hashes, load, replace_words, save, similar_words
 
 
 def near(found: float, share: float, count: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.objectives.noise import (
+from lm.corruption.noise import (
     Fillers,
     budget,
     cover,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.corruption.pairs import Sentence, sentence_pair, sentence_starts
 from lm.data.words import SENTENCE
-from lm.objectives.pairs import Sentence, sentence_pair, sentence_starts
 
 
 class Ids(NamedTuple):
