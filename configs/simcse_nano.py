@@ -4,8 +4,8 @@
     python -m lm.main --config=configs/simcse_nano.py:text=my_text.txt
     python -m lm.main --config=configs/simcse_nano.py:text=pairs.csv,fields=2
 
-Gao et al. 2021. A network drawn at random puts all sentences close together: eval/validation/uniformity near 0, which falls
-(-4 is spread evenly) while alignment, the distance of two dropout views, stays small. The masked-token term, 0.1 in the
+Gao et al. 2021. Look at eval/validation/uniformity: -4 is spread evenly, and a network drawn at random has about -2; and at
+contrast, the loss of finding a sentence's other dropout view among the batch's. The masked-token term, 0.1 in the
 paper, stands in for the pre-training that its encoders had.
 """
 

@@ -73,8 +73,12 @@ class Held:
             return HeldOut(config, self.corpus, mesh)(params)
 
 
-def unigram(held: Held, part: str = "") -> tuple[float, float]:
-    """Cross-entropy (nats) and accuracy of the training tokens' frequencies on what the objective asks for."""
+def unigram(held: Held, part: str = "", text: bool = False) -> tuple[float, float]:
+    """Cross-entropy (nats) and accuracy of the training tokens' frequencies on what the objective asks for.
+
+    `text` leaves sentinels and other special tokens out.
+    """
+    special = held.corpus.tokenizer.piece_table().special
     vocab = held.corpus.tokenizer.vocab
     counts = np.ones(vocab)  # one more of each: a token that training lacks has a probability too
     for _, tokens in held.corpus.train:
@@ -83,6 +87,7 @@ def unigram(held: Held, part: str = "") -> tuple[float, float]:
     total, hits, weight = 0.0, 0.0, 0.0
     for batch in held.batches():
         targets, weights = batch[f"{part}targets"], batch[f"{part}weights"]
+        weights = weights * ~special[targets] if text else weights
         total += float((nats[targets] * weights).sum())
         hits += float(((targets == best) * weights).sum())
         weight += float(weights.sum())
@@ -149,19 +154,24 @@ def rows() -> list[Row]:
         Row("replaced", "electra_nano", "F1 of replaced", metric("f1"), "all original", lambda h: 0.0, False),
         Row("permuted", "xlnet_nano", "nats a target", metric("loss"), "unigram", lambda h: unigram(h)[0]),
         Row("recurrent", "xl_nano", "nats a token", metric("loss"), "the same, memory left out", without_memory),
-        accuracy("span", "t5_nano", "commonest token", lambda h: unigram(h)[1]),
         accuracy("span", "t5_nano", "copying the source", copying),
+        Row("span", "t5_nano", "accuracy, text alone", metric("text_accuracy"), "commonest token", text_baseline, False),
         accuracy("denoise", "bart_nano", "copying the source", copying),
-        accuracy("prefix", "prefix_nano", "commonest token", lambda h: unigram(h)[1]),
-        accuracy("seq2seq", "translate_nano", "commonest token", lambda h: unigram(h)[1]),
+        Row("prefix", "prefix_nano", "accuracy, text alone", metric("text_accuracy"), "commonest token", text_baseline, False),
+        accuracy("seq2seq", "translate_nano", "copying the source", copying),
+        accuracy("conditional", "mask_predict_nano", "commonest token", lambda h: unigram(h)[1]),
         Row("contrastive", "simcse_nano", "uniformity", metric("uniformity"), "untrained", untrained("uniformity")),
-        Row("contrastive", "simcse_nano", "alignment", metric("alignment"), "untrained", untrained("alignment")),
-        Row("mixture", "mixture_nano", "nats a token", metric("causal/loss"), "unigram", lambda h: unigram(h, "causal/")[0]),
+        Row("contrastive", "simcse_nano", "contrast, nats", metric("contrast"), "untrained", untrained("contrast")),
+        Row("mixture", "mixture_nano", "bits per byte", metric("bits_per_byte"), "Kneser-Ney, 5-gram", kneser_ney),
         *masked_rows("mixture", "mixture_nano", "masked/"),
     ]
     if CHINESE.value:
         found += masked_rows("masked, Chinese words", f"bert_wwm_chinese_nano.py:text={CHINESE.value}")
     return found
+
+
+def text_baseline(held: Held) -> float:
+    return unigram(held, text=True)[1]
 
 
 def without_memory(held: Held) -> float:

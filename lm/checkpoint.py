@@ -4,12 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from lm.config import Config, Keep
 from lm.errors import UserError, check
-from lm.sharding import unbox
-from lm.state import abstract_params
 
 METRIC = "loss"
 
@@ -70,8 +67,7 @@ class Checkpoints:
         """
         tree = to_tree(abstract) if part is None else {part: abstract}
         folder = self.manager.directory / str(step)
-        # Not the manager's item_metadata: in a process that has saved nothing yet it knows no handler and gives None.
-        compare(tree, self.ocp.StandardCheckpointer().metadata(folder / "state").item_metadata.tree, folder)
+        compare(tree, self.stored(step), folder)
         args = (
             self.ocp.args.StandardRestore(tree)
             if part is None
@@ -83,6 +79,12 @@ class Checkpoints:
         )
         found = self.manager.restore(step, args=self.ocp.args.Composite(state=args))["state"]
         return found[part] if part else abstract.replace(**found)
+
+    def stored(self, step: int) -> dict[str, Any]:
+        """Shapes and dtypes of all arrays of a step, as they were saved."""
+        # Not the manager's item_metadata: in a process that has saved nothing yet it knows no handler and gives None.
+        folder = self.manager.directory / str(step) / "state"
+        return self.ocp.StandardCheckpointer().metadata(folder).item_metadata.tree
 
     def wait(self) -> None:
         """Block until every started save is on disk."""
@@ -137,7 +139,7 @@ def load_params(config: Config, workdir: Path, step: str) -> Any:
         check(step.isdigit() and int(step) in saved, f"--step={step}: '{workdir}' has {kept}; or say latest or best")
         number = int(step)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    batch = dict.fromkeys(("tokens", "source"), np.zeros((1, 8), np.int32))  # parameters do not depend on lengths
-    params = unbox(abstract_params(config.objective, batch))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params)
-    return checkpoints.restore(number, abstract, part="average" if config.optimizer.average else "params")
+    part = "average" if config.optimizer.average else "params"
+    stored = checkpoints.stored(number)[part]
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype, sharding=place), stored)
+    return checkpoints.restore(number, abstract, part=part)

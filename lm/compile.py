@@ -54,8 +54,11 @@ def stand_in(config: Config) -> tuple[Config, Any]:
 
     tokenizer = Bytes().build(lambda: ())
     rng = np.random.default_rng(0)
-    documents = [rng.integers(32, 127, 50_000) for _ in range(8)]
-    documents = [np.where(rng.random(len(d)) < 0.02, tokenizer.separator, d) for d in documents]
+    # Fields of 40 tokens: as many a document as an objective that reads whole documents asks for.
+    fields = getattr(config.objective.records, "fields", 0) or 100
+    text = rng.integers(32, 127, (4000, 41))
+    text[:, -1] = tokenizer.separator
+    documents = [text[i : i + fields].reshape(-1)[:-1] for i in range(0, len(text) - fields + 1, fields)]
     tokens = Tokens.of(documents, tokenizer.separator, tokenizer.vocab)
     model = config.objective.model
     objective = dataclasses.replace(config.objective, model=sized(model, model.vocab or VOCAB.value))

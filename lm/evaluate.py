@@ -29,6 +29,11 @@ def main(overrides: list[tuple[str, str]]) -> None:
     check(WORKDIR.value is not None, "which run? --workdir=RUN names the folder of a trained one")
     workdir = Path(WORKDIR.value)
     config = read_config(workdir)
+    check(
+        config.objective.generative or not TEXT.value,
+        f"--text: {workdir} was trained with {type(config.objective).__name__}, which gives no token a probability from left "
+        "to right; without --text its held-out figures are measured",
+    )
 
     from lm import platform
 

@@ -18,7 +18,7 @@ from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.base import Objective, fit
-from lm.objectives.sequences import guess, read, row_flops, target_sums
+from lm.objectives.sequences import guess, read, row_flops, target_sums, text_accuracy
 from lm.objectives.span import sentinel_names, show
 
 
@@ -143,7 +143,10 @@ class Prefix(Objective):
 
     def loss(self, params, batch, memory, keys_B):
         h_BTD, head = read(self.model, params, batch, keys_B)
-        return target_sums(h_BTD, head, batch, self.z_loss, self.smoothing, self.chunk, from_zero=True), memory
+        sums = target_sums(h_BTD, head, batch, self.z_loss, self.smoothing, self.chunk, from_zero=True)
+        if keys_B is None and self.sentinels:
+            sums |= text_accuracy(h_BTD, head, batch, (*self.sentinels, self.end))
+        return sums, memory
 
     def predict(self, params, batch):
         return guess(*read(self.model, params, batch, None))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm import flops
@@ -91,6 +92,12 @@ def target_sums(
     if z_loss:
         result["z"] = sums["z"], count
     return result
+
+
+def text_accuracy(h_BTD: jax.Array, head: Head, batch: Batch, others: Sequence[int]) -> Sums:
+    """Count the hits among targets that are text: sentinels and ends (`others`), easy to foresee, left out."""
+    weights = batch["weights"] * ~jnp.isin(batch["targets"], jnp.array(others, jnp.int32))
+    return {"text_accuracy": (cross_entropy(h_BTD, head, batch["targets"], weights)["hits"], weights.sum())}
 
 
 def guess(h_BTD: jax.Array, head: Head) -> dict[str, jax.Array]:

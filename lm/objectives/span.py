@@ -16,7 +16,7 @@ from lm.data.records import Windows
 from lm.errors import check, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.objectives.base import Example, Objective, fit
-from lm.objectives.sequences import guess, read, row_flops, target_sums
+from lm.objectives.sequences import guess, read, row_flops, target_sums, text_accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,10 @@ class Span(Objective):
 
     def loss(self, params, batch, memory, keys_B):
         h_BTD, head = read(self.model, params, batch, keys_B)
-        return target_sums(h_BTD, head, batch, self.z_loss, self.smoothing, self.chunk, from_zero=True), memory
+        sums = target_sums(h_BTD, head, batch, self.z_loss, self.smoothing, self.chunk, from_zero=True)
+        if keys_B is None and self.sentinels:
+            sums |= text_accuracy(h_BTD, head, batch, (*self.sentinels, self.end))
+        return sums, memory
 
     def predict(self, params, batch):
         return guess(*read(self.model, params, batch, None))

@@ -1,0 +1,83 @@
+"""Whole runs of other objectives than the causal one: resumed with their memory, looked at, measured again."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lm.config import load
+from tests.test_runs import environment, identical, losses, run
+
+STEPS = ("--config.steps=4", "--config.every.save=2", "--config.every.evaluate=4", "--config.every.log=1")
+
+
+@pytest.mark.parametrize("spec", ["tiny_recurrent.py", "tiny_mixture.py:take=one"])
+def test_memory_goes_on_where_it_was(spec, tmp_path):
+    """Four steps at once, and two and two: the same to the bit, what is carried from step to step included."""
+    steps = ("--config.every.save=2", "--config.every.evaluate=4", "--config.every.log=1", "--config.schedule.shape=constant")
+    for workdir, count in (("straight", 4), ("pieces", 2), ("pieces", 4)):
+        more = (f"--workdir={tmp_path / workdir}", f"--config.steps={count}")
+        done = run(*more, *steps, config=f"tests/configs/{spec}")
+        assert done.returncode == 0, done.stderr
+    identical(tmp_path / "straight", tmp_path / "pieces", step=4)
+    assert set(losses(tmp_path / "pieces")) == {1, 2, 3, 4}
+
+
+def test_masked_tokens_are_shown_and_measured(tmp_path):
+    done = run(f"--workdir={tmp_path}", *STEPS, "--config.every.sample=4", config="tests/configs/tiny_masked.py")
+    assert done.returncode == 0, done.stderr
+    assert "guess" in (tmp_path / "samples" / "4.txt").read_text(encoding="utf-8")
+    output = tmp_path / "found.json"
+    again = command("lm.evaluate", f"--workdir={tmp_path}", f"--output={output}")
+    assert again.returncode == 0, again.stderr
+    summary, found = json.loads((tmp_path / "summary.json").read_text()), json.loads(output.read_text())["validation"]
+    assert found["mlm"] == pytest.approx(summary["eval/validation/mlm"], rel=1e-5)
+    assert found["loss"] == pytest.approx(sum(found[k] for k in ("mlm", "pair") if k in found), rel=1e-5)
+    assert "perplexity" not in found  # masked tokens are no running text
+    refused = command("lm.generate", f"--workdir={tmp_path}", "--prompt=The")
+    assert refused.returncode == 2
+    assert "left to right" in refused.stderr
+    refused = command("lm.evaluate", f"--workdir={tmp_path}", "--text=The")
+    assert refused.returncode == 2
+    assert "left to right" in refused.stderr.replace("\n", " ")
+
+
+def command(module: str, *args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", module, *args], env=environment(), capture_output=True, text=True, timeout=600
+    )
+
+
+def test_a_dry_run_shows_rows_and_trains_nothing(tmp_path):
+    done = command(
+        "lm.objectives.span", "--config=tests/configs/tiny_span.py", "--dry_run", f"--workdir={tmp_path / 'none'}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "<extra_id_0>" in done.stdout
+    assert "source_segments" in done.stdout
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_list_of_objectives():
+    done = command("lm.objectives")
+    assert done.returncode == 0, done.stderr
+    for word in ("Masked", "Devlin et al. 2019", "configs/bert_nano.py", "places targets weights"):
+        assert word in done.stdout
+
+
+def test_whole_documents_compile_without_a_corpus():
+    done = command("lm.compile", "--config=tests/configs/tiny_seq2seq.py")
+    assert done.returncode == 0, done.stderr
+    assert "parameters" in done.stdout
+
+
+def test_every_row_of_the_learning_table_has_its_config():
+    from absl import flags
+
+    from launch import learning
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+    for row in learning.rows():
+        assert load(f"configs/{row.config}.py").steps > 0
