@@ -1,0 +1,85 @@
+"""GPT-1 and GPT-2 (DialoGPT too)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lm.convert.family import ACTIVATIONS, Fields, name_of
+from lm.convert.rules import Rule, dense, normal
+from lm.models.transformer import Transformer
+from lm.objectives.causal import Causal
+
+
+class GPT:
+    """Both: learned positions, Conv1D matrices with query, key and value side by side, one table for both ends."""
+
+    types = ("gpt2", "openai-gpt")
+    prefix = "transformer."
+    ignored = r"\.attn\.(bias|masked_bias)$|^lm_head\.(decoder\.)?weight$|position_ids$"
+
+    def objective(self, settings: Mapping[str, Any]) -> Causal:
+        fields = Fields(settings)
+        first = settings["model_type"] == "openai-gpt"
+        fields.refuse(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+        fields.refuse(reorder_and_upcast_attn=False, tie_word_embeddings=True)
+        if first:  # its "gelu" is the tanh form
+            activation = fields.one_of("afn", {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu"}, default="gelu")
+        else:
+            activation = fields.one_of("activation_function", ACTIVATIONS, default="gelu_new")
+        model = Transformer(
+            vocab=fields.get("vocab_size"),
+            context=fields.get("n_positions", "n_ctx"),
+            width=fields.get("n_embd"),
+            depth=fields.get("n_layer"),
+            heads=fields.get("n_head"),
+            mlp=fields.get("n_inner", default=0),
+            activation=activation,
+            eps=fields.get("layer_norm_epsilon", default=1e-5),
+            placement="post" if first else "pre",
+            dropout=fields.get("resid_pdrop", default=0.1),
+            attention_dropout=fields.get("attn_pdrop", default=0.1),
+            init_scale_depth=not first,
+        )  # fmt: skip
+        return Causal(model=model)
+
+    def settings(self, objective: Causal) -> dict[str, Any]:
+        c, first = objective.model, objective.model.placement == "post"
+        name = name_of(c.activation)
+        named = {"activation_function": name, "n_inner": c.mlp or None}
+        if first:
+            named = {"afn": name.replace("gelu_new", "gelu")}
+        return {
+            "model_type": "openai-gpt" if first else "gpt2",
+            "architectures": ["OpenAIGPTLMHeadModel" if first else "GPT2LMHeadModel"],
+            "vocab_size": c.vocab,
+            "n_positions": c.context,
+            "n_embd": c.width,
+            "n_layer": c.depth,
+            "n_head": c.heads,
+            **named,
+            "layer_norm_epsilon": c.eps,
+            "resid_pdrop": c.dropout,
+            "embd_pdrop": c.dropout,
+            "attn_pdrop": c.attention_dropout,
+        }
+
+    def rules(self, objective: Causal) -> list[Rule]:
+        first = objective.model.placement == "post"
+        tokens, places = ("tokens_embed", "positions_embed") if first else ("wte", "wpe")
+        layer, ours = "transformer.h.{i}", "stack/layers"
+        found = [
+            Rule("embed/table", f"transformer.{tokens}.weight"),
+            Rule("input/places/table", f"transformer.{places}.weight"),
+            *normal(f"{ours}/norm0", f"{layer}.ln_1"),
+            *normal(f"{ours}/norm1", f"{layer}.ln_2"),
+            *dense(f"{ours}/attention/out", f"{layer}.attn.c_proj", form="conv", inputs=2),
+            *dense(f"{ours}/mlp/up", f"{layer}.mlp.c_fc", form="conv"),
+            *dense(f"{ours}/mlp/down", f"{layer}.mlp.c_proj", form="conv"),
+        ]
+        for k, name in enumerate(("query", "key", "value")):
+            found += dense(f"{ours}/attention/{name}", f"{layer}.attn.c_attn", form="conv", part=(k, 3))
+        return found if first else found + normal("stack/norm", "transformer.ln_f")
+
+
+FAMILY = GPT()

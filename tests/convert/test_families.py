@@ -1,0 +1,137 @@
+"""Folders of the reference library in and out: the same logits, and the same bytes back."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lm.convert.convert import flat, load, save
+from lm.errors import UserError
+from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
+from lm.models.model import Model
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SMALL = {"vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 37}
+BERT = {**SMALL, "max_position_embeddings": 20, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+LLAMA = {**SMALL, "max_position_embeddings": 32, "head_dim": 8}
+T5 = {"vocab_size": 61, "d_model": 20, "d_kv": 6, "d_ff": 34, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 3,
+      "decoder_start_token_id": 0, "dropout_rate": 0.0}  # fmt: skip
+BART = {"vocab_size": 61, "d_model": 24, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 3, "encoder_ffn_dim": 31, "decoder_ffn_dim": 29, "max_position_embeddings": 18,
+        "dropout": 0.0}  # fmt: skip
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 16, "rope_theta": 500.0}  # fmt: skip
+
+CASES = {
+    "gpt2": ("GPT2LMHeadModel", {"vocab_size": 53, "n_embd": 20, "n_layer": 3, "n_head": 5, "n_positions": 17}),
+    "gpt2, odd": ("GPT2LMHeadModel", {"vocab_size": 53, "n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 17,
+                                      "n_inner": 19, "activation_function": "relu"}),
+    "gpt1": ("OpenAIGPTLMHeadModel", {"vocab_size": 53, "n_embd": 20, "n_layer": 2, "n_head": 2, "n_positions": 17}),
+    "bert": ("BertForPreTraining", BERT),
+    "bert, masked": ("BertForMaskedLM", {**BERT, "hidden_act": "relu", "type_vocab_size": 3}),
+    "roberta": ("RobertaForMaskedLM", {**BERT, "pad_token_id": 1, "type_vocab_size": 1}),
+    "llama": ("LlamaForCausalLM", {**LLAMA, "num_key_value_heads": 2}),
+    "llama, tied and stretched": ("LlamaForCausalLM", {**LLAMA, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+    "mistral": ("MistralForCausalLM", {**LLAMA, "num_key_value_heads": 2, "sliding_window": 5}),
+    "qwen2": ("Qwen2ForCausalLM", {**{k: v for k, v in LLAMA.items() if k != "head_dim"}, "num_key_value_heads": 2}),
+    "qwen3": ("Qwen3ForCausalLM", {**LLAMA, "num_key_value_heads": 1, "head_dim": 10, "tie_word_embeddings": True}),
+    "t5": ("T5ForConditionalGeneration", {**T5, "feed_forward_proj": "relu"}),
+    "t5 1.1": ("T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu"}),
+    "bart": ("BartForConditionalGeneration", BART),
+}  # fmt: skip
+
+
+def make(name, folder, seed=0):
+    """A reference model with random weights, none at its plain value, in a folder."""
+    architecture, fields = CASES[name]
+    cls = getattr(transformers, architecture)
+    model = cls(cls.config_class(**fields)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return model
+
+
+def logits_of(loaded, batch):
+    """Our logits, and every hidden state of a single stack."""
+    model, variables = loaded.objective.model, {"params": loaded.params}
+    if isinstance(model, EncoderDecoder):
+        h = Seq2Seq(model).apply(variables, batch["source"], batch["tokens"])
+        return Seq2Seq(model).apply(variables, method="head").logits(h)
+    causal = loaded.objective.generative
+    h, _ = Model(model).apply(variables, batch["tokens"], causal=causal)
+    h = Model(model).apply(variables, h, method="transform")
+    return Model(model).apply(variables, method="head").logits(h)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits(name, tmp_path):
+    theirs = make(name, tmp_path)
+    rng = np.random.default_rng(0)
+    batch = {k: rng.integers(3, 50, (2, n)) for k, n in (("tokens", 11), ("source", 13))}
+    ids = {k: torch.tensor(x) for k, x in batch.items()}
+    with torch.no_grad():
+        if theirs.config.is_encoder_decoder:
+            found = theirs(input_ids=ids["source"], decoder_input_ids=ids["tokens"])
+        else:
+            found = theirs(input_ids=ids["tokens"])
+    expected = getattr(found, "prediction_logits", None)
+    expected = found.logits if expected is None else expected
+    ours = jax.jit(lambda params: logits_of(load_with(loaded, params), batch))
+    loaded = load(tmp_path)
+    assert not [name for name in loaded.drawn if not name.startswith(("pooler", "pair"))]
+    np.testing.assert_allclose(ours(loaded.params), expected.numpy(), atol=1e-4)
+
+
+def load_with(loaded, params):
+    import dataclasses
+
+    return dataclasses.replace(loaded, params=params)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_there_and_back(name, tmp_path):
+    """Theirs, ours, theirs: the same names and bytes, loaded without a complaint; ours again: the same bytes."""
+    from lm.data.tokenizers import Bytes
+
+    theirs = make(name, tmp_path / "theirs")
+    loaded = load(tmp_path / "theirs")
+    save(loaded.objective, loaded.params, Bytes().build(lambda: ()), tmp_path / "again", "")
+    again, info = type(theirs).from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not info["missing_keys"], info
+    assert not info["unexpected_keys"], info
+    assert not info["mismatched_keys"], info
+    before, after = theirs.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    for key in before:
+        assert torch.equal(before[key], after[key]), key
+    ours, twice = flat(loaded.params), flat(load(tmp_path / "again").params)
+    assert ours.keys() == twice.keys()
+    for key in ours:
+        np.testing.assert_array_equal(ours[key], twice[key])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "mamba"}, "mamba"),
+        ({"model_type": None}, "model_type"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ({"activation_function": "mish"}, "mish"),
+        ({"n_layer": 4}, "lacks tensors"),
+        ({"n_layer": 2}, "does not know"),
+        ({"n_embd": 10}, "numbers where"),
+    ],
+)
+def test_what_cannot_be_read_is_named(change, said, tmp_path):
+    make("gpt2", tmp_path)
+    path = tmp_path / "config.json"
+    settings = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    with pytest.raises(UserError, match=said):
+        load(tmp_path)
