@@ -1,6 +1,6 @@
-"""Measure a trained run.
+"""Measure a trained run or a published model.
 
-    python -m lm.evaluate --workdir=RUN [--text='Some text' ...] [--output=F.json]
+    python -m lm.evaluate --workdir=RUN|--model=HF_DIR [--text='Some text' ...] [--output=F.json]
 
 Without `--text`: the run's own validation split, whole. With it: each token's probability given those before it.
 """
@@ -14,10 +14,10 @@ from typing import Any
 from absl import flags
 
 from lm.command import run
-from lm.config import read_config
 from lm.errors import check
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
 STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
 TEXT = flags.DEFINE_multi_string("text", [], "text whose tokens are scored, several allowed")
 OUTPUT = flags.DEFINE_string("output", None, "write the figures to this file as JSON")
@@ -26,33 +26,27 @@ OUTPUT = flags.DEFINE_string("output", None, "write the figures to this file as 
 def main(overrides: list[tuple[str, str]]) -> None:
     """Read the flags, load the run, print a table."""
     check(not overrides, "lm.evaluate takes no --config.* flags: a run's config is its own")
-    check(WORKDIR.value is not None, "which run? --workdir=RUN names the folder of a trained one")
-    workdir = Path(WORKDIR.value)
-    config = read_config(workdir)
-    check(
-        config.objective.generative or not TEXT.value,
-        f"--text: {workdir} was trained with {type(config.objective).__name__}, which gives no token a probability from left "
-        "to right; without --text its held-out figures are measured",
-    )
-
     from lm import platform
 
     platform.prepare()
-    from lm.checkpoint import load_params
+    from lm.convert.run import opened
 
-    params = load_params(config, workdir, STEP.value)
-    results = {"text": texts(config, params, workdir)} if TEXT.value else {"validation": validation(config, params)}
+    config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value)
+    check(
+        config.objective.generative or not TEXT.value,
+        f"--text: {WORKDIR.value or MODEL.value} is a model of {type(config.objective).__name__}, which gives no token a "
+        "probability from left to right; without --text its held-out figures are measured",
+    )
+    results = {"text": texts(config, params, tokenizer)} if TEXT.value else {"validation": validation(config, params)}
     if OUTPUT.value:
         Path(OUTPUT.value).write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def texts(config: Any, params: Any, workdir: Path) -> list[dict[str, Any]]:
+def texts(config: Any, params: Any, tokenizer: Any) -> list[dict[str, Any]]:
     """Score and show each text of the command line."""
     from lm.console import printable, table
-    from lm.data.tokenizers import Tokenizer
     from lm.tasks.language import score
 
-    tokenizer = Tokenizer.load(workdir / "tokenizer.json")
     results = [score(config, params, tokenizer, text) for text in TEXT.value]
     for found in results:
         pairs = zip(found["tokens"], found["logprobs"])

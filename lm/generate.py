@@ -1,6 +1,6 @@
-"""Continue text with a trained run.
+"""Continue text with a trained run or a published model.
 
-    python -m lm.generate --workdir=RUN --prompt='Once upon a time' [--strategy=greedy|sample] [--output=F.jsonl]
+    python -m lm.generate --workdir=RUN|--model=HF_DIR --prompt='Once upon a time' [--strategy=greedy|sample] [--output=F.jsonl]
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ from typing import Any
 from absl import flags
 
 from lm.command import run
-from lm.config import read_config
 from lm.errors import check, unknown
 
 STRATEGIES = ("greedy", "sample")
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
 STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
 PROMPT = flags.DEFINE_multi_string("prompt", [""], "text to continue, several allowed; empty begins a document")
 STRATEGY = flags.DEFINE_string("strategy", "sample", f"one of {', '.join(STRATEGIES)}")
@@ -34,32 +34,28 @@ OUTPUT = flags.DEFINE_string("output", None, "write the samples to this file, on
 def main(overrides: list[tuple[str, str]]) -> None:
     """Read the flags, load the run, print the samples."""
     check(not overrides, "lm.generate takes no --config.* flags: a run's config is its own")
-    check(WORKDIR.value is not None, "which run? --workdir=RUN names the folder of a trained one")
     if STRATEGY.value not in STRATEGIES:
         raise unknown("strategy", STRATEGY.value, STRATEGIES)
     output = Path(OUTPUT.value) if OUTPUT.value else None
     if output:
         check(output.parent.is_dir(), f"--output={output}: there is no folder '{output.parent}'; make it first")
         check(not output.is_dir(), f"--output={output} is a folder; name a file")
-    config = read_config(Path(WORKDIR.value))
-    check(
-        config.objective.generative,
-        f"{WORKDIR.value} was trained with {type(config.objective).__name__}, which does not continue text from left to right",
-    )
-
     from lm import platform  # jax starts here: a mistake in the flags is told before
 
     platform.prepare()
-    from lm.checkpoint import load_params
-    from lm.data.tokenizers import Tokenizer
+    from lm.convert.run import opened
     from lm.decode.generate import encode, generate
     from lm.decode.sampling import Sampling
 
     Sampling(strategy=STRATEGY.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value)
-    tokenizer = Tokenizer.load(Path(WORKDIR.value) / "tokenizer.json")
+    config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value)
+    check(
+        config.objective.generative,
+        f"{WORKDIR.value or MODEL.value} is a model of {type(config.objective).__name__}, which does not continue text from "
+        "left to right",
+    )
     model = config.objective.model
     longest = max(len(encode(tokenizer, prompt)) for prompt in PROMPT.value)
-    params = load_params(config, Path(WORKDIR.value), STEP.value)
     samples = generate(
         model,
         params,

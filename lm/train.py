@@ -15,6 +15,7 @@ import optax
 
 from lm.checkpoint import Checkpoints
 from lm.config import Config, read_config, to_json
+from lm.convert.folder import is_published
 from lm.data.pipeline import prefetch
 from lm.data.prepare import Corpus, prepare
 from lm.decode.generate import generate
@@ -273,7 +274,13 @@ def restore(config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Cor
         check(step <= config.steps, f"{workdir} is at step {step} already, past steps={config.steps}")
         return checkpoints.restore(step, abstract), step, notes
     state = initialise(config, batch, abstract)
-    if config.start:
+    if config.start and is_published(config.start):
+        from lm.convert.run import start_from  # every family and its objective: only who starts from one waits for them
+
+        state, lines = start_from(config.start, config.objective, state, abstract)
+        if jax.process_index() == 0:
+            print("\n".join(lines), flush=True)
+    elif config.start:
         part = "average" if read_config(Path(config.start)).optimizer.average else "params"
         other = Checkpoints(Path(config.start), config.keep, read_only=True)
         newest = other.latest()

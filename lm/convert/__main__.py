@@ -1,0 +1,44 @@
+"""Read and write model folders in Hugging Face's layout.
+
+    python -m lm.convert --model=HF_DIR --workdir=RUN      # a run from a folder
+    python -m lm.convert --workdir=RUN --output=HF_DIR     # a folder from a run
+    python -m lm.convert --check --model=HF_DIR            # layer by layer beside transformers
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from lm.command import run
+from lm.errors import check
+
+MODEL = flags.DEFINE_string("model", None, "model folder to read")
+WORKDIR = flags.DEFINE_string("workdir", None, "run to make, or to write as a folder")
+OUTPUT = flags.DEFINE_string("output", None, "model folder to write")
+STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
+CHECK = flags.DEFINE_bool("check", False, "compare every layer with transformers, which must be installed")
+
+
+def main(overrides: list[tuple[str, str]]) -> None:
+    """Read the flags, convert, say what was done."""
+    check(not overrides, "lm.convert takes no --config.* flags")
+    from lm import platform
+
+    platform.prepare()
+    if CHECK.value:
+        check(bool(MODEL.value), "--check needs --model=HF_DIR")
+        from lm.convert.compare import compare
+
+        return print(compare(MODEL.value))
+    from lm.convert.run import export_run, import_run
+
+    if OUTPUT.value:
+        check(bool(WORKDIR.value) and not MODEL.value, "--output=HF_DIR is written from --workdir=RUN")
+        return print(export_run(Path(WORKDIR.value), Path(OUTPUT.value), STEP.value))
+    check(bool(MODEL.value and WORKDIR.value), "--model=HF_DIR --workdir=RUN reads; --workdir=RUN --output=HF_DIR writes")
+    print("\n".join(import_run(MODEL.value, Path(WORKDIR.value))))
+    return None
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,114 @@
+"""Published folders where a run is asked for: opened, made into a run, started from, compared with the reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm.checkpoint import Checkpoints, load_params
+from lm.config import Config, Every, read_config, to_json
+from lm.convert.convert import Loaded, flat, load, nested, save, some
+from lm.data.prepare import Data
+from lm.data.sources import Documentation
+from lm.data.tokenizers import Pretrained, Tokenizer
+from lm.errors import UserError, check
+from lm.objectives.base import Objective
+from lm.state import TrainState
+
+
+def opened(workdir: str | None, model: str | None, step: str = "latest") -> tuple[Config, Any, Tokenizer]:
+    """Give config, parameters and tokenizer of a run, or of a published folder."""
+    check(bool(workdir) != bool(model), "name one of them: --workdir=RUN, a trained run, or --model=HF_DIR, a model folder")
+    if workdir:
+        config = read_config(Path(workdir))
+        tokenizer = Tokenizer.load(Path(workdir) / "tokenizer.json")
+        return config, load_params(config, Path(workdir), step), tokenizer
+    loaded = load(model)
+    return as_config(loaded, model), loaded.params, whole(loaded, model).tokenizer
+
+
+def whole(loaded: Loaded, model: str) -> Loaded:
+    check(loaded.tokenizer is not None, f"{model} holds no tokenizer; put its tokenizer.json beside the weights")
+    return loaded
+
+
+def as_config(loaded: Loaded, model: str) -> Config:
+    """Describe a published model as the config of a run; its text is the interpreter's documentation until one is named."""
+    whole(loaded, model)
+    data = Data(source=Documentation(), tokenizer=Pretrained(str(Path(model).expanduser().absolute())))
+    return Config(objective=loaded.objective.resolve(loaded.tokenizer), data=data, steps=1, batch=8, every=Every())
+
+
+def import_run(model: str, workdir: Path) -> list[str]:
+    """Make a run of a published folder, at step 0; give the lines to say."""
+    check(not (workdir / "config.json").exists(), f"{workdir} is a run already; name another --workdir")
+    loaded = load(model)
+    config = as_config(loaded, model)
+    workdir.mkdir(parents=True, exist_ok=True)
+    state = TrainState(np.zeros((), np.int32), loaded.params, None, None, None, None)
+    checkpoints = Checkpoints(workdir, config.keep)
+    notes = {"seconds": 0.0, "best": 1e30, "corpus": "", "tokenizer": loaded.tokenizer.sha256()}
+    checkpoints.save(0, state, notes)
+    checkpoints.close()
+    loaded.tokenizer.save(workdir / "tokenizer.json")
+    (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
+    return [*said(loaded, model), f"{workdir}: a run at step 0; lm.generate and lm.evaluate take it, start={workdir} trains it"]
+
+
+def said(loaded: Loaded, model: str) -> list[str]:
+    count = sum(x.size for x in jax.tree.leaves(loaded.params))
+    lines = [f"{model}: {type(loaded.objective).__name__}, {count / 1e6:,.1f} M parameters"]
+    if loaded.drawn:
+        lines.append(f"not in the file, drawn anew: {some(set(loaded.drawn))}")
+    return lines
+
+
+def export_run(workdir: Path, output: Path, step: str = "latest") -> str:
+    """Write a run as a published folder, with a card of its config and figures."""
+    check(not output.exists() or (output.is_dir() and not any(output.iterdir())), f"{output} exists; name a new folder")
+    config, params, tokenizer = opened(str(workdir), None, step)
+    save(config.objective, params, tokenizer, output, card(workdir, config))
+    return f"{output}: config.json, weights, tokenizer and card"
+
+
+def card(workdir: Path, config: Config) -> str:
+    """Describe a run in Markdown: what it was trained with and what it reached."""
+    path = workdir / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    corpus = summary.pop("corpus", {}).get("name", "unknown text")
+    rows = [f"| {name} | {value:.6g} |" for name, value in summary.items() if isinstance(value, int | float)]
+    table = ["| figure | value |", "|---|---|", *rows] if rows else []
+    kind = type(config.objective).__name__
+    intro = f"A language model trained with `lm` (objective: {kind}) on {corpus}."
+    return "\n".join(["---", "library_name: transformers", "---", "", "# " + workdir.name, "", intro, "", *table, "",
+                      "```json", to_json(config).rstrip(), "```", ""])  # fmt: skip
+
+
+def start_from(path: str, objective: Objective, state: TrainState, abstract: TrainState) -> tuple[TrainState, list[str]]:
+    """Put a published folder's parameters into a fresh state; give the lines to say.
+
+    Parameters that the folder lacks stay as drawn, those that the objective has not are left out. Raises UserError where
+    shapes differ or nothing fits.
+    """
+    loaded = load(path)
+    ours, theirs, place = flat(state.params), flat(loaded.params), flat(abstract.params)
+    both = [name for name in ours if name in theirs and name not in loaded.drawn]
+    check(bool(both), f"start='{path}' is a {type(loaded.objective).__name__}: no parameter of it is in this objective")
+    for name in both:
+        if ours[name].shape != theirs[name].shape:
+            raise UserError(
+                f"start='{path}' has '{name}' as {theirs[name].shape}, this config needs {ours[name].shape}: set "
+                "objective.model as the folder's config.json says"
+            )
+    found = {name: jax.device_put(theirs[name], place[name].sharding) if name in both else x for name, x in ours.items()}
+    lines = [f"started from {path}: {len(both)} of {len(ours)} arrays"]
+    if fresh := set(ours) - set(both):
+        lines.append(f"drawn anew: {some(fresh)}")
+    if left := set(theirs) - set(ours):
+        lines.append(f"left out: {some(left)}")
+    average = None if state.average is None else jax.tree.map(lambda x: x.copy(), nested(found))
+    return state.replace(params=nested(found), average=average), lines
