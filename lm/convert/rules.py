@@ -101,11 +101,18 @@ def write(rules: Iterable[Rule], leaves: Mapping[str, np.ndarray]) -> Iterator[t
             yield parts[0].name(i), parts[0].finish(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1))
 
 
-def dense(ours: str, theirs: str, *, bias: bool = True, **how: Any) -> list[Rule]:
+def dense(
+    ours: str,
+    theirs: str,
+    *,
+    bias: bool = True,
+    form: Literal["linear", "conv"] = "linear",
+    inputs: int = 1,
+    part: tuple[int, int] = (0, 1),
+) -> list[Rule]:
     """Rules of a `Linear` layer and a torch linear (or, with form="conv", GPT's Conv1D)."""
-    how = {"form": "linear", **how}
-    found = [Rule(f"{ours}/kernel", f"{theirs}.weight", **how)]
-    return [*found, Rule(f"{ours}/bias", f"{theirs}.bias", form="vector", part=how.get("part", (0, 1)))] if bias else found
+    found = [Rule(f"{ours}/kernel", f"{theirs}.weight", form=form, inputs=inputs, part=part)]
+    return [*found, Rule(f"{ours}/bias", f"{theirs}.bias", form="vector", part=part)] if bias else found
 
 
 def normal(ours: str, theirs: str, *, bias: bool = True) -> list[Rule]:
