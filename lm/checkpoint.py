@@ -1,5 +1,6 @@
 """Checkpoints: asynchronous Orbax saves of the state, the last ones and the best ones kept, restored onto any mesh."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,14 @@ def compare(wanted: Any, stored: Any, path: Any) -> None:
                 f"checkpoint {path} holds '{name}' as {have[name]}, this config needs {shape}: it is of another shape; "
                 "use its config or another --workdir"
             )
+
+
+def is_published(path: str | Path) -> bool:
+    """Tell a model folder in Hugging Face's layout from a run: its config.json names a model_type."""
+    try:
+        return "model_type" in json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def load_params(config: Config, workdir: Path, step: str) -> Any:

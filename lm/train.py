@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm.checkpoint import Checkpoints
+from lm.checkpoint import Checkpoints, is_published
 from lm.config import Config, read_config, to_json
-from lm.convert.folder import is_published
 from lm.data.pipeline import prefetch
 from lm.data.prepare import Corpus, prepare
 from lm.decode.generate import generate

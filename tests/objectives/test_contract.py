@@ -15,7 +15,7 @@ from lm.config import Config, from_json, load, to_json
 from lm.data.prepare import prepare
 from lm.objectives.__main__ import default, objectives
 from lm.objectives.base import resolve, training_batches
-from lm.sharding import make_mesh, place, unbox
+from lm.sharding import AXES, make_mesh, place, shardings, unbox
 from lm.train import gradients
 
 CONFIGS = sorted(Path("tests/configs").glob("tiny*.py"))
@@ -114,9 +114,22 @@ def test_parts_change_nothing(path):
 @each
 def test_a_mesh_changes_nothing(path):
     config, _, batch = prepared(path)
-    mesh = make_mesh({"data": 8, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
+    mesh = make_mesh({**dict.fromkeys(AXES, 1), "data": 8})
     with jax.set_mesh(mesh):
         same(jax.device_get(found(config, parameters(path), place(batch, mesh, ROWS))), whole(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 4}, {"data": 4, "context": 2}], ids=str)
+@each
+def test_cut_parameters_and_cut_rows_change_nothing(path, axes):
+    """Parameters cut over devices, and rows: the longest arrays of every objective divide by two."""
+    config, _, batch = prepared(path)
+    mesh = make_mesh({**dict.fromkeys(AXES, 1), **axes})
+    with jax.set_mesh(mesh):
+        boxed = jax.eval_shape(config.objective.init, jax.random.key(0), batch)
+        params = jax.device_put(parameters(path), shardings(boxed, mesh))
+        same(jax.device_get(found(config, params, place(batch, mesh, ROWS))), whole(path))
 
 
 @functools.cache
