@@ -74,34 +74,34 @@ class Held:
 
 
 def unigram(held: Held, part: str = "", text: bool = False) -> tuple[float, float]:
-    """Cross-entropy (nats) and accuracy of the training tokens' frequencies on what the objective asks for.
+    """Cross-entropy (nats) of the training tokens' frequencies on what the objective asks for, and the best accuracy
+    that one token for every answer can have.
 
     `text` leaves sentinels and other special tokens out.
     """
-    special = held.corpus.tokenizer.piece_table().special
-    vocab = held.corpus.tokenizer.vocab
+    special, vocab = held.corpus.tokenizer.piece_table().special, held.corpus.tokenizer.vocab
     counts = np.ones(vocab)  # one more of each: a token that training lacks has a probability too
     for _, tokens in held.corpus.train:
         counts += np.bincount(tokens.tokens, minlength=vocab)[:vocab]
-    nats, best = -np.log(counts / counts.sum()), int(np.argmax(counts))
-    total, hits, weight = 0.0, 0.0, 0.0
+    nats, asked = -np.log(counts / counts.sum()), np.zeros(vocab)
     for batch in held.batches():
-        targets, weights = batch[f"{part}targets"], batch[f"{part}weights"]
-        weights = weights * ~special[targets] if text else weights
-        total += float((nats[targets] * weights).sum())
-        hits += float(((targets == best) * weights).sum())
-        weight += float(weights.sum())
-    return total / weight, hits / weight
+        targets, weights = batch[f"{part}targets"].ravel(), batch[f"{part}weights"].ravel()
+        asked += np.bincount(targets, weights * ~special[targets] if text else weights, minlength=vocab)
+    return float(asked @ nats / asked.sum()), float(asked.max() / asked.sum())
 
 
 def copying(held: Held) -> float:
-    """Accuracy of giving back the source, place by place."""
+    """Accuracy of giving back the source, place by place within each document or pair."""
     hits, weight = 0.0, 0.0
     for batch in held.batches():
-        targets, weights, source = batch["targets"], batch["weights"], batch["source"]
-        width = min(source.shape[1], targets.shape[1])  # what the shorter lacks is no hit
-        hits += float(((targets[:, :width] == source[:, :width]) * weights[:, :width]).sum())
-        weight += float(weights.sum())
+        places = [batch[f"{side}{name}"] for side in ("source_", "") for name in ("segments", "positions")]
+        shape = [max(int(places[i].max()), int(places[i + 2].max())) + 1 for i in (0, 1)]
+        rows = np.arange(len(batch["source"]))[:, None]
+        source = np.full((len(rows), *shape), -1)
+        source[rows, places[0], places[1]] = batch["source"]
+        right = source[rows, places[2], places[3]] == batch["targets"]
+        hits += float((right * batch["weights"]).sum())
+        weight += float(batch["weights"].sum())
     return hits / weight
 
 

@@ -127,9 +127,9 @@ def compare(wanted: Any, stored: Any, path: Any) -> None:
 
 
 def is_published(path: str | Path) -> bool:
-    """Tell a model folder in Hugging Face's layout from a run: its config.json names a model_type."""
+    """Tell a model folder in Hugging Face's layout from a run: its config.json names no objective."""
     try:
-        return "model_type" in json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
+        return "objective" not in json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
 

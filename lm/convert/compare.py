@@ -26,8 +26,8 @@ def compare(path: str) -> str:
         raise UserError("--check compares with transformers: pip install transformers torch") from None
     loaded = load(path)
     model = loaded.objective.model
-    if not isinstance(model, Transformer | EncoderDecoder):
-        raise UserError(f"--check knows no layers of a {type(model).__name__} yet")
+    if not isinstance(model, Transformer | EncoderDecoder) or not {"stack", "decoder"} & set(loaded.params):
+        raise UserError(f"--check does not know the layers of {type(loaded.objective).__name__}")
     length = min(LENGTH, model.context)
     tokens = np.random.default_rng(0).integers(5, model.vocab, (ROWS, length)).astype(np.int32)
     settings = transformers.AutoConfig.from_pretrained(path)

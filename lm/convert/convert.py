@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm.convert import encoders, gpt, llama, seq2seq
+from lm.convert import albert, bart, distilbert, electra, encoders, gpt, llama, t5, xlnet
 from lm.convert.family import Family, canonical
 from lm.convert.folder import INDEX, SINGLE, Folder
-from lm.convert.rules import Rule, missing, read, write
+from lm.convert.leaves import fill
+from lm.convert.rules import Rule, blocks, missing, write
 from lm.data.tokenizers import Tokenizer
 from lm.errors import UserError, check, unknown
 from lm.sharding import shardings, unbox
 
-FAMILIES: tuple[Family, ...] = (gpt.FAMILY, *encoders.FAMILIES, llama.FAMILY, *seq2seq.FAMILIES)
-HEADS = ("transform", "head_bias", "pooler", "pair", "output")  # may be missing in a file: they are drawn anew, and said
+FAMILIES: tuple[Family, ...] = (
+    gpt.FAMILY, *encoders.FAMILIES, albert.FAMILY, distilbert.FAMILY, electra.FAMILY, llama.FAMILY, t5.FAMILY, *bart.FAMILIES,
+    xlnet.FAMILY,
+)  # fmt: skip
+# What may be missing in a file: it is drawn anew, and said.
+HEADS = ("transform/", "head_bias", "pooler/", "pair/", "output/", "generator/", "discriminator/dense/", "discriminator/judge/")
 # Fields that say how a model is trained and computed, not what it is: no counterpart in their config.json.
 TRAINING = {"dropout", "attention_dropout", "mlp_dropout", "last_dropout", "init", "init_positions", "init_scale_depth",
             "init_fan_in", "init_truncate", "pad_vocab", "dtype", "unroll", "remat", "mup_base"}  # fmt: skip
+# Their second names of what a tied model has once: in a file with both, both are the same; in one with this only, it counts.
+COPIES = {
+    r"(embed_tokens|lm_head|lm_head\.decoder|predictions\.decoder|vocab_projector|lm_loss)\.weight$": "embed/table",
+    r"(predictions|lm_head)\.decoder\.bias$": "head_bias",
+}
 SHARD = 5 * 10**9  # bytes of tensors a file
 
 
@@ -54,20 +65,25 @@ def load(path: str | Path, mesh: jax.sharding.Mesh | None = None, seed: int = 0)
     folder = Folder(path)
     family = family_of(folder.config)
     objective = family.objective(folder.config)
-    batch = dict.fromkeys(("tokens", "source"), np.zeros((1, 8), np.int32))
+    batch = dict.fromkeys(("tokens", "source", "places"), np.zeros((1, 8), np.int32))
     boxed = jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), batch)
     shapes = {name: x.shape for name, x in flat(unbox(boxed)).items()}
     rules, tensors = family.rules(objective), names(folder, family, objective, shapes)
     lacking, odd = missing(rules, tensors, shapes)
     check(not odd, f"{folder.path} has tensors that {type(family).__name__} does not know: {some(odd)}")
-    gone = {name for name in lacking if name.partition("/")[0] not in HEADS}
+    gone = {name for name in lacking if not name.startswith(HEADS)}
     check(not gone, f"{folder.path} lacks tensors of the backbone: {some(gone)}")
     layout = flat(placement(boxed, mesh))
     filled = {rule.ours: rule for rule in rules if rule.ours in shapes and rule.ours not in lacking}
     leaves = {name: put(rule, folder, tensors, shapes[name], layout[name]) for name, rule in filled.items()}
+    folder.close()
     if lacking:
-        fresh = jax.jit(lambda key: flat(unbox(objective.init(key, batch))))(jax.random.key(seed))
-        leaves |= {name: jax.device_put(fresh[name], layout[name]) for name in lacking}
+
+        def draw(key):  # only these: the compiler leaves the rest of the model out
+            found = flat(unbox(objective.init(key, batch)))
+            return {name: found[name] for name in lacking}
+
+        leaves |= jax.jit(draw, out_shardings={name: layout[name] for name in lacking})(jax.random.key(seed))
     return Loaded(objective, nested(leaves), tokenizer_of(folder.path), tuple(sorted(lacking)))
 
 
@@ -77,30 +93,47 @@ def names(folder: Folder, family: Family, objective: Any, shapes: dict[str, tupl
     for rule in family.rules(objective):
         layers = range(shapes[rule.ours][0]) if rule.layered and rule.ours in shapes else (0,)
         known |= {rule.name(i) for i in layers}
-    found = {}
+    found, copies = {}, []
     for name in folder:
         ours = canonical(name, family, known)
         if ours is None:
+            copies.append(name)
             continue
-        check(ours not in found, f"{folder.path} has '{found.get(ours)}' and '{name}', which are the same")
-        found[ours] = name
+        same = ours not in found or folder.same(found[ours], name)
+        check(same, f"{folder.path} has '{found.get(ours)}' and '{name}', which should be the same and are not")
+        found.setdefault(ours, name)
+    first = {rule.ours: rule.theirs for rule in family.rules(objective) if rule.ours in shapes and not rule.layered}
+    for name in copies:
+        ours = next((leaf for pattern, leaf in COPIES.items() if re.search(pattern, name)), None)
+        original = first.get(ours)
+        if original is None:
+            continue
+        same = original not in found or folder.same(found[original], name)
+        check(same, f"{folder.path} has '{found.get(original)}' and '{name}', which a tied model has once, and they differ")
+        found.setdefault(original, name)
     return found
 
 
-class Renamed(dict):
+@dataclass(frozen=True)
+class Renamed:
     """Names of the table to tensors of a folder, read when asked for."""
 
-    def __init__(self, folder: Folder, found: dict[str, str]):
-        super().__init__(found)
-        self.folder = folder
+    folder: Folder
+    found: dict[str, str]
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self.folder[super().__getitem__(name)]
+        return self.folder[self.found[name]]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.folder.shape(self.found[name])
+
+    def rows(self, name: str, low: int, high: int) -> np.ndarray:
+        return self.folder.rows(self.found[name], low, high)
 
 
 def put(rule: Rule, folder: Folder, found: dict[str, str], shape: tuple[int, ...], place: Any) -> jax.Array:
-    """Make one leaf on its devices."""
-    return jax.device_put(read(rule, Renamed(folder, found), shape), place)
+    """Make one leaf on its devices, a piece at a time."""
+    return fill(blocks(rule, Renamed(folder, found), shape), shape, place)
 
 
 def placement(boxed: Any, mesh: jax.sharding.Mesh | None) -> Any:
@@ -148,12 +181,14 @@ def family_for(objective: Any) -> tuple[Family, dict[str, Any]]:
             settings = family.settings(objective)
             again = family_of(settings).objective(settings)
             lost = differences(objective.model, again.model)
-        except (AttributeError, UserError) as error:
-            reasons.append(f"{type(family).__name__}: {error}")
+        except AttributeError:  # a model of another kind, without the fields that this family writes
             continue
-        if type(again) is type(objective) and not lost:
+        except UserError as error:
+            reasons.append(f"{'/'.join(family.types)}: {error}")
+            continue
+        if not lost:
             return family, settings
-        reasons.append(f"{'/'.join(family.types)}: {', '.join(lost) or 'another objective'}")
+        reasons.append(f"{'/'.join(family.types)}: {', '.join(lost)}")
     raise UserError(f"no family of published models is like this one. {'; '.join(reasons)}")
 
 
@@ -171,18 +206,19 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
             found += [f"{path}{field.name}={a}"] * (getattr(ours, derived) != getattr(theirs, derived))
         elif field.name == "qkv_bias":
             found += [f"{path}qkv_bias={a}"] * ((ours.bias if a is None else a) != (theirs.bias if b is None else b))
-        elif field.name == "context" and ours.positions == "bucket":
+        elif field.name == "context" and getattr(ours, "positions", "relative") in ("bucket", "relative"):
             continue  # no table has its length
         elif a != b and field.name not in TRAINING:
             found.append(f"{path}{field.name}={a!r}")
     return found
 
 
-def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: str) -> None:
-    """Write a folder that `transformers` loads; nothing is there before all of it is."""
+def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: str) -> set[str]:
+    """Write a folder that `transformers` loads; give our leaves that it has no place for."""
     from safetensors.numpy import save_file
 
     family, settings = family_for(objective)
+    final, folder = folder, folder.with_name(folder.name + ".partial")  # a kill leaves nothing that looks whole
     folder.mkdir(parents=True, exist_ok=True)
     vocab, found = settings["vocab_size"], flat(params)
     leaves = {n: np.asarray(x)[:vocab] if n in ("embed/table", "output/table", "head_bias") else np.asarray(x)
@@ -205,3 +241,7 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
     (folder / "config.json").write_text(json.dumps({**settings, "dtype": "float32"}, indent=1) + "\n")
     tokenizer.save(folder / "tokenizer.json")
     (folder / "README.md").write_text(card, encoding="utf-8")
+    if final.is_dir():
+        final.rmdir()  # an empty one; another is an error
+    folder.rename(final)
+    return set(found) - {rule.ours for rule in family.rules(objective)}

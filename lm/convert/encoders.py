@@ -1,91 +1,53 @@
-"""BERT (its Chinese whole-word models and MacBERT too), RoBERTa and ERNIE: one table, other names around it."""
+"""BERT (its Chinese whole-word models and MacBERT too), RoBERTa and ERNIE: one table, other names around it.
+
+ALBERT and ELECTRA are made of the same parts, in files of their own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lm.convert.family import ACTIVATIONS, Fields, name_of
 from lm.convert.rules import Rule, dense, normal
+from lm.errors import check
 from lm.models.transformer import Transformer
 from lm.objectives.masked import Masked
 
 
 class Encoder:
-    """Post-norm encoders with a head for masked tokens, and for pairs of sentences where the model has one."""
+    """Post-norm encoders with a head for masked tokens, and for pairs of sentences where the model has one.
+
+    `sentences`: the objectives whose labels such a head has, first the one that is taken for a file's.
+    """
 
     ignored = r"position_ids$|token_type_ids$|\.decoder\.(weight|bias)$|^lm_head\.decoder|seq_relationship|pooler"
 
-    def __init__(self, name: str, architecture: str, offset: int = 0, pairs: bool = True):
+    def __init__(self, name: str, architecture: str, offset: int = 0, sentences: tuple[str, ...] = ()):
         self.types, self.prefix = (name,), f"{name}."
-        self.architecture, self.offset, self.pairs = architecture, offset, pairs
+        self.architecture, self.offset, self.sentences = architecture, offset, sentences
 
     def objective(self, settings: Mapping[str, Any]) -> Masked:
         fields = Fields(settings)
-        fields.refuse(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-        fields.refuse(tie_word_embeddings=True, use_task_id=False)
-        width, embed = fields.get("hidden_size"), fields.get("embedding_size", default=None)
-        model = Transformer(
-            vocab=fields.get("vocab_size"),
-            context=fields.get("max_position_embeddings") - self.offset,
-            offset=self.offset,
-            width=width,
-            embed=embed if embed not in (None, width) else 0,
-            depth=fields.get("num_hidden_layers"),
-            heads=fields.get("num_attention_heads"),
-            mlp=fields.get("intermediate_size"),
-            activation=fields.one_of("hidden_act", ACTIVATIONS, default="gelu"),
-            eps=fields.get("layer_norm_eps", default=1e-12),
-            types=fields.get("type_vocab_size", default=2),
-            dropout=fields.get("hidden_dropout_prob", default=0.1),
-            attention_dropout=fields.get("attention_probs_dropout_prob", default=0.1),
-            init=fields.get("initializer_range", default=0.02),
-            placement="post",
-            embed_norm=True,
-            transform=True,
-            head_bias=True,
-            init_positions=fields.get("initializer_range", default=0.02),
-            init_scale_depth=False,
-        )
-        heads = " ".join(settings.get("architectures") or ())
-        return Masked(model=model, sentence="nsp" if self.pairs and "ForPreTraining" in heads else "none")
+        fields.refuse(use_task_id=False, embedding_size=settings.get("hidden_size"))
+        model = encoder(fields)
+        model = replace(model, context=model.context - self.offset, offset=self.offset)
+        return Masked(model=model, sentence=self.sentences[0] if self.sentences and paired(settings) else "none")
 
     def settings(self, objective: Masked) -> dict[str, Any]:
-        c = objective.model
-        pairs = self.pairs and objective.sentence != "none"
+        c, sentence = objective.model, objective.sentence
+        check(sentence in ("none", *self.sentences), f"{self.types[0]} has no head for sentence='{sentence}'")
         return {
             "model_type": self.types[0],
-            "architectures": [f"{self.architecture}For{'PreTraining' if pairs else 'MaskedLM'}"],
-            "vocab_size": c.vocab,
+            "architectures": [f"{self.architecture}For{'MaskedLM' if sentence == 'none' else 'PreTraining'}"],
+            **encoder_settings(c),
             "max_position_embeddings": c.context + c.offset,
-            "hidden_size": c.width,
-            "num_hidden_layers": c.depth,
-            "num_attention_heads": c.heads,
-            "intermediate_size": c.mlp_size,
-            "hidden_act": name_of(c.activation),
-            "layer_norm_eps": c.eps,
-            "type_vocab_size": c.types,
-            "hidden_dropout_prob": c.dropout,
-            "attention_probs_dropout_prob": c.attention_dropout,
-            "initializer_range": c.init,
         }
 
     def rules(self, objective: Masked) -> list[Rule]:
         root = self.types[0]
-        inputs, layer, ours = f"{root}.embeddings", f"{root}.encoder.layer.{{i}}", "stack/layers"
-        found = [
-            Rule("embed/table", f"{inputs}.word_embeddings.weight"),
-            Rule("input/places/table", f"{inputs}.position_embeddings.weight"),
-            Rule("input/types/table", f"{inputs}.token_type_embeddings.weight"),
-            *normal("input/norm", f"{inputs}.LayerNorm"),
-            *(rule for name in ("query", "key", "value")
-              for rule in dense(f"{ours}/attention/{name}", f"{layer}.attention.self.{name}")),
-            *dense(f"{ours}/attention/out", f"{layer}.attention.output.dense", inputs=2),
-            *normal(f"{ours}/norm0", f"{layer}.attention.output.LayerNorm"),
-            *dense(f"{ours}/mlp/up", f"{layer}.intermediate.dense"),
-            *dense(f"{ours}/mlp/down", f"{layer}.output.dense"),
-            *normal(f"{ours}/norm1", f"{layer}.output.LayerNorm"),
-        ]  # fmt: skip
+        found = [*inputs(root), *layers(root)]
         if root == "roberta":
             head = [*dense("transform/dense", "lm_head.dense"), *normal("transform/norm", "lm_head.layer_norm")]
             return [*found, *head, Rule("head_bias", "lm_head.bias")]
@@ -97,8 +59,85 @@ class Encoder:
         return found
 
 
+def paired(settings: Mapping[str, Any]) -> bool:
+    """Tell whether a file has a head for pairs of sentences."""
+    return "ForPreTraining" in " ".join(settings.get("architectures") or ())
+
+
+def encoder(fields: Fields, *, embed: int = 0, activation: str = "gelu") -> Transformer:
+    """Read the config.json of BERT and its line; `embed` and `activation` are what absent fields mean."""
+    fields.refuse(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+    fields.refuse(tie_word_embeddings=True)
+    width, std = fields.get("hidden_size"), fields.get("initializer_range", default=0.02)
+    embed = fields.get("embedding_size", default=embed)
+    return Transformer(
+        vocab=fields.get("vocab_size"),
+        context=fields.get("max_position_embeddings"),
+        width=width,
+        embed=embed if embed != width else 0,
+        depth=fields.get("num_hidden_layers"),
+        heads=fields.get("num_attention_heads"),
+        mlp=fields.get("intermediate_size"),
+        activation=fields.one_of("hidden_act", ACTIVATIONS, default=activation),
+        eps=fields.get("layer_norm_eps", default=1e-12),
+        types=fields.get("type_vocab_size", default=2),
+        dropout=fields.get("hidden_dropout_prob", default=0.1),
+        attention_dropout=fields.get("attention_probs_dropout_prob", default=0.1),
+        init=std,
+        placement="post",
+        embed_norm=True,
+        transform=True,
+        head_bias=True,
+        init_positions=std,
+        init_scale_depth=False,
+    )
+
+
+def encoder_settings(c: Transformer) -> dict[str, Any]:
+    """Write the config.json of BERT and its line, without the model's name."""
+    check(c.types, "these encoders have a table of token types: model.types")
+    return {
+        "vocab_size": c.vocab,
+        "max_position_embeddings": c.context,
+        "hidden_size": c.width,
+        "num_hidden_layers": c.depth,
+        "num_attention_heads": c.heads,
+        "intermediate_size": c.mlp_size,
+        "hidden_act": name_of(c.activation),
+        "layer_norm_eps": c.eps,
+        "type_vocab_size": c.types,
+        "hidden_dropout_prob": c.dropout,
+        "attention_probs_dropout_prob": c.attention_dropout,
+        "initializer_range": c.init,
+    }
+
+
+def inputs(root: str) -> list[Rule]:
+    """Rules of the three tables and the norm on their sum."""
+    return [
+        Rule("embed/table", f"{root}.embeddings.word_embeddings.weight"),
+        Rule("input/places/table", f"{root}.embeddings.position_embeddings.weight"),
+        Rule("input/types/table", f"{root}.embeddings.token_type_embeddings.weight"),
+        *normal("input/norm", f"{root}.embeddings.LayerNorm"),
+    ]
+
+
+def layers(root: str, ours: str = "stack/layers") -> list[Rule]:
+    """Rules of BERT's layers."""
+    layer = f"{root}.encoder.layer.{{i}}"
+    return [
+        *(rule for name in ("query", "key", "value")
+          for rule in dense(f"{ours}/attention/{name}", f"{layer}.attention.self.{name}")),
+        *dense(f"{ours}/attention/out", f"{layer}.attention.output.dense", inputs=2),
+        *normal(f"{ours}/norm0", f"{layer}.attention.output.LayerNorm"),
+        *dense(f"{ours}/mlp/up", f"{layer}.intermediate.dense"),
+        *dense(f"{ours}/mlp/down", f"{layer}.output.dense"),
+        *normal(f"{ours}/norm1", f"{layer}.output.LayerNorm"),
+    ]  # fmt: skip
+
+
 FAMILIES = (
-    Encoder("bert", "Bert"),
-    Encoder("ernie", "Ernie"),
-    Encoder("roberta", "Roberta", offset=2, pairs=False),
+    Encoder("bert", "Bert", sentences=("nsp", "sop")),
+    Encoder("ernie", "Ernie", sentences=("consecutive",)),
+    Encoder("roberta", "Roberta", offset=2),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from lm.errors import UserError, check
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+KINDS = ("bert", "roberta", "albert", "electra", "distilbert")  # their names begin with it
 
 
 class Folder:
-    """Names to tensors of a folder, safetensors first; `config` is its config.json.
+    """Names to tensors of a folder, safetensors first; `config` is its config.json, completed by what the files hold.
 
     One file is open at a time: what a mapped or unpickled file takes of memory is given back before the next.
     """
@@ -25,9 +26,10 @@ class Folder:
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         check(self.path.is_dir(), f"{self.path} is not a model folder")
-        self.config = read_json(self.path / "config.json")
+        config = read_json(self.path / "config.json")
         self._open: tuple[Path, Source] | None = None
         self.files = self._files()
+        self.config = described(config, self.files)
 
     def _files(self) -> dict[str, Path]:
         """Map each name to the file that holds it."""
@@ -93,6 +95,20 @@ class Folder:
             self._open = None  # before the next is read
             self._open = file, open_source(file)
         return self._open[1]
+
+
+def described(config: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Complete a config.json of before 2020, which names no kind, and one that does not name the head for pairs."""
+    names = [name.removeprefix("module.") for name in names]
+    if not config.get("model_type"):
+        kind = next((kind for kind in KINDS if any(name.startswith(f"{kind}.") for name in names)), None)
+        # Without a prefix: RoBERTa has one type only, ELECTRA no pooler.
+        bare = {"embeddings.word_embeddings.weight", "pooler.dense.weight"} <= set(names)
+        kind = "bert" if bare and config.get("type_vocab_size") == 2 else kind
+        config = {**config, "model_type": kind} if kind else config
+    if "cls.seq_relationship.weight" in names and "ForPreTraining" not in str(config.get("architectures")):
+        config = {**config, "architectures": ["BertForPreTraining"]}
+    return config
 
 
 def read_json(path: Path) -> dict[str, Any]:

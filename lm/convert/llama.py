@@ -7,24 +7,34 @@ from typing import Any
 
 from lm.convert.family import Fields
 from lm.convert.rules import Rule, dense, normal
-from lm.errors import UserError
+from lm.errors import UserError, check
 from lm.models.positions import Rotary
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 
 CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 GATED = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh", "gelu_new": "geglu_tanh", "relu": "reglu"}
+# Near relatives that the stack here cannot be: what it lacks.
+SHIFTED = "norms that multiply by 1 + weight"
+SANDWICH = f"{SHIFTED}, norms behind each sub-layer as well as before"
+LACKING = {
+    "gemma": SHIFTED,
+    "gemma2": SANDWICH,
+    "gemma3_text": f"{SANDWICH}, another rotary base in layers with a window",
+    "gemma3": f"{SANDWICH}, another rotary base in layers with a window, images",
+}
 
 
 class Llama:
     """One table; what differs between the releases are a few fields."""
 
-    types = tuple(CLASSES)
+    types = (*CLASSES, *LACKING)
     prefix = "model."
     ignored = r"rotary_emb\.inv_freq$|^lm_head\.weight$"
 
     def objective(self, settings: Mapping[str, Any]) -> Causal:
         fields, kind = Fields(settings), settings["model_type"]
+        check(kind not in LACKING, f"config.json: model_type='{kind}' needs what no model here has: {LACKING.get(kind)}")
         fields.refuse(pretraining_tp=1, mlp_bias=False, attention_bias=False)
         heads = fields.get("num_attention_heads")
         head, width = fields.get("head_dim", default=0), fields.get("hidden_size")

@@ -6,8 +6,9 @@ A family is a list of `Rule`s. Reading and writing go through the same list, so 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -34,6 +35,11 @@ class Rule(NamedTuple):
     def layered(self) -> bool:
         return "{i}" in self.theirs
 
+    @property
+    def padded(self) -> bool:
+        """Tell what has a row for each token of the vocabulary, of which ours may have more."""
+        return self.form == "same" and re.search(r"(^|/)(embed/table|output/table|head_bias)$", self.ours) is not None
+
     def name(self, layer: int) -> str:
         return self.theirs.replace("{i}", str(layer))
 
@@ -47,6 +53,15 @@ class Rule(NamedTuple):
             array = array[..., number * size : (number + 1) * size]
         check(array.size == math.prod(shape), f"'{self.theirs}' has {array.size:,} numbers where {shape} are asked for")
         return array.reshape(shape)
+
+    def alike(self, theirs: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+        """Tell whether each row of theirs is a row of ours."""
+        return theirs[1:] == shape[1:] and len(theirs) > 1 and (self.padded or theirs[0] == shape[0])
+
+    def rows(self, theirs: int, shape: tuple[int, ...]) -> int:
+        """Say how many rows of ours a tensor of `theirs` rows fills: fewer than all in a padded vocabulary only."""
+        check(theirs <= shape[0] or not self.padded, f"'{self.theirs}' has {theirs:,} numbers where {shape} are asked for")
+        return theirs if self.padded else shape[0]
 
     def give(self, array: np.ndarray) -> np.ndarray:
         """Turn ours into theirs, or into its part of theirs, outputs last."""
@@ -74,6 +89,39 @@ def missing(rules: Iterable[Rule], tensors: Iterable[str], shapes: Mapping[str, 
     return lacking, have - known
 
 
+PIECE = 1 << 22  # bytes of one of our leaves that are in host memory at a time, where a tensor of theirs is not larger
+
+
+class Rows(Protocol):
+    """Names to tensors that are read a few rows at a time, as `Folder` has them."""
+
+    def __getitem__(self, name: str) -> np.ndarray: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def rows(self, name: str, low: int, high: int) -> np.ndarray: ...
+
+
+def blocks(rule: Rule, tensors: Rows, shape: tuple[int, ...], most: int = PIECE) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first row, rows) of one of our leaves of `shape`, float32, in blocks of its first axis that fit `most` bytes.
+
+    A layer is never cut, and a matrix that lies otherwise there is read whole.
+    """
+    row = 4 * math.prod(shape[1:])
+    if not shape or shape[0] * row <= most:
+        yield 0, read(rule, tensors, shape)
+    elif rule.layered:
+        for i in range(shape[0]):
+            yield i, np.ascontiguousarray(rule.take(tensors[rule.name(i)], shape[1:])[None])
+    elif rule.form == "same" and not rule.lead and rule.alike(tensors.shape(rule.theirs), shape):
+        size, step = rule.rows(tensors.shape(rule.theirs)[0], shape), max(1, most // row)
+        for low in range(0, size, step):
+            high = min(low + step, size)
+            yield low, np.ascontiguousarray(rule.take(tensors.rows(rule.theirs, low, high), (high - low, *shape[1:])))
+    else:
+        yield 0, read(rule, tensors, shape)
+
+
 def read(rule: Rule, tensors: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
     """Fill one of our leaves, float32 of `shape`; rows that theirs has fewer of (a padded vocabulary) are 0."""
     leaf = np.zeros(shape, np.float32)
@@ -82,8 +130,10 @@ def read(rule: Rule, tensors: Mapping[str, Any], shape: tuple[int, ...]) -> np.n
             leaf[i] = rule.take(tensors[rule.name(i)], shape[1:])
         return leaf
     array = tensors[rule.theirs]
-    rows = array.shape[rule.lead] if rule.form == "same" and array.ndim > rule.lead else shape[0]
-    leaf[:rows] = rule.take(array, (min(rows, shape[0]), *shape[1:]))
+    if not shape:
+        return rule.take(array, shape)
+    rows = rule.rows(array.shape[rule.lead] if array.ndim > rule.lead else 1, shape)
+    leaf[:rows] = rule.take(array, (rows, *shape[1:]))
     return leaf
 
 

@@ -71,8 +71,8 @@ def export_run(workdir: Path, output: Path, step: str = "latest") -> str:
     """Write a run as a published folder, with a card of its config and figures."""
     check(not output.exists() or (output.is_dir() and not any(output.iterdir())), f"{output} exists; name a new folder")
     config, params, tokenizer = opened(str(workdir), None, step)
-    save(config.objective, params, tokenizer, output, card(workdir, config))
-    return f"{output}: config.json, weights, tokenizer and card"
+    left = save(config.objective, params, tokenizer, output, card(workdir, config))
+    return f"{output}: config.json, weights, tokenizer and card" + (f"; left out: {some(left)}" if left else "")
 
 
 def card(workdir: Path, config: Config) -> str:

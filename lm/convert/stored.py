@@ -74,7 +74,8 @@ class Plain:
         found = np.fromfile(self.file, kind, (high - low) * row, offset=offset)
         check(len(found) == (high - low) * row, f"{self.file} was cut off while it was read")
         if dtype == "bfloat16":  # the upper half of a float32
-            found = (found.astype("<u4") << 16).view("<f4")
+            upper, found = found, np.zeros(len(found), "<f4")
+            found.view("<u2")[1::2] = upper
         return found.astype(np.float32, copy=False).reshape((high - low, *shape[1:]) if shape else ())
 
 

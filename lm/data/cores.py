@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.data import spm
-from lm.data.special import SEPARATOR, SEPARATORS
+from lm.data.special import SEPARATOR, SEPARATORS, set_apart
 from lm.errors import UserError
 
 UNKNOWN = "\ufffd"
@@ -35,7 +35,7 @@ def symbol_bytes() -> dict[str, int]:
     return {symbol: byte for byte, symbol in enumerate(byte_symbols())}
 
 
-def byte_level(vocab: dict[str, int] | None, merges: Iterable[tuple[str, str]] = ()):
+def byte_level(vocab: dict[str, int] | None, merges: Iterable[tuple[str, str]] = (), special: Sequence[str] = (SEPARATOR,)):
     """Build byte-level BPE; a given vocab gets no pre-tokenising regex when it has no merges (each byte is a token)."""
     from tokenizers import Tokenizer as Core
     from tokenizers import decoders, models, pre_tokenizers
@@ -45,7 +45,21 @@ def byte_level(vocab: dict[str, int] | None, merges: Iterable[tuple[str, str]] =
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not vocab or bool(merges))
     core.decoder = decoders.ByteLevel()
     if vocab:
-        core.add_special_tokens([SEPARATOR])
+        core.add_special_tokens(list(special))
+    return core
+
+
+def published_pairs(vocab: dict[str, int], merges: list[tuple[str, str]]):
+    """Build the tokenizer of a vocab.json and a merges.txt: of bytes (GPT-2, RoBERTa), or of words that end in </w> (GPT)."""
+    from tokenizers import Tokenizer as Core
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    core = byte_level(vocab, merges, ())
+    if any(name.endswith("</w>") for name in vocab):
+        unknown = next((name for name in ("<unk>", "[UNK]") if name in vocab), None)
+        core = Core(models.BPE(vocab=vocab, merges=merges, unk_token=unknown, end_of_word_suffix="</w>", fuse_unk=False))
+        core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+        core.decoder = decoders.BPEDecoder(suffix="</w>")
     return core
 
 
@@ -146,10 +160,17 @@ def read(path: Path):
         if (folder / "merges.txt").exists() and (folder / "vocab.json").exists():
             vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
             lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-            return byte_level(vocab, [tuple(s.split(" ")) for s in lines if s and not s.startswith("#version")])
+            merges = [tuple(s.split(" ")) for s in lines if s and not s.startswith("#version")]
+            core = published_pairs(vocab, merges)
+            set_apart(core, folder, settings(folder))
+            return core
         if (folder / "vocab.txt").exists():
-            lower = settings(folder).get("do_lower_case", True)
-            return BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower)._tokenizer
+            said = settings(folder)
+            how = {"lowercase": said.get("do_lower_case", True), "strip_accents": said.get("strip_accents")}
+            how["handle_chinese_chars"] = said.get("tokenize_chinese_chars", True)
+            core = BertWordPieceTokenizer(str(folder / "vocab.txt"), **how)._tokenizer
+            set_apart(core, folder, said)
+            return core
     except UserError:
         raise
     except Exception as error:  # the Rust side raises bare Exception

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,8 @@ from lm.convert.convert import flat, load, save
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
+from lm.models.two_stream import TwoStream, XLNet
+from lm.objectives.replaced import Replaced
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -22,6 +25,11 @@ T5 = {"vocab_size": 61, "d_model": 20, "d_kv": 6, "d_ff": 34, "num_layers": 2, "
 BART = {"vocab_size": 61, "d_model": 24, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
         "decoder_attention_heads": 3, "encoder_ffn_dim": 31, "decoder_ffn_dim": 29, "max_position_embeddings": 18,
         "dropout": 0.0}  # fmt: skip
+ALBERT = {**BERT, "embedding_size": 10}
+DISTIL = {"vocab_size": 61, "dim": 24, "n_layers": 3, "n_heads": 4, "hidden_dim": 37, "max_position_embeddings": 20,
+          "dropout": 0.0, "attention_dropout": 0.0}  # fmt: skip
+MARIAN = {**BART, "pad_token_id": 60, "decoder_start_token_id": 60}
+XLNET = {"vocab_size": 61, "d_model": 24, "n_layer": 3, "n_head": 4, "d_inner": 37, "dropout": 0.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16, "rope_theta": 500.0}  # fmt: skip
 
@@ -33,6 +41,15 @@ CASES = {
     "bert": ("BertForPreTraining", BERT),
     "bert, masked": ("BertForMaskedLM", {**BERT, "hidden_act": "relu", "type_vocab_size": 3}),
     "roberta": ("RobertaForMaskedLM", {**BERT, "pad_token_id": 1, "type_vocab_size": 1}),
+    "ernie": ("ErnieForPreTraining", {**BERT, "hidden_act": "relu"}),
+    "albert": ("AlbertForPreTraining", ALBERT),
+    "albert, masked": ("AlbertForMaskedLM", {**ALBERT, "embedding_size": 30, "hidden_act": "gelu", "num_hidden_layers": 1}),
+    "electra, generator": ("ElectraForMaskedLM", {**ALBERT, "type_vocab_size": 3}),
+    "electra, wide tables": ("ElectraForMaskedLM", {**ALBERT, "embedding_size": 34, "num_attention_heads": 3}),
+    "electra": ("ElectraForPreTraining", ALBERT),
+    "electra, not projected": ("ElectraForPreTraining", {**ALBERT, "embedding_size": 24, "hidden_act": "relu"}),
+    "distilbert": ("DistilBertForMaskedLM", DISTIL),
+    "distilbert, odd": ("DistilBertForMaskedLM", {**DISTIL, "sinusoidal_pos_embds": True, "activation": "relu", "n_heads": 3}),
     "llama": ("LlamaForCausalLM", {**LLAMA, "num_key_value_heads": 2}),
     "llama, tied and stretched": ("LlamaForCausalLM", {**LLAMA, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
     "mistral": ("MistralForCausalLM", {**LLAMA, "num_key_value_heads": 2, "sliding_window": 5}),
@@ -41,6 +58,13 @@ CASES = {
     "t5": ("T5ForConditionalGeneration", {**T5, "feed_forward_proj": "relu"}),
     "t5 1.1": ("T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu"}),
     "bart": ("BartForConditionalGeneration", BART),
+    "bart, scaled": ("BartForConditionalGeneration", {**BART, "scale_embedding": True, "activation_function": "relu"}),
+    "mbart": ("MBartForConditionalGeneration", {**BART, "scale_embedding": True}),
+    "mbart, plain": ("MBartForConditionalGeneration", BART),
+    "marian": ("MarianMTModel", {**MARIAN, "scale_embedding": True, "activation_function": "swish"}),
+    "marian, plain": ("MarianMTModel", {**MARIAN, "d_model": 36}),
+    "xlnet": ("XLNetLMHeadModel", XLNET),
+    "xlnet, odd": ("XLNetLMHeadModel", {**XLNET, "clamp_len": 4, "mem_len": 7, "ff_activation": "relu", "n_head": 3}),
 }  # fmt: skip
 
 
@@ -51,15 +75,23 @@ def make(name, folder, seed=0):
     model = cls(cls.config_class(**fields)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        tensors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for tensor in [*tensors, model.final_logits_bias] if architecture == "MarianMTModel" else tensors:
+            tensor.add_(0.05 * torch.randn(tensor.shape, generator=generator))
     model.save_pretrained(folder)
     return model
 
 
 def logits_of(loaded, batch):
-    """Our logits, and every hidden state of a single stack."""
+    """Our logits."""
     model, variables = loaded.objective.model, {"params": loaded.params}
+    if isinstance(loaded.objective, Replaced):
+        one = jnp.ones_like(batch["tokens"])
+        places = one.cumsum(1) - one, one, one - one
+        return loaded.objective.network.apply(variables, batch["tokens"], *places, method="judge")[0]
+    if isinstance(model, XLNet):
+        h, _, _ = TwoStream(model).apply(variables, batch["tokens"])
+        return TwoStream(model).apply(variables, method="head").logits(h)
     if isinstance(model, EncoderDecoder):
         h = Seq2Seq(model).apply(variables, batch["source"], batch["tokens"])
         return Seq2Seq(model).apply(variables, method="head").logits(h)
@@ -84,7 +116,7 @@ def test_logits(name, tmp_path):
     expected = found.logits if expected is None else expected
     ours = jax.jit(lambda params: logits_of(load_with(loaded, params), batch))
     loaded = load(tmp_path)
-    assert not [name for name in loaded.drawn if not name.startswith(("pooler", "pair"))]
+    assert not [name for name in loaded.drawn if not name.startswith(("pooler", "pair", "generator"))]
     np.testing.assert_allclose(ours(loaded.params), expected.numpy(), atol=1e-4)
 
 
@@ -102,6 +134,8 @@ def test_there_and_back(name, tmp_path):
     theirs = make(name, tmp_path / "theirs")
     loaded = load(tmp_path / "theirs")
     save(loaded.objective, loaded.params, Bytes().build(lambda: ()), tmp_path / "again", "")
+    kinds = [json.loads((tmp_path / name / "config.json").read_text())["model_type"] for name in ("theirs", "again")]
+    assert kinds[0] == kinds[1]
     again, info = type(theirs).from_pretrained(tmp_path / "again", output_loading_info=True)
     assert not info["missing_keys"], info
     assert not info["unexpected_keys"], info
@@ -114,6 +148,31 @@ def test_there_and_back(name, tmp_path):
     assert ours.keys() == twice.keys()
     for key in ours:
         np.testing.assert_array_equal(ours[key], twice[key])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("albert", {"num_hidden_groups": 2}, "num_hidden_groups"),
+        ("albert", {"embedding_size": 24}, "no projection"),
+        ("bert", {"embedding_size": 8}, "embedding_size"),
+        ("electra, generator", {"hidden_act": "relu"}, "hidden_act"),
+        ("xlnet", {"untie_r": False}, "untie_r"),
+        ("xlnet", {"d_head": 5}, "d_head"),
+        ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings"),
+        ("marian", {"decoder_vocab_size": 70}, "decoder_vocab_size"),
+        ("marian", {"model_type": "bart"}, "lacks tensors"),
+        ("mbart", {"normalize_before": False}, "normalize_before"),
+        ("llama", {"model_type": "gemma2"}, "behind each sub-layer"),
+        ("llama", {"model_type": "gemma3_text"}, "rotary base"),
+    ],
+)
+def test_what_another_family_has_is_named(name, change, said, tmp_path):
+    make(name, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=said):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

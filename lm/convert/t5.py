@@ -1,4 +1,4 @@
-"""T5 and T5.1.1 (mT5 too), BART."""
+"""T5 and T5.1.1 (mT5 too)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lm.convert.family import ACTIVATIONS, Fields, name_of
+from lm.convert.family import Fields
 from lm.convert.rules import Rule, dense, normal
 from lm.errors import check
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.transformer import Transformer
-from lm.objectives.denoise import Denoise
 from lm.objectives.span import Span
 
 T5_FEEDS = {"relu": "relu", "gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}
@@ -92,77 +91,4 @@ class T5:
         return found if objective.model.decoder.tied else [*found, Rule("output/table", "lm_head.weight")]
 
 
-class Bart:
-    """Norms after, learned positions from row 2, a norm on the embeddings of both stacks."""
-
-    types = ("bart",)
-    prefix = "model."
-    ignored = r"embed_tokens\.weight$|^lm_head\.weight$|^final_logits_bias$"
-
-    def objective(self, settings: Mapping[str, Any]) -> Denoise:
-        fields = Fields(settings)
-        fields.refuse(scale_embedding=False, normalize_before=False, add_final_layer_norm=False, tie_word_embeddings=True)
-        fields.refuse(normalize_embedding=True, add_bias_logits=False)
-
-        def stack(side):
-            return Transformer(
-                vocab=fields.get("vocab_size"),
-                context=fields.get("max_position_embeddings"),
-                offset=2,
-                width=fields.get("d_model"),
-                depth=fields.get(f"{side}_layers"),
-                heads=fields.get(f"{side}_attention_heads"),
-                mlp=fields.get(f"{side}_ffn_dim"),
-                activation=fields.one_of("activation_function", ACTIVATIONS, default="gelu"),
-                placement="post",
-                embed_norm=True,
-                dropout=fields.get("dropout", default=0.1),
-                attention_dropout=fields.get("attention_dropout", default=0.0),
-                mlp_dropout=fields.get("activation_dropout", default=0.0),
-                init=fields.get("init_std", default=0.02),
-                init_positions=fields.get("init_std", default=0.02),
-                init_scale_depth=False,
-            )
-
-        return Denoise(model=EncoderDecoder(encoder=stack("encoder"), decoder=stack("decoder")))
-
-    def settings(self, objective: Denoise) -> dict[str, Any]:
-        c, found = objective.model.decoder, {}
-        for side in ("encoder", "decoder"):
-            one = getattr(objective.model, side)
-            found |= {f"{side}_layers": one.depth, f"{side}_attention_heads": one.heads, f"{side}_ffn_dim": one.mlp_size}
-        return {
-            "model_type": "bart",
-            "architectures": ["BartForConditionalGeneration"],
-            "vocab_size": c.vocab,
-            "max_position_embeddings": c.context,
-            "d_model": c.width,
-            **found,
-            "activation_function": name_of(c.activation),
-            "dropout": c.dropout,
-            "attention_dropout": c.attention_dropout,
-            "activation_dropout": c.mlp_dropout,
-            "init_std": c.init,
-            "scale_embedding": False,
-            "tie_word_embeddings": True,
-            "decoder_start_token_id": 2 if objective.end is None else objective.end,
-        }
-
-    def rules(self, objective: Denoise) -> list[Rule]:
-        found = [Rule("embed/table", "model.shared.weight")]
-        for side in SIDES:
-            root, ours, layer = f"model.{side}", f"{side}/layers", f"model.{side}.layers.{{i}}"
-            found.append(Rule(f"{side}_input/places/table", f"{root}.embed_positions.weight"))
-            found += normal(f"{side}_input/norm", f"{root}.layernorm_embedding")
-            kinds = [("attention", "self_attn", "norm0")] + [("cross", "encoder_attn", "cross_norm")] * (side == "decoder")
-            for name, theirs, norm in kinds:
-                for part in ("query", "key", "value"):
-                    found += dense(f"{ours}/{name}/{part}", f"{layer}.{theirs}.{part[0]}_proj")
-                found += dense(f"{ours}/{name}/out", f"{layer}.{theirs}.out_proj", inputs=2)
-                found += normal(f"{ours}/{norm}", f"{layer}.{theirs}_layer_norm")
-            found += dense(f"{ours}/mlp/up", f"{layer}.fc1") + dense(f"{ours}/mlp/down", f"{layer}.fc2")
-            found += normal(f"{ours}/norm1", f"{layer}.final_layer_norm")
-        return found
-
-
-FAMILIES = (T5(), Bart())
+FAMILY = T5()

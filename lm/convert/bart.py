@@ -1,0 +1,132 @@
+"""BART, mBART and MarianMT: one table; what differs is where norms stand and how positions are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lm.convert.family import ACTIVATIONS, Fields, name_of
+from lm.convert.rules import Rule, dense, normal
+from lm.models.encoder_decoder import EncoderDecoder
+from lm.models.transformer import Transformer
+from lm.objectives.denoise import Denoise
+from lm.objectives.seq2seq import Seq2seq
+
+SIDES = ("encoder", "decoder")
+
+
+@dataclass(frozen=True)
+class Bart:
+    """A release. `before`: norms before the sub-layers and one more behind each stack, else after them.
+
+    `fixed`: sinusoids and no norm on the embeddings, else learned positions from row 2 and one. `head_bias`: numbers are
+    added to the logits; elsewhere theirs has a buffer of zeros for that.
+    """
+
+    name: str
+    architecture: str
+    kind: type[Denoise] | type[Seq2seq] = Denoise
+    before: bool = False
+    fixed: bool = False
+    head_bias: bool = False
+
+    prefix = "model."
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
+    def ignored(self) -> str:
+        buffers = r"|embed_positions\.weight$" if self.fixed else r"|^final_logits_bias$"
+        return r"embed_tokens\.weight$|^lm_head\.weight$" + buffers
+
+    def objective(self, settings: Mapping[str, Any]) -> Denoise | Seq2seq:
+        fields, width = Fields(settings), settings.get("d_model")
+        fields.refuse(normalize_before=self.before, add_final_layer_norm=self.before, normalize_embedding=not self.fixed)
+        fields.refuse(static_position_embeddings=self.fixed, add_bias_logits=False, tie_word_embeddings=True)
+        fields.refuse(share_encoder_decoder_embeddings=True, decoder_vocab_size=settings.get("vocab_size"))
+        std = fields.get("init_std", default=0.02)
+
+        def stack(side):
+            return Transformer(
+                vocab=fields.get("vocab_size"),
+                context=fields.get("max_position_embeddings"),
+                offset=0 if self.fixed else 2,
+                width=fields.get("d_model"),
+                depth=fields.get(f"{side}_layers"),
+                heads=fields.get(f"{side}_attention_heads"),
+                mlp=fields.get(f"{side}_ffn_dim"),
+                activation=fields.one_of("activation_function", ACTIVATIONS, default="gelu"),
+                placement="pre" if self.before else "post",
+                positions="sinusoidal" if self.fixed else "learned",
+                embed_norm=not self.fixed,
+                embed_scale=width**0.5 if fields.get("scale_embedding", default=False) else 1.0,
+                head_bias=self.head_bias and fields.get("final_logits_bias", default=True),
+                dropout=fields.get("dropout", default=0.1),
+                attention_dropout=fields.get("attention_dropout", default=0.0),
+                mlp_dropout=fields.get("activation_dropout", default=0.0),
+                init=std,
+                init_positions=std,
+                init_scale_depth=False,
+            )
+
+        return self.kind(model=EncoderDecoder(encoder=stack("encoder"), decoder=stack("decoder")))
+
+    def settings(self, objective: Denoise | Seq2seq) -> dict[str, Any]:
+        c, found = objective.model.decoder, {}
+        for side in SIDES:
+            one = getattr(objective.model, side)
+            found |= {f"{side}_layers": one.depth, f"{side}_attention_heads": one.heads, f"{side}_ffn_dim": one.mlp_size}
+        return {
+            "model_type": self.name,
+            "architectures": [self.architecture],
+            "vocab_size": c.vocab,
+            "max_position_embeddings": c.context,
+            "d_model": c.width,
+            **found,
+            **self.ids(objective),
+            "activation_function": name_of(c.activation),
+            "dropout": c.dropout,
+            "attention_dropout": c.attention_dropout,
+            "activation_dropout": c.mlp_dropout,
+            "init_std": c.init,
+            "scale_embedding": c.embed_scale != 1,
+            "tie_word_embeddings": True,
+        }
+
+    def ids(self, objective: Denoise | Seq2seq) -> dict[str, Any]:
+        """Write what begins, ends and fills a text; without a tokenizer as the release has it."""
+        c, end = objective.model.decoder, objective.end
+        if not self.fixed:
+            return {"decoder_start_token_id": 2 if end is None else end}
+        found = {"decoder_start_token_id": c.vocab - 1, "eos_token_id": 0}
+        found = found if end is None else {"decoder_start_token_id": end, "eos_token_id": end, "forced_eos_token_id": end}
+        # Whether the logits have a bias of their own is no field of theirs: this one is ours, and theirs passes it over.
+        return {**found, "pad_token_id": c.vocab - 1, **({} if c.head_bias else {"final_logits_bias": False})}
+
+    def rules(self, objective: Denoise | Seq2seq) -> list[Rule]:
+        found = [Rule("embed/table", "model.shared.weight")]
+        for side in SIDES:
+            root, ours, layer = f"model.{side}", f"{side}/layers", f"model.{side}.layers.{{i}}"
+            if not self.fixed:
+                found.append(Rule(f"{side}_input/places/table", f"{root}.embed_positions.weight"))
+                found += normal(f"{side}_input/norm", f"{root}.layernorm_embedding")
+            found += normal(f"{side}/norm", f"{root}.layer_norm") if self.before else []
+            kinds = [("attention", "self_attn", "norm0")] + [("cross", "encoder_attn", "cross_norm")] * (side == "decoder")
+            for name, theirs, norm in kinds:
+                for part in ("query", "key", "value"):
+                    found += dense(f"{ours}/{name}/{part}", f"{layer}.{theirs}.{part[0]}_proj")
+                found += dense(f"{ours}/{name}/out", f"{layer}.{theirs}.out_proj", inputs=2)
+                found += normal(f"{ours}/{norm}", f"{layer}.{theirs}_layer_norm")
+            found += dense(f"{ours}/mlp/up", f"{layer}.fc1") + dense(f"{ours}/mlp/down", f"{layer}.fc2")
+            found += normal(f"{ours}/norm1", f"{layer}.final_layer_norm")
+        return [*found, Rule("head_bias", "final_logits_bias", lead=1)] if self.head_bias else found
+
+
+FAMILIES = (
+    Bart("bart", "BartForConditionalGeneration"),
+    Bart("mbart", "MBartForConditionalGeneration", before=True),
+    Bart("marian", "MarianMTModel", kind=Seq2seq, fixed=True, head_bias=True),
+)

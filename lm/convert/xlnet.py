@@ -1,0 +1,100 @@
+"""XLNet: the network of two streams; its attention lies almost as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lm.convert.family import ACTIVATIONS, Fields, name_of
+from lm.convert.rules import Rule, dense, normal
+from lm.errors import check
+from lm.models import two_stream
+from lm.objectives.permuted import Permuted
+
+PARTS = {"query": "q", "key": "k", "value": "v", "position": "r"}
+VECTORS = {"content_bias": "r_w_bias", "position_bias": "r_r_bias", "segment_bias": "r_s_bias", "segments": "seg_embed"}
+
+
+class Out(Rule):
+    """The matrix out of the heads: (width, heads, head) there, its inputs first here."""
+
+    __slots__ = ()
+
+    def take(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return super().take(np.moveaxis(array, 0, -1), shape)
+
+    def give(self, array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array, -1, 0)
+
+
+class XLNet:
+    """Permutation language models; a row's length is no part of a file, so that the context is ours to choose."""
+
+    types = ("xlnet",)
+    prefix = "transformer."
+    ignored = r"^lm_loss\.weight$"
+
+    def objective(self, settings: Mapping[str, Any]) -> Permuted:
+        fields = Fields(settings)
+        fields.refuse(attn_type="bi", bi_data=False, same_length=False, untie_r=True, tie_word_embeddings=True)
+        heads, width = fields.get("n_head"), fields.get("d_model")
+        fields.refuse(d_head=width // heads)
+        model = two_stream.XLNet(
+            vocab=fields.get("vocab_size", "n_token"),
+            memory=fields.get("mem_len", default=0),
+            width=width,
+            depth=fields.get("n_layer"),
+            heads=heads,
+            mlp=fields.get("d_inner"),
+            activation=fields.one_of("ff_activation", ACTIVATIONS, default="gelu"),
+            eps=fields.get("layer_norm_eps", default=1e-12),
+            clamp=max(0, fields.get("clamp_len", default=0)),
+            dropout=fields.get("dropout", default=0.1),
+            attention_dropout=fields.get("dropout", default=0.1),
+            init=fields.get("initializer_range", default=0.02),
+        )
+        return Permuted(model=model, reuse=fields.get("reuse_len", default=0))
+
+    def settings(self, objective: Permuted) -> dict[str, Any]:
+        c = objective.model
+        check(c.head_size * c.heads == c.width, f"XLNet's heads divide the width among them: not {c.heads} x {c.head_size}")
+        return {
+            "model_type": "xlnet",
+            "architectures": ["XLNetLMHeadModel"],
+            "vocab_size": c.vocab,
+            "d_model": c.width,
+            "n_layer": c.depth,
+            "n_head": c.heads,
+            "d_inner": c.mlp_size,
+            "ff_activation": name_of(c.activation),
+            "layer_norm_eps": c.eps,
+            "mem_len": c.memory or None,
+            "reuse_len": objective.reuse or None,
+            "clamp_len": c.clamp or -1,
+            "dropout": c.dropout,
+            "initializer_range": c.init,
+            "attn_type": "bi",
+            "bi_data": False,
+            "same_length": False,
+            "untie_r": True,
+        }
+
+    def rules(self, objective: Permuted) -> list[Rule]:
+        layer, ours = "transformer.layer.{i}", "stack/layers"
+        found = [
+            Rule("embed/table", "transformer.word_embedding.weight"),
+            Rule("query", "transformer.mask_emb", lead=2),
+            *normal(f"{ours}/norm0", f"{layer}.rel_attn.layer_norm"),
+            *dense(f"{ours}/mlp/up", f"{layer}.ff.layer_1"),
+            *dense(f"{ours}/mlp/down", f"{layer}.ff.layer_2"),
+            *normal(f"{ours}/norm1", f"{layer}.ff.layer_norm"),
+            Out(f"{ours}/attention/out/kernel", f"{layer}.rel_attn.o"),
+            Rule("head_bias", "lm_loss.bias"),
+        ]
+        found += [Rule(f"{ours}/attention/{name}/kernel", f"{layer}.rel_attn.{part}") for name, part in PARTS.items()]
+        return found + [Rule(f"{ours}/attention/{name}", f"{layer}.rel_attn.{part}") for name, part in VECTORS.items()]
+
+
+FAMILY = XLNet()
