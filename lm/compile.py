@@ -50,7 +50,7 @@ def stand_in(config: Config) -> tuple[Config, Any]:
     from lm.data.prepare import Corpus
     from lm.data.store import Tokens
     from lm.data.tokenizers import Bytes
-    from lm.objectives.base import resolve, sized
+    from lm.objectives.base import resolve
 
     tokenizer = Bytes().build(lambda: ())
     rng = np.random.default_rng(0)
@@ -60,10 +60,8 @@ def stand_in(config: Config) -> tuple[Config, Any]:
     text[:, -1] = tokenizer.separator
     documents = [text[i : i + fields].reshape(-1)[:-1] for i in range(0, len(text) - fields + 1, fields)]
     tokens = Tokens.of(documents, tokenizer.separator, tokenizer.vocab)
-    model = config.objective.model
-    objective = dataclasses.replace(config.objective, model=sized(model, model.vocab or VOCAB.value))
     corpus = Corpus(tokenizer, ((1.0, tokens),), tokens, "made up", len(tokens), "", Path())
-    return resolve(dataclasses.replace(config, objective=objective), corpus)
+    return resolve(dataclasses.replace(config, objective=config.objective.sized(VOCAB.value)), corpus)
 
 
 def report(config: Config, topology: str | None) -> str:
@@ -73,7 +71,7 @@ def report(config: Config, topology: str | None) -> str:
     from lm import flops
     from lm.console import table
     from lm.objectives.base import training_batches
-    from lm.sharding import batch_sharding, make_mesh
+    from lm.sharding import batch_layout, make_mesh
     from lm.state import abstract_state
     from lm.train import compile_step
 
@@ -81,8 +79,9 @@ def report(config: Config, topology: str | None) -> str:
     objective = config.objective
     mesh = make_mesh(dataclasses.asdict(config.mesh), devices(topology))
     example = training_batches(config, corpus, (0, 1))[0]
+    layout = batch_layout(mesh, example)
     batch = {
-        name: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype, sharding=batch_sharding(mesh, x.ndim))
+        name: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype, sharding=layout[name])
         for name, x in example.items()
     }
     with jax.set_mesh(mesh):

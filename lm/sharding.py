@@ -160,25 +160,31 @@ def local_rows(mesh: jax.sharding.Mesh, batch: int) -> tuple[int, int]:
     return min(s[0].start or 0 for s in slices), max(batch if s[0].stop is None else s[0].stop for s in slices)
 
 
-def place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rows: int) -> dict[str, jax.Array]:
-    """Make global arrays of `rows` rows from the rows that this process holds.
+def batch_layout(mesh: jax.sharding.Mesh, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
+    """Say how each array of a batch lies: rows over the batch axes, and over context what is as long as tokens or source.
 
-    The context axis cuts what is as long as the tokens or the source; places and labels are whole on each of its devices.
+    Places and labels are whole on each device of the context axis. Raises UserError when that does not divide a row.
     """
     lengths = {x.shape[1] for name, x in batch.items() if name.rpartition("/")[2] in ("tokens", "source")}
+    columns = mesh.shape["context"]
+    for length in lengths:
+        if length % columns:
+            raise UserError(f"mesh.context={columns} does not divide the row length {length}")
+    along = {name: x.ndim > 1 and x.shape[1] in lengths for name, x in batch.items()}
+    return {name: batch_sharding(mesh, x.ndim if along[name] else 1) for name, x in batch.items()}
 
-    def one(x):
-        along = x.ndim > 1 and x.shape[1] in lengths
-        sharding = batch_sharding(mesh, x.ndim if along else 1)
-        columns = mesh.shape["context"] if along else 1
-        if along and x.shape[1] % columns:
-            raise UserError(f"mesh.context={columns} does not divide the row length {x.shape[1]}")
+
+def place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rows: int) -> dict[str, jax.Array]:
+    """Make global arrays of `rows` rows from the rows that this process holds."""
+    layout, columns = batch_layout(mesh, batch), mesh.shape["context"]
+
+    def one(x, sharding):
         lead = x
-        if columns > 1 and jax.process_count() > 1:
+        if columns > 1 and len(sharding.spec) > 1 and jax.process_count() > 1:
             lead = x[:, local_columns(sharding, (rows, *x.shape[1:]))]
         return jax.make_array_from_process_local_data(sharding, lead, (rows, *x.shape[1:]))
 
-    return {name: one(x) for name, x in batch.items()}
+    return {name: one(x, layout[name]) for name, x in batch.items()}
 
 
 def local_columns(sharding: NamedSharding, shape: tuple[int, ...]) -> slice:

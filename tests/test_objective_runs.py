@@ -66,8 +66,10 @@ def test_the_list_of_objectives():
         assert word in done.stdout
 
 
-def test_whole_documents_compile_without_a_corpus():
-    done = command("lm.compile", "--config=tests/configs/tiny_seq2seq.py")
+@pytest.mark.parametrize("name", ["tiny_seq2seq", "tiny_mixture"])
+def test_compiles_without_a_corpus(name):
+    """Whole documents, and a model that each part of a mixture has for itself."""
+    done = command("lm.compile", f"--config=tests/configs/{name}.py")
     assert done.returncode == 0, done.stderr
     assert "parameters" in done.stdout
 

@@ -94,7 +94,8 @@ def start_from(path: str, objective: Objective, state: TrainState, abstract: Tra
     Parameters that the folder lacks stay as drawn, those that the objective has not are left out. Raises UserError where
     shapes differ or nothing fits.
     """
-    loaded = load(path)
+    mesh = jax.tree.leaves(abstract.params)[0].sharding.mesh
+    loaded = load(path, mesh)
     ours, theirs, place = flat(state.params), flat(loaded.params), flat(abstract.params)
     both = [name for name in ours if name in theirs and name not in loaded.drawn]
     check(bool(both), f"start='{path}' is a {type(loaded.objective).__name__}: no parameter of it is in this objective")

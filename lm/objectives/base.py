@@ -64,6 +64,10 @@ class Objective:
         """
         raise NotImplementedError
 
+    def sized(self, vocab: int) -> "Objective":
+        """Give a model that leaves its vocabulary to the tokenizer that many token ids."""
+        return dataclasses.replace(self, model=sized(self.model, self.model.vocab or vocab))
+
     def study(self, corpus: Any) -> "Objective":
         """Learn what `corrupt` needs of the whole corpus (a table of similar words); called after `resolve`."""
         return self

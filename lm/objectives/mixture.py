@@ -102,6 +102,9 @@ class Multitask(Objective):
     def resolve(self, tokenizer):
         return self.each(lambda objective: objective.resolve(tokenizer))
 
+    def sized(self, vocab):
+        return self.each(lambda objective: objective.sized(vocab))
+
     def study(self, corpus):
         return self.each(lambda objective: objective.study(corpus))
 

@@ -32,7 +32,6 @@ class Permuted(Objective):
     """
 
     paper: ClassVar[str] = "Yang et al. 2019 (XLNet)"
-    default: ClassVar[str] = "configs/xlnet_nano.py"
     holds: ClassVar[str] = "tokens types rank reach (B, T); places targets weights (B, P); backward pair (B,); memory"
 
     model: XLNet

@@ -18,8 +18,8 @@ from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.base import Objective, fit
-from lm.objectives.sequences import guess, read, row_flops, target_sums, text_accuracy
-from lm.objectives.span import sentinel_names, show
+from lm.objectives.sequences import guess, read, row_flops
+from lm.objectives.span import denoised, sentinel_names, show
 
 
 def ul2(regular: float = 2 / 7, extreme: float = 4 / 7, sequential: float = 1 / 7) -> tuple[Denoiser, ...]:
@@ -142,11 +142,7 @@ class Prefix(Objective):
         return {"loss": batch["weights"].sum()}
 
     def loss(self, params, batch, memory, keys_B):
-        h_BTD, head = read(self.model, params, batch, keys_B)
-        sums = target_sums(h_BTD, head, batch, self.z_loss, self.smoothing, self.chunk, from_zero=True)
-        if keys_B is None and self.sentinels:
-            sums |= text_accuracy(h_BTD, head, batch, (*self.sentinels, self.end))
-        return sums, memory
+        return denoised(self, params, batch, keys_B), memory
 
     def predict(self, params, batch):
         return guess(*read(self.model, params, batch, None))

@@ -43,7 +43,6 @@ class Recurrent(Objective):
     """
 
     paper: ClassVar[str] = "Dai et al. 2019 (Transformer-XL)"
-    default: ClassVar[str] = "configs/xl_nano.py"
     holds: ClassVar[str] = "tokens targets weights segments (B, T); a memory of (B, L, M, D) goes from batch to batch"
     nats: ClassVar[str] = "loss"
 

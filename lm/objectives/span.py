@@ -8,6 +8,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import jax
 import numpy as np
 
 from lm.corruption.layouts import Sides, Symbols, draw, restored
@@ -15,7 +16,7 @@ from lm.corruption.spans import Denoiser
 from lm.data.records import Windows
 from lm.errors import check, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
-from lm.objectives.base import Example, Objective, fit
+from lm.objectives.base import Batch, Example, Objective, Sums, fit
 from lm.objectives.sequences import guess, read, row_flops, target_sums, text_accuracy
 
 
@@ -111,11 +112,7 @@ class Span(Objective):
         return {"loss": batch["weights"].sum()}
 
     def loss(self, params, batch, memory, keys_B):
-        h_BTD, head = read(self.model, params, batch, keys_B)
-        sums = target_sums(h_BTD, head, batch, self.z_loss, self.smoothing, self.chunk, from_zero=True)
-        if keys_B is None and self.sentinels:
-            sums |= text_accuracy(h_BTD, head, batch, (*self.sentinels, self.end))
-        return sums, memory
+        return denoised(self, params, batch, keys_B), memory
 
     def predict(self, params, batch):
         return guess(*read(self.model, params, batch, None))
@@ -125,6 +122,16 @@ class Span(Objective):
 
     def flops(self):
         return row_flops(self.model, *self.layout.room)
+
+
+def denoised(objective: Any, params: Any, batch: Batch, keys_B: jax.Array | None) -> Sums:
+    """Sum the loss of a denoiser's targets, and in an evaluation the hits among those that are text."""
+    h_BTD, head = read(objective.model, params, batch, keys_B)
+    extras = objective.z_loss, objective.smoothing, objective.chunk
+    sums = target_sums(h_BTD, head, batch, *extras, from_zero=True)
+    if keys_B is None and objective.sentinels:
+        sums |= text_accuracy(h_BTD, head, batch, (*objective.sentinels, objective.end))
+    return sums
 
 
 def sentinel_names(number: int) -> tuple[str, ...]:
