@@ -5,7 +5,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class Pace:
@@ -104,6 +104,27 @@ def _progress():
         expand=True,
         refresh_per_second=4,
     )
+
+
+def progress_bar(what: str, count: int) -> Callable[[int], None]:
+    """Count parts of something with a bar and the time left, on a terminal; give what is to be told of finished parts."""
+    if not _is_terminal() or count < 2:
+        return lambda done: None
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bar = Progress(*columns, transient=True, refresh_per_second=4)
+    task, left = bar.add_task(what, total=count), count
+    bar.start()
+
+    def tell(done: int) -> None:
+        nonlocal left
+        left -= done
+        bar.advance(task, done)
+        if left <= 0:
+            bar.stop()
+
+    return tell
 
 
 def status(values: dict[str, float]) -> list[str]:

@@ -1,11 +1,21 @@
 """Measure a trained run or a published model.
 
-    python -m lm.evaluate --workdir=RUN|--model=HF_DIR [--text='Some text' ...] [--output=F.json]
+    python -m lm.evaluate --workdir=RUN|--model=HF_DIR [--tasks=a,b] [--text='Some text' ...] [--output=F.json]
 
-Without `--text`: the run's own validation split, whole. With it: each token's probability given those before it.
+Without `--tasks` and `--text`: the run's own validation split, whole. `--text`: each token's probability given those
+before it (by a masked model: given all others). Tasks are `NAME` or `NAME:FILE?option=value&...`:
+
+    validation                      the held-out split of the run's own text
+    perplexity:FILE                 running text by sliding windows (?window= &stride=); masked models: pseudo-perplexity
+    last_word:FILE.jsonl            LAMBADA: {"text"}
+    choices:FILE.jsonl              {"question", "choices": [...], "answer": 0} (?shots.count=5&shots.template={question})
+    answers:FILE.jsonl              {"question", "answer"}, written greedily (?new=64&measure_by=text)
+    pairs:FILE.jsonl                {"first", "second"}: which is likelier (?first=sentence_good&second=sentence_bad)
+    noise:FILE.jsonl                {"text"} with characters or words disturbed (?how=drop_words&rate=0.1)
+
+`python -m lm.tasks.harness` runs the tasks of lm-evaluation-harness.
 """
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -19,35 +29,57 @@ from lm.errors import check
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
 STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
+TASKS = flags.DEFINE_string("tasks", None, "what to measure, joined by commas; see above")
 TEXT = flags.DEFINE_multi_string("text", [], "text whose tokens are scored, several allowed")
+SEED = flags.DEFINE_integer("seed", 0, "seed of what is drawn: solved examples, noise, resamples for the errors")
 OUTPUT = flags.DEFINE_string("output", None, "write the figures to this file as JSON")
 
 
 def main(overrides: list[tuple[str, str]]) -> None:
-    """Read the flags, load the run, print a table."""
+    """Read the flags, load the run, print tables."""
     check(not overrides, "lm.evaluate takes no --config.* flags: a run's config is its own")
+    output = Path(OUTPUT.value) if OUTPUT.value else None
+    if output:
+        check(output.parent.is_dir(), f"--output={output}: there is no folder '{output.parent}'; make it first")
+        check(not output.is_dir(), f"--output={output} is a folder; name a file")
     from lm import platform
 
     platform.prepare()
     from lm.convert.run import opened
+    from lm.tasks.open import named
+    from lm.tasks.subject import Subject
 
+    tasks = named(TASKS.value or ("" if TEXT.value else "validation"))
     config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value)
     check(
-        config.objective.generative or not TEXT.value,
-        f"--text: {WORKDIR.value or MODEL.value} is a model of {type(config.objective).__name__}, which gives no token a "
-        "probability from left to right; without --text its held-out figures are measured",
+        WORKDIR.value is not None or "validation" not in tasks,
+        "a model folder has no held-out split of its own: name other --tasks, for example perplexity:FILE, or --text",
     )
-    results = {"text": texts(config, params, tokenizer)} if TEXT.value else {"validation": validation(config, params)}
-    if OUTPUT.value:
-        Path(OUTPUT.value).write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    subject = Subject(config, params, tokenizer, seed=SEED.value, progress=bar)
+    results = {name: measured(name, task, subject) for name, task in tasks.items()}
+    if TEXT.value:
+        results["text"] = texts(subject)
+    if output:
+        output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def texts(config: Any, params: Any, tokenizer: Any) -> list[dict[str, Any]]:
+def measured(name: str, task: Any, subject: Any) -> dict[str, float | None]:
+    """Measure and show one task."""
+    from lm.console import table
+    from lm.tasks.statistics import flat
+
+    found = task.measure(subject)
+    rows = [(metric, f.value, "" if math.isnan(f.error) else f"{f.error:.2g}") for metric, f in found.items()]
+    print(table(rows, (name, "value", "±")), end="\n\n")
+    return flat(found)
+
+
+def texts(subject: Any) -> list[dict[str, Any]]:
     """Score and show each text of the command line."""
     from lm.console import printable, table
-    from lm.tasks.language import score
+    from lm.tasks.perplexity import text_scores
 
-    results = [score(config, params, tokenizer, text) for text in TEXT.value]
+    results = [text_scores(subject, text) for text in TEXT.value]
     for found in results:
         pairs = zip(found["tokens"], found["logprobs"])
         rows = [(printable(t).replace("\n", "\\n"), *(("", "") if p is None else (math.exp(p), p))) for t, p in pairs]
@@ -57,24 +89,11 @@ def texts(config: Any, params: Any, tokenizer: Any) -> list[dict[str, Any]]:
     return results
 
 
-def validation(config: Any, params: Any) -> dict[str, float]:
-    """Measure the run's validation split on the first device of this machine."""
-    import jax
+def bar(what: str, count: int):
+    """Show a progress bar on a terminal."""
+    from lm.console import progress_bar
 
-    from lm.console import table
-    from lm.data.prepare import prepare
-    from lm.objectives.base import resolve
-    from lm.sharding import AXES, make_mesh
-    from lm.tasks.language import HeldOut
-
-    config, corpus = resolve(config, prepare(config.data, report=print))
-    check(len(corpus.validation) > 1, "this run held no text out: its config has validation=0")
-    mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
-    with jax.set_mesh(mesh):
-        found = HeldOut(dataclasses.replace(config, evaluate_batches=0), corpus, mesh)(params)
-    found = {name.rpartition("/")[2]: value for name, value in found.items()}
-    print(table(list(found.items()), ("validation", "value")))
-    return found
+    return progress_bar(what, count)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,16 @@ def attend_block(q_BNTH, k_BKSH, v_BKSH, allowed_BTS, bias_NTS, cap, keys_B, rat
     """Attend from one block of queries to keys; the query heads that share a key-value head go through as one matrix."""
     batch, heads, length, head = q_BNTH.shape
     kv, keys = k_BKSH.shape[1:3]
+    weights = attention_weights(q_BNTH, k_BKSH, allowed_BTS, bias_NTS, cap)
+    weights = dropout(weights, rate, keys_B, 0).astype(v_BKSH.dtype)
+    y_BKTH = jnp.einsum("bkts,bksh->bkth", weights.reshape(batch, kv, -1, keys), v_BKSH)
+    return y_BKTH.reshape(batch, heads, length, head)
+
+
+def attention_weights(q_BNTH, k_BKSH, allowed_BTS, bias_NTS, cap) -> jax.Array:
+    """Return how much each query takes of each key, float32 (B, N, T, S); every row adds up to 1."""
+    batch, heads, length, head = q_BNTH.shape
+    kv, keys = k_BKSH.shape[1:3]
     q_BKTH = q_BNTH.reshape(batch, kv, -1, head)
     scores = jnp.einsum("bkth,bksh->bkts", q_BKTH, k_BKSH, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, heads, length, keys)
@@ -90,9 +100,7 @@ def attend_block(q_BNTH, k_BKSH, v_BKSH, allowed_BTS, bias_NTS, cap, keys_B, rat
         scores = scores + bias_NTS
     if allowed_BTS is not None:
         scores = jnp.where(allowed_BTS[:, None], scores, jnp.finfo(jnp.float32).min)
-    weights = dropout(jax.nn.softmax(scores, -1), rate, keys_B, 0).astype(v_BKSH.dtype)
-    y_BKTH = jnp.einsum("bkts,bksh->bkth", weights.reshape(batch, kv, -1, keys), v_BKSH)
-    return y_BKTH.reshape(batch, heads, length, head)
+    return jax.nn.softmax(scores, -1)
 
 
 class Cache(struct.PyTreeNode):
@@ -119,35 +127,48 @@ class Attention(nn.Module):
     config: Any
 
     @nn.compact
-    def __call__(self, x_BTD, *, source_BSD=None, positions_BT=None, mask, bias_NTS=None, keys_B=None, cache=None):
+    def __call__(
+        self, x_BTD, *, source_BSD=None, cross=False, positions_BT=None, mask, bias_NTS=None, keys_B=None, cache=None
+    ):
         """Return (B, T, D) and this layer's cache, a pair (k_BKSH, v_BKSH), with the new keys and values written in.
 
-        Attention to a source has no positions: the decoder's and the encoder's do not compare.
+        `cross` attends to a source, without positions, for the decoder's and the encoder's do not compare: its pair is
+        made of `source_BSD`, and read from the cache where no source is given again.
         """
-        c = self.config
-        from_BSD = x_BTD if source_BSD is None else source_BSD
+        c, rows = self.config, x_BTD.shape[0]
+        from_BSD, known = source_BSD if cross else x_BTD, cross and source_BSD is None
         bias = c.bias if c.qkv_bias is None else c.qkv_bias
         query = {"bias": bias, **c.linear(c.width, query=True)}
         q_BTNH = Linear((c.width, c.heads, c.head_size), ("embed", "heads", "head"), name="query", **query)(x_BTD)
-        kv, into = ((c.width, c.kv, c.head_size), ("embed", "kv_heads", "head")), {"bias": bias, **c.linear(c.width)}
-        k_BTKH, v_BTKH = (Linear(*kv, name=name, **into)(from_BSD) for name in ("key", "value"))
-        if c.qk_norm:
-            q_BTNH, k_BTKH = (
-                Norm(kind=c.norm, eps=c.eps, bias=False, axis=None, name=f"{name}_norm")(y)
-                for name, y in (("query", q_BTNH), ("key", k_BTKH))
-            )
-        if c.positions == "rotary" and source_BSD is None:
-            q_BTNH, k_BTKH = (rotate(y, positions_BT, c.rotary) for y in (q_BTNH, k_BTKH))
-        q_BNTH, k_BKSH, v_BKSH = (y.swapaxes(1, 2) for y in (q_BTNH * c.attention_scale, k_BTKH, v_BTKH))
+
+        def norm(name, y):
+            return Norm(kind=c.norm, eps=c.eps, bias=False, axis=None, name=name)(y) if c.qk_norm else y
+
+        def turn(y):
+            return rotate(y, positions_BT, c.rotary, mask.window) if c.positions == "rotary" and not cross else y
+
+        q_BNTH = (turn(norm("query_norm", q_BTNH)) * c.attention_scale).swapaxes(1, 2)
         q_BNTH = constrain(q_BNTH, "batch", "heads", "length", None)
-        if cache is not None:
-            rows, length, _ = x_BTD.shape
+        if known:
+            k_BKSH, v_BKSH = (y.reshape(rows, *y.shape[-3:]) for y in cache)
+        else:
+            kv, into = ((c.width, c.kv, c.head_size), ("embed", "kv_heads", "head")), {"bias": bias, **c.linear(c.width)}
+            k_BTKH, v_BTKH = (Linear(*kv, name=name, **into)(from_BSD) for name in ("key", "value"))
+            k_BKSH, v_BKSH = turn(norm("key_norm", k_BTKH)).swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
+        if cross:
+            cache = cache if known else (k_BKSH, v_BKSH)
+        elif cache is not None:
             cache = tuple(write(old, y, mask.offset()) for old, y in zip(cache, (k_BKSH, v_BKSH)))
             # A first pass sees what it wrote itself; later ones read the whole cache.
-            seen = length if mask.start is None else None
+            seen = x_BTD.shape[1] if mask.start is None else None
             k_BKSH, v_BKSH = (y.reshape(rows, *y.shape[-3:])[:, :, :seen].astype(x_BTD.dtype) for y in cache)
         # Every device needs all the keys of its rows: the context axis gathers them here.
         k_BKSH, v_BKSH = (constrain(y, "batch", "kv_heads", None, None) for y in (k_BKSH, v_BKSH))
+        if self.is_mutable_collection("intermediates"):  # somebody looks on
+            whole = slice(0, q_BNTH.shape[2]), k_BKSH.shape[2]
+            bias_whole = None if bias_NTS is None else bias_NTS(*whole)
+            seen_BTS = mask.allowed(*whole)
+            self.sow("intermediates", "weights", attention_weights(q_BNTH, k_BKSH, seen_BTS, bias_whole, c.attention_cap))
         y_BNTH = attend(
             q_BNTH,
             k_BKSH,

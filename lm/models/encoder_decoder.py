@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from lm.errors import UserError
-from lm.models.attention import Mask
+from lm.models.attention import Cache, Mask
 from lm.models.heads import Head
 from lm.models.layers import Embed, fold, named
 from lm.models.model import Inputs, token_table
@@ -108,17 +109,34 @@ class Seq2Seq(nn.Module):
         source_segments_BS=None,
         keys_B=None,
         causal=True,
+        cache=None,
     ):
-        """Read the target beside the encoder's states: (B, T, D). The stacks' dropout draws from keys of their own."""
+        """Read the target beside the encoder's states: (B, T, D). The stacks' dropout draws from keys of their own.
+
+        With a cache (`lm.models.model.empty_cache` of the decoder, each layer beside None) segments are needed, and
+        the new cache is returned as well; it holds the source's keys and values, so later calls take `source_BSD=None`.
+        """
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         if (segments_BT is None) != (source_segments_BS is None):
             raise ValueError("segments for both sides or for none")
         keys_B = fold(keys_B, 1)
         x_BTD = self.decoder_input(self.vectors(tokens_BT), positions_BT, None, keys_B)
-        mask = Mask(segments_BT=segments_BT, segments_BS=segments_BT, causal=causal)
-        cross = Mask(segments_BT=segments_BT, segments_BS=source_segments_BS, causal=False)
-        return self.decoder(x_BTD, positions_BT, mask, keys_B, source_BSD=source_BSD, source_mask=cross)[0]
+        start = None if cache is None else cache.length
+        seen, offset = segments_BT, 0 if start is None else start
+        if cache is not None:
+            seen = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, offset))
+        mask = Mask(segments_BT=segments_BT, segments_BS=seen, start=start, causal=causal)
+        source = {
+            "source_BSD": source_BSD,
+            "source_mask": Mask(segments_BT=segments_BT, segments_BS=source_segments_BS, causal=False),
+        }
+        layers = None if cache is None else cache.layers
+        h_BTD, layers, _ = self.decoder(x_BTD, positions_BT, mask, keys_B, layers, **source)
+        if cache is None:
+            return h_BTD
+        length = jnp.asarray(offset + tokens_BT.shape[1], jnp.int32)
+        return h_BTD, Cache(layers=layers, segments_BS=seen, length=length)
 
     def vectors(self, tokens):
         """Look tokens up in the shared table."""

@@ -1,20 +1,22 @@
-"""Language-model quality: the held-out loss as perplexity and bits per byte, and the probability of each token of a text."""
+"""The held-out loss of an objective, as perplexity and bits per byte where it is nats of running text."""
 
-import math
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from lm import metrics
 from lm.config import Config
 from lm.data.pipeline import Evaluation, prefetch
-from lm.data.prepare import Corpus
+from lm.data.prepare import Corpus, prepare
 from lm.data.tokenizers import Tokenizer
 from lm.errors import check
-from lm.models.model import Model
-from lm.sharding import local_rows, place
+from lm.objectives.base import resolve
+from lm.sharding import AXES, local_rows, make_mesh, place
+from lm.tasks.statistics import Figures, jackknife
+from lm.tasks.subject import Subject
 
 
 class HeldOut:
@@ -39,11 +41,19 @@ class HeldOut:
     def __call__(self, params: Any) -> dict[str, float]:
         """Return `eval/validation/...`: mean loss, the objective's own metrics, perplexity and bits per byte of text."""
         total: metrics.Host = {}
+        for sums in self.each(params):
+            total = metrics.add(total, sums)
+        return self.figures(total, "eval/validation")
+
+    def each(self, params: Any) -> Iterator[metrics.Host]:
+        """Give the sums of each batch."""
         memory = self.objective.initial_memory(self.rows)
         for batch in prefetch(self.batches, 0, self.count):
             sums, memory = self.sums(params, place(batch, self.mesh, self.rows), memory)
-            total = metrics.add(total, sums)
-        prefix = "eval/validation"
+            yield sums
+
+    def figures(self, total: metrics.Host, prefix: str) -> dict[str, float]:
+        """Turn sums into named means."""
         values = metrics.total(metrics.means(total, prefix), self.objective.scales, prefix)
         rate = (len(self.tokens) - 1) / max(self.tokens.raw_bytes, 1)
         return metrics.language(values, self.objective.nats, prefix, rate)
@@ -57,38 +67,27 @@ class HeldOut:
         return [self.objective.show(tokenizer, *pair) for pair in zip(examples, guesses)]
 
 
-def score(config: Config, params: Any, tokenizer: Tokenizer, text: str) -> dict[str, Any]:
-    """Give a text's tokens with the natural log-probability of each given those before it.
 
-    A document begins after the separator, so its first token has a probability too; without a separator the first
-    one has None. Raises UserError when the text is longer than the context.
-    """
-    ids = tokenizer.encode(text)
-    check(len(ids) > 0, f"--text={text!r} has no tokens")
-    lead = [] if tokenizer.separator is None else [tokenizer.separator]
-    row = np.array([*lead, *ids], np.int32)
-    context = config.objective.model.context
-    check(len(row) - 1 <= context, f"--text has {len(ids)} tokens, more than the context of {context}; split it")
-    padded = np.zeros((1, context), np.int32)  # one compiled program for every length; later tokens are not seen
-    padded[0, : len(row) - 1] = row[:-1]
-    logprobs = jax.device_get(log_probabilities(config.objective.model, params, padded))[0]
-    found = [float(logprobs[i, token]) for i, token in enumerate(row[1:])]
-    total = sum(found)
-    return {
-        "text": text,
-        "ids": ids.tolist(),
-        "tokens": tokenizer.pieces(ids),
-        "logprobs": found if lead else [None, *found],
-        "sum": total,
-        "perplexity": math.exp(-total / len(found)) if found else None,
-    }
+@dataclass(frozen=True)
+class Validation:
+    """The run's own held-out split, whole, by its objective; errors by leaving batches out in turn."""
 
+    def measure(self, subject: Subject) -> Figures:
+        config, corpus = resolve(subject.config, prepare(subject.config.data, report=print))
+        check(len(corpus.validation) > 1, "this run held no text out: its config has validation=0")
+        mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
+        with jax.set_mesh(mesh):
+            held_out = HeldOut(dataclasses.replace(config, evaluate_batches=0), corpus, mesh)
+            report, sums = subject.progress("validation", held_out.count), []
+            for one in held_out.each(subject.params):
+                sums.append(jax.device_get(one))
+                report(1)
 
-def log_probabilities(model: Any, params: Any, tokens_BT: np.ndarray) -> jax.Array:
-    """Natural log-probabilities (B, T, V) of each next token."""
-    @jax.jit
-    def run(params, tokens_BT):
-        h_BTD, _ = Model(model).apply({"params": params}, tokens_BT)
-        return jax.nn.log_softmax(Model(model).apply({"params": params}, method="head").logits(h_BTD), -1)
+        def statistic(chosen):
+            total: metrics.Host = {}
+            for i in chosen:
+                total = metrics.add(total, sums[i])
+            return held_out.figures(total, "")
 
-    return run(params, jnp.asarray(tokens_BT))
+        found = jackknife(statistic, len(sums), subject.seed)
+        return {name.strip("/"): figure for name, figure in found.items()}

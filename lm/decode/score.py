@@ -1,0 +1,138 @@
+"""Score only: the log-probability of every token of given continuations, for any architecture that writes."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.data.prompts import Prompt
+from lm.decode.open import bucket, opened_steps, pad
+from lm.decode.steps import Prompts, Steps
+from lm.errors import UserError, check
+
+TOKENS = 8192  # computed together, on one device
+CHUNK = 2**22  # logits that exist at once
+NO_MESH = jax.sharding.AbstractMesh((), ())  # a batch need not divide among the devices of training
+
+
+class Scored(NamedTuple):
+    """What the model said of each token of a continuation, [T]: its natural log-probability, whether none was likelier,
+    the probability of the likeliest one, and the sum of all tokens' squared probabilities.
+    """
+
+    logprobs: np.ndarray
+    greedy: np.ndarray
+    confidence: np.ndarray
+    squares: np.ndarray
+
+
+class Pair(NamedTuple):
+    """What is given, and what is scored after it, int32 [T]."""
+
+    prompt: Prompt
+    target: np.ndarray
+
+
+class Scorer:
+    """The scores of one model; build it once, call it with any pairs, which go through in batches sorted by length.
+
+    A pair's scores do not depend on the others but for float rounding.
+    """
+
+    def __init__(self, objective: Any, params: Any, tokens: int = TOKENS):
+        objective, params = objective.writer(params)
+        self.steps, self.tokens = opened_steps(objective), tokens
+        with jax.sharding.use_abstract_mesh(NO_MESH):
+            self.prepared = self.steps.prepare(params, 2)
+        # A pass over all tokens, where no state has to stand between the prompt and what follows.
+        self.single = self.steps.complete and self.steps.source_limit is None and not objective.prefix
+
+    def __call__(self, pairs: Sequence[Pair], report: Callable[[int], None] | None = None) -> list[Scored]:
+        """Score every pair, in the given order; raises UserError for one that is too long or has nothing to score."""
+        for pair in pairs:
+            self.fits(pair)
+        widths = [self.widths(pair) for pair in pairs]
+        order, found = sorted(range(len(pairs)), key=lambda i: widths[i], reverse=True), [None] * len(pairs)
+        while order:
+            head = widths[order[0]]
+            # Always as many rows for a width: one compiled program; most have few rows too many at the end.
+            rows = max(1, self.tokens // sum(head))
+            count = next((n for n, i in enumerate(order) if n == rows or widths[i] != head), len(order))
+            batch, order = order[:count], order[count:]
+            rows = min(rows, 1 << (count - 1).bit_length())
+            for i, one in zip(batch, self.score([pairs[i] for i in batch], rows)):
+                found[i] = one
+            if report:
+                report(len(batch))
+        return found
+
+    def fits(self, pair: Pair) -> None:
+        length, limit = len(pair.prompt.tokens) + len(pair.target) - 1, self.steps.limit
+        check(len(pair.target) > 0, "nothing to score: a continuation without tokens")
+        if limit is not None and length > limit:
+            raise UserError(f"{length} tokens pass the model's context of {limit}: cut the text, or shorten what precedes")
+        source, most = pair.prompt.source, self.steps.source_limit
+        if source is not None and most is not None and len(source) > most:
+            raise UserError(f"a source of {len(source)} tokens passes the encoder's context of {most}")
+
+    def widths(self, pair: Pair) -> tuple[int, int, int]:
+        """Bucketed lengths of the prompt (of all there is to read, in one pass), of the target and of the source."""
+        target, prompt = len(pair.target), len(pair.prompt.tokens)
+        source = 0 if pair.prompt.source is None else bucket(len(pair.prompt.source))
+        return bucket(prompt + target - 1 if self.single else prompt), bucket(target), source
+
+    def score(self, pairs: Sequence[Pair], rows: int) -> list[Scored]:
+        """Score pairs of one width as one batch of `rows` rows."""
+        prompts = [pair.prompt.tokens for pair in pairs]
+        targets = [pair.target for pair in pairs]
+        spare = rows - len(pairs)
+        if self.single:
+            read = [np.concatenate([p, t[:-1]]) for p, t in zip(prompts, targets)]
+            tokens_BT, segments_BT = fill(pad(read, left=True), spare)
+            wanted_BW = fill(pad(targets, left=True), spare)[0]
+        else:
+            tokens_BT, segments_BT = fill(pad(prompts, left=True), spare)
+            wanted_BW = fill(pad(targets, left=False), spare)[0]
+        source = ()
+        if pairs[0].prompt.source is not None:
+            source = fill(pad([pair.prompt.source for pair in pairs], left=False), spare)
+        batch = Prompts(tokens_BT, segments_BT, *source)
+        with jax.sharding.use_abstract_mesh(NO_MESH):
+            found = jax.device_get(score(self.prepared, batch, wanted_BW, steps=self.steps, single=self.single))
+        cut = [slice(-len(t), None) if self.single else slice(len(t)) for t in targets]
+        return [Scored(*(x[i, part] for x in found)) for i, part in enumerate(cut)]
+
+
+def fill(arrays: tuple[np.ndarray, np.ndarray], spare: int) -> tuple[np.ndarray, ...]:
+    """Repeat the last row."""
+    return tuple(np.pad(x, ((0, spare), (0, 0)), mode="edge") for x in arrays)
+
+
+@partial(jax.jit, static_argnames=("steps", "single"))
+def score(prepared: Any, prompts: Prompts, wanted_BW: jax.Array, *, steps: Steps, single: bool):
+    """Give the fields of `Scored` for the wanted tokens, each (B, W)."""
+    width = wanted_BW.shape[1]
+    if single:
+        h_BTD, _ = steps.prefill(prepared, prompts, 0)
+        h_BWD = jnp.pad(h_BTD, ((0, 0), (max(0, width - h_BTD.shape[1]), 0), (0, 0)))[:, -width:]
+    else:
+        h_BTD, state = steps.prefill(prepared, prompts, width)
+        more_BTD, _ = steps.step(prepared, state, wanted_BW[:, :-1])
+        h_BWD = jnp.concatenate([h_BTD[:, -1:], more_BTD], 1)
+    rows, size = h_BWD.shape[0] * width, h_BWD.shape[2]
+    most = max(1, CHUNK // steps.config.vocab)  # states whose logits exist at once
+    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= most)
+
+    def one(part):
+        h_RD, wanted_R = part
+        logits_RV = steps.logits(prepared, h_RD)
+        own_R = jnp.take_along_axis(logits_RV, wanted_R[:, None], 1)[:, 0]
+        norm_R, best_R = jax.nn.logsumexp(logits_RV, -1), logits_RV.max(-1)
+        squares_R = jnp.exp(jax.nn.logsumexp(2 * logits_RV, -1) - 2 * norm_R)
+        return own_R - norm_R, own_R >= best_R, jnp.exp(best_R - norm_R), squares_R
+
+    split = h_BWD.reshape(parts, -1, size), wanted_BW.reshape(parts, -1)
+    return tuple(x.reshape(wanted_BW.shape) for x in jax.lax.map(one, split))

@@ -1,0 +1,211 @@
+"""Blind side-by-side comparison by people: a sheet to fill in, a key kept apart, and what the filled sheets say.
+
+    key = write_sheet(Path("sheet.csv"), prompts, {"baseline": texts, "ours": texts}, seed=0)
+    judgements = read_sheet([Path("sheet-ann.csv"), Path("sheet-ben.csv")], key)
+    figures = win_rates(judgements) | judges_agree(judgements)
+
+`write_sheet` makes sheet.csv for a spreadsheet, sheet.html with the same texts in columns and buttons that saves such a
+csv, and sheet.key.json, which says what stood where and must not reach the judges.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import html
+import io
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lm.errors import UserError, check
+from lm.tasks.agreement import counts_of, fleiss_kappa, krippendorff_alpha
+from lm.tasks.judging_page import TEMPLATE
+from lm.tasks.statistics import Comparison, Figures, mean, paired_permutation, proportion
+
+COLUMNS = ("row", "prompt", "left", "right", "preference", "comment")
+WORDS = {"left": "left", "l": "left", "right": "right", "r": "right", "tie": "tie", "t": "tie", "=": "tie"}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One judge's choice between two systems' texts for an item; `preferred` is a system's name, None for a tie."""
+
+    item: int
+    judge: str
+    left: str
+    right: str
+    preferred: str | None
+    comment: str = ""
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The two systems in the order of their names."""
+        return tuple(sorted((self.left, self.right)))
+
+    def score(self, system: str) -> float:
+        """1 where the system was preferred, 1/2 for a tie, 0 where the other was."""
+        return 0.5 if self.preferred is None else float(self.preferred == system)
+
+
+def write_sheet(path: Path, items: Sequence[str], systems: Mapping[str, Sequence[str]], seed: int = 0) -> Path:
+    """Write the sheet, its page and its key, and return the key's path.
+
+    Each pair of systems is compared on each item (a prompt): rows are shuffled, and so are the sides, each system being on
+    the left in half of its rows. Raises UserError rather than write over a file.
+    """
+    check(len(systems) > 1, "a comparison needs at least two systems")
+    check(len(items) > 0, "a comparison needs at least one item")
+    for name, texts in systems.items():
+        check(len(texts) == len(items), f"system '{name}' has {len(texts)} texts for {len(items)} items")
+    page, key_path = path.with_suffix(".html"), path.with_suffix(".key.json")
+    for file in (path, page, key_path):
+        check(not file.exists(), f"{file} exists and may hold judgements: choose another name or remove it")
+    whole = json.dumps([list(items), {n: list(t) for n, t in systems.items()}, seed], ensure_ascii=False)
+    sheet = hashlib.sha256(whole.encode()).hexdigest()[:6]
+    key = {
+        f"r{sheet}-{i:04}": {"item": item, "left": a, "right": b}
+        for i, (item, a, b) in _placed(len(items), systems, seed)
+    }
+    rows = [
+        (r, items[k["item"]], *(systems[k[side]][k["item"]] for side in ("left", "right")), "", "")
+        for r, k in key.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8-sig", newline="") as file:  # the mark lets spreadsheets see UTF-8
+        csv.writer(file).writerows([COLUMNS, *rows])
+    page.write_text(_page(path.stem, rows), encoding="utf-8")
+    text = json.dumps({"systems": list(systems), "rows": key}, indent=1, ensure_ascii=False)
+    key_path.write_text(text + "\n", encoding="utf-8")
+    return key_path
+
+
+def _placed(items: int, systems: Mapping[str, object], seed: int) -> Iterator[tuple[int, tuple[int, str, str]]]:
+    """Number the comparisons (item, left, right) from 1 in the order shown."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for a, b in itertools.combinations(systems, 2):
+        swapped = rng.permutation(np.arange(items) % 2 if rng.random() < 0.5 else (np.arange(items) + 1) % 2)
+        found += [(item, *((b, a) if turn else (a, b))) for item, turn in enumerate(swapped)]
+    return enumerate([found[i] for i in rng.permutation(len(found))], 1)
+
+
+def read_sheet(paths: Sequence[Path], key: Path) -> list[Judgement]:
+    """Read filled sheets; a row without a preference was not judged and is left out.
+
+    The judge is the `judge` column's, or the file's name where there is none. Raises UserError with file and line for a row
+    that the key does not know, a preference that is none, or a row judged twice by one judge.
+    """
+    check(key.exists(), f"no {key}: write_sheet leaves it beside the sheet")
+    rows = json.loads(key.read_text(encoding="utf-8"))["rows"]
+    found: list[Judgement] = []
+    seen: dict[tuple[str, str], str] = {}
+    for path in paths:
+        for line, cells in _cells(path):
+            where = f"{path}:{line}"
+            row, judge = cells["row"].strip(), cells.get("judge", "").strip() or path.stem
+            check(
+                row in rows,
+                f"{where}: row '{row}' is not in {key.name}: a sheet of another comparison, or an edited number",
+            )
+            given = cells["preference"].strip().lower()
+            if not given:
+                continue
+            check(given in WORDS, f"{where}: preference '{given}' must be left, right or tie (or empty: not judged)")
+            earlier = seen.setdefault((row, judge), where)
+            check(earlier == where, f"{where}: judge '{judge}' has judged row {row} before, in {earlier}")
+            place = rows[row]
+            preferred = place.get(WORDS[given])  # none for a tie
+            found.append(
+                Judgement(place["item"], judge, place["left"], place["right"], preferred, cells.get("comment", ""))
+            )
+    check(len(found) > 0, f"no row of {', '.join(map(str, paths)) or 'no file'} has a preference")
+    return found
+
+
+def _cells(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Give each row's first line number and cells by column, with commas, semicolons or tabs between them."""
+    check(path.exists(), f"no sheet {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}): save it as 'CSV UTF-8'") from error
+    header = text.partition("\n")[0]
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    columns = [name.strip().lower() for name in next(lines, [])]
+    missing = [name for name in ("row", "preference") if name not in columns]
+    check(not missing, f"{path}:1: no column {' and '.join(missing)}; there are: {', '.join(columns) or 'none'}")
+    line = lines.line_num + 1
+    for row in lines:
+        if any(cell.strip() for cell in row):
+            check(len(row) == len(columns), f"{path}:{line}: {len(row)} cells under {len(columns)} columns")
+            yield line, dict(zip(columns, row))
+        line = lines.line_num + 1
+
+
+def scores(judgements: Sequence[Judgement], first: str, second: str) -> np.ndarray:
+    """Mean score of the first system against the second on each item that was judged, (items,)."""
+    chosen = [j for j in judgements if {j.left, j.right} == {first, second}]
+    check(len(chosen) > 0, f"nobody compared '{first}' with '{second}'")
+    by_item: dict[int, list[float]] = {}
+    for j in chosen:
+        by_item.setdefault(j.item, []).append(j.score(first))
+    return np.array([np.mean(values) for _, values in sorted(by_item.items())])
+
+
+def win_rates(judgements: Sequence[Judgement]) -> Figures:
+    """Measure win/A/B, how often A is preferred to B (a tie is half a win), tie/A/B, and `left`, the pull of the left side.
+
+    Judges of one item see the same texts, so the error is the spread between items' means, not between judgements. `left` is
+    over judgements without ties; far from 0.5 the judges looked at the side.
+    """
+    found: Figures = {}
+    for a, b in sorted({j.pair for j in judgements}):
+        found |= {f"win/{x}/{y}": mean(scores(judgements, x, y)) for x, y in ((a, b), (b, a))}
+        ties = [j.preferred is None for j in judgements if j.pair == (a, b)]
+        found[f"tie/{a}/{b}"] = proportion(sum(ties), len(ties))
+    decided = [j for j in judgements if j.preferred is not None]
+    return found | ({"left": proportion(sum(j.preferred == j.left for j in decided), len(decided))} if decided else {})
+
+
+def compare(judgements: Sequence[Judgement], first: str, second: str, seed: int = 0) -> Comparison:
+    """Give wins less losses of the first system, as shares of items, and the p of that under exchanged systems."""
+    wins = scores(judgements, first, second)
+    return Comparison(mean(2 * wins - 1), paired_permutation(wins, 1 - wins, seed=seed))
+
+
+def judges_agree(judgements: Sequence[Judgement], seed: int = 0) -> Figures:
+    """Measure krippendorff_alpha over compared texts, and fleiss_kappa with plain agreement where each had as many judges.
+
+    Nothing where no text had two judges.
+    """
+    units: dict[tuple, list[str]] = {}
+    for j in judgements:
+        units.setdefault((j.item, *j.pair), []).append(j.preferred or "")
+    ratings = [r for r in units.values() if len(r) > 1]
+    if not ratings:
+        return {}
+    found = krippendorff_alpha(ratings, seed=seed)
+    if len({len(r) for r in ratings}) == 1:
+        found |= fleiss_kappa(counts_of(ratings)[0], seed)
+    return found
+
+
+def _page(name: str, rows: Sequence[tuple]) -> str:
+    """Write the sheet as one page that needs nothing else: texts side by side, buttons, and a link that saves the csv."""
+    parts = []
+    for number, (row, prompt, left, right, *_) in enumerate(rows, 1):
+        buttons = "".join(
+            f'<label><input type="radio" name="{row}" value="{word}"> {shown}</label>'
+            for word, shown in (("left", "left is better"), ("tie", "equally good"), ("right", "right is better"))
+        )
+        parts.append(
+            f'<section id="{row}"><h2>{number} of {len(rows)}</h2><p class="prompt">{html.escape(str(prompt))}</p>'
+            f'<div class="pair"><p>{html.escape(str(left))}</p><p>{html.escape(str(right))}</p></div>'
+            f'<div class="choice">{buttons}<input class="comment" placeholder="comment"></div></section>'
+        )
+    return TEMPLATE.replace("{{name}}", html.escape(name)).replace("{{rows}}", "\n".join(parts))

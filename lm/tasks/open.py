@@ -1,0 +1,43 @@
+"""Tasks by name: `NAME`, or `NAME:FILE`, with options behind a question mark: `choices:arc.jsonl?shots.count=5`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from urllib.parse import parse_qsl
+
+from lm.config import override
+from lm.errors import check, unknown
+from lm.tasks.in_context import Answers, Choices
+from lm.tasks.language import Validation
+from lm.tasks.perplexity import LastWord, Perplexity
+from lm.tasks.probes import Noise, Pairs
+from lm.tasks.subject import Task
+
+TASKS = {
+    "validation": Validation,
+    "perplexity": Perplexity,
+    "last_word": LastWord,
+    "choices": Choices,
+    "answers": Answers,
+    "pairs": Pairs,
+    "noise": Noise,
+}
+
+
+def named(tasks: str | Sequence[str]) -> dict[str, Task]:
+    """Read tasks, joined by commas where they are one string; each under the name that was given."""
+    parts = tasks.split(",") if isinstance(tasks, str) else tasks
+    return {part.strip(): one(part.strip()) for part in parts if part.strip()}
+
+
+def one(text: str) -> Task:
+    """Read one task; raises UserError for an unknown name, option or value."""
+    whole, _, options = text.partition("?")
+    name, _, path = whole.partition(":")
+    if name not in TASKS:
+        raise unknown("task", name, sorted(TASKS))
+    kind = TASKS[name]
+    wanted = any(field.name == "path" for field in dataclasses.fields(kind))
+    check(bool(path) == wanted, f"task '{text}': write {name}:FILE" if wanted else f"task '{text}': {name} takes no file")
+    return override(kind(path=path) if wanted else kind(), parse_qsl(options, keep_blank_values=True))

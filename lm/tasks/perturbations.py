@@ -1,0 +1,136 @@
+"""Noise that readers get over and models may not: pure functions (rng, text, rate) -> text.
+
+Character noise falls on letters within words, so that words and their number stay; `rate` is the chance of each letter (or
+word) to be hit. A text that offers nothing to change comes back as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+Perturbation = Callable[[np.random.Generator, str, float], str]
+
+KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+# What scanned print is misread as (shapes alike in common fonts), both ways.
+SHAPES = (
+    *(("0", "O"), ("1", "l"), ("l", "I"), ("5", "S"), ("8", "B")),
+    *(("rn", "m"), ("cl", "d"), ("vv", "w"), ("e", "c"), ("h", "b")),
+)
+
+
+def _neighbours() -> dict[str, str]:
+    """Letters beside each key: in its row, and above and below, each row lying half a key further right."""
+    place = {key: (row, column + row / 2) for row, keys in enumerate(KEYS) for column, key in enumerate(keys)}
+
+    def beside(key: str, other: str) -> bool:
+        (row, column), (other_row, other_column) = place[key], place[other]
+        return key != other and abs(row - other_row) <= 1 and abs(column - other_column) <= 1
+
+    return {key: "".join(other for other in place if beside(key, other)) for key in place}
+
+
+NEIGHBOURS = _neighbours()
+
+
+def _hits(rng: np.random.Generator, allowed: Sequence[bool], rate: float) -> list[int]:
+    """Draw places among the allowed ones."""
+    return np.flatnonzero((rng.random(len(allowed)) < rate) & np.array(allowed, bool)).tolist()
+
+
+def swap_letters(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
+    """Exchange neighbouring letters of a word: "wrod"."""
+    letters = list(text)
+    pairs = [a.isalpha() and b.isalpha() and a != b for a, b in pairwise(text)]
+    last = -2
+    for i in _hits(rng, pairs, rate):
+        if i > last + 1:  # a letter moves one place, not along the word
+            letters[i], letters[i + 1], last = letters[i + 1], letters[i], i
+    return "".join(letters)
+
+
+def drop_letters(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
+    """Leave out letters, never the last one of a word: "wrd"."""
+    gone = set(_hits(rng, [a.isalpha() and b.isalpha() for a, b in pairwise(text + " ")], rate))
+    return "".join(c for i, c in enumerate(text) if i not in gone)
+
+
+def insert_letters(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
+    """Put a neighbour of the letter's key behind it, or the letter again where it has no key: "worfd"."""
+    return _replaced(rng, text, rate, lambda c: c + _neighbour(rng, c))
+
+
+def mistype(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
+    """Hit the key beside a letter's own: "wprd". Letters that are on no key stay."""
+    return _replaced(rng, text, rate, lambda c: _neighbour(rng, c))
+
+
+def change_case(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
+    """Turn lower case into upper and back: "wOrd"."""
+    return _replaced(rng, text, rate, str.swapcase)
+
+
+def _replaced(rng: np.random.Generator, text: str, rate: float, change: Callable[[str], str]) -> str:
+    letters = list(text)
+    for i in _hits(rng, [c.isalpha() for c in text], rate):
+        letters[i] = change(letters[i])
+    return "".join(letters)
+
+
+def _neighbour(rng: np.random.Generator, letter: str) -> str:
+    keys = NEIGHBOURS.get(letter.lower(), letter)
+    found = keys[rng.integers(len(keys))]
+    return found.upper() if letter.isupper() else found
+
+
+def misread(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
+    """Confuse shapes as optical character recognition does: "modern" becomes "modem", "cl" a "d", "l" a "1"."""
+    ways = [pair for a, b in SHAPES for pair in ((a, b), (b, a))]
+    found, i = [], 0
+    while i < len(text):
+        fitting = [(a, b) for a, b in ways if text.startswith(a, i)]
+        if fitting and rng.random() < rate:
+            a, b = fitting[rng.integers(len(fitting))]
+            found.append(b)
+            i += len(a)
+        else:
+            found.append(text[i])
+            i += 1
+    return "".join(found)
+
+
+def swap_words(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
+    """Exchange neighbouring words."""
+    words = text.split(" ")
+    last = -2
+    for i in _hits(rng, [bool(a and b) for a, b in pairwise(words)], rate):
+        if i > last + 1:
+            words[i], words[i + 1], last = words[i + 1], words[i], i
+    return " ".join(words)
+
+
+def drop_words(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
+    """Leave out words; one always stays."""
+    words = text.split(" ")
+    gone = set(_hits(rng, [bool(word) for word in words], rate))
+    kept = [word for i, word in enumerate(words) if i not in gone]
+    return " ".join(kept) if any(kept) else text
+
+
+PERTURBATIONS: dict[str, Perturbation] = {
+    "swap_letters": swap_letters,
+    "drop_letters": drop_letters,
+    "insert_letters": insert_letters,
+    "mistype": mistype,
+    "change_case": change_case,
+    "misread": misread,
+    "swap_words": swap_words,
+    "drop_words": drop_words,
+}
+
+
+def perturb(texts: Sequence[str], how: Perturbation, rate: float = 0.1, seed: int = 0) -> list[str]:
+    """Perturb each text with a generator of its own, (seed, number), so that a text's noise depends on no other text."""
+    return [how(np.random.default_rng((seed, i)), text, rate) for i, text in enumerate(texts)]
