@@ -12,8 +12,11 @@ before it (by a masked model: given all others). Tasks are `NAME` or `NAME:FILE?
     answers:FILE.jsonl              {"question", "answer"}, written greedily (?new=64&measure_by=text)
     pairs:FILE.jsonl                {"first", "second"}: which is likelier (?first=sentence_good&second=sentence_bad)
     noise:FILE.jsonl                {"text"} with characters or words disturbed (?how=drop_words&rate=0.1)
+    texts:FILE.jsonl                {"prompt", "text"} of lm.generate --output, read by this model (?human=FILE: MAUVE)
+    similarity:FILE.jsonl           {"first", "second", "score"}: sentence embeddings, STS
 
-`python -m lm.tasks.harness` runs the tasks of lm-evaluation-harness.
+`python -m lm.tasks.harness` runs the tasks of lm-evaluation-harness, `python -m lm.tasks.judging` makes
+sheets for human judges and reads them.
 """
 
 import json

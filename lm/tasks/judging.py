@@ -209,3 +209,43 @@ def _page(name: str, rows: Sequence[tuple]) -> str:
             f'<div class="choice">{buttons}<input class="comment" placeholder="comment"></div></section>'
         )
     return TEMPLATE.replace("{{name}}", html.escape(name)).replace("{{rows}}", "\n".join(parts))
+
+
+def main(overrides: list[tuple[str, str]]) -> None:
+    """Write a sheet of generated texts, or say what filled sheets found."""
+    from absl import flags
+
+    from lm.console import table
+    from lm.tasks.files import items
+
+    check(not overrides, "this command takes no --config.* flags")
+    values = flags.FLAGS
+    check(bool(values.sheet) != bool(values.read), "give --sheet=FILE.csv to write one, or --read=FILE.csv with its --key")
+    if values.sheet:
+        check(len(values.outputs) > 1, "give two files or more of lm.generate --output: --outputs=a.jsonl --outputs=b.jsonl")
+        found = {Path(path).stem: items(path) for path in values.outputs}
+        prompts = {name: [item.text("prompt") for item in mine] for name, mine in found.items()}
+        first, *others = prompts
+        odd = [name for name in others if prompts[name] != prompts[first]]
+        check(len(found) == len(values.outputs) and not odd, f"{odd or values.outputs}: not the same prompts, or the same name")
+        texts = {name: [item.text("text") for item in mine] for name, mine in found.items()}
+        key = write_sheet(Path(values.sheet), prompts[first], texts, values.seed)
+        print(f"{values.sheet} and its page {Path(values.sheet).with_suffix('.html')} for the judges; keep {key} from them")
+        return
+    check(bool(values.key), "--key=FILE.key.json says what stood on which side of the sheet")
+    judgements = read_sheet([Path(path) for path in values.read], Path(values.key))
+    figures = {**win_rates(judgements), **judges_agree(judgements, values.seed)}
+    print(table([(name, f.value, f"{f.error:.2g}") for name, f in figures.items()], ("judgement", "value", "±")))
+
+
+if __name__ == "__main__":
+    from absl import flags
+
+    from lm.command import run
+
+    flags.DEFINE_multi_string("outputs", [], "a system's texts, as lm.generate --output writes them; one file a system")
+    flags.DEFINE_string("sheet", None, "write the sheet here, FILE.csv, and FILE.html and FILE.key.json beside it")
+    flags.DEFINE_multi_string("read", [], "a filled sheet, one a judge")
+    flags.DEFINE_string("key", None, "the key of the sheets that are read")
+    flags.DEFINE_integer("seed", 0, "seed of the sides and of the order")
+    run(main)

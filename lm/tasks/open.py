@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 from lm.config import override
@@ -13,6 +14,7 @@ from lm.tasks.language import Validation
 from lm.tasks.perplexity import LastWord, Perplexity
 from lm.tasks.probes import Noise, Pairs
 from lm.tasks.subject import Task
+from lm.tasks.texts import Similarity, Texts
 
 TASKS = {
     "validation": Validation,
@@ -22,6 +24,8 @@ TASKS = {
     "answers": Answers,
     "pairs": Pairs,
     "noise": Noise,
+    "texts": Texts,
+    "similarity": Similarity,
 }
 
 
@@ -29,6 +33,12 @@ def named(tasks: str | Sequence[str]) -> dict[str, Task]:
     """Read tasks, joined by commas where they are one string; each under the name that was given."""
     parts = tasks.split(",") if isinstance(tasks, str) else tasks
     return {part.strip(): one(part.strip()) for part in parts if part.strip()}
+
+
+def label(name: str) -> str:
+    """Shorten a task's name to what metrics are called: its file's stem, else its kind."""
+    kind, _, path = name.partition("?")[0].partition(":")
+    return Path(path).stem or kind
 
 
 def one(text: str) -> Task:

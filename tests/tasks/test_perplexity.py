@@ -238,11 +238,12 @@ def test_pairs_count_the_likelier_first(kind, request, tmp_path):
 def test_noise_is_compared_with_the_same_texts(gpt2, tmp_path):
     _, subject = gpt2
     path = tmp_path / "n.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXT.split("\n") if text))
+    texts = ["the cat sat on the mat", "a bird sang of mats", "the dog sat"]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     found = Noise(path=str(path), rate=0.3).measure(subject)
     assert found["delta"].value == pytest.approx(found["disturbed"].value - found["clean"].value)
     assert found["clean"].value == pytest.approx(
-        -sum(text_scores(subject, t)["sum"] for t in TEXT.split("\n") if t) / len(TEXT.replace("\n", "")), rel=1e-4
+        -sum(text_scores(subject, text)["sum"] for text in texts) / len("".join(texts)), rel=1e-4
     )
     assert Noise(path=str(path), rate=0.3).measure(subject)["disturbed"] == found["disturbed"]
 
