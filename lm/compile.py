@@ -118,6 +118,10 @@ def main(overrides: list[tuple[str, str]]) -> None:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_WORKER_ID", "0")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if config.start:
+        from lm.convert.adopt import adopt
+
+        config, _ = adopt(config, [name for name, _ in overrides])
     print(report(config, TOPOLOGY.value))
 
 

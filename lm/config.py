@@ -64,7 +64,7 @@ class Optimizer:
     average of the parameters, which evaluation and generation then use (0: none).
     """
 
-    name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = "adamw"
+    name: Literal["adamw", "adamw_bert", "lamb", "adafactor", "lion", "muon", "sgd"] = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -89,7 +89,7 @@ class Schedule:
     `decay` is the length of the last phase of "wsd" (warm-up, stable, decay) as a share of all steps.
     """
 
-    shape: Literal["constant", "linear", "cosine", "rsqrt", "flat_rsqrt", "wsd"] = "constant"
+    shape: Literal["constant", "linear", "linear_bert", "cosine", "rsqrt", "flat_rsqrt", "wsd"] = "constant"
     warmup: int = 0
     final: float = 0.0
     decay: float = 0.2
@@ -114,7 +114,7 @@ class Config:
     batch: int = 32
     micro_batches: int = 1
     seed: int = 0
-    evaluate: tuple[str, ...] = ()
+    evaluate: tuple[str, ...] = ()  # tasks measured at every.evaluate beside the held-out loss, as lm.evaluate names them
     evaluate_batches: int = 0  # 0: the whole held-out split
     every: Every = Every()
     keep: Keep = Keep()

@@ -34,6 +34,11 @@ def main(default: str | None = None) -> None:
         from lm import platform  # jax starts here: a mistake in the config is told before
 
         platform.prepare(DISTRIBUTED.value)
+        if config.start:  # the network and the tokenizer are the folder's
+            from lm.convert.adopt import adopt
+
+            config, lines = adopt(config, [name for name, _ in overrides])
+            print("\n".join(lines))
         if DRY_RUN.value:
             from lm.preview import preview
 

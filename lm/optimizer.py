@@ -24,7 +24,7 @@ def build(config: Optimizer, axes: Any, mup: float = 1.0) -> optax.GradientTrans
     if mup != 1.0:
         scales = map_axes(lambda a: mup_factor(config.name, is_hidden(a), mup), axes)
         parts.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, scales)))
-    if config.decay:
+    if config.decay and config.name != "lamb":  # whose ratios are of updates with the decay in them
         parts.append(optax.add_decayed_weights(config.decay, mask=map_axes(is_matrix, axes)))
     return optax.chain(*parts, optax.scale(-1.0))
 
@@ -33,11 +33,11 @@ def mup_factor(name: str, hidden: bool, mup: float) -> float:
     """Factor on the update of hidden matrices and of everything else (Yang et al. 2022, table 8).
 
     Rules with updates of fixed size take 1/m for hidden matrices. Adafactor's updates are relative to parameters drawn
-    with 1/sqrt(m), and Muon's orthogonal ones move a layer's output by only sqrt(m): both lack 1/sqrt(m).
+    with 1/sqrt(m), as LAMB's are, and Muon's orthogonal ones move a layer's output by only sqrt(m): all lack 1/sqrt(m).
     """
     if name == "sgd":
         return 1.0 if hidden else mup
-    return {"adafactor": mup**-0.5, "muon": mup**-0.5}.get(name, 1 / mup) if hidden else 1.0
+    return {"adafactor": mup**-0.5, "lamb": mup**-0.5, "muon": mup**-0.5}.get(name, 1 / mup) if hidden else 1.0
 
 
 def rule(config: Optimizer, axes: Any) -> optax.GradientTransformation:
@@ -45,6 +45,10 @@ def rule(config: Optimizer, axes: Any) -> optax.GradientTransformation:
     b1, b2 = config.betas
     if config.name == "adamw":  # Loshchilov & Hutter 2019
         return optax.scale_by_adam(b1, b2, config.eps)
+    if config.name == "adamw_bert":
+        return uncorrected_adam(b1, b2, config.eps)
+    if config.name == "lamb":
+        return lamb(config, axes)
     if config.name == "lion":  # Chen et al. 2023
         return optax.scale_by_lion(b1, b2)
     if config.name == "sgd":
@@ -64,6 +68,46 @@ def rule(config: Optimizer, axes: Any) -> optax.GradientTransformation:
         muon_weight_dimension_numbers=numbers,
     )
     return optax.chain(muon, optax.scale(-1.0))
+
+
+def uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam without bias correction, m / (sqrt(v) + eps): what the released code of BERT does (Devlin et al. 2019).
+
+    First updates are (1 - b1) / sqrt(1 - b2) times those of Adam, about three times at the usual betas.
+    """
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
+
+    def update(updates, state, params=None):
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, updates)
+        found = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return found, optax.ScaleByAdamState(state.count + 1, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def lamb(config: Optimizer, axes: Any) -> optax.GradientTransformation:
+    """Adam's direction plus decay, each parameter's scaled to the parameter's own norm (You et al. 2020, algorithm 2).
+
+    Stacked layers are parameters of their own. Norms and biases, which do not decay, keep the direction's own length, as
+    in the code that trained ALBERT (Lan et al. 2020).
+    """
+
+    def scaled(a, u, p):
+        if not is_matrix(a):
+            return u
+        over = tuple(i for i, name in enumerate(a) if name != "layers")
+        u = u + config.decay * p
+        size, length = (jnp.sqrt(jnp.square(x).sum(over, keepdims=True)) for x in (p, u))
+        return u * jnp.where((size > 0) & (length > 0), size / jnp.where(length > 0, length, 1), 1.0)
+
+    def ratios(updates, params):
+        return jax.tree.map(scaled, axes, updates, params, is_leaf=is_axes)
+
+    return optax.chain(optax.scale_by_adam(*config.betas, config.eps), optax.stateless(ratios))
 
 
 def matrix_axes(axes: tuple) -> contrib.MuonDimensionNumbers | None:

@@ -11,7 +11,9 @@ def factor(schedule: Schedule, steps: int, step: jax.Array) -> jax.Array:
 
     Warm-up rises linearly and reaches the peak at `step == warmup`. "cosine" and "linear" then fall to `final` at
     `step == steps`, one past the last update; "rsqrt" is sqrt(warmup / step) (Vaswani et al. 2017), "flat_rsqrt" the same
-    but at the peak from the first step on instead of a warm-up (Raffel et al. 2020); "wsd" stays at the peak and falls
+    but at the peak from the first step on instead of a warm-up (Raffel et al. 2020); "linear_bert" falls as "linear" does,
+    but along the line that left the peak at step 0, so that the rate drops a little where the warm-up ends (Devlin et al.
+    2019, the released code; Lan et al. 2020); "wsd" stays at the peak and falls
     linearly over the last share `decay` of the steps (Hu et al. 2024).
     """
     t = jnp.asarray(step, jnp.float32)
@@ -20,6 +22,8 @@ def factor(schedule: Schedule, steps: int, step: jax.Array) -> jax.Array:
     done = jnp.clip((t - warmup) / max(steps - warmup, 1), 0.0, 1.0)
     if schedule.shape == "linear":
         fall = final + (1 - final) * (1 - done)
+    elif schedule.shape == "linear_bert":
+        fall = jnp.where(t < warmup, 1.0, final + (1 - final) * jnp.clip(1 - t / steps, 0.0, 1.0))
     elif schedule.shape == "cosine":
         fall = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
     elif schedule.shape in ("rsqrt", "flat_rsqrt"):

@@ -3,6 +3,7 @@
     python -m lm.convert --model=HF_DIR --workdir=RUN      # a run from a folder
     python -m lm.convert --workdir=RUN --output=HF_DIR     # a folder from a run
     python -m lm.convert --check --model=HF_DIR            # layer by layer beside transformers
+    python -m lm.convert --model=HF_DIR --tokenizer=PATH|--add_tokens=FILE --output=HF_DIR2|--workdir=RUN   # other tokens
 """
 
 from pathlib import Path
@@ -16,6 +17,14 @@ MODEL = flags.DEFINE_string("model", None, "model folder to read")
 WORKDIR = flags.DEFINE_string("workdir", None, "run to make, or to write as a folder")
 OUTPUT = flags.DEFINE_string("output", None, "model folder to write")
 STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
+TOKENIZER = flags.DEFINE_string("tokenizer", None, "replace the vocabulary by this tokenizer's; pieces of both keep their rows")
+ADD_TOKENS = flags.DEFINE_string("add_tokens", None, "file of tokens, one a line, to add to the vocabulary")
+INITIALISE = flags.DEFINE_enum(
+    "initialise", "overlap", ["overlap", "mean", "random"],
+    "rows of new tokens: mean of the old pieces that spell them, drawn like the old rows, or drawn as a new model's",
+)  # fmt: skip
+PAD_VOCAB = flags.DEFINE_integer("pad_vocab", 0, "make the vocabulary's rows a multiple of this")
+SEED = flags.DEFINE_integer("seed", 0, "seed of rows that are drawn")
 CHECK = flags.DEFINE_bool("check", False, "compare every layer with transformers, which must be installed")
 
 
@@ -32,6 +41,12 @@ def main(overrides: list[tuple[str, str]]) -> None:
         return print(compare(MODEL.value))
     from lm.convert.run import export_run, import_run
 
+    if TOKENIZER.value or ADD_TOKENS.value or PAD_VOCAB.value:
+        from lm.convert.surgery import convert
+
+        new = {"tokenizer": TOKENIZER.value, "add_tokens": ADD_TOKENS.value, "initialise": INITIALISE.value}
+        ends = MODEL.value, WORKDIR.value, OUTPUT.value, STEP.value
+        return print("\n".join(convert(*ends, **new, multiple=PAD_VOCAB.value or 1, seed=SEED.value)))
     if OUTPUT.value:
         check(bool(WORKDIR.value) and not MODEL.value, "--output=HF_DIR is written from --workdir=RUN")
         return print(export_run(Path(WORKDIR.value), Path(OUTPUT.value), STEP.value))

@@ -21,7 +21,7 @@ class Bart:
     """A release. `before`: norms before the sub-layers and one more behind each stack, else after them.
 
     `fixed`: sinusoids and no norm on the embeddings, else learned positions from row 2 and one. `head_bias`: numbers are
-    added to the logits; elsewhere theirs has a buffer of zeros for that.
+    added to the logits; elsewhere theirs has a buffer for that, and ours a parameter only where it is not zeros.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Bart:
                 positions="sinusoidal" if self.fixed else "learned",
                 embed_norm=not self.fixed,
                 embed_scale=width**0.5 if fields.get("scale_embedding", default=False) else 1.0,
-                head_bias=self.head_bias and fields.get("final_logits_bias", default=True),
+                head_bias=fields.get("final_logits_bias", default=self.head_bias),
                 dropout=fields.get("dropout", default=0.1),
                 attention_dropout=fields.get("attention_dropout", default=0.0),
                 mlp_dropout=fields.get("activation_dropout", default=0.0),
@@ -72,7 +72,9 @@ class Bart:
                 init_scale_depth=False,
             )
 
-        return self.kind(model=EncoderDecoder(encoder=stack("encoder"), decoder=stack("decoder")))
+        first, end = settings.get("decoder_start_token_id"), fields.get("eos_token_id", default=0 if self.fixed else 2)
+        start = first if first != end else None
+        return self.kind(model=EncoderDecoder(encoder=stack("encoder"), decoder=stack("decoder")), start=start)
 
     def settings(self, objective: Denoise | Seq2seq) -> dict[str, Any]:
         c, found = objective.model.decoder, {}
@@ -97,14 +99,18 @@ class Bart:
         }
 
     def ids(self, objective: Denoise | Seq2seq) -> dict[str, Any]:
-        """Write what begins, ends and fills a text; without a tokenizer as the release has it."""
-        c, end = objective.model.decoder, objective.end
-        if not self.fixed:
-            return {"decoder_start_token_id": 2 if end is None else end}
-        found = {"decoder_start_token_id": c.vocab - 1, "eos_token_id": 0}
-        found = found if end is None else {"decoder_start_token_id": end, "eos_token_id": end, "forced_eos_token_id": end}
-        # Whether the logits have a bias of their own is no field of theirs: this one is ours, and theirs passes it over.
-        return {**found, "pad_token_id": c.vocab - 1, **({} if c.head_bias else {"final_logits_bias": False})}
+        """Write what begins and ends a text; without a tokenizer as the release has it.
+
+        Whether the logits have a bias of their own is no field of theirs: this one is ours, and theirs passes it over.
+        """
+        bias = objective.model.decoder.head_bias
+        found = {"final_logits_bias": bias} if bias != self.head_bias else {}
+        start = getattr(objective, "start", None)
+        end = (0 if self.fixed else 2) if objective.end is None else objective.end
+        found |= {"decoder_start_token_id": end if start is None else start, "eos_token_id": end}
+        begin = getattr(objective, "begin", None)
+        found |= {} if begin is None else {"bos_token_id": begin}
+        return found if objective.end is None else {**found, "forced_eos_token_id": end}
 
     def rules(self, objective: Denoise | Seq2seq) -> list[Rule]:
         found = [Rule("embed/table", "model.shared.weight")]
@@ -122,7 +128,8 @@ class Bart:
                 found += normal(f"{ours}/{norm}", f"{layer}.{theirs}_layer_norm")
             found += dense(f"{ours}/mlp/up", f"{layer}.fc1") + dense(f"{ours}/mlp/down", f"{layer}.fc2")
             found += normal(f"{ours}/norm1", f"{layer}.final_layer_norm")
-        return [*found, Rule("head_bias", "final_logits_bias", lead=1)] if self.head_bias else found
+        biased = objective.model.decoder.head_bias
+        return [*found, Rule("head_bias", "final_logits_bias", lead=1)] if biased else found
 
 
 FAMILIES = (

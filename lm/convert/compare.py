@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 
 from lm.console import table
 from lm.convert.convert import load
-from lm.errors import UserError
+from lm.convert.folder import read_json
+from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
 from lm.models.transformer import Transformer
@@ -24,6 +26,8 @@ def compare(path: str) -> str:
         import transformers
     except ImportError:
         raise UserError("--check compares with transformers: pip install transformers torch") from None
+    name = (read_json(Path(path).expanduser() / "config.json").get("architectures") or ["AutoModel"])[0]
+    check(hasattr(transformers, name), f"--check: transformers {transformers.__version__} has no {name}; another version may")
     loaded = load(path)
     model = loaded.objective.model
     if not isinstance(model, Transformer | EncoderDecoder) or not {"stack", "decoder"} & set(loaded.params):
@@ -31,7 +35,7 @@ def compare(path: str) -> str:
     length = min(LENGTH, model.context)
     tokens = np.random.default_rng(0).integers(5, model.vocab, (ROWS, length)).astype(np.int32)
     settings = transformers.AutoConfig.from_pretrained(path)
-    theirs = getattr(transformers, (settings.architectures or ["AutoModel"])[0]).from_pretrained(path).eval().float()
+    theirs = getattr(transformers, name).from_pretrained(path).eval().float()
     ids = torch.tensor(tokens, dtype=torch.long)
     more = {"decoder_input_ids": ids} if settings.is_encoder_decoder else {}
     with torch.no_grad():

@@ -12,29 +12,44 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm.convert import albert, bart, distilbert, electra, encoders, gpt, llama, t5, xlnet
+from lm.convert import albert, bart, distilbert, electra, encoders, gemma, gpt, llama, t5, transfoxl, xlnet
 from lm.convert.family import Family, canonical
 from lm.convert.folder import INDEX, SINGLE, Folder
 from lm.convert.leaves import fill
 from lm.convert.rules import Rule, blocks, missing, write
+from lm.data import special
 from lm.data.tokenizers import Tokenizer
 from lm.errors import UserError, check, unknown
+from lm.models.encoder_decoder import EncoderDecoder
 from lm.sharding import shardings, unbox
 
 FAMILIES: tuple[Family, ...] = (
-    gpt.FAMILY, *encoders.FAMILIES, albert.FAMILY, distilbert.FAMILY, electra.FAMILY, llama.FAMILY, t5.FAMILY, *bart.FAMILIES,
-    xlnet.FAMILY,
+    gpt.FAMILY, *encoders.FAMILIES, albert.FAMILY, distilbert.FAMILY, electra.FAMILY, *llama.FAMILIES, *gemma.FAMILIES,
+    *t5.FAMILIES, *bart.FAMILIES, xlnet.FAMILY, transfoxl.FAMILY,
 )  # fmt: skip
 # What may be missing in a file: it is drawn anew, and said.
-HEADS = ("transform/", "head_bias", "pooler/", "pair/", "output/", "generator/", "discriminator/dense/", "discriminator/judge/")
+HEADS = ("transform/", "head_bias", "pooler/", "pair/", "output/", "generator/", "discriminator/dense/", "discriminator/judge/",
+         "embed/bias", "embed/cluster_", "embed/output")  # fmt: skip
 # Fields that say how a model is trained and computed, not what it is: no counterpart in their config.json.
-TRAINING = {"dropout", "attention_dropout", "mlp_dropout", "last_dropout", "init", "init_positions", "init_scale_depth",
-            "init_fan_in", "init_truncate", "pad_vocab", "dtype", "unroll", "remat", "mup_base"}  # fmt: skip
+TRAINING = {"dropout", "attention_dropout", "mlp_dropout", "position_dropout", "last_dropout", "init", "init_positions",
+            "init_projections", "init_scale_depth", "init_fan_in", "init_truncate", "pad_vocab", "dtype", "unroll",
+            "remat"}  # fmt: skip
+# Fields whose 0 stands for a value that these have.
+DERIVED = {"kv_heads": "kv", "head": "head_size", "mlp": "mlp_size", "embed": "embed_size", "scale": "attention_scale",
+           "mup_base": "mup", "tied_projections": "ties"}  # fmt: skip
 # Their second names of what a tied model has once: in a file with both, both are the same; in one with this only, it counts.
-COPIES = {
-    r"(embed_tokens|lm_head|lm_head\.decoder|predictions\.decoder|vocab_projector|lm_loss)\.weight$": "embed/table",
-    r"(predictions|lm_head)\.decoder\.bias$": "head_bias",
-}
+COPIES = (
+    (r"(embed_tokens|lm_head|lm_head\.decoder|predictions\.decoder|vocab_projector|lm_loss)\.weight$", "embed/table"),
+    (r"(predictions|lm_head)\.decoder\.bias$", "head_bias"),
+    (r"^crit\.out_layers\.(\d+)\.weight$", r"embed/table\1"),
+    (r"^crit\.out_projs\.(\d+)$", r"embed/input\1"),
+    (r"^crit\.out_projs\.\d+$", "embed/input0"),
+    (r"dec_attn\.r_w_bias$", "content_bias"),
+    (r"dec_attn\.r_r_bias$", "position_bias"),
+)
+# Their tensors that hold no weights.
+BUFFERS = r"(position_ids|token_type_ids|inv_freq|\.attn\.(masked_)?bias|embed_positions\.weight|final_logits_bias)$"
+BATCH = dict.fromkeys(("tokens", "source", "places"), np.zeros((1, 8), np.int32))  # what any objective's shapes need
 SHARD = 5 * 10**9  # bytes of tensors a file
 
 
@@ -46,6 +61,8 @@ class Loaded:
     params: Any
     tokenizer: Tokenizer | None
     drawn: tuple[str, ...]  # our leaves that the file lacks
+    left: tuple[str, ...] = ()  # its tensors that the objective has no place for
+    kind: str = ""  # model_type of its config.json, which the model alone may not tell (mT5 is a T5)
 
 
 def family_of(settings: dict[str, Any]) -> Family:
@@ -56,19 +73,20 @@ def family_of(settings: dict[str, Any]) -> Family:
     raise unknown("model_type of config.json", kind, [name for family in FAMILIES for name in family.types])
 
 
-def load(path: str | Path, mesh: jax.sharding.Mesh | None = None, seed: int = 0) -> Loaded:
+def load(path: str | Path, mesh: jax.sharding.Mesh | None = None, seed: int = 0, pad_vocab: int = 1) -> Loaded:
     """Read a folder, each tensor straight into its shards of the mesh (None: the first device).
 
-    Heads that the file lacks are drawn from the seed. Raises UserError for names that no table knows and for a backbone
-    that is not whole.
+    Tables of tokens get a multiple of `pad_vocab` rows. Heads that the file lacks are drawn from the seed. Raises UserError
+    for names that no table knows and for a backbone that is not whole.
     """
     folder = Folder(path)
     family = family_of(folder.config)
-    objective = family.objective(folder.config)
-    batch = dict.fromkeys(("tokens", "source", "places"), np.zeros((1, 8), np.int32))
-    boxed = jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), batch)
+    quantised = folder.config.get("quantization_config")
+    check(not quantised, f"{folder.path / 'config.json'}: quantization_config={quantised}; read the weights before that")
+    objective = padded(family.objective(folder.config), pad_vocab)
+    boxed = jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), BATCH)
     shapes = {name: x.shape for name, x in flat(unbox(boxed)).items()}
-    rules, tensors = family.rules(objective), names(folder, family, objective, shapes)
+    rules, (tensors, left) = family.rules(objective), names(folder, family, objective, shapes)
     lacking, odd = missing(rules, tensors, shapes)
     check(not odd, f"{folder.path} has tensors that {type(family).__name__} does not know: {some(odd)}")
     gone = {name for name in lacking if not name.startswith(HEADS)}
@@ -80,15 +98,29 @@ def load(path: str | Path, mesh: jax.sharding.Mesh | None = None, seed: int = 0)
     if lacking:
 
         def draw(key):  # only these: the compiler leaves the rest of the model out
-            found = flat(unbox(objective.init(key, batch)))
+            found = flat(unbox(objective.init(key, BATCH)))
             return {name: found[name] for name in lacking}
 
         leaves |= jax.jit(draw, out_shardings={name: layout[name] for name in lacking})(jax.random.key(seed))
-    return Loaded(objective, nested(leaves), tokenizer_of(folder.path), tuple(sorted(lacking)))
+    tokenizer = tokenizer_of(folder.path)
+    return Loaded(objective, nested(leaves), tokenizer, tuple(sorted(lacking)), left, str(folder.config["model_type"]))
 
 
-def names(folder: Folder, family: Family, objective: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Map the table's names to the file's, without what holds nothing of ours; tied copies must be copies."""
+def padded(objective: Any, multiple: int) -> Any:
+    """Give the objective whose tables have a multiple of so many rows."""
+    model = objective.model
+    if multiple == 1:
+        return objective
+    if isinstance(model, EncoderDecoder):
+        sides = {name: dataclasses.replace(getattr(model, name), pad_vocab=multiple) for name in ("encoder", "decoder")}
+        return dataclasses.replace(objective, model=dataclasses.replace(model, **sides))
+    return dataclasses.replace(objective, model=dataclasses.replace(model, pad_vocab=multiple))
+
+
+def names(
+    folder: Folder, family: Family, objective: Any, shapes: dict[str, tuple[int, ...]]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Map the table's names to the file's, and list the weights that have no place; tied copies must be copies."""
     known = set()
     for rule in family.rules(objective):
         layers = range(shapes[rule.ours][0]) if rule.layered and rule.ours in shapes else (0,)
@@ -103,15 +135,18 @@ def names(folder: Folder, family: Family, objective: Any, shapes: dict[str, tupl
         check(same, f"{folder.path} has '{found.get(ours)}' and '{name}', which should be the same and are not")
         found.setdefault(ours, name)
     first = {rule.ours: rule.theirs for rule in family.rules(objective) if rule.ours in shapes and not rule.layered}
+    left: list[str] = []
     for name in copies:
-        ours = next((leaf for pattern, leaf in COPIES.items() if re.search(pattern, name)), None)
-        original = first.get(ours)
+        matches = ((re.search(pattern, name), leaf) for pattern, leaf in COPIES)
+        leaves = [match.expand(leaf) for match, leaf in matches if match]
+        original = next((first[leaf] for leaf in leaves if leaf in first), None)
         if original is None:
+            left.append(name)
             continue
         same = original not in found or folder.same(found[original], name)
         check(same, f"{folder.path} has '{found.get(original)}' and '{name}', which a tied model has once, and they differ")
         found.setdefault(original, name)
-    return found
+    return found, tuple(name for name in left if not re.search(BUFFERS, name))
 
 
 @dataclass(frozen=True)
@@ -173,10 +208,13 @@ def tokenizer_of(path: Path) -> Tokenizer | None:
     return Tokenizer.load(path) if any((path / f).exists() for f in files) or list(path.glob("*.model")) else None
 
 
-def family_for(objective: Any) -> tuple[Family, dict[str, Any]]:
-    """Find the family that can hold an objective's model, and its config.json; UserError says what stands against it."""
+def family_for(objective: Any, kind: str = "") -> tuple[Family, dict[str, Any]]:
+    """Find the family that can hold an objective's model, that of `kind` first, and its config.json.
+
+    UserError says what stands against each.
+    """
     reasons = []
-    for family in FAMILIES:
+    for family in sorted(FAMILIES, key=lambda family: kind not in family.types):
         try:
             settings = family.settings(objective)
             again = family_of(settings).objective(settings)
@@ -201,8 +239,8 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
         a, b = getattr(ours, field.name), getattr(theirs, field.name)
         if dataclasses.is_dataclass(a):
             found += differences(a, b, f"{path}{field.name}.")
-        elif field.name in ("kv_heads", "head", "mlp", "embed"):
-            derived = {"kv_heads": "kv", "head": "head_size", "mlp": "mlp_size", "embed": "embed_size"}[field.name]
+        elif hasattr(ours, DERIVED.get(field.name, " ")):
+            derived = DERIVED[field.name]
             found += [f"{path}{field.name}={a}"] * (getattr(ours, derived) != getattr(theirs, derived))
         elif field.name == "qkv_bias":
             found += [f"{path}qkv_bias={a}"] * ((ours.bias if a is None else a) != (theirs.bias if b is None else b))
@@ -213,16 +251,28 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
     return found
 
 
-def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: str) -> set[str]:
-    """Write a folder that `transformers` loads; give our leaves that it has no place for."""
+def special_ids(tokenizer: Tokenizer, settings: dict[str, Any]) -> dict[str, int | None]:
+    """Give the ids of their config.json that a tokenizer knows; their own defaults would be other tokens of ours."""
+    pad, end = special.find(tokenizer.core, "[PAD]"), settings.get("eos_token_id", tokenizer.separator)
+    end = end if end is not None and end < settings["vocab_size"] else None
+    # Where nothing is padding, what ends a text is: theirs never takes that for a gap within one.
+    pad = end if pad is None else tokenizer.token_id(pad)
+    pad = pad if pad is not None and pad < settings["vocab_size"] else None
+    return {"pad_token_id": pad, **({} if end is None else {"eos_token_id": end})}
+
+
+def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: str, kind: str = "") -> set[str]:
+    """Write a folder that `transformers` loads, as `kind` where that fits; give our leaves that it has no place for."""
     from safetensors.numpy import save_file
 
-    family, settings = family_for(objective)
+    family, settings = family_for(objective, kind)
+    settings = {**special_ids(tokenizer, settings), **settings}
     final, folder = folder, folder.with_name(folder.name + ".partial")  # a kill leaves nothing that looks whole
     folder.mkdir(parents=True, exist_ok=True)
-    vocab, found = settings["vocab_size"], flat(params)
-    leaves = {n: np.asarray(x)[:vocab] if n in ("embed/table", "output/table", "head_bias") else np.asarray(x)
-              for n, x in found.items()}  # fmt: skip
+    found = flat(params)
+    boxed = jax.eval_shape(family.objective(settings).init, jax.eval_shape(lambda: jax.random.key(0)), BATCH)
+    rows = {name: x.shape[:1] for name, x in flat(unbox(boxed)).items()}  # without those that fill a table up
+    leaves = {name: np.asarray(x)[: rows[name][0]] if rows.get(name) else np.asarray(x) for name, x in found.items()}
     shards, size = [{}], 0
     for name, array in write(family.rules(objective), leaves):
         if size + array.nbytes > SHARD and shards[-1]:

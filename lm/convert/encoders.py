@@ -31,6 +31,8 @@ class Encoder:
     def objective(self, settings: Mapping[str, Any]) -> Masked:
         fields = Fields(settings)
         fields.refuse(use_task_id=False, embedding_size=settings.get("hidden_size"))
+        if self.offset:  # positions are counted from the padding's id
+            fields.refuse(pad_token_id=self.offset - 1)
         model = encoder(fields)
         model = replace(model, context=model.context - self.offset, offset=self.offset)
         return Masked(model=model, sentence=self.sentences[0] if self.sentences and paired(settings) else "none")
@@ -43,6 +45,7 @@ class Encoder:
             "architectures": [f"{self.architecture}For{'MaskedLM' if sentence == 'none' else 'PreTraining'}"],
             **encoder_settings(c),
             "max_position_embeddings": c.context + c.offset,
+            **({"pad_token_id": self.offset - 1} if self.offset else {}),
         }
 
     def rules(self, objective: Masked) -> list[Rule]:

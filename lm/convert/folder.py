@@ -29,7 +29,13 @@ class Folder:
         config = read_json(self.path / "config.json")
         self._open: tuple[Path, Source] | None = None
         self.files = self._files()
-        self.config = described(config, self.files)
+        self.config = dict(described(config, self.files))
+        kind, twice = config.get("model_type"), {"shared.weight", "lm_head.weight"} <= set(self.files)
+        if kind in ("t5", "mt5") and twice and not self.same("shared.weight", "lm_head.weight"):
+            self.config["tie_word_embeddings"] = False  # their library's version 5 writes true whatever there is
+        if "final_logits_bias" in self.files and "final_logits_bias" not in config:
+            # A buffer of zeros but where it was trained (Marian), and written by all.
+            self.config["final_logits_bias"] = kind == "marian" or bool(self["final_logits_bias"].any())
 
     def _files(self) -> dict[str, Path]:
         """Map each name to the file that holds it."""

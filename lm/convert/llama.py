@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lm.convert.family import Fields
 from lm.convert.rules import Rule, dense, normal
-from lm.errors import UserError, check
+from lm.errors import UserError
 from lm.models.positions import Rotary
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 
 CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 GATED = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh", "gelu_new": "geglu_tanh", "relu": "reglu"}
-# Near relatives that the stack here cannot be: what it lacks.
-SHIFTED = "norms that multiply by 1 + weight"
-SANDWICH = f"{SHIFTED}, norms behind each sub-layer as well as before"
-LACKING = {
-    "gemma": SHIFTED,
-    "gemma2": SANDWICH,
-    "gemma3_text": f"{SANDWICH}, another rotary base in layers with a window",
-    "gemma3": f"{SANDWICH}, another rotary base in layers with a window, images",
-}
 
 
+@dataclass(frozen=True)
 class Llama:
     """One table; what differs between the releases are a few fields."""
 
-    types = (*CLASSES, *LACKING)
+    name: str
+
     prefix = "model."
     ignored = r"rotary_emb\.inv_freq$|^lm_head\.weight$"
 
+    @property
+    def types(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def objective(self, settings: Mapping[str, Any]) -> Causal:
-        fields, kind = Fields(settings), settings["model_type"]
-        check(kind not in LACKING, f"config.json: model_type='{kind}' needs what no model here has: {LACKING.get(kind)}")
+        fields, kind = Fields(settings), self.name
         fields.refuse(pretraining_tp=1, mlp_bias=False, attention_bias=False)
         heads = fields.get("num_attention_heads")
         head, width = fields.get("head_dim", default=0), fields.get("hidden_size")
@@ -65,10 +62,9 @@ class Llama:
 
     def settings(self, objective: Causal) -> dict[str, Any]:
         c = objective.model
-        kind = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "mistral" if any(c.windows) else "llama"
         return {
-            "model_type": kind,
-            "architectures": [f"{CLASSES[kind]}ForCausalLM"],
+            "model_type": self.name,
+            "architectures": [f"{CLASSES[self.name]}ForCausalLM"],
             "vocab_size": c.vocab,
             "max_position_embeddings": c.context,
             "hidden_size": c.width,
@@ -77,11 +73,11 @@ class Llama:
             "num_key_value_heads": c.kv,
             "head_dim": c.head_size,
             "intermediate_size": c.mlp_size,
-            "hidden_act": {v: k for k, v in reversed(GATED.items())}.get(c.activation, c.activation),
+            "hidden_act": gate(c.activation),
             "rms_norm_eps": c.eps,
             "rope_theta": c.rotary.base,
             "rope_scaling": scaling(c.rotary),
-            **({"sliding_window": c.windows[0] or None} if kind == "mistral" else {}),
+            **({"sliding_window": c.windows[0] or None} if self.name == "mistral" else {}),
             "tie_word_embeddings": c.tied,
             "attention_dropout": c.attention_dropout,
         }
@@ -92,16 +88,30 @@ class Llama:
             Rule("embed/table", "model.embed_tokens.weight"),
             *normal(f"{ours}/norm0", f"{layer}.input_layernorm", bias=False),
             *normal(f"{ours}/norm1", f"{layer}.post_attention_layernorm", bias=False),
-            *dense(f"{ours}/attention/out", f"{layer}.self_attn.o_proj", bias=False, inputs=2),
+            *attention(f"{layer}.self_attn", bias=bool(c.qkv_bias), norms=c.qk_norm),
             *normal("stack/norm", "model.norm", bias=False),
         ]
-        for name, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
-            found += dense(f"{ours}/attention/{name}", f"{layer}.self_attn.{theirs}", bias=bool(c.qkv_bias))
-        for name in ("query", "key") if c.qk_norm else ():
-            found += normal(f"{ours}/attention/{name}_norm", f"{layer}.self_attn.{name[0]}_norm", bias=False)
         for name in ("up", "gate", "down"):
             found += dense(f"{ours}/mlp/{name}", f"{layer}.mlp.{name}_proj", bias=False)
         return found if c.tied else [*found, Rule("output/table", "lm_head.weight")]
+
+
+def gate(activation: str) -> str:
+    """Give their name of the activation of a gated feed-forward."""
+    found = {ours: theirs for theirs, ours in reversed(GATED.items())}.get(activation)
+    if found is None:
+        raise UserError(f"its feed-forwards are gated; activation='{activation}' is not")
+    return found
+
+
+def attention(layer: str, *, bias: bool, norms: bool) -> list[Rule]:
+    """Rules of the attention of a layer; `norms`: on each query and key."""
+    ours, found = "stack/layers/attention", dense("stack/layers/attention/out", f"{layer}.o_proj", bias=False, inputs=2)
+    for name in ("query", "key", "value"):
+        found += dense(f"{ours}/{name}", f"{layer}.{name[0]}_proj", bias=bias)
+    for name in ("query", "key") if norms else ():
+        found += normal(f"{ours}/{name}_norm", f"{layer}.{name[0]}_norm", bias=False)
+    return found
 
 
 def rotary(fields: Fields) -> Rotary:
@@ -142,11 +152,9 @@ def scaling(rotary: Rotary) -> dict[str, Any] | None:
 
 def windows(fields: Fields, kind: str) -> tuple[int, ...]:
     """Read the window of each layer; Qwen files name one that is off."""
-    window = fields.get("sliding_window", default=0)
     if kind.startswith("qwen"):
         fields.refuse(use_sliding_window=False)
-        return (0,)
-    return (window or 0,)
+    return (fields.get("sliding_window", default=0),) if kind == "mistral" else (0,)
 
 
-FAMILY = Llama()
+FAMILIES = tuple(map(Llama, CLASSES))

@@ -38,7 +38,7 @@ class Rule(NamedTuple):
     @property
     def padded(self) -> bool:
         """Tell what has a row for each token of the vocabulary, of which ours may have more."""
-        return self.form == "same" and re.search(r"(^|/)(embed/table|output/table|head_bias)$", self.ours) is not None
+        return self.form == "same" and re.search(r"(^|/)(embed/table\d*|output/table|head_bias)$", self.ours) is not None
 
     def name(self, layer: int) -> str:
         return self.theirs.replace("{i}", str(layer))

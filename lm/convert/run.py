@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import numpy as np
 from lm.checkpoint import Checkpoints, load_params
 from lm.config import Config, Every, read_config, to_json
 from lm.convert.convert import Loaded, flat, load, nested, save, some
+from lm.convert.folder import read_json
 from lm.data.prepare import Data
 from lm.data.sources import Documentation
 from lm.data.tokenizers import Pretrained, Tokenizer
 from lm.errors import UserError, check
+from lm.models.encoder_decoder import EncoderDecoder
 from lm.objectives.base import Objective
 from lm.state import TrainState
+
+PUBLISHED = "published.json"  # in a run made of a folder: what that was
 
 
 def opened(workdir: str | None, model: str | None, step: str = "latest") -> tuple[Config, Any, Tokenizer]:
@@ -32,7 +37,8 @@ def opened(workdir: str | None, model: str | None, step: str = "latest") -> tupl
 
 
 def whole(loaded: Loaded, model: str) -> Loaded:
-    check(loaded.tokenizer is not None, f"{model} holds no tokenizer; put its tokenizer.json beside the weights")
+    if loaded.tokenizer is None:
+        Tokenizer.load(model)  # says what is missing
     return loaded
 
 
@@ -40,23 +46,30 @@ def as_config(loaded: Loaded, model: str) -> Config:
     """Describe a published model as the config of a run; its text is the interpreter's documentation until one is named."""
     whole(loaded, model)
     data = Data(source=Documentation(), tokenizer=Pretrained(str(Path(model).expanduser().absolute())))
-    return Config(objective=loaded.objective.resolve(loaded.tokenizer), data=data, steps=1, batch=8, every=Every())
+    objective = loaded.objective.resolve(loaded.tokenizer)
+    if hasattr(objective, "template"):  # asked as its makers ask it
+        objective = dataclasses.replace(objective, template=True)
+    return Config(objective=objective, data=data, steps=1, batch=8, every=Every())
 
 
 def import_run(model: str, workdir: Path) -> list[str]:
     """Make a run of a published folder, at step 0; give the lines to say."""
     check(not (workdir / "config.json").exists(), f"{workdir} is a run already; name another --workdir")
     loaded = load(model)
-    config = as_config(loaded, model)
-    workdir.mkdir(parents=True, exist_ok=True)
-    state = TrainState(np.zeros((), np.int32), loaded.params, None, None, None, None)
-    checkpoints = Checkpoints(workdir, config.keep)
-    notes = {"seconds": 0.0, "best": 1e30, "corpus": "", "tokenizer": loaded.tokenizer.sha256()}
-    checkpoints.save(0, state, notes)
-    checkpoints.close()
-    loaded.tokenizer.save(workdir / "tokenizer.json")
-    (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
+    write_run(as_config(loaded, model), loaded.params, loaded.tokenizer, workdir)
+    (workdir / PUBLISHED).write_text(json.dumps({"model_type": loaded.kind}) + "\n")
     return [*said(loaded, model), f"{workdir}: a run at step 0; lm.generate and lm.evaluate take it, start={workdir} trains it"]
+
+
+def write_run(config: Config, params: Any, tokenizer: Tokenizer, workdir: Path) -> None:
+    """Write parameters as a run at step 0."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir, config.keep)
+    notes = {"seconds": 0.0, "best": 1e30, "corpus": "", "tokenizer": tokenizer.sha256()}
+    checkpoints.save(0, TrainState(np.zeros((), np.int32), params, None, None, None, None), notes)
+    checkpoints.close()
+    tokenizer.save(workdir / "tokenizer.json")
+    (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
 
 
 def said(loaded: Loaded, model: str) -> list[str]:
@@ -64,6 +77,10 @@ def said(loaded: Loaded, model: str) -> list[str]:
     lines = [f"{model}: {type(loaded.objective).__name__}, {count / 1e6:,.1f} M parameters"]
     if loaded.drawn:
         lines.append(f"not in the file, drawn anew: {some(set(loaded.drawn))}")
+    if loaded.left:
+        lines.append(f"in the file, without a place here, left out: {some(set(loaded.left))}")
+    if loaded.kind == "mbart":
+        lines.append("mBART's language codes are not set behind a source: write them in the text, or end it with them")
     return lines
 
 
@@ -71,8 +88,23 @@ def export_run(workdir: Path, output: Path, step: str = "latest") -> str:
     """Write a run as a published folder, with a card of its config and figures."""
     check(not output.exists() or (output.is_dir() and not any(output.iterdir())), f"{output} exists; name a new folder")
     config, params, tokenizer = opened(str(workdir), None, step)
-    left = save(config.objective, params, tokenizer, output, card(workdir, config))
+    left = save(config.objective, params, tokenizer, output, card(workdir, config), kind_of(workdir))
     return f"{output}: config.json, weights, tokenizer and card" + (f"; left out: {some(left)}" if left else "")
+
+
+def kind_of(path: Path) -> str:
+    """Give the model_type of the published folder that a run goes back to, by its starts; empty: none, or not there now."""
+    seen: set[Path] = set()
+    while path not in seen and path.is_dir():
+        seen.add(path)
+        for file in (path / PUBLISHED, path / "config.json"):
+            if file.is_file() and (kind := read_json(file).get("model_type")):
+                return str(kind)
+        start = read_config(path).start if (path / "config.json").is_file() else None
+        if not start:
+            break
+        path = Path(start).expanduser()
+    return ""
 
 
 def card(workdir: Path, config: Config) -> str:
@@ -95,7 +127,9 @@ def start_from(path: str, objective: Objective, state: TrainState, abstract: Tra
     shapes differ or nothing fits.
     """
     mesh = jax.tree.leaves(abstract.params)[0].sharding.mesh
-    loaded = load(path, mesh)
+    model = objective.model
+    rows = model.decoder if isinstance(model, EncoderDecoder) else model
+    loaded = load(path, mesh, pad_vocab=getattr(rows, "pad_vocab", 1))
     ours, theirs, place = flat(state.params), flat(loaded.params), flat(abstract.params)
     both = [name for name in ours if name in theirs and name not in loaded.drawn]
     check(bool(both), f"start='{path}' is a {type(loaded.objective).__name__}: no parameter of it is in this objective")

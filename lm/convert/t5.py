@@ -1,9 +1,9 @@
-"""T5 and T5.1.1 (mT5 too)."""
+"""T5, T5.1.1 and mT5."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lm.convert.family import Fields
@@ -18,20 +18,32 @@ T5_FEEDS = {"relu": "relu", "gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}
 SIDES = {"encoder": {"mlp": 1}, "decoder": {"cross": 1, "mlp": 2}}
 
 
+@dataclass(frozen=True)
 class T5:
-    """Norms before, no biases, a table of distances in the first block of each stack."""
+    """Norms before, no biases, a table of distances in the first block of each stack.
 
-    types = ("t5", "mt5")
+    `feed`: the activation of a config.json that names none. `scaled`: tied tables mean scaled logits.
+    """
+
+    name: str
+    architecture: str
+    feed: str
+    scaled: bool
+
     prefix = ""
     ignored = r"^(en|de)coder\.embed_tokens\.weight$|^lm_head\.weight$"
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def objective(self, settings: Mapping[str, Any]) -> Span:
         fields = Fields(settings)
         fields.refuse(relative_attention_num_buckets=32, relative_attention_max_distance=128)
         width, tied = fields.get("d_model"), fields.get("tie_word_embeddings", default=True)
-        feed = fields.one_of("feed_forward_proj", T5_FEEDS, default="relu")
+        feed = fields.one_of("feed_forward_proj", T5_FEEDS, default=self.feed)
         rate = fields.get("dropout_rate", default=0.1)
-        scaled = tied and settings.get("scale_decoder_outputs", True)
+        scaled = self.scaled and tied and settings.get("scale_decoder_outputs", True)
         model = Transformer(
             vocab=fields.get("vocab_size"), context=512, width=width, mlp=fields.get("d_ff"), head=fields.get("d_kv"),
             heads=fields.get("num_heads"), depth=fields.get("num_layers"), activation=feed, norm="rms",
@@ -46,9 +58,15 @@ class T5:
         c = objective.model.decoder
         feed = {ours: theirs for theirs, ours in T5_FEEDS.items()}.get(c.activation)
         check(feed is not None, f"T5 has no activation '{c.activation}'")
+        end = 1 if objective.end is None else objective.end
+        if hasattr(objective, "pad"):  # as T5 itself: targets begin with padding
+            ids = dict.fromkeys(("decoder_start_token_id", "pad_token_id"), objective.pad or 0)
+        else:
+            start = getattr(objective, "start", None)
+            ids = {"decoder_start_token_id": end if start is None else start}
         return {
-            "model_type": "t5",
-            "architectures": ["T5ForConditionalGeneration"],
+            "model_type": self.name,
+            "architectures": [self.architecture],
             "vocab_size": c.vocab,
             "d_model": c.width,
             "d_ff": c.mlp_size,
@@ -63,9 +81,8 @@ class T5:
             "dropout_rate": c.dropout,
             "tie_word_embeddings": c.tied,
             "scale_decoder_outputs": c.logit_scale != 1,
-            "decoder_start_token_id": 0,
-            "pad_token_id": 0,
-            "eos_token_id": 1,
+            **ids,
+            "eos_token_id": end,
         }
 
     def rules(self, objective: Span) -> list[Rule]:
@@ -91,4 +108,7 @@ class T5:
         return found if objective.model.decoder.tied else [*found, Rule("output/table", "lm_head.weight")]
 
 
-FAMILY = T5()
+FAMILIES = (
+    T5("t5", "T5ForConditionalGeneration", feed="relu", scaled=True),
+    T5("mt5", "MT5ForConditionalGeneration", feed="gated-gelu", scaled=False),
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,12 @@ IDEOGRAPHS = (
     (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
     (0x2B820, 0x2CEAF), (0x2F800, 0x2FA1F),
 )  # fmt: skip
+# Classes of the reference library that cut text as GPT-2's does before pairs are merged.
+GPT2_WAY = ("GPT2", "Roberta", "Bart", "Longformer", "LED", "CodeGen", "Deberta", "OPT")
+# Yang et al. 2024, the expression that Qwen's published tokenizers cut text by.
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -49,13 +56,49 @@ def byte_level(vocab: dict[str, int] | None, merges: Iterable[tuple[str, str]] =
     return core
 
 
-def published_pairs(vocab: dict[str, int], merges: list[tuple[str, str]]):
-    """Build the tokenizer of a vocab.json and a merges.txt: of bytes (GPT-2, RoBERTa), or of words that end in </w> (GPT)."""
-    from tokenizers import Tokenizer as Core
-    from tokenizers import decoders, models, normalizers, pre_tokenizers
+def class_of(folder: Path) -> str:
+    """Name the reference library's tokenizer of a folder, without "Tokenizer"; empty where nothing says."""
+    file = folder / "config.json"
+    model = json.loads(file.read_text(encoding="utf-8")).get("model_type") if file.exists() else None
+    kinds = {"transfo-xl": "TransfoXL", "qwen2": "Qwen2", "qwen3": "Qwen2", "openai-gpt": "OpenAIGPT"}
+    return re.sub("Tokenizer(Fast)?$", "", settings(folder).get("tokenizer_class") or "") or kinds.get(model, "")
 
+
+def word_list(words: list[str]):
+    """Build a tokenizer of whole words between spaces, as WikiText-103 has them; a line's end is <eos>."""
+    from tokenizers import Tokenizer as Core
+    from tokenizers import models, normalizers, pre_tokenizers
+
+    vocab = {word.split()[0]: i for i, word in enumerate(words) if word.split()}
+    unknown = next((name for name in ("<unk>", "<UNK>") if name in vocab), None)
+    core = Core(models.WordLevel(vocab, unk_token=unknown))
+    core.normalizer = normalizers.Replace("\n", " <eos> ") if "<eos>" in vocab else None
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return core
+
+
+def published_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], kind: str = "", prefix: bool = False):
+    """Build the tokenizer of a vocab.json and a merges.txt.
+
+    Of bytes cut GPT-2's way (RoBERTa and BART too) or Qwen's, or of words that end in </w> (GPT). `kind` is `class_of`
+    the folder, `prefix` puts a space before the text. Raises UserError for a class that cuts text in another way.
+    """
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Core
+
+    if kind not in ("", *GPT2_WAY, "Qwen2", "OpenAIGPT"):
+        raise UserError(
+            f"tokenizer_config.json: {kind}Tokenizer cuts text before vocab.json and merges.txt apply, how they do not say: "
+            "save its tokenizer.json (transformers' fast tokenizer) beside them"
+        )
     core = byte_level(vocab, merges, ())
-    if any(name.endswith("</w>") for name in vocab):
+    if prefix:
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
+    if kind == "Qwen2":
+        core.normalizer = normalizers.NFC()
+        cut, symbols = pre_tokenizers.Split(Regex(QWEN2), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)
+        core.pre_tokenizer = pre_tokenizers.Sequence([cut, symbols])
+    elif any(name.endswith("</w>") for name in vocab):
         unknown = next((name for name in ("<unk>", "[UNK]") if name in vocab), None)
         core = Core(models.BPE(vocab=vocab, merges=merges, unk_token=unknown, end_of_word_suffix="</w>", fuse_unk=False))
         core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
@@ -161,9 +204,17 @@ def read(path: Path):
             vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
             lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
             merges = [tuple(s.split(" ")) for s in lines if s and not s.startswith("#version")]
-            core = published_pairs(vocab, merges)
+            core = published_pairs(vocab, merges, class_of(folder), bool(settings(folder).get("add_prefix_space")))
             set_apart(core, folder, settings(folder))
             return core
+        kind = class_of(folder)
+        if (folder / "vocab.txt").exists() and kind == "TransfoXL":
+            return word_list((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
+        if kind == "TransfoXL":
+            raise UserError(
+                f"{folder}: vocab.pkl and vocab.bin are pickles, which are not read; put the words, one a line in the order of "
+                "their ids, beside the weights as vocab.txt"
+            )
         if (folder / "vocab.txt").exists():
             said = settings(folder)
             how = {"lowercase": said.get("do_lower_case", True), "strip_accents": said.get("strip_accents")}

@@ -138,10 +138,13 @@ class Tokenizer:
             self._ids = np.full(0x110000, missing, np.int32)
             self._ids[self._symbols] = np.arange(len(symbols))
 
-    def encode(self, text: str, special: bool = False) -> np.ndarray:
-        """Return the ids, int32 [T], adding no special token; `special` recognises those written in the text."""
-        if special:
-            return np.array(self._special.encode(_clean(text), add_special_tokens=False).ids, np.int32)
+    def encode(self, text: str, special: bool = False, template: bool = False) -> np.ndarray:
+        """Return the ids, int32 [T]: `special` recognises special tokens written in the text, `template` adds the
+        tokenizer's own around it.
+        """
+        if special or template:
+            core = self._special if special else self.core
+            return np.array(core.encode(_clean(text), add_special_tokens=template).ids, np.int32)
         if self.bytes:
             return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
         if self.characters:

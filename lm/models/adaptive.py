@@ -95,11 +95,12 @@ class Adaptive(nn.Module):
             own = projected and not self.tied[i]
             outputs.append(self.project(f"output{i}", width) if own else self.inputs[min(i, kept - 1)])
         self.outputs = outputs
-        self.bias = self.param("bias", named(nn.initializers.zeros, (None,)), (self.vocab,))
+        zeros = named(nn.initializers.zeros, (None,))
+        self.biases = [self.param(f"bias{i}", zeros, (int(sizes[i - kept]),)) for i in range(kept)]
         if self.cutoffs:
             normal, tails = nn.initializers.normal(self.std), len(self.cutoffs)
             self.cluster_table = self.param("cluster_table", named(normal, (None, "embed")), (tails, self.embed))
-            self.cluster_bias = self.param("cluster_bias", named(nn.initializers.zeros, (None,)), (tails,))
+            self.cluster_bias = self.param("cluster_bias", zeros, (tails,))
 
     def table(self, name: str, rows: int, width: int) -> jax.Array:
         shape = (-(-rows // self.rows_multiple) * self.rows_multiple, width)
@@ -131,7 +132,7 @@ class Adaptive(nn.Module):
         for i, (start, end) in enumerate(zip((0, *self.cutoffs), ends)):
             whole = len(self.tables) > 1
             table = self.tables[i][: end - start] if whole else self.tables[0][start:end]
-            bias = self.bias[start:end]
+            bias = self.biases[i] if whole else self.biases[0][start:end]
             if i == 0 and self.cutoffs:
                 table = jnp.concatenate([table, self.cluster_table])
                 bias = jnp.concatenate([bias, self.cluster_bias])

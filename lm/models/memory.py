@@ -20,10 +20,11 @@ from lm.sharding import constrain
 class TransformerXL:
     """Shape and choices of a Transformer-XL; 0 stands for the usual value derived from the others.
 
-    `context` tokens make a segment, which sees `memory` tokens before it. `clamp` > 0: farther distances look alike.
-    `same_length`: every query sees exactly `memory` keys, itself among them, however far back the memory reaches
-    (evaluation). `cutoffs`, `divide` (the paper's div_val), `tied_projections` (empty: all but the first; one for each
-    cluster) and `order` are the vocabulary's: see `lm.models.adaptive`.
+    `context` tokens make a segment, which sees `memory` tokens before it; before the first one lie "nothing" or "zeros" that
+    are attended to (`begin`). `clamp` > 0: farther distances look alike. `same_length`: every query sees exactly `memory`
+    keys, itself among them, however far back the memory reaches (evaluation). `cutoffs`, `divide` (the paper's div_val),
+    `tied_projections` (empty: all but the first; one for each cluster) and `order` are the vocabulary's: see
+    `lm.models.adaptive`.
     """
 
     vocab: int = 0  # 0: the tokenizer's size
@@ -45,6 +46,7 @@ class TransformerXL:
     shared_biases: bool = False  # one u and v for all layers (the paper's; the released code's untie_r turns it off)
     clamp: int = 0
     same_length: bool = False
+    begin: Literal["nothing", "zeros"] = "nothing"
     dropout: float = 0.0  # of embeddings, of each sublayer, inside the feed-forward, of the last hidden state
     attention_dropout: float = 0.0
     position_dropout: float = 0.0  # of the sinusoids
@@ -74,8 +76,17 @@ class TransformerXL:
             len(self.tied_projections) in (0, clusters),
             f"tied_projections={self.tied_projections}: give one for each of the {clusters} clusters, or none",
         )
-        smallest = (self.embed or self.width) // self.divide ** len(self.cutoffs)
+        smallest = self.embed_size // self.divide ** len(self.cutoffs)
         check(smallest > 0, f"divide={self.divide} leaves nothing of the embedding for the last of {clusters} clusters")
+
+    @property
+    def ties(self) -> tuple[bool, ...]:
+        """Whether input and output have one projection, for each cluster."""
+        return self.tied_projections or (False, *[True] * len(self.cutoffs))
+
+    @property
+    def embed_size(self) -> int:
+        return self.embed or self.width
 
     @property
     def head_size(self) -> int:
@@ -95,10 +106,10 @@ class TransformerXL:
         return Adaptive(
             vocab=self.vocab,
             width=self.width,
-            embed=self.embed or self.width,
+            embed=self.embed_size,
             cutoffs=self.cutoffs,
             divide=self.divide,
-            tied=self.tied_projections or (False, *[True] * len(self.cutoffs)),
+            tied=self.ties,
             order=self.order,
             rows_multiple=self.pad_vocab,
             std=self.init,
@@ -111,8 +122,8 @@ class Memory(struct.PyTreeNode):
 
     `seen_BM`: the token belongs to the document in which the row ended; other slots no query sees. A memory that has not
     been filled has no such slot, so the first segment of all sees itself only, as in the authors' PyTorch release, whose
-    memory begins with no rows. (Their TensorFlow release and Hugging Face's begin with zeros that are attended to:
-    all slots seen.) The last layer's output, which they carry too, is never read and left out.
+    memory begins with no rows. Their TensorFlow release and Hugging Face's begin with zeros that are attended to
+    (begin="zeros": all slots seen). The last layer's output, which they carry too, is never read and left out.
     """
 
     hidden_BLMD: jax.Array
@@ -124,7 +135,7 @@ def empty_memory(config: TransformerXL, rows: int) -> Memory | None:
     if not config.memory:
         return None
     hidden = jnp.zeros((rows, config.depth, config.memory, config.width), config.dtype)
-    return Memory(hidden_BLMD=hidden, seen_BM=jnp.zeros((rows, config.memory), bool))
+    return Memory(hidden_BLMD=hidden, seen_BM=jnp.full((rows, config.memory), config.begin == "zeros"))
 
 
 def allowed(documents_BS: jax.Array, length: int, same_length: bool) -> jax.Array:

@@ -13,10 +13,11 @@ from lm.models.layers import named
 class Norm(nn.Module):
     """Normalise the last axis; scale (and shift, for LayerNorm with bias).
 
-    "layer": Ba et al. 2016; "rms": Zhang & Sennrich 2019, no mean and no shift.
+    "layer": Ba et al. 2016; "rms": Zhang & Sennrich 2019, no mean and no shift; "rms_one": the same times 1 + scale, so
+    that weight decay and an init of 0 pull towards plain normalisation (Gemma team 2024).
     """
 
-    kind: Literal["layer", "rms"] = "layer"
+    kind: Literal["layer", "rms", "rms_one"] = "layer"
     eps: float = 1e-5
     bias: bool = True
     axis: str | None = "embed"
@@ -24,7 +25,9 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
-        scale = self.param("scale", named(nn.initializers.ones, (self.axis,)), shape)
+        init = nn.initializers.zeros if self.kind == "rms_one" else nn.initializers.ones
+        scale = self.param("scale", named(init, (self.axis,)), shape)
+        scale = 1 + scale if self.kind == "rms_one" else scale
         shift = None
         if self.bias and self.kind == "layer":
             shift = self.param("bias", named(nn.initializers.zeros, (self.axis,)), shape)

@@ -58,6 +58,18 @@ QWEN3_1_7B = replace(QWEN3_0_6B, width=2048, mlp=6144)
 QWEN3_4B = replace(QWEN3_0_6B, width=2560, depth=36, heads=32, mlp=9728)
 QWEN3_8B = replace(QWEN3_4B, width=4096, mlp=12288, tied=False)
 
+# Gemma team 2024 (Gemma 2): every other layer sees a window, scores and logits have a cap; Gemma team 2025 (Gemma 3): five
+# layers with a window, then one without, norms on queries and keys in place of the caps.
+GEMMA2_2B = Transformer(
+    vocab=256000, context=8192, width=2304, depth=26, heads=8, kv_heads=4, head=256, mlp=9216, activation="geglu_tanh",
+    norm="rms_one", placement="sandwich", eps=1e-6, embed_scale=2304**0.5, positions="rotary", windows=(4096, 0), bias=False,
+    attention_cap=50.0, logit_cap=30.0, init_scale_depth=False,
+)  # fmt: skip
+GEMMA3_1B = replace(
+    GEMMA2_2B, vocab=262144, context=32768, width=1152, heads=4, kv_heads=1, mlp=6912, embed_scale=1152**0.5, qk_norm=True,
+    rotary=Rotary(base=1_000_000.0, local=10_000.0), windows=(512, 512, 512, 512, 512, 0), attention_cap=0.0, logit_cap=0.0,
+)  # fmt: skip
+
 # -- Encoders ----------------------------------------------------------------------------------------------------------
 
 # Devlin et al. 2019, https://github.com/google-research/bert; exact gelu as its ports run it (the TensorFlow code trained

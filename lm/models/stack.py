@@ -38,6 +38,9 @@ class Block(nn.Module):
         c, (layer, window, cache) = self.config, scanned
         keys_B = fold(shared.keys_B, layer)
         mask = shared.mask if window is None else shared.mask.replace(window=window)
+        crossing, decoding, of_source = shared.source_mask is not None, cache is not None, None
+        if crossing and decoding:  # the decoder's own keys and values, and the source's
+            cache, of_source = cache
         feed = FeedForward(c, name="mlp")
 
         def norm(name):
@@ -54,29 +57,36 @@ class Block(nn.Module):
             )
 
         def cross(y):
-            source = {"source_BSD": shared.source_BSD, "mask": shared.source_mask}
-            return Attention(c, name="cross")(y, keys_B=fold(keys_B, 7), **source)[0]
+            source = {"source_BSD": shared.source_BSD, "mask": shared.source_mask, "cross": True, "cache": of_source}
+            return Attention(c, name="cross")(y, keys_B=fold(keys_B, 7), **source)
 
         def drop(y, site):
             return dropout(y, c.dropout, keys_B, site)
+
+        def behind(y, name):
+            return norm(name)(y) if c.placement == "sandwich" else y
 
         if c.parallel:
             h = norm("norm0")(x_BTD)
             y, cache = attention(h)
             x_BTD = x_BTD + drop(y, 1) + drop(feed(h, keys_B), 2)
-        elif c.placement == "pre":
+        elif c.placement != "post":
             y, cache = attention(norm("norm0")(x_BTD))
-            x_BTD = x_BTD + drop(y, 1)
-            if shared.source_BSD is not None:
-                x_BTD = x_BTD + drop(cross(norm("cross_norm")(x_BTD)), 4)
-            x_BTD = x_BTD + drop(feed(norm("norm1")(x_BTD), keys_B), 2)
+            x_BTD = x_BTD + drop(behind(y, "norm0_out"), 1)
+            if crossing:
+                y, of_source = cross(norm("cross_norm")(x_BTD))
+                x_BTD = x_BTD + drop(behind(y, "cross_norm_out"), 4)
+            x_BTD = x_BTD + drop(behind(feed(norm("norm1")(x_BTD), keys_B), "norm1_out"), 2)
         else:
             y, cache = attention(x_BTD)
             x_BTD = norm("norm0")(x_BTD + drop(y, 1))
-            if shared.source_BSD is not None:
-                x_BTD = norm("cross_norm")(x_BTD + drop(cross(x_BTD), 4))
+            if crossing:
+                y, of_source = cross(x_BTD)
+                x_BTD = norm("cross_norm")(x_BTD + drop(y, 4))
             x_BTD = norm("norm1")(x_BTD + drop(feed(x_BTD, keys_B), 2))
         x_BTD = constrain(x_BTD, "batch", "length", None)
+        self.sow("intermediates", "states", x_BTD)
+        cache = (cache, of_source) if crossing and decoding else cache
         return x_BTD, (cache, x_BTD if shared.collect else None)
 
 
@@ -112,13 +122,14 @@ class Stack(nn.Module):
                 x_BTD, (layer_cache, _) = Block(c, name=f"layer{i}")(x_BTD, (i, window, layer_cache), shared)
                 caches.append(layer_cache)
             return self.last(x_BTD, keys_B), cache and tuple(caches), None
+        self.sow("intermediates", "input", x_BTD)
         block = Block
         if c.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
             block = nn.remat(Block, prevent_cse=False, policy=policy)
         scan = nn.scan(
             block,
-            variable_axes={} if c.share else {"params": 0},
+            variable_axes={"intermediates": 0} if c.share else {"params": 0, "intermediates": 0},
             variable_broadcast="params" if c.share else False,
             split_rngs={"params": not c.share},
             in_axes=(0, nn.broadcast),
@@ -132,9 +143,9 @@ class Stack(nn.Module):
         return self.last(x_BTD, keys_B), cache, states
 
     def last(self, x_BTD, keys_B):
-        """Apply the norm that ends a pre-norm stack."""
+        """Apply the norm that ends a stack whose sub-layers have theirs before."""
         c = self.config
-        x_BTD = Norm(kind=c.norm, eps=c.eps, bias=c.bias, name="norm")(x_BTD) if c.placement == "pre" else x_BTD
+        x_BTD = Norm(kind=c.norm, eps=c.eps, bias=c.bias, name="norm")(x_BTD) if c.placement != "post" else x_BTD
         return dropout(x_BTD, c.dropout, keys_B, c.depth + 1) if c.last_dropout else x_BTD
 
     def bias(self, mask: Mask):

@@ -40,8 +40,8 @@ class Transformer:
     head: int = 0  # 0: width / heads
     mlp: int = 0  # 0: 4 x width
     activation: Activation = "gelu_tanh"
-    norm: Literal["layer", "rms"] = "layer"
-    placement: Literal["pre", "post"] = "pre"
+    norm: Literal["layer", "rms", "rms_one"] = "layer"
+    placement: Literal["pre", "post", "sandwich"] = "pre"  # sandwich: before each sub-layer and on what it gives
     eps: float = 1e-5
     parallel: bool = False  # attention and feed-forward side by side from one norm
     types: int = 0  # rows of a token-type table, 0: none
@@ -94,8 +94,10 @@ class Transformer:
             raise UserError("rotary scaling 'ntk' needs more than one pair of each head to turn")
         if self.positions == "sinusoidal" and self.width % 2:
             raise UserError(f"sinusoidal positions need an even width, not {self.width}")
-        if self.parallel and self.placement == "post":
+        if self.parallel and self.placement != "pre":
             raise UserError("parallel blocks have their norm before: placement='pre'")
+        if self.rotary.local and not any(self.windows):
+            raise UserError(f"rotary.local={self.rotary.local} is the base of layers with a window: set windows")
         if self.share and any(self.windows):
             raise UserError(
                 "layers that share their parameters have no windows of their own: share=False or windows=(0,)"

@@ -11,6 +11,9 @@
 | types | (B, T) int32 | token type: first or second sentence |
 | prefix | (B, T) bool | tokens that all of their segment see, though the network is causal |
 | pair, pair_weights | (B,) int32, float32 | label of a pair of sentences |
+| starts, ends, numbers | (B, P) int32 | first and last token of an answer, and the segment it is in |
+| begins | (B, P) bool | places where a chain of tags begins |
+| offered | (B, P, options) bool | options that are there |
 | source, source_segments, source_positions | (B, S) int32 | what an encoder reads |
 | peers, rows | (B, ...), (B / parts,) | from the loop: `Objective.peers` of the whole batch, and which of its rows these are |
 """
@@ -44,6 +47,8 @@ class Objective:
     paper: ClassVar[str]
     holds: ClassVar[str]  # what a batch holds, for people
     generative: ClassVar[bool] = False  # left to right: a sample continues a prompt
+    answers: ClassVar[bool] = False  # left to right, but as the answer to a source
+    prefix: ClassVar[bool] = False  # the tokens of a prompt all see each other
     nats: ClassVar[str | None] = (
         None  # the sum that is nats per token of running text, for perplexity and bits per byte
     )
@@ -102,6 +107,18 @@ class Objective:
     def measured(self) -> "Objective":
         """Give the objective that held-out text is measured with: the same parameters, perhaps longer rows or memory."""
         return self
+
+    def prompt(self, tokenizer: Any, text: str) -> Any:
+        """Make what the network reads before it writes (`lm.data.prompts.Prompt`) of a text to go on with or to answer."""
+        raise NotImplementedError
+
+    def stops(self, tokenizer: Any) -> tuple[int, ...]:
+        """List the ids that end what the network writes."""
+        return () if tokenizer.separator is None else (tokenizer.separator,)
+
+    def writer(self, params: Any) -> tuple["Objective", Any]:
+        """Give the objective that writes, and its parameters: of a mixture the first part that can."""
+        return self, params
 
     def predict(self, params: Any, batch: Batch) -> dict[str, jax.Array] | None:
         """Guess what the batch asks for, for people to look at: arrays with a leading axis of rows."""

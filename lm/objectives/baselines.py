@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
+from lm.data.prompts import continued
 from lm.data.records import Windows
 from lm.errors import check_range
 from lm.models.heads import cross_entropy
@@ -31,6 +32,7 @@ class LSTMLanguageModel(Objective):
 
     paper: ClassVar[str] = "Hochreiter & Schmidhuber 1997; Zaremba et al. 2014 (LSTM)"
     holds: ClassVar[str] = Causal.holds
+    generative: ClassVar[bool] = True
     nats: ClassVar[str] = "loss"
 
     model: LSTM
@@ -66,6 +68,9 @@ class LSTMLanguageModel(Objective):
 
     def show(self, tokenizer, example, found=None):
         return self.causal.show(tokenizer, example, found)
+
+    def prompt(self, tokenizer, text):
+        return continued(tokenizer, text)
 
     def init(self, key, batch):
         return LSTMModel(self.model).init(key, batch["tokens"])["params"]

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from lm.data.prompts import Prompt, continued
 from lm.data.records import Documents, Windows
 from lm.errors import check, check_choices, check_range
 from lm.models.heads import cross_entropy
@@ -38,6 +39,7 @@ class Causal(Objective):
     z_loss: float = 0.0
     chunk: int = 0
     dialogue: Literal["off", "all", "responses"] = "off"
+    template: bool = False  # prompts begin as the tokenizer's own files say (published models), not with the separator
     separator: int | None = None  # the tokenizer's end-of-document token, filled in by `resolve`
 
     def __post_init__(self):
@@ -98,6 +100,13 @@ class Causal(Objective):
             "segments": segments,
             "positions": positions,
         }
+
+    def prompt(self, tokenizer, text):
+        """A dialogue's turns are the lines of the text; what follows is the next one."""
+        if self.dialogue == "off":
+            return continued(tokenizer, text, self.template)
+        turns = [np.append(tokenizer.encode(turn), self.separator) for turn in text.split("\n")]
+        return Prompt(np.concatenate(turns).astype(np.int32))
 
     def init(self, key, batch):
         return Model(self.model).init(key, batch["tokens"])["params"]

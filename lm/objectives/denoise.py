@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lm.corruption import noise
+from lm.data.prompts import answered
 from lm.data.records import Windows
 from lm.errors import check, check_choices, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
@@ -34,6 +35,7 @@ class Denoise(Objective):
 
     paper: ClassVar[str] = "Lewis et al. 2020 (BART)"
     holds: ClassVar[str] = HOLDS
+    answers: ClassVar[bool] = True
 
     model: EncoderDecoder
     share: float = 0.3
@@ -46,6 +48,8 @@ class Denoise(Objective):
     rotate: float = 0.0
     length: int = 0
     chunk: int = 0
+    template: bool = False  # prompts are encoded as the tokenizer's own files say (published models)
+    start: int | None = None  # the id that begins what the decoder reads (in mBART's models a language's); None: </s>
     begin: int | None = None  # the ids of <s>, </s> and of what separates documents, filled in by `resolve`
     end: int | None = None
     separator: int | None = None
@@ -90,7 +94,7 @@ class Denoise(Objective):
 
     def corrupt(self, rng, record):
         blocks = self.blocks(record["tokens"], record["segments"])
-        return forced([self.spoil(rng, block) for block in blocks], blocks, (self.size, self.size))
+        return forced([self.spoil(rng, block) for block in blocks], blocks, (self.size, self.size), self.start)
 
     def blocks(self, tokens: np.ndarray, segments: np.ndarray) -> list[np.ndarray]:
         """Cut a record into its documents, each from <s> to </s>, int32; all together they fit the decoder."""
@@ -122,6 +126,13 @@ class Denoise(Objective):
         if self.rotate and rng.random() < self.rotate:
             block = noise.rotate(rng, block)
         return block
+
+    def prompt(self, tokenizer, text):
+        ends = {"start": self.end if self.start is None else self.start, "begin": [self.begin], "end": [self.end]}
+        return answered(tokenizer, text, template=self.template, **ends)
+
+    def stops(self, tokenizer):
+        return (self.end,)
 
     def init(self, key, batch):
         return Seq2Seq(self.model).init(key, batch["source"], batch["tokens"])["params"]

@@ -85,6 +85,18 @@ class Multitask(Objective):
         return tuple(dict.fromkeys(name for part in self.parts for name in part.objective.special))
 
     @property
+    def generative(self):
+        return any(part.objective.generative for part in self.parts)
+
+    @property
+    def answers(self):
+        return any(part.objective.answers for part in self.parts)
+
+    def writer(self, params):
+        part = next(part for part in self.parts if part.objective.generative or part.objective.answers)
+        return part.objective, part.params(params)
+
+    @property
     def nats(self):
         return next((f"{p.name}/{p.objective.nats}" for p in self.parts if p.objective.nats), None)
 

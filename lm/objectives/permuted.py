@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.corruption.permutation import NEVER, choose, elsewhere, join, orders, pair, ranks, trim
+from lm.data.prompts import Prompt, continued
 from lm.data.records import Windows
 from lm.data.words import SENTENCE, WORD
 from lm.errors import check, check_range
@@ -33,6 +34,8 @@ class Permuted(Objective):
 
     paper: ClassVar[str] = "Yang et al. 2019 (XLNet)"
     holds: ClassVar[str] = "tokens types rank reach (B, T); places targets weights (B, P); backward pair (B,); memory"
+
+    generative: ClassVar[bool] = True
 
     model: XLNet
     reuse: int = 0  # 0: half of the context
@@ -162,6 +165,10 @@ class Permuted(Objective):
         return np.stack([tokens, starts])[:, ::turn], begins[::turn][:-1]
 
     # -- on the device ---------------------------------------------------------------------------------------------------
+
+    def prompt(self, tokenizer, text):
+        """The text alone: what of <sep> and <cls> it should have is written in it."""
+        return Prompt(tokenizer.encode(text, special=True)) if text else continued(tokenizer, text)
 
     def init(self, key, batch):
         return TwoStream(self.model).init(key, batch["tokens"])["params"]

@@ -12,6 +12,7 @@ import numpy as np
 
 from lm.corruption.layouts import Layout, Line, Sides, Symbols, capacity, draw
 from lm.corruption.spans import Denoiser
+from lm.data.prompts import Prompt, answered, continued
 from lm.data.records import Windows
 from lm.errors import check, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
@@ -51,6 +52,8 @@ class Prefix(Objective):
         "tokens targets weights segments positions (B, T); with a decoder alone prefix (B, T), "
         "else source source_segments source_positions (B, S)"
     )
+
+    prefix: ClassVar[bool] = True
 
     model: Transformer | EncoderDecoder
     denoisers: tuple[Denoiser, ...] = (Denoiser(kind="split"),)
@@ -132,6 +135,33 @@ class Prefix(Objective):
 
     def corrupt(self, rng, record):
         return draw(rng, record, self.denoisers, self.layout, self.symbols, self.separator)
+
+    @property
+    def generative(self):
+        return isinstance(self.layout, Line)
+
+    @property
+    def answers(self):
+        return not self.generative
+
+    def prompt(self, tokenizer, text):
+        """Ask for what follows, as the first denoiser that takes the end of a text away does (UL2's S).
+
+        Behind its mode token the text ends in a sentinel, which the answer then begins with.
+        """
+        asks = next((d for d in self.denoisers if d.kind in ("split", "end")), self.denoisers[0])
+        mode = [self.symbols.modes[asks.mode]] if asks.mode else []
+        if asks.kind == "split" and self.generative:
+            found = continued(tokenizer, text)
+            return Prompt(np.concatenate([mode, found.tokens]).astype(np.int32))
+        hole = [] if asks.kind == "split" else [self.sentinels[0]]
+        if self.answers:
+            found = answered(tokenizer, text, start=self.pad, begin=mode, end=[*hole, self.end])
+            return Prompt(np.append(found.tokens, hole).astype(np.int32), found.source)
+        return Prompt(np.concatenate([mode, tokenizer.encode(text), hole, [self.end], hole]).astype(np.int32))
+
+    def stops(self, tokenizer):
+        return () if self.end is None else (self.end,)
 
     def init(self, key, batch):
         if isinstance(self.model, EncoderDecoder):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.data.prompts import continued
 from lm.data.records import Windows
 from lm.errors import check, check_choices, check_range
 from lm.models.adaptive import adaptive_cross_entropy
@@ -44,6 +45,7 @@ class Recurrent(Objective):
 
     paper: ClassVar[str] = "Dai et al. 2019 (Transformer-XL)"
     holds: ClassVar[str] = "tokens targets weights segments (B, T); a memory of (B, L, M, D) goes from batch to batch"
+    generative: ClassVar[bool] = True
     nats: ClassVar[str] = "loss"
 
     model: TransformerXL
@@ -90,6 +92,9 @@ class Recurrent(Objective):
             # A document begins at the separator before it: 1 is the one that goes on from the row before.
             segments = segments * (1 + np.cumsum(tokens[:-1] == self.separator, dtype=np.int32))
         return {"tokens": tokens[:-1], "targets": tokens[1:], "weights": record["weights"][1:], "segments": segments}
+
+    def prompt(self, tokenizer, text):
+        return continued(tokenizer, text)
 
     def init(self, key, batch):
         return MemoryModel(self.model).init(key, batch["tokens"])["params"]

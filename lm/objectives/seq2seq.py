@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lm.data.prompts import answered
 from lm.data.records import Documents
 from lm.errors import check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
@@ -26,12 +27,15 @@ class Seq2seq(Objective):
 
     paper: ClassVar[str] = "Vaswani et al. 2017 (the Transformer)"
     holds: ClassVar[str] = HOLDS
+    answers: ClassVar[bool] = True
 
     model: EncoderDecoder
     smoothing: float = 0.0
     pack: bool = True
     chunk: int = 0
-    end: int | None = None  # the id that ends a source and a target and begins what the decoder reads; from `resolve`
+    template: bool = False  # prompts are encoded as the tokenizer's own files say (published models)
+    start: int | None = None  # the id that begins what the decoder reads (in Marian's models that of padding); None: end
+    end: int | None = None  # the id that ends a source and a target; from `resolve`
 
     def __post_init__(self):
         check_range(self, 0, 1, "smoothing")
@@ -58,7 +62,14 @@ class Seq2seq(Objective):
         return dataclasses.replace(self, model=fit(self.model, tokenizer), end=tokenizer.special_id("[SEP]"))
 
     def corrupt(self, rng, record):
-        return forced(*closed(record["documents"], self.limits, self.end), self.limits)
+        return forced(*closed(record["documents"], self.limits, self.end), self.limits, self.start)
+
+    def prompt(self, tokenizer, text):
+        ends = {"start": self.end if self.start is None else self.start, "begin": (), "end": [self.end]}
+        return answered(tokenizer, text, template=self.template, **ends)
+
+    def stops(self, tokenizer):
+        return (self.end,)
 
     def init(self, key, batch):
         return Seq2Seq(self.model).init(key, batch["source"], batch["tokens"])["params"]

@@ -32,14 +32,17 @@ def lay(sequences: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.nd
     return tokens, segments, positions
 
 
-def forced(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], limits: tuple[int, int]) -> Example:
+def forced(
+    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], limits: tuple[int, int], start: int | None = None
+) -> Example:
     """Make the row of pairs whose decoder reads each target with its last token moved to the front (fairseq).
 
-    `limits` are the row's lengths for the encoder and for the decoder.
+    `limits` are the row's lengths for the encoder and for the decoder. A `start` stands in front in that token's place.
     """
+    first = [target[-1:] if start is None else np.array([start], target.dtype) for target in targets]
     source, source_segments, source_positions = lay(sources, limits[0])
     wanted, segments, positions = lay(targets, limits[1])
-    read = lay([np.concatenate([target[-1:], target[:-1]]) for target in targets], limits[1])[0]
+    read = lay([np.concatenate([one, target[:-1]]) for one, target in zip(first, targets, strict=True)], limits[1])[0]
     return {
         "source": source,
         "source_segments": source_segments,

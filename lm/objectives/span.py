@@ -13,6 +13,7 @@ import numpy as np
 
 from lm.corruption.layouts import Sides, Symbols, draw, restored
 from lm.corruption.spans import Denoiser
+from lm.data.prompts import answered
 from lm.data.records import Windows
 from lm.errors import check, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
@@ -36,6 +37,7 @@ class Span(Objective):
     holds: ClassVar[str] = (
         "source source_segments source_positions (B, S); tokens targets weights segments positions (B, T)"
     )
+    answers: ClassVar[bool] = True
 
     model: EncoderDecoder
     noise: Literal["spans", "iid"] = "spans"
@@ -46,6 +48,7 @@ class Span(Objective):
     z_loss: float = 0.0
     smoothing: float = 0.0
     chunk: int = 0
+    template: bool = False  # prompts are encoded as the tokenizer's own files say (published models)
     # Filled in by `resolve`.
     separator: int | None = None
     end: int | None = None
@@ -104,6 +107,13 @@ class Span(Objective):
 
     def corrupt(self, rng, record):
         return draw(rng, record, (self.denoiser,), self.layout, self.symbols, self.separator)
+
+    def prompt(self, tokenizer, text):
+        ends = {"start": self.pad, "begin": (), "end": [self.end]}
+        return answered(tokenizer, text, template=self.template, **ends)
+
+    def stops(self, tokenizer):
+        return (self.end,)
 
     def init(self, key, batch):
         return Seq2Seq(self.model).init(key, batch["source"], batch["tokens"])["params"]

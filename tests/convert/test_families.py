@@ -20,6 +20,12 @@ transformers = pytest.importorskip("transformers")
 SMALL = {"vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 37}
 BERT = {**SMALL, "max_position_embeddings": 20, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 LLAMA = {**SMALL, "max_position_embeddings": 32, "head_dim": 8}
+GEMMA2 = {**LLAMA, "num_key_value_heads": 2, "num_hidden_layers": 5, "head_dim": 10, "sliding_window": 4,
+          "query_pre_attn_scalar": 14, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}  # fmt: skip
+GEMMA3 = {**LLAMA, "num_key_value_heads": 2, "num_hidden_layers": 7, "head_dim": 10, "sliding_window": 4,
+          "query_pre_attn_scalar": 14}  # fmt: skip
+STRETCHED = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 600.0},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 30.0}}  # fmt: skip
 T5 = {"vocab_size": 61, "d_model": 20, "d_kv": 6, "d_ff": 34, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 3,
       "decoder_start_token_id": 0, "dropout_rate": 0.0}  # fmt: skip
 BART = {"vocab_size": 61, "d_model": 24, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
@@ -41,11 +47,13 @@ CASES = {
     "bert": ("BertForPreTraining", BERT),
     "bert, masked": ("BertForMaskedLM", {**BERT, "hidden_act": "relu", "type_vocab_size": 3}),
     "roberta": ("RobertaForMaskedLM", {**BERT, "pad_token_id": 1, "type_vocab_size": 1}),
+    "ernie, masked": ("ErnieForMaskedLM", BERT),
     "ernie": ("ErnieForPreTraining", {**BERT, "hidden_act": "relu"}),
     "albert": ("AlbertForPreTraining", ALBERT),
     "albert, masked": ("AlbertForMaskedLM", {**ALBERT, "embedding_size": 30, "hidden_act": "gelu", "num_hidden_layers": 1}),
     "electra, generator": ("ElectraForMaskedLM", {**ALBERT, "type_vocab_size": 3}),
     "electra, wide tables": ("ElectraForMaskedLM", {**ALBERT, "embedding_size": 34, "num_attention_heads": 3}),
+    "electra, generator, not projected": ("ElectraForMaskedLM", {**ALBERT, "embedding_size": 24}),
     "electra": ("ElectraForPreTraining", ALBERT),
     "electra, not projected": ("ElectraForPreTraining", {**ALBERT, "embedding_size": 24, "hidden_act": "relu"}),
     "distilbert": ("DistilBertForMaskedLM", DISTIL),
@@ -53,10 +61,24 @@ CASES = {
     "llama": ("LlamaForCausalLM", {**LLAMA, "num_key_value_heads": 2}),
     "llama, tied and stretched": ("LlamaForCausalLM", {**LLAMA, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
     "mistral": ("MistralForCausalLM", {**LLAMA, "num_key_value_heads": 2, "sliding_window": 5}),
+    "mistral, no window": ("MistralForCausalLM", {**LLAMA, "num_key_value_heads": 2, "sliding_window": None}),
+    "smollm": ("LlamaForCausalLM", {**{k: v for k, v in LLAMA.items() if k != "head_dim"}, "tie_word_embeddings": True,
+                                    "num_key_value_heads": 1, "rope_parameters": {"rope_theta": 1e5, "rope_type": "default"},
+                                    "bos_token_id": 0, "eos_token_id": 0}),
     "qwen2": ("Qwen2ForCausalLM", {**{k: v for k, v in LLAMA.items() if k != "head_dim"}, "num_key_value_heads": 2}),
     "qwen3": ("Qwen3ForCausalLM", {**LLAMA, "num_key_value_heads": 1, "head_dim": 10, "tie_word_embeddings": True}),
+    "gemma": ("GemmaForCausalLM", {**LLAMA, "num_key_value_heads": 1}),
+    "gemma2": ("Gemma2ForCausalLM", GEMMA2),
+    "gemma2, odd": ("Gemma2ForCausalLM", {**GEMMA2, "attn_logit_softcapping": None, "hidden_activation": "gelu_pytorch_tanh",
+                                          "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+                                          "num_hidden_layers": 3, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3ForCausalLM", GEMMA3),
+    "gemma3, stretched": ("Gemma3ForCausalLM", {**GEMMA3, "rope_parameters": STRETCHED, "num_key_value_heads": 4}),
     "t5": ("T5ForConditionalGeneration", {**T5, "feed_forward_proj": "relu"}),
     "t5 1.1": ("T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu"}),
+    "mt5": ("MT5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu"}),
+    "mt5, untied": ("MT5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu"}),
+    "t5 1.1, untied": ("T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
     "bart": ("BartForConditionalGeneration", BART),
     "bart, scaled": ("BartForConditionalGeneration", {**BART, "scale_embedding": True, "activation_function": "relu"}),
     "mbart": ("MBartForConditionalGeneration", {**BART, "scale_embedding": True}),
@@ -75,6 +97,8 @@ def make(name, folder, seed=0):
     model = cls(cls.config_class(**fields)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
+        if "untied" in name:  # their config.json says that it is tied all the same
+            model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape, generator=generator))
         tensors = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for tensor in [*tensors, model.final_logits_bias] if architecture == "MarianMTModel" else tensors:
             tensor.add_(0.05 * torch.randn(tensor.shape, generator=generator))
@@ -133,7 +157,7 @@ def test_there_and_back(name, tmp_path):
 
     theirs = make(name, tmp_path / "theirs")
     loaded = load(tmp_path / "theirs")
-    save(loaded.objective, loaded.params, Bytes().build(lambda: ()), tmp_path / "again", "")
+    save(loaded.objective, loaded.params, Bytes().build(lambda: ()), tmp_path / "again", "", loaded.kind)
     kinds = [json.loads((tmp_path / name / "config.json").read_text())["model_type"] for name in ("theirs", "again")]
     assert kinds[0] == kinds[1]
     again, info = type(theirs).from_pretrained(tmp_path / "again", output_loading_info=True)
@@ -163,8 +187,11 @@ def test_there_and_back(name, tmp_path):
         ("marian", {"decoder_vocab_size": 70}, "decoder_vocab_size"),
         ("marian", {"model_type": "bart"}, "lacks tensors"),
         ("mbart", {"normalize_before": False}, "normalize_before"),
-        ("llama", {"model_type": "gemma2"}, "behind each sub-layer"),
-        ("llama", {"model_type": "gemma3_text"}, "rotary base"),
+        ("llama", {"model_type": "gemma2"}, "lacks tensors"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma2", {"layer_types": ["chunked_attention"] * 5}, "chunked_attention"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "1 entries for 7 layers"),
+        ("gemma3", {"model_type": "gemma3"}, "model_type"),
     ],
 )
 def test_what_another_family_has_is_named(name, change, said, tmp_path):

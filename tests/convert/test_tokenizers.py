@@ -138,6 +138,43 @@ def test_byte_pair(model, lines, corpus, tmp_path):
     saved_is_read(ours, tmp_path / "again", lines)
 
 
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("model", ["qwen2", "gpt2"])
+def test_text_is_cut_as_the_class_says(model, prefix, lines, corpus, tmp_path):
+    """tokenizer_config.json names the class; config.json where it does not."""
+    if model == "qwen2" and prefix:
+        pytest.skip("Qwen's has no such choice")
+    trained = json.loads(BytePair(vocab=2000).build(lambda: iter(corpus)).core.to_str())["model"]
+    if prefix:
+        (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true, "tokenizer_class": "GPT2Tokenizer"}')
+    ours, theirs = pairs_of(model, trained["vocab"], trained["merges"], tmp_path)
+    same(as_ours(ours, lines), as_theirs(theirs, lines), lines)
+    saved_is_read(ours, tmp_path / "again", lines)
+
+
+@pytest.mark.parametrize("kind", ["WhisperTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast"])
+def test_other_ways_to_cut_are_refused(kind, tmp_path):
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_words_of_transformer_xl(tmp_path):
+    """A pickle is not opened; the same words in a file of text are read."""
+    (tmp_path / "config.json").write_text('{"model_type": "transfo-xl"}')
+    (tmp_path / "vocab.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(UserError, match=r"vocab\.txt"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "vocab.txt").write_text("<eos>\nthe\n,\n<unk>\ncat 17\n")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.vocab == 5
+    assert tokenizer.separator == 0
+    assert tokenizer.encode("the cat , The\nthe cat").tolist() == [1, 4, 2, 3, 0, 1, 4]
+    assert tokenizer.decode([1, 4, 2]) == "the cat ,"
+
+
 def pairs_of(model, vocab, merges, folder):
     """Write both files; give both tokenizers."""
     (folder / "vocab.json").write_text(json.dumps(vocab))
@@ -237,6 +274,9 @@ def test_sentence_piece(kind, model, file, after, more, lines, corpus, tmp_path)
     before = [] if model == "t5" else ["[CLS]"]
     same(as_ours(ours, plain, before, after), as_theirs(theirs, plain), plain)
     saved_is_read(ours, tmp_path / "again", plain)
+    written = ["a </s> b", "</s>", "x<unk> y"]
+    apart = transformers.AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
+    same([ours.encode(line).tolist() for line in written], apart(written, add_special_tokens=False)["input_ids"], written)
     own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / file))
     odd = [line for line in plain if ours.encode(line).tolist() != own.encode(line)]
     # T5's normaliser takes one mark of several on a letter in its Rust form, theirs and ours, and equal scores are ties.

@@ -56,7 +56,7 @@ def visible(length: int, *, causal: bool = True, window: int = 0, segments=None)
 
 def normalise(config, p, x):
     centred = x - x.mean(-1, keepdims=True) if config.norm == "layer" else x
-    y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + config.eps) * p["scale"]
+    y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + config.eps) * (p["scale"] + (config.norm == "rms_one"))
     return y + p["bias"] if "bias" in p else y
 
 
@@ -86,11 +86,12 @@ def linear(p, x, inputs=1):
     return y + p["bias"] if "bias" in p else y
 
 
-def turn(x_TH, positions, rotary):
+def turn(x_TH, positions, rotary, window=0):
     """Rotate pairs (i, i + size/2) of the first `share` of a head as complex numbers."""
+    base = rotary.local if rotary.local and window else rotary.base
     size = int(x_TH.shape[-1] * rotary.share)
     half = size // 2
-    angle = positions[:, None] * rotary.base ** -(np.arange(half) * 2 / size)
+    angle = positions[:, None] * base ** -(np.arange(half) * 2 / size)
     z = (x_TH[:, :half] + 1j * x_TH[:, half:size]) * np.exp(1j * angle)
     return np.concatenate([z.real, z.imag, x_TH[:, size:]], -1)
 
@@ -130,7 +131,7 @@ def attention(config, params, p, x, positions, segments, window, causal):
         if config.qk_norm:
             qh, kh = normalise(config, p["query_norm"], qh), normalise(config, p["key_norm"], kh)
         if config.positions == "rotary":
-            qh, kh = turn(qh, positions, config.rotary), turn(kh, positions, config.rotary)
+            qh, kh = (turn(y, positions, config.rotary, window) for y in (qh, kh))
         scores = qh @ kh.T * (config.attention_scale if config.mup_base else 1 / math.sqrt(config.head_size))
         if config.attention_cap:
             scores = config.attention_cap * np.tanh(scores / config.attention_cap)
@@ -172,11 +173,14 @@ def forward(config, params, tokens, positions=None, segments=None, causal=True):
         elif config.placement == "pre":
             x = x + attend(normalise(config, p["norm0"], x))
             x = x + feed_forward(config, p["mlp"], normalise(config, p["norm1"], x))
+        elif config.placement == "sandwich":
+            x = x + normalise(config, p["norm0_out"], attend(normalise(config, p["norm0"], x)))
+            x = x + normalise(config, p["norm1_out"], feed_forward(config, p["mlp"], normalise(config, p["norm1"], x)))
         else:
             x = normalise(config, p["norm0"], x + attend(x))
             x = normalise(config, p["norm1"], x + feed_forward(config, p["mlp"], x))
         stream.append(x)
-    return (normalise(config, params["stack"]["norm"], x) if config.placement == "pre" else x), stream
+    return (normalise(config, params["stack"]["norm"], x) if config.placement != "post" else x), stream
 
 
 def logits(config, params, hidden):

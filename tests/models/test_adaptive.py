@@ -105,8 +105,8 @@ def test_probability_is_that_of_the_cluster_times_that_within():
     made = module(**FORMS["untied"])
     p, h = draw(made), np.asarray(inputs()[0][0, 0])
     first = np.concatenate([p["table0"], p["cluster_table"]]) @ (h @ p["output0"])
-    first += np.concatenate([p["bias"][:9], p["cluster_bias"]])
-    last = p["table2"] @ (h @ p["output2"]) + p["bias"][20:]
+    first += np.concatenate([p["bias0"][:9], p["cluster_bias"]])
+    last = p["table2"] @ (h @ p["output2"]) + p["bias2"]
 
     def share(scores, i):
         return np.exp(scores[i] - scores.max()) / np.exp(scores - scores.max()).sum()

@@ -58,6 +58,7 @@ VARIANTS = {
     "bucket": {"positions": "bucket"},
     "parallel": {"parallel": True},
     "post": {"placement": "post"},
+    "sandwich": {"placement": "sandwich", "norm": "rms_one"},
     "capped, normed": {"attention_cap": 2.0, "qk_norm": True},
     "remat full": {"remat": "full"},
     "remat dots, unrolled": {"remat": "dots", "unroll": 0},

@@ -36,7 +36,7 @@ def test_activations(name):
     assert gated == ("glu" in name)
 
 
-@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize("kind", ["layer", "rms", "rms_one"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_norm(kind, dtype):
     """Statistics in float32 whatever the input; a mean far from zero does not spoil the variance."""
@@ -49,14 +49,15 @@ def test_norm(kind, dtype):
     assert found.dtype == x.dtype
     y = np.asarray(x, np.float64)
     y = y - y.mean(-1, keepdims=True) if kind == "layer" else y
-    expected = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5) * params["scale"] + params.get("bias", 0)
+    scale = params["scale"] + (kind == "rms_one")
+    expected = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5) * scale + params.get("bias", 0)
     np.testing.assert_allclose(
         np.asarray(found, np.float64), expected, rtol=1e-2 if dtype == "bfloat16" else 1e-4, atol=2e-5
     )
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize("kind", ["layer", "rms", "rms_one"])
 def test_norm_gradients(kind, bias):
     """The backward pass written by hand against autodiff of the formula, for rows of any rank."""
     rng = np.random.default_rng(0)
@@ -66,7 +67,7 @@ def test_norm_gradients(kind, bias):
 
     def plain(args):
         x = args["x"] - args["x"].mean(-1, keepdims=True) if kind == "layer" else args["x"]
-        y = x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-2) * args["scale"]
+        y = x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-2) * (args["scale"] + (kind == "rms_one"))
         return jnp.sum(g * (y + args.get("bias", 0)))
 
     def ours(args):
@@ -81,9 +82,11 @@ def test_norm_gradients(kind, bias):
     }
 
 
-def test_rms_norm_has_no_bias():
-    params = Norm(kind="rms").init(jax.random.key(0), jnp.ones((2, 4)))["params"]
+@pytest.mark.parametrize(("kind", "start"), [("rms", 1), ("rms_one", 0)])
+def test_rms_norm_has_no_bias_and_begins_plain(kind, start):
+    params = Norm(kind=kind).init(jax.random.key(0), jnp.ones((2, 4)))["params"]
     assert set(params) == {"scale"}
+    np.testing.assert_array_equal(params["scale"].value, start)
 
 
 def test_linear_contracts_leading_axes():

@@ -398,7 +398,7 @@ def imported(found: dict, config: TransformerXL) -> dict:
     embed |= {f"input{i}": found[f"transformer.word_emb.emb_projs.{i}"] for i in kept if config.divide > 1}
     if config.divide > 1:
         embed["output0"] = found["crit.out_projs.0"]
-    embed["bias"] = np.concatenate([found[f"crit.out_layers.{i}.bias"] for i in kept])
+    embed |= {f"bias{i}": found[f"crit.out_layers.{i}.bias"] for i in kept}
     embed |= {"cluster_table": found["crit.cluster_weight"], "cluster_bias": found["crit.cluster_bias"]}
     return {"embed": embed, "layers": layers}
 

@@ -14,9 +14,17 @@ def test_sinusoids():
     found = sinusoids(jnp.array([[0, 1, -1]]), 4)[0]
     expected = [[0, 0, 1, 1], [0.841471, 0.01, 0.540302, 0.99995], [-0.841471, -0.01, 0.540302, 0.99995]]
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    wide = sinusoids(jnp.array([[777]]), 10)[0, 0]
-    angles = 777 / 10_000 ** (np.arange(5) / 5)
-    np.testing.assert_allclose(wide, np.concatenate([np.sin(angles), np.cos(angles)]), atol=1e-4)
+    places = np.array([*range(700), 4095, 99_999, 2**18 - 1, -64, -5000])
+    angles = places[:, None] / 10_000 ** (np.arange(128) / 128)
+    wide = jax.jit(sinusoids, static_argnums=1)(places[None], 256)[0]
+    np.testing.assert_allclose(wide, np.concatenate([np.sin(angles), np.cos(angles)], -1), atol=1e-6)
+
+
+def test_sinusoids_are_marians():
+    pytest.importorskip("torch")
+    marian = pytest.importorskip("transformers.models.marian.modeling_marian")
+    theirs = marian.MarianSinusoidalPositionalEmbedding(1024, 512)
+    np.testing.assert_allclose(sinusoids(jnp.arange(1024)[None], 512)[0], theirs.create_weight().numpy(), atol=1e-6)
 
 
 # spec.md, A.4: rel -> (bidirectional, causal)

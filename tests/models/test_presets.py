@@ -72,6 +72,8 @@ WHOLE = {
     "QWEN3_1_7B": 1_720_574_976,
     "QWEN3_4B": 4_022_468_096,
     "QWEN3_8B": 8_190_735_360,
+    "GEMMA2_2B": 2_614_341_888,
+    "GEMMA3_1B": 999_885_952,
 }
 
 
@@ -128,6 +130,22 @@ def test_albert_is_transformers():
         )
     for name, theirs in (("ALBERT_BASE", albert), ("ERNIE_BASE", ernie)):
         assert pooled(getattr(presets, name)) == sum(p.numel() for p in theirs.parameters()), name
+
+
+def test_gemma_is_transformers():
+    """The shapes too: the published config.json of each, read, is the preset."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    from lm.convert.gemma import FAMILIES
+
+    small = {"vocab_size": 262144, "hidden_size": 1152, "num_attention_heads": 4, "num_key_value_heads": 1,
+             "intermediate_size": 6912, "max_position_embeddings": 32768, "sliding_window": 512}  # fmt: skip
+    with torch.device("meta"):
+        second = transformers.Gemma2ForCausalLM(transformers.Gemma2Config())  # its defaults are those of the 2B
+        third = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**small))
+    for name, theirs, family in (("GEMMA2_2B", second, FAMILIES[1]), ("GEMMA3_1B", third, FAMILIES[2])):
+        assert WHOLE[name] == sum(p.numel() for p in theirs.parameters()), name
+        assert family.objective(theirs.config.to_dict()).model == getattr(presets, name)
 
 
 @pytest.mark.parametrize(

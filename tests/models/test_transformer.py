@@ -35,6 +35,8 @@ CHOICES = {
     "bucket": {"positions": "bucket"},
     "sinusoidal": {"positions": "sinusoidal"},
     "wide heads": {"head": 10, "attention_cap": 3.0, "windows": (4, 0)},
+    "sandwich": {"placement": "sandwich", "norm": "rms_one", "bias": False, "qk_norm": True},
+    "two bases": {"positions": "rotary", "rotary": Rotary(base=300.0, local=9.0), "head": 6, "windows": (4, 0), "depth": 3},
     "depth one": {"depth": 1, "mlp": 0},
 }
 SEGMENTS, POSITIONS = documents(5, 1, 7, length=16)

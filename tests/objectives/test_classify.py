@@ -1,0 +1,210 @@
+"""Labels of texts: what is asked, what it costs, what is refused, and a run on another run's network."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lm.config import load
+from lm.data.examples import Example, ExampleSet
+from lm.data.framing import Frame
+from lm.data.prepare import Corpus, prepare
+from lm.errors import UserError
+from lm.objectives import trunk
+from lm.objectives.base import resolve, training_batches
+from lm.objectives.classify import Classify
+from lm.objectives.trunk import Head, Rows
+from lm.sharding import unbox
+from tests.objectives.labelled import model, words
+from tests.test_runs import environment
+
+torch = pytest.importorskip("torch")
+
+
+def corpus(train, validation=()):
+    sides = [[Example(values, f"{name}.csv:{i + 2}") for i, values in enumerate(side)]
+             for name, side in (("train", train), ("held", validation))]  # fmt: skip
+    sets = [ExampleSet(name, side) for name, side in zip(("train", "held"), sides)]
+    return Corpus(words(), ((1.0, sets[0]),), sets[1], "x", 0, "", None)
+
+
+def ready(train, validation=(), **fields):
+    fields = {"model": model(vocab=0), "rows": Rows(length=16), **fields}
+    found = corpus(train, validation)
+    return Classify(**fields).resolve(found.tokenizer).study(found), found
+
+
+ROWS = [{"text": text, "label": label} for text, label in
+        (("one two", "a"), ("three", "b"), ("four five six", "a"), ("seven", "c"), ("eight nine", "a"))]  # fmt: skip
+
+
+def test_labels_are_found_in_the_training_examples():
+    objective, _ = ready(ROWS, balanced=True)
+    assert objective.labels == ("a", "b", "c")
+    np.testing.assert_allclose(objective.class_weights, [5 / 9, 5 / 3, 5 / 3], rtol=1e-5)  # scikit-learn's "balanced"
+
+
+def test_a_label_of_held_out_examples_alone_is_refused_or_counts_nothing():
+    unseen = [{"text": "ten", "label": "z"}]
+    with pytest.raises(UserError) as error:
+        ready(ROWS, unseen)
+    for part in ("held.csv:2", "'z'", "a, b, c", "objective.unknown=skip"):
+        assert part in str(error.value)
+    objective, found = ready(ROWS, unseen, unknown="skip")
+    row = objective.corrupt(None, {"examples": [(found.validation.examples[0], 0)], "room": 1})
+    assert row["weights"].tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "fields", "message"),
+    [
+        ({"text": "one"}, {}, "train.csv:7: no 'label'; it has text"),
+        ({"text": "one", "label": ""}, {}, "train.csv:7: 'label' is empty"),
+        ({"text": 3, "label": "a"}, {}, "train.csv:7: 'text' is int, not str"),
+        ({"text": "one", "label": "a"}, {"kind": "number"}, "train.csv:2: 'label' is 'a', not a number"),
+        ({"text": "one", "label": ["a"]}, {}, "train.csv:7: a list of labels; set objective.kind=several"),
+    ],
+)
+def test_mistakes_name_the_example(values, fields, message):
+    with pytest.raises(UserError, match=message.replace("'", ".").replace("[", r"\[")):
+        ready([*ROWS, values], **fields)
+
+
+def test_one_label_is_nothing_to_tell_apart():
+    with pytest.raises(UserError, match="nothing to tell apart"):
+        ready(ROWS[:1])
+
+
+def batch_and_logits(objective, found):
+    examples = found.train[0][1].examples
+    halves = [[(one, 0) for one in part] for part in (examples[:2], examples[2:])]
+    rows = [objective.corrupt(None, {"examples": half, "room": 3}) for half in halves]
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    params = unbox(objective.init(jax.random.key(0), batch))
+    params["classifier"]["kernel"] += np.random.default_rng(0).normal(size=params["classifier"]["kernel"].shape)
+    logits = np.asarray(objective.logits(params, batch))
+    real = batch["weights"] > 0
+    return batch, params, torch.tensor(logits[real]), real
+
+
+@pytest.mark.parametrize("fields", [{}, {"smoothing": 0.2}, {"class_weights": (0.5, 2.0, 1.0)}], ids=str)
+def test_the_loss_of_one_label_is_torchs(fields):
+    objective, found = ready(ROWS, **fields)
+    batch, params, logits, real = batch_and_logits(objective, found)
+    weights = torch.tensor(fields["class_weights"]) if "class_weights" in fields else None
+    loss = torch.nn.CrossEntropyLoss(weight=weights, label_smoothing=fields.get("smoothing", 0.0))
+    expected = float(loss(logits, torch.tensor(batch["targets"][real]).long()))
+    sums, _ = objective.loss(params, batch, None, None)
+    np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], expected, rtol=1e-5)
+    hits = (logits.numpy().argmax(-1) == batch["targets"][real]).mean()
+    np.testing.assert_allclose(sums["accuracy"][0] / sums["accuracy"][1], hits, rtol=1e-6)
+
+
+def test_the_loss_of_several_labels_is_torchs_and_f1_scikit_learns():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    several = [{**row, "label": labels} for row, labels in zip(ROWS, (["a", "b"], "a", ["c"], [], "b,c"))]
+    objective, found = ready(several, kind="several")
+    assert objective.labels == ("a", "b", "c")
+    batch, params, logits, real = batch_and_logits(objective, found)
+    gold = batch["targets"][real]
+    expected = float(torch.nn.BCEWithLogitsLoss()(logits, torch.tensor(gold)))
+    sums, _ = objective.loss(params, batch, None, None)
+    np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], expected, rtol=1e-5)
+    guess = (logits > 0).numpy()
+    np.testing.assert_allclose(sums["f1"][0] / sums["f1"][1], sklearn.f1_score(gold, guess, average="micro"), rtol=1e-5)
+    np.testing.assert_allclose(sums["exact"][0] / sums["exact"][1], sklearn.accuracy_score(gold, guess), rtol=1e-5)
+
+
+def test_numbers_cost_their_squared_error():
+    numbers = [{**row, "label": i / 2} for i, row in enumerate(ROWS)]
+    objective, found = ready(numbers, kind="number")
+    batch, params, logits, real = batch_and_logits(objective, found)
+    expected = float(torch.nn.MSELoss()(logits[:, 0], torch.tensor(batch["targets"][real])))
+    sums, _ = objective.loss(params, batch, None, None)
+    np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], expected, rtol=1e-5)
+
+
+def test_pooled_states_are_those_of_the_right_tokens():
+    """First, last and mean, of two texts in a row with padding behind."""
+    objective, found = ready(ROWS)
+    batch, params, *_ = batch_and_logits(objective, found)
+    h_BTD = trunk.states(objective.model, params, batch, None, False)
+    first = np.asarray(trunk.pooled(h_BTD, batch, "first"))
+    segments = batch["segments"]
+    for pool in ("first", "last", "mean"):
+        head = trunk.knowing(objective, objective.frame, head=Head(pool=pool))
+        rows = [head.corrupt(None, {"examples": [(one, 0) for one in found.train[0][1].examples[2:]], "room": 3})]
+        places = np.stack([row["places"] for row in rows])
+        values = np.asarray(trunk.pooled(h_BTD[1:], {**{k: v[1:] for k, v in batch.items()}, "places": places}, pool))
+        for k in range(3):
+            own = np.flatnonzero(segments[1] == k + 1)
+            expected = {"first": h_BTD[1, own[0]], "last": h_BTD[1, own[-1]], "mean": h_BTD[1, own].mean(0)}[pool]
+            np.testing.assert_allclose(values[0, k], expected, rtol=1e-4, atol=1e-5)
+    assert first.shape[2] == objective.model.width
+
+
+@pytest.mark.parametrize("trunk_", ["encoder", "decoder", "pair", "xlnet"])
+@pytest.mark.parametrize("kind", ["several", "number"])
+def test_rows_of_every_network_are_read(trunk_, kind):
+    config = load(f"tests/configs/tiny_classify.py:kind={kind},trunk={trunk_}")
+    config, found = resolve(config, prepare(config.data))
+    batch = training_batches(config, found)[0]
+    stream = config.objective.records.open(found.train[0][1])
+    examples = [example for n in range(stream.count) for example, _ in stream.held_out(None, n)["examples"]]
+    assert sorted(e.where for e in examples) == sorted(e.where for e in found.train[0][1].examples)
+    row = {name: x[0] for name, x in batch.items()}
+    assert config.objective.show(found.tokenizer, row).count("label") == np.count_nonzero(row["weights"])
+
+
+def test_epochs_pack_anew_and_hold_every_example_once():
+    config = load("tests/configs/tiny_classify.py")
+    config, found = resolve(config, prepare(config.data))
+    stream = config.objective.records.open(found.train[0][1], seed=3)
+    epochs = []
+    for epoch in range(3):
+        rows = [stream.record(None, stream.at(n, epoch))["examples"] for n in range(stream.count)]
+        wheres = [[e.where for e, _ in row] for row in rows]
+        assert sorted(where for row in wheres for where in row) == sorted(e.where for e in found.train[0][1].examples)
+        assert all(sum(config.objective.sizes(e)[0][0] for e, _ in row) <= config.objective.row for row in rows)
+        epochs.append(wheres)
+    assert epochs[0] != epochs[1] != epochs[2]
+    again = config.objective.records.open(found.train[0][1], seed=3)
+    assert [e.where for e, _ in again.record(None, again.at(0, 2))["examples"]] == epochs[2][0]
+
+
+def test_running_text_is_refused():
+    config = load("configs/classify_nano.py")
+    masked = load("tests/configs/tiny_masked.py")
+    with pytest.raises(UserError, match="labelled examples, not running text"):
+        resolve(type(config)(objective=config.objective, data=masked.data), prepare(masked.data))
+
+
+def test_a_head_on_the_network_of_another_run(tmp_path):
+    """Masked first, then labels: the network is taken, its head is left, a new one is drawn, and all is said."""
+    def run(*args):
+        command = [sys.executable, "-m", "lm.main", *args]
+        return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+
+    first = run("--config=tests/configs/tiny_masked.py", f"--workdir={tmp_path / 'masked'}")
+    assert first.returncode == 0, first.stderr
+    shape = ("context=48", "placement=post", "embed_norm=true", "activation=gelu")
+    network = [f"--config.objective.model.{field}" for field in shape]
+    more = f"--workdir={tmp_path / 'labels'}", f"--config.start={tmp_path / 'masked'}", "--config.every.sample=3"
+    second = run("--config=tests/configs/tiny_classify.py", *network, *more)
+    assert second.returncode == 0, second.stderr
+    assert "started from" in second.stdout
+    assert "drawn anew: classifier/bias, classifier/kernel" in second.stdout
+    assert "head_bias" in second.stdout
+    summary = json.loads((tmp_path / "labels" / "summary.json").read_text())
+    assert 0 <= summary["eval/validation/accuracy"] <= 1
+    assert "guess" in (tmp_path / "labels" / "samples" / "3.txt").read_text(encoding="utf-8")
+
+
+def test_frames_differ_by_network():
+    tokenizer = words(("<s>", "</s>"))
+    assert trunk.frame(model(), Rows(), words()).style == "bert"
+    assert trunk.frame(model(), Rows(causal=True), words()).style == "decoder"
+    assert Frame(tokenizer, "decoder").join([np.array([5, 6])], 9).tokens.tolist() == [5, 6]
