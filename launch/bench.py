@@ -24,7 +24,7 @@ from lm.console import table
 from lm.errors import unknown
 
 CONFIG = flags.DEFINE_string("config", "configs/gpt_tiny.py", "config file and its arguments")
-PARTS = flags.DEFINE_list("parts", ["machine", "step", "decode", "batches"], "what to measure; 'objectives' too")
+PARTS = flags.DEFINE_list("parts", ["machine", "step", "decode", "batches"], "what to measure; 'score', 'objectives' too")
 STEPS = flags.DEFINE_integer("steps", 10, "train steps to time")
 TOKENS = flags.DEFINE_integer("tokens", 64, "tokens to decode a row")
 OUTPUT = flags.DEFINE_string("output", None, "write the figures to this file as JSON")
@@ -145,10 +145,33 @@ def decode(config: Config, rate: float) -> dict[str, float]:
     return found
 
 
+def score(config: Config) -> dict[str, float]:
+    """Tokens a second that perplexity by windows scores, and that the forward pass of training makes of the same rows."""
+    import jax
+    import numpy as np
+
+    from lm.data.prompts import Prompt
+    from lm.decode.score import TOKENS as TOGETHER
+    from lm.decode.score import Pair, Scorer
+    from lm.decode.speed import random_params
+
+    objective, model = config.objective, config.objective.model
+    params, rows = random_params(model, SEED.value), max(1, TOGETHER // model.context)
+    ids = np.random.default_rng(SEED.value).integers(0, model.vocab, (rows, model.context + 1), np.int32)
+    scorer, pairs = Scorer(objective, params), [Pair(Prompt(row[:1]), row[1:]) for row in ids]
+    ones = np.ones((rows, model.context), np.int32)
+    batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": ones.astype(np.float32), "segments": ones}
+    batch["positions"] = np.broadcast_to(np.arange(model.context), ones.shape)
+    forward = jax.jit(lambda params, batch: objective.loss(params, batch, None, None)[0])
+    times = [seconds(lambda: scorer(pairs), 3), seconds(lambda: jax.block_until_ready(forward(params, batch)), 3)]
+    scored, trained = (ones.size / time for time in times)
+    return {"score_tokens_per_second": scored, "forward_tokens_per_second": trained, "score_share_of_forward": scored / trained}
+
+
 def main(overrides: list[tuple[str, str]]) -> None:
     config = load(CONFIG.value)
     config = override(config, overrides)
-    known = ("machine", "step", "decode", "batches", "objectives")
+    known = ("machine", "step", "decode", "score", "batches", "objectives")
     for part in PARTS.value:
         if part not in known:
             raise unknown("part", part, known)
@@ -167,6 +190,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
         found |= step(config, corpus, found["matmul_float32_flops"])
     if "decode" in PARTS.value and config.objective.generative:
         found |= decode(config, found["memory_bytes_per_second"])
+    if "score" in PARTS.value and config.objective.generative:
+        found |= score(config)
     if "batches" in PARTS.value:
         found |= batches(config, corpus)
     found["peak_resident_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,90 +1,155 @@
-"""Continue text with a trained run or a published model.
+"""Continue text, answer, or fill masks, with a trained run or a published model.
 
-    python -m lm.generate --workdir=RUN|--model=HF_DIR --prompt='Once upon a time' [--strategy=greedy|sample] [--output=F.jsonl]
+    python -m lm.generate --workdir=RUN|--model=HF_DIR --prompt='Once upon a time' [--strategy=NAME] [--output=F.jsonl]
+    python -m lm.generate --model=HF_DIR --prompts=FILE.txt|FILE.jsonl --output=F.jsonl     thousands of prompts, resumable
+
+Strategies: greedy and sample (the default) take one token after another; beam searches; contrastive avoids repetition;
+speculative lets a small model (--draft) propose; fill, gibbs (masked models) and mask_predict (conditional ones) fill in.
 """
 
-import dataclasses
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from lm.command import run
-from lm.errors import check, unknown
+from lm.errors import UserError, check, unknown
 
-STRATEGIES = ("greedy", "sample")
+STEPWISE, WRITING = ("greedy", "sample"), ("greedy", "sample", "beam", "contrastive", "speculative")
+STRATEGIES = (*WRITING, "fill", "gibbs", "mask_predict")
+DRAWN = ("sample", "speculative")
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
 STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
 PROMPT = flags.DEFINE_multi_string("prompt", [""], "text to continue, several allowed; empty begins a document")
+PROMPTS = flags.DEFINE_string(
+    "prompts", None, 'file of prompts: one a line, or .jsonl with "prompt" or "messages"; needs --output'
+)
 STRATEGY = flags.DEFINE_string("strategy", "sample", f"one of {', '.join(STRATEGIES)}")
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "divides the scores: below 1 safer, above 1 wilder")
-TOP_K = flags.DEFINE_integer("top_k", 0, "draw from the k likeliest tokens (0: from all)")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens that together have this probability")
-SAMPLES = flags.DEFINE_integer("num_samples", 1, "continuations of each prompt")
 NEW = flags.DEFINE_integer("max_new_tokens", None, "longest continuation (default: 256, or what the context leaves)")
 STOP = flags.DEFINE_multi_string("stop", [], "text that ends a continuation and is cut off, several allowed")
 SEED = flags.DEFINE_integer("seed", 0, "seed of the draws")
 OUTPUT = flags.DEFINE_string("output", None, "write the samples to this file, one JSON object a line")
+SHOW = flags.DEFINE_bool("show_probabilities", False, "colour each token by its probability, or list them")
+CHAT = flags.DEFINE_bool("chat", False, "the prompt is what a user says; lay it out by the model's chat template")
+SYSTEM = flags.DEFINE_string("system", None, "with --chat: what the system message says")
+REGEX = flags.DEFINE_string("regex", None, "regular expression that the whole new text follows")
+SCHEMA = flags.DEFINE_string("json_schema", None, "JSON schema, or its file, that the new text is an instance of")
+DRAFT = flags.DEFINE_string("draft", None, "speculative: run or model folder of the small model that proposes")
+
+# Options of some strategies only; None: not given. (name, kind, strategies, help)
+OPTIONS = (
+    ("temperature", float, (*DRAWN, "gibbs"), "divides the scores: below 1 safer, above 1 wilder"),
+    (
+        "top_k",
+        int,
+        (*DRAWN, "contrastive", "gibbs", "fill"),
+        "draw from the k likeliest tokens; fill: candidates to show",
+    ),
+    ("top_p", float, DRAWN, "draw from the likeliest tokens that together have this probability"),
+    ("min_p", float, DRAWN, "draw from tokens at least this share as probable as the likeliest"),
+    ("typical_p", float, DRAWN, "draw from the most typical tokens that together have this probability"),
+    ("epsilon", float, DRAWN, "draw from tokens of at least this probability"),
+    ("eta", float, DRAWN, "the same, but less where the model is unsure"),
+    ("num_samples", int, (*DRAWN, "beam", "gibbs", "mask_predict"), "texts for each prompt (beam: the best ones)"),
+    ("repetition_penalty", float, WRITING, "above 1: tokens of the text so far become less likely (CTRL)"),
+    ("encoder_repetition_penalty", float, WRITING, "above 1: tokens of the prompt or source become likelier"),
+    ("frequency_penalty", float, WRITING, "taken off a score for each time the token was generated"),
+    ("presence_penalty", float, WRITING, "taken off a score if the token was generated at all"),
+    ("no_repeat_ngram", int, WRITING, "no n tokens in a row come twice"),
+    ("encoder_no_repeat_ngram", int, WRITING, "no n tokens in a row of the prompt or source come again"),
+    ("min_new_tokens", int, WRITING, "tokens before a text may end"),
+    ("length_penalty_start", int, WRITING, "with the factor: tokens after which ending gets likelier"),
+    ("length_penalty_factor", float, WRITING, "how fast it does; above 1"),
+    ("bad_words", list, WRITING, "text that must not appear, several allowed"),
+    ("forced_prefix", str, WRITING, "text that the continuation begins with"),
+    ("num_beams", int, ("beam",), "beams kept (default 4)"),
+    (
+        "length_penalty",
+        float,
+        ("beam",),
+        "exponent of the length by which scores are divided; above 0 favours long texts",
+    ),
+    ("length_norm", str, ("beam",), "hf: by length^a (default); gnmt: by ((5 + length) / 6)^a"),
+    ("num_beam_groups", int, ("beam",), "groups of beams that are kept apart"),
+    ("diversity_penalty", float, ("beam",), "between groups: taken off tokens that another has just chosen"),
+    ("early_stopping", str, ("beam",), "true, false (default) or never: when a search ends"),
+    ("penalty_alpha", float, ("contrastive",), "weight of unlikeness (default 0.6)"),
+    ("draft_tokens", int, ("speculative",), "tokens proposed at a time (default 4)"),
+    ("order", str, ("fill",), "once (default), left_to_right or confident"),
+    ("iterations", int, ("gibbs", "mask_predict"), "rounds (default 500; mask_predict 10)"),
+    ("burn_in", int, ("gibbs",), "rounds that draw from all tokens (default 250)"),
+    ("walk", str, ("gibbs",), "random (default), left_to_right or parallel"),
+    ("num_lengths", int, ("mask_predict",), "lengths tried (default 5)"),
+)
+DEFINE = {
+    float: flags.DEFINE_float,
+    int: flags.DEFINE_integer,
+    str: flags.DEFINE_string,
+    list: flags.DEFINE_multi_string,
+}
+GIVEN = {name: DEFINE[kind](name, None, f"{', '.join(of)}: {text}") for name, kind, of, text in OPTIONS}
+BELONGS = {name: of for name, _, of, _ in OPTIONS} | {
+    "regex": STEPWISE,
+    "json_schema": STEPWISE,
+    "draft": ("speculative",),
+    "stop": (*STEPWISE, "contrastive", "speculative"),
+    "show_probabilities": (*STEPWISE, "contrastive", "speculative"),
+    "max_new_tokens": (*WRITING, "gibbs"),
+    "chat": WRITING,
+    "system": WRITING,
+}
 
 
 def main(overrides: list[tuple[str, str]]) -> None:
-    """Read the flags, load the run, print the samples."""
+    """Read the flags, load the run, write and show the samples."""
     check(not overrides, "lm.generate takes no --config.* flags: a run's config is its own")
-    if STRATEGY.value not in STRATEGIES:
-        raise unknown("strategy", STRATEGY.value, STRATEGIES)
+    agree()
     output = Path(OUTPUT.value) if OUTPUT.value else None
     if output:
         check(output.parent.is_dir(), f"--output={output}: there is no folder '{output.parent}'; make it first")
         check(not output.is_dir(), f"--output={output} is a folder; name a file")
+    options = {name: flag.value for name, flag in GIVEN.items() if flag.value not in (None, [])}
     from lm import platform  # jax starts here: a mistake in the flags is told before
 
     platform.prepare()
     from lm.convert.run import opened
-    from lm.decode.generate import encode, generate
-    from lm.decode.sampling import Sampling
+    from lm.writing import Command
 
-    Sampling(strategy=STRATEGY.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value)
-    config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value)
-    check(
-        config.objective.generative,
-        f"{WORKDIR.value or MODEL.value} is a model of {type(config.objective).__name__}, which does not continue text from "
-        "left to right",
-    )
-    model = config.objective.model
-    longest = max(len(encode(tokenizer, prompt)) for prompt in PROMPT.value)
-    samples = generate(
-        model,
-        params,
-        tokenizer,
-        PROMPT.value,
-        max_new_tokens=max(1, min(256, model.context - longest)) if NEW.value is None else NEW.value,
-        strategy=STRATEGY.value,
-        temperature=TEMPERATURE.value,
-        top_k=TOP_K.value,
-        top_p=TOP_P.value,
-        num_samples=SAMPLES.value,
-        seed=SEED.value,
-        stop=STOP.value,
-    )
-    show(samples)
+    command = Command(STRATEGY.value, options, flags.FLAGS.flag_values_dict())
+    job = command.job(*opened(WORKDIR.value, MODEL.value, STEP.value))
+    if PROMPTS.value:
+        from lm.decode.batching import complete
+        from lm.show import FileProgress
+
+        count = complete(job, Path(PROMPTS.value), output, command.settings(), FileProgress)
+        print(f"{output}: the samples of {count:,} prompts")
+        return
+    samples = command.say(job, PROMPT.value)
     if output:
-        lines = (json.dumps(dataclasses.asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
+        from lm.decode.jobs import as_object
+
+        lines = (json.dumps(as_object(sample), ensure_ascii=False) + "\n" for sample in samples)
         output.write_text("".join(lines), encoding="utf-8")
 
 
-def show(samples: list[Any]) -> None:
-    """Print each prompt, dimmed on a terminal, with its continuation; a line above each when there are several."""
-    from lm.console import printable
-
-    dim, plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
-    for i, sample in enumerate(samples):
-        if len(samples) > 1:
-            print(f"{dim}--- {i + 1} of {len(samples)}, log-probability {sample.logprob:.2f}{plain}")
-        print(f"{dim}{printable(sample.prompt)}{plain}{printable(sample.text)}", flush=True)
+def agree() -> None:
+    """Raise UserError where flags contradict each other."""
+    strategy, given = STRATEGY.value, flags.FLAGS
+    if strategy not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES)
+    for name, of in BELONGS.items():
+        if given[name].present and given[name].value not in (None, [], False) and strategy not in of:
+            raise UserError(f"--{name} belongs to --strategy={' or '.join(of)}, not to {strategy}")
+    check(not (REGEX.value and SCHEMA.value), "--regex and --json_schema exclude each other: give one")
+    check(strategy != "speculative" or DRAFT.value, "--strategy=speculative needs --draft=RUN|HF_DIR, a smaller model")
+    check(SYSTEM.value is None or CHAT.value, "--system is for --chat")
+    if PROMPTS.value:
+        check(not given["prompt"].present, "--prompt and --prompts exclude each other: give one")
+        check(Path(PROMPTS.value).is_file(), f"--prompts={PROMPTS.value}: there is no such file")
+        check(OUTPUT.value is not None, "--prompts needs --output=FILE.jsonl for the samples")
+        check(not SHOW.value, "--show_probabilities is for --prompt, not for a file of prompts")
 
 
 if __name__ == "__main__":

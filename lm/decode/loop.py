@@ -7,94 +7,114 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lm.decode.processors import History, Rules
 from lm.decode.sampling import Sampling, log_probability
-from lm.decode.steps import Steps
+from lm.decode.steps import Prompts, Steps
 
 
 class Progress(struct.PyTreeNode):
-    """Rows under way: `count` tokens chosen so far, of which row i has the first `length_B[i]`, a stop token included.
+    """Rows under way: `history.count` tokens chosen so far, of which row i has the first `length_B[i]`, a stop included.
 
-    `logprobs_BT` holds each token's natural log-probability under the model itself.
+    `logprobs_BT` holds each new token's natural log-probability under the model itself; `places_B` where each row stands
+    in the grammar that it must follow.
     """
 
     state: Any
-    tokens_BT: jax.Array
+    history: History
     logprobs_BT: jax.Array
     length_B: jax.Array
     done_B: jax.Array
-    count: jax.Array
+    places_B: jax.Array | None = None
+
+    def new(self) -> jax.Array:
+        """Return the new tokens (B, room)."""
+        return self.history.tokens_BT[:, self.history.prompt :]
 
 
-@partial(jax.jit, static_argnames=("steps", "sampling", "stops", "room", "repeats"))
+@partial(jax.jit, static_argnames=("steps", "sampling", "rules", "stops", "room", "repeats"))
 def begin(
     prepared: Any,
-    tokens_BT: jax.Array,
-    segments_BT: jax.Array,
+    prompts: Prompts,
     keys_B: jax.Array,
+    until: int,
+    grammar: Any = None,
     *,
     steps: Steps,
     sampling: Sampling,
+    rules: Rules,
     stops: tuple[int, ...],
     room: int,
     repeats: int = 1,
 ) -> Progress:
-    """Read the prompts, left-padded, once; choose the first token of each of `repeats` rows a prompt.
+    """Read the prompts once; choose the first token of each of `repeats` rows a prompt.
 
-    `room`: new tokens there is space for. `keys_B`: one key a row, B = prompts x repeats.
+    `room`: new tokens there is space for, of which `until` will be asked for. `keys_B`: one key a row, B = prompts x
+    repeats. `grammar`: None, or what new tokens must follow (`lm.decode.constrained.Grammar`).
     """
-    prompts, width = tokens_BT.shape
-    logits_BV, state = steps.prefill(prepared, tokens_BT, segments_BT, width + room)
+    h_BTD, state = steps.prefill(prepared, prompts, room)
+    logits_BV = steps.logits(prepared, h_BTD[:, -1])
+    sources = prompts.source_BS, prompts.source_segments_BS
+    history = History.begin(prompts.tokens_BT, prompts.segments_BT, room, *sources)
     if repeats > 1:
-        rows_B = jnp.repeat(jnp.arange(prompts), repeats)
-        logits_BV, state = logits_BV[rows_B], steps.select(state, rows_B)
-    rows = prompts * repeats
+        rows_B = jnp.repeat(jnp.arange(len(logits_BV)), repeats)
+        logits_BV, state, history = logits_BV[rows_B], steps.select(state, rows_B), history.select(rows_B)
+    rows = len(logits_BV)
     progress = Progress(
         state=state,
-        tokens_BT=jnp.zeros((rows, room), jnp.int32),
+        history=history,
         logprobs_BT=jnp.zeros((rows, room), jnp.float32),
         length_B=jnp.zeros(rows, jnp.int32),
         done_B=jnp.zeros(rows, bool),
-        count=jnp.zeros((), jnp.int32),
+        places_B=None if grammar is None else jnp.zeros(rows, jnp.int32),
     )
-    return choose(progress, logits_BV, keys_B, sampling, stops)
+    return choose(progress, logits_BV, keys_B, until, grammar, sampling, rules, stops)
 
 
-@partial(jax.jit, static_argnames=("steps", "sampling", "stops"), donate_argnames="progress")
+@partial(jax.jit, static_argnames=("steps", "sampling", "rules", "stops"), donate_argnames="progress")
 def go_on(
     prepared: Any,
     progress: Progress,
     keys_B: jax.Array,
     until: int,
+    limit: int,
+    grammar: Any = None,
     *,
     steps: Steps,
     sampling: Sampling,
+    rules: Rules,
     stops: tuple[int, ...],
 ) -> Progress:
-    """Choose tokens until there are `until` (at most the room) or every row is done."""
+    """Choose tokens until there are `until` (at most the room) or every row is done; `limit` of them in the end."""
 
     def going(progress):
-        return (progress.count < until) & ~progress.done_B.all()
+        return (progress.history.count < until) & ~progress.done_B.all()
 
     def one(progress):
-        last_B = jax.lax.dynamic_index_in_dim(progress.tokens_BT, progress.count - 1, 1, keepdims=False)
-        logits_BV, state = steps.step(prepared, progress.state, last_B)
-        return choose(progress.replace(state=state), logits_BV, keys_B, sampling, stops)
+        last_B1, _ = progress.history.last(1)
+        h_BTD, state = steps.step(prepared, progress.state, last_B1)
+        logits_BV = steps.logits(prepared, h_BTD[:, -1])
+        return choose(progress.replace(state=state), logits_BV, keys_B, limit, grammar, sampling, rules, stops)
 
     return jax.lax.while_loop(going, one, progress)
 
 
-def choose(progress: Progress, logits_BV, keys_B, sampling: Sampling, stops: tuple[int, ...]) -> Progress:
-    """Add one token to every row that is not done; its draw depends on the row's key and on `count` alone."""
-    count, done_B = progress.count, progress.done_B
-    tokens_B = sampling.choose(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, count))
+def choose(progress: Progress, logits_BV, keys_B, limit, grammar, sampling: Sampling, rules: Rules, stops) -> Progress:
+    """Add one token to every row that is not done; its draw depends on the row's key and on the count alone."""
+    count, done_B, places_B = progress.history.count, progress.done_B, progress.places_B
+    scores_BV = rules.process(logits_BV, progress.history)
+    if grammar is not None:
+        scores_BV = grammar.allow(scores_BV, logits_BV, places_B, limit - count)
+    tokens_B = sampling.choose(scores_BV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, count))
     logprobs_B = jnp.where(done_B, 0, log_probability(logits_BV, tokens_B))
     tokens_B = jnp.where(done_B, 0, tokens_B)
     stopped_B = (tokens_B[:, None] == jnp.asarray(stops, jnp.int32)).any(1) if stops else jnp.zeros_like(done_B)
-    write = jax.lax.dynamic_update_index_in_dim
+    if grammar is not None:
+        places_B, ended_B = grammar.follow(places_B, tokens_B, done_B, limit - count - 1)
+        stopped_B |= ended_B
     return progress.replace(
-        tokens_BT=write(progress.tokens_BT, tokens_B, count, 1),
-        logprobs_BT=write(progress.logprobs_BT, logprobs_B, count, 1),
+        history=progress.history.add(tokens_B),
+        logprobs_BT=jax.lax.dynamic_update_index_in_dim(progress.logprobs_BT, logprobs_B, count, 1),
         length_B=jnp.where(done_B, progress.length_B, count + 1),
         done_B=done_B | stopped_B,
-        count=count + 1,
+        places_B=places_B,
     )

@@ -1,4 +1,7 @@
-"""How the next token is chosen: small pure functions on scores (..., V), -inf where a token is banned."""
+"""How the next token is chosen: small pure functions on scores (..., V), -inf where a token is banned.
+
+None of them sorts: a threshold is computed, or found bit by bit among the floats (`leading`).
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,17 +10,24 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from lm.errors import check, check_choices
+from lm.errors import check, check_choices, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to choose; hashable, for it is a static argument of compiled functions. 0 and 1 turn `top_k`, `top_p` off."""
+    """How to choose; hashable, for it is a static argument of compiled functions.
+
+    0 turns `top_k`, `min_p`, `epsilon` and `eta` off, 1 `top_p` and `typical_p`.
+    """
 
     strategy: Literal["greedy", "sample"] = "sample"
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    epsilon: float = 0.0
+    eta: float = 0.0
 
     def __post_init__(self):
         check_choices(self)
@@ -26,7 +36,10 @@ class Sampling:
             f"temperature={self.temperature} must be positive; strategy=greedy takes the likeliest token",
         )
         check(self.top_k >= 0, f"top_k={self.top_k} must be a number of tokens, or 0 for all of them")
-        check(0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
+        for name in ("top_p", "typical_p"):
+            check(0 < getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in (0, 1]; 1 keeps every token")
+        check(0 <= self.min_p <= 1, f"min_p={self.min_p} must lie in [0, 1]; 0 keeps every token")
+        check_range(self, 0, 1, "epsilon", "eta")
 
     def choose(self, logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
         """Pick a token (B,) for each row: the likeliest, or one drawn with the row's own key."""
@@ -40,7 +53,15 @@ class Sampling:
             scores = temperature(scores, self.temperature)
         if 0 < self.top_k < scores.shape[-1]:
             scores = top_k(scores, self.top_k)
-        return scores if self.top_p == 1 else top_p(scores, self.top_p)
+        if self.top_p < 1:
+            scores = top_p(scores, self.top_p)
+        if self.min_p:
+            scores = min_p(scores, self.min_p)
+        if self.typical_p < 1:
+            scores = typical(scores, self.typical_p)
+        if self.epsilon:
+            scores = epsilon(scores, self.epsilon)
+        return eta(scores, self.eta) if self.eta else scores
 
 
 def temperature(scores: jax.Array, value: float) -> jax.Array:
@@ -56,6 +77,41 @@ def top_k(scores: jax.Array, count: int) -> jax.Array:
 def top_p(scores: jax.Array, mass: float) -> jax.Array:
     """Keep the likeliest tokens up to and with the one whose probability reaches the mass (Holtzman et al. 2020)."""
     return jnp.where(leading(scores, jax.nn.softmax(scores, -1), mass), scores, -jnp.inf)
+
+
+def min_p(scores: jax.Array, share: float) -> jax.Array:
+    """Keep tokens at least `share` times as probable as the likeliest (Nguyen et al. 2024)."""
+    return jnp.where(scores >= scores.max(-1, keepdims=True) + math.log(share), scores, -jnp.inf)
+
+
+def typical(scores: jax.Array, mass: float) -> jax.Array:
+    """Keep the tokens whose surprise -log p is nearest to the entropy, up to the mass (Meister et al. 2022)."""
+    log_p, p, entropy = surprise(scores)
+    return jnp.where(leading(-jnp.abs(log_p + entropy), p, mass), scores, -jnp.inf)
+
+
+def epsilon(scores: jax.Array, least: float) -> jax.Array:
+    """Keep tokens of at least this probability, and the likeliest (Hewitt et al. 2022)."""
+    log_p, _, _ = surprise(scores)
+    return kept_above(scores, log_p, math.log(least))
+
+
+def eta(scores: jax.Array, least: float) -> jax.Array:
+    """Keep tokens of probability min(least, sqrt(least) * exp(-entropy)) or more, and the likeliest (Hewitt et al. 2022)."""
+    log_p, _, entropy = surprise(scores)
+    return kept_above(scores, log_p, jnp.minimum(math.log(least), 0.5 * math.log(least) - entropy))
+
+
+def kept_above(scores: jax.Array, log_p: jax.Array, threshold: float | jax.Array) -> jax.Array:
+    """Keep what reaches the threshold and, always, the largest."""
+    return jnp.where((log_p >= threshold) | (scores == scores.max(-1, keepdims=True)), scores, -jnp.inf)
+
+
+def surprise(scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return log p and p of each token, and the entropy in nats with the last axis kept."""
+    log_p = scores - log_sum(scores)
+    p = jnp.exp(log_p)
+    return log_p, p, -total(jnp.where(p > 0, p * log_p, 0))
 
 
 def leading(scores: jax.Array, weights: jax.Array, goal: float) -> jax.Array:
@@ -98,6 +154,10 @@ def noise(key: jax.Array, size: int) -> jax.Array:
 
 def log_probability(logits_BV: jax.Array, tokens_B: jax.Array) -> jax.Array:
     """Natural log-probability (B,) of a token under the model itself: the logits as they came, temperature 1."""
-    top = logits_BV.max(-1, keepdims=True)
-    log_z = top + jnp.log(total(jnp.exp(logits_BV - top)))
-    return jnp.take_along_axis(logits_BV, tokens_B[:, None], -1)[:, 0] - log_z[:, 0]
+    return jnp.take_along_axis(logits_BV, tokens_B[:, None], -1)[:, 0] - log_sum(logits_BV)[:, 0]
+
+
+def log_sum(scores: jax.Array) -> jax.Array:
+    """Return log(sum(exp(scores))) over the last axis, kept with size 1."""
+    top = scores.max(-1, keepdims=True)
+    return top + jnp.log(total(jnp.exp(scores - top)))

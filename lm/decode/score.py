@@ -14,7 +14,7 @@ from lm.decode.steps import Prompts, Steps
 from lm.errors import UserError, check
 
 TOKENS = 8192  # computed together, on one device
-CHUNK = 2**22  # logits that exist at once
+CHUNK = 2**23  # logits that exist at once
 NO_MESH = jax.sharding.AbstractMesh((), ())  # a batch need not divide among the devices of training
 
 
@@ -129,10 +129,10 @@ def score(prepared: Any, prompts: Prompts, wanted_BW: jax.Array, *, steps: Steps
     def one(part):
         h_RD, wanted_R = part
         logits_RV = steps.logits(prepared, h_RD)
-        own_R = jnp.take_along_axis(logits_RV, wanted_R[:, None], 1)[:, 0]
-        norm_R, best_R = jax.nn.logsumexp(logits_RV, -1), logits_RV.max(-1)
-        squares_R = jnp.exp(jax.nn.logsumexp(2 * logits_RV, -1) - 2 * norm_R)
-        return own_R - norm_R, own_R >= best_R, jnp.exp(best_R - norm_R), squares_R
+        own_R, best_R = jnp.take_along_axis(logits_RV, wanted_R[:, None], 1)[:, 0], logits_RV.max(-1)
+        shares_RV = jnp.exp(logits_RV - best_R[:, None])
+        total_R, squares_R = shares_RV.sum(-1), (shares_RV**2).sum(-1)
+        return own_R - best_R - jnp.log(total_R), own_R >= best_R, 1 / total_R, squares_R / total_R**2
 
     split = h_BWD.reshape(parts, -1, size), wanted_BW.reshape(parts, -1)
     return tuple(x.reshape(wanted_BW.shape) for x in jax.lax.map(one, split))

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lm.data.prompts import Prompt
 from lm.decode.generate import continue_tokens, row_keys
 from lm.decode.sampling import Sampling
 from lm.decode.steps import StackSteps
@@ -39,8 +40,8 @@ def tokens_per_second(
     """
     steps = StackSteps(config)
     prepared = steps.prepare(random_params(config, seed) if params is None else params, rows)
-    encoded = list(np.random.default_rng(seed).integers(0, config.vocab, (rows, prompt), np.int32))
-    keys_B = row_keys(seed, encoded, 1)
+    encoded = [Prompt(ids) for ids in np.random.default_rng(seed).integers(0, config.vocab, (rows, prompt), np.int32)]
+    keys_B = row_keys(seed, encoded, [0] * rows, 1)
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()

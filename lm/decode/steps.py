@@ -130,8 +130,6 @@ class StackSteps:
         return h_BTD, StackState(cache=cache, positions_B=state.positions_B + count)
 
     def logits(self, prepared, h):
-        if self.config.transform:
-            h = Model(self.config).apply({"params": prepared.params}, h, method="transform")
         return prepared.logits(h)
 
     select = staticmethod(select)

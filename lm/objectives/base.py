@@ -26,7 +26,9 @@ import jax
 import numpy as np
 
 from lm import flops
+from lm.data.packed import Examples
 from lm.data.pipeline import Batches
+from lm.data.prompts import Prompt
 from lm.data.records import Documents, Windows
 from lm.errors import check
 from lm.models.encoder_decoder import EncoderDecoder
@@ -54,7 +56,7 @@ class Objective:
     )
 
     model: Any
-    records: Windows | Documents  # what `corrupt` is given
+    records: Windows | Documents | Examples  # what `corrupt` is given
     scales: Mapping[str, float]
 
     @property
@@ -108,9 +110,17 @@ class Objective:
         """Give the objective that held-out text is measured with: the same parameters, perhaps longer rows or memory."""
         return self
 
-    def prompt(self, tokenizer: Any, text: str) -> Any:
-        """Make what the network reads before it writes (`lm.data.prompts.Prompt`) of a text to go on with or to answer."""
+    def prompt(self, tokenizer: Any, text: str) -> Prompt:
+        """Make what the network reads before it writes, of a text to go on with or to answer."""
         raise NotImplementedError
+
+    def lead(self, tokenizer: Any) -> tuple[int, ...]:
+        """List the ids that stand before a document's first token."""
+        return () if tokenizer.separator is None else (tokenizer.separator,)
+
+    def given(self, ids: np.ndarray) -> Prompt:
+        """Make what the network reads of the beginning of a text, encoded, before it says what follows."""
+        return Prompt(ids)
 
     def stops(self, tokenizer: Any) -> tuple[int, ...]:
         """List the ids that end what the network writes."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from lm.corruption.layouts import Layout, Line, Sides, Symbols, capacity, draw
 from lm.corruption.spans import Denoiser
-from lm.data.prompts import Prompt, answered, continued
+from lm.data.prompts import Prompt, answered, continued, encode
 from lm.data.records import Windows
 from lm.errors import check, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
@@ -147,18 +147,28 @@ class Prefix(Objective):
     def prompt(self, tokenizer, text):
         """Ask for what follows, as the first denoiser that takes the end of a text away does (UL2's S).
 
-        Behind its mode token the text ends in a sentinel, which the answer then begins with.
+        Behind its mode token the text ends in a sentinel, which the answer then begins with. An empty text begins with
+        the separator, as some rows of training do.
         """
-        asks = next((d for d in self.denoisers if d.kind in ("split", "end")), self.denoisers[0])
-        mode = [self.symbols.modes[asks.mode]] if asks.mode else []
-        if asks.kind == "split" and self.generative:
-            found = continued(tokenizer, text)
-            return Prompt(np.concatenate([mode, found.tokens]).astype(np.int32))
-        hole = [] if asks.kind == "split" else [self.sentinels[0]]
         if self.answers:
+            mode, hole = self.around
             found = answered(tokenizer, text, start=self.pad, begin=mode, end=[*hole, self.end])
             return Prompt(np.append(found.tokens, hole).astype(np.int32), found.source)
-        return Prompt(np.concatenate([mode, tokenizer.encode(text), hole, [self.end], hole]).astype(np.int32))
+        return self.given(encode(tokenizer, text, False) if text else continued(tokenizer, text).tokens)
+
+    @property
+    def around(self) -> tuple[list[int], list[int]]:
+        """Ids before the text and, for the part that is missing, behind it."""
+        asks = next((d for d in self.denoisers if d.kind in ("split", "end")), self.denoisers[0])
+        mode = [self.symbols.modes[asks.mode]] if asks.mode else []
+        return mode, [] if asks.kind == "split" else [self.sentinels[0]]
+
+    def given(self, ids):
+        mode, hole = self.around
+        return Prompt(np.concatenate([mode, ids, *[hole, [self.end], hole] * bool(hole)]).astype(np.int32))
+
+    def lead(self, tokenizer):
+        return ()
 
     def stops(self, tokenizer):
         return () if self.end is None else (self.end,)

@@ -69,19 +69,18 @@ class Perplexity:
 
     def windows(self, subject: Subject, ids: np.ndarray) -> Iterator[Pair]:
         """Cut a document into what is given and what is scored."""
-        limit = subject.scorer.steps.limit
-        window = self.window or limit or subject.objective.model.context
+        objective, limit = subject.writer.objective, room(subject)
+        window = self.window or limit or objective.model.context
         check(limit is None or window <= limit, f"window={window} is more than the model's context of {limit}")
         stride = self.stride or max(1, window // 2)
         check(stride <= window, f"stride={stride} is more than window={window}: tokens would be left out")
-        lead = subject.tokenizer.separator
-        if self.lead and lead is not None:
-            ids = np.concatenate([[lead], ids])
+        if self.lead:
+            ids = np.concatenate([objective.lead(subject.tokenizer), ids])
         ids, done = ids.astype(np.int32), 1  # `window` inputs give as many predictions: one token more is seen
         for start in range(0, max(1, len(ids) - 1), stride):
             end = min(start + window + 1, len(ids))
             if end > done:
-                yield Pair(Prompt(ids[start:done]), ids[done:end])
+                yield Pair(objective.given(ids[start:done]), ids[done:end])
                 done = end
 
     def pseudo(self, subject: Subject, documents: Sequence[np.ndarray], size: Size) -> Figures:
@@ -90,6 +89,12 @@ class Perplexity:
         found = masked_logprobs(subject, rows)
         sums = np.array([[-x.sum(dtype=float), len(x)] for x in found])
         return {f"pseudo_{name}": figure for name, figure in measures(sums, size, subject.seed).items()}
+
+
+def room(subject: Subject) -> int | None:
+    """Count the tokens of text that a row may have, None: any number; some objectives put others around them."""
+    limit = subject.scorer.steps.limit
+    return None if limit is None else limit + 1 - len(subject.writer.objective.given(np.zeros(1, np.int32)).tokens)
 
 
 @dataclass(frozen=True)
@@ -181,13 +186,16 @@ def given(subject: Subject, context: str, continuation: str, whole: bool = True)
     if whole and context:
         before, both = tokenizer.encode(context), tokenizer.encode(context + continuation)
         if len(both) > len(before):  # a word that merges over the border moves it
-            extra = len(prompt.tokens) - len(before)
-            prompt, target = Prompt(np.concatenate([prompt.tokens[:extra], both[: len(before)]])), both[len(before) :]
+            target = both[len(before) :]
+            place = np.flatnonzero(prompt.tokens == before[-1])[-1] + 1  # of the text's end, behind which others may stand
+            start = place - len(before)
+            tokens = np.concatenate([prompt.tokens[:start], both[: len(before)], prompt.tokens[place:]])
+            prompt = Prompt(tokens.astype(np.int32))
     limit = subject.scorer.steps.limit
     if limit is not None:
-        room = limit + 1 - len(target)
-        check(room > 0, f"a continuation of {len(target)} tokens passes the model's context of {limit}")
-        prompt = Prompt(prompt.tokens[-room:])
+        left = limit + 1 - len(target)
+        check(left > 0, f"a continuation of {len(target)} tokens passes the model's context of {limit}")
+        prompt = Prompt(prompt.tokens[-left:])
     return Pair(prompt, target.astype(np.int32))
 
 
@@ -201,9 +209,10 @@ def text_scores(subject: Subject, text: str) -> dict[str, Any]:
     ids = tokenizer.encode(text).astype(np.int32)
     check(len(ids) > 0, f"--text={text!r} has no tokens")
     if objective.generative:
-        lead = () if tokenizer.separator is None else (tokenizer.separator,)
+        writer = subject.writer.objective
+        lead = writer.lead(tokenizer)
         row = np.array([*lead, *ids], np.int32)
-        found = list(subject.scorer([Pair(Prompt(row[:1]), row[1:])])[0].logprobs) if len(row) > 1 else []
+        found = list(subject.scorer([Pair(writer.given(row[:1]), row[1:])])[0].logprobs) if len(row) > 1 else []
         logprobs = [None] * (not lead) + [float(p) for p in found]
     else:
         check(not objective.answers, f"{type(objective).__name__} answers a source: it gives a text alone no probability")

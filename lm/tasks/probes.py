@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 
-from lm.data.prompts import Prompt
 from lm.decode.score import Pair
 from lm.errors import check, check_choices
 from lm.tasks.files import items
@@ -25,11 +24,10 @@ def sentence_logprobs(subject: Subject, texts: Sequence[str]) -> np.ndarray:
     if not subject.objective.generative:
         found = masked_logprobs(subject, rows)
         return np.array([[x.sum(dtype=float), len(x)] for x in found])
-    lead = subject.tokenizer.separator
-    heads = [ids[:1] if lead is None else np.array([lead], np.int32) for ids in rows]
-    tails = [ids[1:] if lead is None else ids for ids in rows]
-    check(all(len(ids) for ids in tails), "without a separator a text needs two tokens")
-    scored = subject.score("sentences", [Pair(Prompt(a), b) for a, b in zip(heads, tails)])
+    objective = subject.writer.objective
+    rows = [np.array([*objective.lead(subject.tokenizer), *ids], np.int32) for ids in rows]
+    check(all(len(ids) > 1 for ids in rows), "without a separator a text needs two tokens")
+    scored = subject.score("sentences", [Pair(objective.given(ids[:1]), ids[1:]) for ids in rows])
     return np.array([[one.logprobs.sum(dtype=float), len(one.logprobs)] for one in scored])
 
 

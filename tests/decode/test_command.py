@@ -2,8 +2,11 @@
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 
 from lm.checkpoint import Checkpoints
 from lm.config import Config, to_json
-from lm.data.tokenizers import Characters
+from lm.data.tokenizers import Bytes, Characters
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
@@ -25,6 +28,36 @@ def command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "lm.generate", *map(str, arguments)], env=environment, capture_output=True, text=True
     )
+
+
+SITTING = """
+import contextlib, io, json, sys
+from absl import flags
+from lm import generate
+from lm.command import run
+found = []
+for arguments in json.load(sys.stdin):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    sys.argv, out, err, status = ["lm.generate", *arguments], io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run(generate.main)
+        except SystemExit as end:
+            status = end.code or 0
+    found.append((status, out.getvalue(), err.getvalue()))
+print(json.dumps(found))
+"""
+
+
+def sitting(commands):
+    """Run the command many times in one process: starting jax takes seconds. Give (status, stdout, stderr) of each."""
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu"}
+    text = json.dumps([[str(a) for a in arguments] for arguments in commands])
+    result = subprocess.run(
+        [sys.executable, "-c", SITTING], input=text, env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -58,37 +91,55 @@ def test_prints_and_writes_samples(workdir, tmp_path):
 
 
 def test_takes_the_checkpoint_asked_for(workdir):
-    shown = {
-        step: command(f"--workdir={workdir}", "--prompt=a", "--strategy=greedy", f"--step={step}").stdout
-        for step in ("1", "2", "best", "latest")
-    }
+    steps = ("1", "2", "best", "latest")
+    found = sitting([f"--workdir={workdir}", "--prompt=a", "--strategy=greedy", f"--step={step}"] for step in steps)
+    shown = {step: out for step, (_, out, _) in zip(steps, found)}
     assert shown["best"] == shown["1"] != shown["2"] == shown["latest"]
     assert len(shown["1"]) == 33  # without --max_new_tokens: up to the context
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "--workdir=RUN"),
-        (["--workdir=nowhere"], "'nowhere' is not a run"),
-        (["--workdir={run}", "--strategy=gredy"], "did you mean 'greedy'?"),
-        (["--workdir={run}", "--temperature=0"], "strategy=greedy"),
-        (["--workdir={run}", "--top_p=1.5"], "(0, 1]"),
-        (["--workdir={run}", "--prompt=aQ"], "'Q'"),
-        (["--workdir={run}", "--prompt=abcdefgh", "--max_new_tokens=30"], "8 prompt tokens + 30 new ones"),
-        (["--workdir={run}", "--step=7"], "has 1, 2"),
-        (["--workdir={run}", "--output=no/such/file"], "no/such"),
-        (["--workdir={run}", "--num_sample=3"], "num_sample"),
-        (["--workdir={run}", "--config.seed=3"], "--config"),
-    ],
-)
-def test_mistakes_end_in_one_line(workdir, arguments, words):
-    result = command(*[a.format(run=workdir) for a in arguments])
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert words in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
+MISTAKES = [
+    ([], "--workdir=RUN"),
+    (["--workdir=nowhere"], "'nowhere' is not a run"),
+    (["--workdir={run}", "--strategy=gredy"], "did you mean 'greedy'?"),
+    (["--workdir={run}", "--temperature=0"], "strategy=greedy"),
+    (["--workdir={run}", "--top_p=1.5"], "(0, 1]"),
+    (["--workdir={run}", "--prompt=aQ"], "'Q'"),
+    (["--workdir={run}", "--prompt=abcdefgh", "--max_new_tokens=30"], "8 prompt tokens + 30 new ones"),
+    (["--workdir={run}", "--step=7"], "has 1, 2"),
+    (["--workdir={run}", "--output=no/such/file"], "no/such"),
+    (["--workdir={run}", "--num_sample=3"], "num_sample"),
+    (
+        ["--workdir={run}", "--strategy=greedy", "--top_p=0.9"],
+        "--top_p belongs to --strategy=sample or speculative",
+    ),
+    (["--workdir={run}", "--num_beams=3"], "--num_beams belongs to --strategy=beam, not to sample"),
+    (["--workdir={run}", "--strategy=beam", "--regex=a"], "--regex belongs to"),
+    (["--workdir={run}", "--strategy=beam", "--stop=a"], "--stop belongs to"),
+    (["--workdir={run}", "--regex=a", "--json_schema=null"], "exclude each other"),
+    (["--workdir={run}", "--strategy=speculative"], "--draft"),
+    (["--workdir={run}", "--strategy=speculative", "--draft=nowhere"], "no such folder"),
+    (["--workdir={run}", "--strategy=beam", "--num_beams=2", "--num_samples=3"], "raise count"),
+    (["--workdir={run}", "--strategy=fill"], "for models that fill in"),
+    (["--workdir={run}", "--system=x"], "--chat"),
+    (["--workdir={run}", "--chat"], "no chat template"),
+    (["--workdir={run}", "--prompts=nowhere.txt"], "no such file"),
+    (["--workdir={run}", "--prompts={run}/config.json"], "--output"),
+    (["--workdir={run}", "--regex=(a"], "no regular expression"),
+    (["--workdir={run}", "--regex=[a-c]{9}", "--max_new_tokens=5"], "at least 9 tokens"),
+    (["--workdir={run}", "--repetition_penalty=0"], "must be positive"),
+    (["--workdir={run}", "--bad_words=aQ"], "'Q'"),
+    (["--workdir={run}", "--config.seed=3"], "--config"),
+]
+
+
+def test_mistakes_end_in_one_line(workdir):
+    commands = [[a.replace("{run}", str(workdir)) for a in arguments] for arguments, _ in MISTAKES]
+    for command, (_, words), (status, out, err) in zip(commands, MISTAKES, sitting(commands), strict=True):
+        assert status == 2, (command, err)
+        assert err.startswith("error: "), command
+        assert words in err, command
+        assert (err.count("\n"), out) == (1, ""), command
 
 
 def test_a_run_without_a_checkpoint(workdir, tmp_path):
@@ -97,3 +148,113 @@ def test_a_run_without_a_checkpoint(workdir, tmp_path):
     result = command(f"--workdir={tmp_path}")
     assert result.returncode == 2
     assert "no finished checkpoint" in result.stderr
+
+
+STRATEGIES = {
+    "greedy": ["--repetition_penalty=1.3", "--no_repeat_ngram=2", "--bad_words=ab", "--min_new_tokens=3"],
+    "sample": ["--min_p=0.01", "--typical_p=0.9", "--epsilon=0.001", "--eta=0.001", "--forced_prefix=xy", "--num_samples=2"],
+    "beam": ["--num_beams=4", "--num_beam_groups=2", "--diversity_penalty=0.5", "--length_penalty=0.8", "--num_samples=2",
+             "--early_stopping=never"],
+    "contrastive": ["--penalty_alpha=0.4", "--top_k=3"],
+    "speculative": ["--draft={run}", "--draft_tokens=3", "--temperature=0.7"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_strategy_that_writes(workdir, tmp_path):
+    commands = []
+    for strategy, options in STRATEGIES.items():
+        options = [option.replace("{run}", str(workdir)) for option in options]
+        where = [f"--workdir={workdir}", f"--output={tmp_path / strategy}", f"--strategy={strategy}"]
+        commands.append([*where, "--prompt=abc", "--max_new_tokens=8", *options])
+    for (strategy, options), (status, _, err) in zip(STRATEGIES.items(), sitting(commands), strict=True):
+        assert (status, err) == (0, ""), strategy
+        samples = [json.loads(line) for line in (tmp_path / strategy).read_text(encoding="utf-8").splitlines()]
+        assert len(samples) == (2 if "--num_samples=2" in options else 1)
+        assert all(len(s["text"]) == 8 and s["logprob"] < 0 for s in samples)
+        if strategy == "sample":
+            assert all(s["text"].startswith("xy") for s in samples)
+
+
+def test_a_file_of_prompts(workdir, tmp_path):
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    prompts.write_text("abc\n\nabcdefgh\nabc\n")
+    files = [f"--workdir={workdir}", f"--prompts={prompts}", f"--output={output}"]
+    listed = [f"--workdir={workdir}", "--prompt=abc", "--max_new_tokens=3", "--show_probabilities"]
+    (first, said, err), (again, _, refused), (_, table, _) = sitting([[*files, "--seed=2"], files, listed])
+    assert (first, err) == (0, "")
+    assert "the samples of 4 prompts" in said
+    samples = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [s["prompt"] for s in samples] == ["abc", "", "abcdefgh", "abc"]
+    assert all(len(s["tokens"]) == 24 for s in samples)  # what the longest prompt leaves of the context
+    assert (again, refused.count("\n")) == (2, 1)
+    assert "there already" in refused
+    assert all(0 < float(line.split()[-1]) < 1 for line in table.splitlines()[-3:])
+
+
+LONG = {"vocab": 257, "context": 4096, "width": 32, "depth": 1, "heads": 2, "positions": "rotary"}
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory):
+    """A run whose model writes bytes, the umlauts and emojis of its bias alone, and never ends."""
+    folder = tmp_path_factory.mktemp("chatty")
+    tokenizer = Bytes().build(lambda: [])
+    tokenizer.save(folder / "tokenizer.json")
+    config = Config(objective=Causal(model=Transformer(**LONG, head_bias=True)).resolve(tokenizer))
+    (folder / "config.json").write_text(to_json(config), encoding="utf-8")
+    params = unbox(Model(config.objective.model).init(jax.random.key(0), np.zeros((1, 8), np.int32))["params"])
+    checkpoints = Checkpoints(folder, config.keep)
+    checkpoints.save(1, create(config, optax.sgd(1.0), params), {}, loss=1.0)
+    checkpoints.close()
+    return folder
+
+
+def on_terminal(arguments, until=None):
+    """Run the command on a pseudo-terminal; interrupt it once `until` bytes came.
+
+    Give the bytes, the status, the seconds it took to end and stderr.
+    """
+    parent, child = pty.openpty()
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu", "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lm.generate", *map(str, arguments)],
+        env=environment,
+        stdout=child,
+        stderr=subprocess.PIPE,
+    )
+    os.close(child)
+    seen, began = b"", None
+    while True:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        seen += part
+        if until and began is None and len(seen) > until:
+            process.send_signal(signal.SIGINT)
+            began = time.monotonic()
+    os.close(parent)
+    process.wait()
+    return seen, process.returncode, time.monotonic() - (began or time.monotonic()), process.stderr.read().decode()
+
+
+def test_text_comes_as_it_is_written(chatty, tmp_path):
+    output = tmp_path / "out.jsonl"
+    arguments = [f"--workdir={chatty}", "--prompt=hello", "--max_new_tokens=200", "--regex=(🙂[a-zäß日]){20,}"]
+    seen, status, _, errors = on_terminal([*arguments, f"--output={output}"])
+    assert (status, errors) == (0, "")
+    text = json.loads(output.read_text(encoding="utf-8"))["text"]
+    assert seen.decode().replace("\r\n", "\n") == f"\033[2mhello\033[0m{text}\n"
+    assert "🙂" in text
+
+
+def test_an_interrupt_is_answered_and_keeps_what_is_there(chatty):
+    arguments = [f"--workdir={chatty}", "--prompt=hello", "--max_new_tokens=4000", "--regex=[a-z]{4000}"]
+    seen, status, seconds, errors = on_terminal(arguments, until=100)
+    assert status == 130
+    assert errors == "interrupted\n"
+    assert seconds < 5
+    assert len(seen) > 100

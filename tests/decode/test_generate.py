@@ -1,6 +1,7 @@
 """Decoding with a cache against the whole forward pass, rows against each other, and how continuations end."""
 
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -10,14 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.data.tokenizers import Bytes, Characters
-from lm.decode.generate import bucket, continue_tokens, encode, generate, row_keys
+from lm.data.prompts import Prompt
+from lm.data.tokenizers import Characters
+from lm.decode.generate import continue_tokens, generate, occurrences, row_keys
+from lm.decode.open import bucket
+from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
 from lm.decode.speed import random_params, tokens_per_second
-from lm.decode.steps import StackSteps
+from lm.decode.steps import Prompts, StackSteps
 from lm.errors import UserError
 from lm.models.model import Model
 from lm.models.transformer import Transformer
+from lm.objectives.causal import Causal
 
 TINY = {"vocab": 30, "context": 64, "width": 32, "depth": 2, "heads": 4, "init": 0.3, "init_positions": 0.3}
 KINDS = {
@@ -43,7 +48,7 @@ def params_of(kind):
 
 def prompts_of(*lengths):
     random = np.random.default_rng(0)
-    return [random.integers(0, TINY["vocab"], n, np.int32) for n in lengths]
+    return [Prompt(random.integers(0, TINY["vocab"], n, np.int32)) for n in lengths]
 
 
 @functools.cache
@@ -61,7 +66,7 @@ def full_forward(kind):
 def decode(kind, prompts, new, sampling=GREEDY, samples=1, **options):
     steps = StackSteps(config(kind))
     prepared = steps.prepare(params_of(kind), len(prompts) * samples)
-    keys = row_keys(0, prompts, samples)
+    keys = row_keys(0, prompts, occurrences(prompts), samples)
     return continue_tokens(steps, prepared, prompts, keys, sampling=sampling, new=new, **options)
 
 
@@ -70,7 +75,7 @@ def decode(kind, prompts, new, sampling=GREEDY, samples=1, **options):
 def test_cached_steps_give_the_logits_of_the_full_forward(kind, rows):
     steps = StackSteps(config(kind))
     lengths = (5, 2, 9)[:rows]
-    ids = prompts_of(*[n + 10 for n in lengths])
+    ids = [prompt.tokens for prompt in prompts_of(*[n + 10 for n in lengths])]
     tokens, segments = np.zeros((2, rows, 9), np.int32)
     for i, n in enumerate(lengths):
         tokens[i, 9 - n :], segments[i, 9 - n :] = ids[i][:n], 1
@@ -79,12 +84,13 @@ def test_cached_steps_give_the_logits_of_the_full_forward(kind, rows):
     @jax.jit
     def run(params):
         prepared = steps.prepare(params, rows)
-        first, state = steps.prefill(prepared, tokens, segments, 24)
+        first, state = steps.prefill(prepared, Prompts(tokens, segments), 15)
 
         def step(state, tokens_B):
-            logits, state = steps.step(prepared, state, tokens_B)
-            return state, logits
+            h_BTD, state = steps.step(prepared, state, tokens_B[:, None])
+            return state, steps.logits(prepared, h_BTD[:, 0])
 
+        first = steps.logits(prepared, first[:, -1])
         return jnp.concatenate([first[None], jax.lax.scan(step, state, rest)[1]])
 
     found = run(params_of(kind))
@@ -94,8 +100,8 @@ def test_cached_steps_give_the_logits_of_the_full_forward(kind, rows):
 
 @pytest.mark.parametrize("kind", ["learned", "grouped"])
 def test_greedy_tokens_are_those_of_the_full_forward(kind):
-    ids = prompts_of(7)[0]
-    ((tokens, logprobs),) = decode(kind, [ids], 20)
+    ids = prompts_of(7)[0].tokens
+    ((tokens, logprobs),) = decode(kind, [Prompt(ids)], 20)
     for token, logprob in zip(tokens, logprobs, strict=True):
         scores = jax.nn.log_softmax(full_forward(kind)(ids)[-1])
         assert token == int(scores.argmax())
@@ -103,12 +109,22 @@ def test_greedy_tokens_are_those_of_the_full_forward(kind):
         ids = np.append(ids, token)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.9, top_k=20, top_p=0.95)])
-def test_a_row_does_not_depend_on_its_batch(sampling):
-    prompts = prompts_of(3, 12, 21)
-    together = decode("learned", prompts, 20, sampling)
+STRICT = Rules(
+    repetition_penalty=1.2, frequency_penalty=0.3, presence_penalty=0.2, no_repeat_ngram=2, bad_words=((4,), (5, 6)),
+    encoder_repetition_penalty=1.1, min_length=12, suppress=(7,), forced_prefix=(3,),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sampling", "rules"),
+    [(GREEDY, Rules()), (Sampling(temperature=0.9, top_k=20, top_p=0.95), Rules()), (GREEDY, STRICT),
+     (Sampling(typical_p=0.9, min_p=0.01), STRICT)],
+)  # fmt: skip
+def test_a_row_does_not_depend_on_its_batch(sampling, rules):
+    prompts, options = prompts_of(3, 12, 21), {"rules": rules, "stops": (9,)}
+    together = decode("learned", prompts, 20, sampling, **options)
     for prompt, (tokens, logprobs) in list(zip(prompts, together))[:2]:
-        ((alone, alone_logprobs),) = decode("learned", [prompt], 20, sampling)
+        ((alone, alone_logprobs),) = decode("learned", [prompt], 20, sampling, **options)
         np.testing.assert_array_equal(tokens, alone)
         np.testing.assert_allclose(logprobs, alone_logprobs, atol=1e-4)
 
@@ -143,7 +159,7 @@ LETTERS = Characters().build(lambda: ["abcdefghijklmnopqrstuvwxyz .,\n"])
 
 
 def continued(prompts, **options):
-    return generate(config(), params_of("learned"), LETTERS, prompts, max_new_tokens=40, **options)
+    return generate(Causal(model=config()), params_of("learned"), LETTERS, prompts, max_new_tokens=40, **options)
 
 
 def test_stop_strings_cut_the_text_and_the_tokens():
@@ -159,23 +175,41 @@ def test_stop_strings_cut_the_text_and_the_tokens():
 
 
 def test_texts_do_not_depend_on_the_other_prompts():
-    together = continued(["hello", "what a long prompt", ""], num_samples=2, top_p=0.9)
+    together = continued(["hello", "what a long prompt", ""], num_samples=2, sampling=Sampling(top_p=0.9))
     assert [s.prompt for s in together] == ["hello"] * 2 + ["what a long prompt"] * 2 + [""] * 2
     for prompt in ("hello", ""):
-        alone = continued([prompt], num_samples=2, top_p=0.9)
+        alone = continued([prompt], num_samples=2, sampling=Sampling(top_p=0.9))
         assert [s.text for s in alone] == [s.text for s in together if s.prompt == prompt]
     assert continued(["hello"], seed=1) != continued(["hello"], seed=2)
     assert continued([]) == []
 
 
-def test_prompts_begin_as_documents_do():
-    tokenizer = Bytes().build(lambda: [])
-    assert encode(tokenizer, "ab").tolist() == [256, 97, 98]
-    assert encode(tokenizer, "").tolist() == [256]
-    assert LETTERS.decode(encode(LETTERS, "ab")) == "ab"
-    assert LETTERS.decode(encode(LETTERS, "")) == "\n"
-    with pytest.raises(UserError, match="'Q'"):
-        encode(LETTERS, "abQ")
+def test_rules_are_followed():
+    (free,) = continued(["hello"], sampling=GREEDY)
+    (single,) = continued(["hello"], sampling=GREEDY, rules=Rules(no_repeat_ngram=2))
+    pairs = list(itertools.pairwise(LETTERS.encode("hello").tolist() + single.tokens))
+    assert len(set(pairs)) == len(pairs)
+    assert single.tokens != free.tokens
+    (banned,) = continued(["hello"], rules=Rules(suppress=tuple(range(28))))
+    assert set(banned.tokens) <= {28, 29, 30}
+    assert free.logprob == pytest.approx(sum(free.logprobs), rel=1e-6)
+
+
+def test_what_is_written_is_watched():
+    seen = []
+    (sample,) = continued(["hello"], seed=5, watch=lambda rows: seen.append(rows[0][0].tolist()))
+    assert seen[-1] == sample.tokens
+    assert len(seen) > 2
+    assert all(sample.tokens[: len(ids)] == ids for ids in seen)
+    assert all(len(a) < len(b) for a, b in itertools.pairwise(seen))
+
+
+def test_many_prompts_come_back_in_order():
+    prompts = ["a" * (1 + 7 * i % 20) + chr(97 + i % 26) for i in range(70)]
+    found = continued(prompts, sampling=GREEDY)
+    assert [s.prompt for s in found] == prompts
+    for i in (0, 33, 69):
+        assert continued([prompts[i]], sampling=GREEDY)[0].text == found[i].text
 
 
 def test_past_the_context_is_refused():
@@ -199,8 +233,9 @@ import jax, numpy as np
 from lm.decode.generate import generate
 from lm.models.model import Model
 from lm.sharding import make_mesh, shardings
-from tests.decode.test_generate import LETTERS, config, params_of
-ask = lambda params: generate(config(), params, LETTERS, ["hello"], max_new_tokens=8, strategy="greedy")
+from tests.decode.test_generate import GREEDY, LETTERS, config, params_of
+from lm.objectives.causal import Causal
+ask = lambda params: generate(Causal(model=config()), params, LETTERS, ["hello"], max_new_tokens=8, sampling=GREEDY)
 expected = ask(params_of("learned"))
 sizes = dict(data=2, fsdp=2, tensor=2, context=1, expert=1)
 mesh = make_mesh(sizes)

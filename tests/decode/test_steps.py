@@ -31,6 +31,7 @@ SIDES = {
 MODELS = {
     "causal": Transformer(**LOUD, positions="rotary", kv_heads=2, windows=(4, 0)),
     "prefix": Transformer(**LOUD, positions="bucket"),
+    "beside a masked part": Transformer(**LOUD, transform=True),  # which a mixture's causal part does not use
     "shared": Transformer(**LOUD, share=True),
     **{name: EncoderDecoder(encoder=side, decoder=side) for name, side in SIDES.items()},
     "memory": TransformerXL(**TINY, memory=32, init=0.3, cutoffs=(10, 20), divide=2),
