@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm.checkpoint import Checkpoints, is_published
+from lm.checkpoint import Checkpoints
 from lm.config import Config, read_config, to_json
 from lm.data.pipeline import prefetch
 from lm.data.prepare import Corpus, prepare
 from lm.decode.generate import generate
+from lm.decode.sampling import Sampling
 from lm.errors import check
 from lm.objectives.base import resolve, training_batches
 from lm.plots import loss_curve
@@ -25,8 +26,11 @@ from lm.preemption import Stop
 from lm.progress import Meter, announce, changes, summary
 from lm.schedules import factor
 from lm.sharding import local_rows, make_mesh, place
+from lm.start import begin
 from lm.state import TrainState, abstract_params, abstract_state, chain, initialise
 from lm.tasks.language import HeldOut
+from lm.tasks.open import label, named
+from lm.tasks.subject import Subject, Task
 from lm.writers import Writers, replace_file
 
 
@@ -121,6 +125,7 @@ class Run:
     mesh: jax.sharding.Mesh
     checkpoints: Checkpoints
     held_out: HeldOut | None
+    tasks: dict[str, Task]
     lead: bool
     began: float  # time.monotonic() less the seconds of earlier sittings
 
@@ -137,6 +142,7 @@ def train(config: Config, workdir: Path) -> None:
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     rows = local_rows(mesh, config.batch)
     local_rows(mesh, config.batch // config.micro_batches)
+    tasks = named(config.evaluate)
     corpus = prepare(config.data, report=lambda line: lead and print(line, flush=True))
     config, corpus = resolve(config, corpus)
     batches = training_batches(config, corpus, rows)
@@ -150,7 +156,7 @@ def train(config: Config, workdir: Path) -> None:
                 print(f"{workdir} has all its {start} steps; raise --config.steps or choose another --workdir")
             return
         held_out = HeldOut(config, corpus, mesh) if len(corpus.validation) > 1 else None
-        run = Run(config, workdir, corpus, mesh, checkpoints, held_out, lead, began - notes["seconds"])
+        run = Run(config, workdir, corpus, mesh, checkpoints, held_out, tasks, lead, began - notes["seconds"])
         if lead:  # after restore: a config that does not fit the run must not replace the run's own
             workdir.mkdir(parents=True, exist_ok=True)
             for change in changes(read_config(workdir), config) if start else ():
@@ -205,12 +211,23 @@ def look(run: Run, step: int, state: TrainState, meter: Meter, writers: Writers,
         loss = found["eval/validation/loss"]
         improved = loss < meter.best
         meter.best = min(meter.best, loss)
+    if run.tasks and (last or due(config.every.evaluate, step)):
+        writers.write(step, measured(run, state))
     if ending or due(config.every.save, step) or (improved and config.keep.best):
         notes = {"seconds": run.seconds(), "best": meter.best, **identity(run.corpus)}
         run.checkpoints.save(step, state, notes, loss)
     if due(config.every.sample, step) or (config.every.sample and last):
         for title, text in samples(run, state):
             writers.text(step, title, text)
+
+
+def measured(run: Run, state: TrainState) -> dict[str, float]:
+    """Measure the config's tasks: `eval/NAME/METRIC`; nothing where processes share the parameters."""
+    if jax.process_count() > 1:
+        return {}
+    subject = Subject(run.config, state.best_params(), run.corpus.tokenizer, seed=run.config.seed)
+    found = {label(name): task.measure(subject) for name, task in run.tasks.items()}
+    return {f"eval/{name}/{metric}": f.value for name, figures in found.items() for metric, f in figures.items()}
 
 
 def samples(run: Run, state: TrainState) -> list[tuple[str, str]]:
@@ -222,12 +239,12 @@ def samples(run: Run, state: TrainState) -> list[tuple[str, str]]:
         shown = run.held_out.show(params, tokenizer) if run.held_out else []
         return [(f"held-out row {i + 1}", text) for i, text in enumerate(shown)]
     found = generate(
-        objective.model,
+        objective,
         params,
         tokenizer,
         list(run.config.samples),
         max_new_tokens=min(200, objective.model.context // 2),
-        temperature=0.8,
+        sampling=Sampling(temperature=0.8),
         seed=run.config.seed,
     )
     titles = [f"sample of {sample.prompt!r}" if sample.prompt else "sample" for sample in found]
@@ -273,18 +290,8 @@ def restore(config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Cor
         check(step <= config.steps, f"{workdir} is at step {step} already, past steps={config.steps}")
         return checkpoints.restore(step, abstract), step, notes
     state = initialise(config, batch, abstract)
-    if config.start and is_published(config.start):
-        from lm.convert.run import start_from  # every family and its objective: only who starts from one waits for them
-
-        state, lines = start_from(config.start, config.objective, state, abstract)
+    if config.start:
+        state, lines = begin(config, state, abstract)
         if jax.process_index() == 0:
             print("\n".join(lines), flush=True)
-    elif config.start:
-        part = "average" if read_config(Path(config.start)).optimizer.average else "params"
-        other = Checkpoints(Path(config.start), config.keep, read_only=True)
-        newest = other.latest()
-        check(newest is not None, f"start='{config.start}' has no finished checkpoint")
-        params = other.restore(newest, abstract.params, part=part)
-        average = None if state.average is None else jax.tree.map(jnp.copy, params)
-        state = state.replace(params=params, average=average)
     return state, 0, {"seconds": 0.0, "best": math.inf}

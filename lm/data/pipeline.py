@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from lm.data.packed import Examples, ExampleStream
 from lm.data.prepare import Corpus
 from lm.data.records import Documents, DocumentStream, Record, Windows, WindowStream, derive
 from lm.data.store import Tokens
@@ -24,7 +25,7 @@ from lm.errors import UserError
 Example = dict[str, np.ndarray]
 Corrupt = Callable[[np.random.Generator, Record], Example]
 Train = tuple[tuple[float, Tokens], ...]
-Stream = WindowStream | DocumentStream
+Stream = WindowStream | DocumentStream | ExampleStream
 Place = tuple[int, int, tuple[int, ...]]  # stream, place in it, what the row's generator depends on
 
 
@@ -89,7 +90,7 @@ class Batches:
     def __init__(
         self,
         corpus: Corpus | Train,
-        records: Windows | Documents,
+        records: Windows | Documents | Examples,
         corrupt: Corrupt,
         batch: int,
         seed: int = 0,
@@ -133,7 +134,7 @@ class Evaluation:
     def __init__(
         self,
         tokens: Tokens,
-        records: Windows | Documents,
+        records: Windows | Documents | Examples,
         corrupt: Corrupt,
         batch: int,
         packing: Literal["documents", "windows"] = "documents",

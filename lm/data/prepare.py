@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lm.data.examples import ExampleSource, labelled
 from lm.data.sources import Documentation, Reader, Source, components, source_from
 from lm.data.store import FORMAT, Tokens
 from lm.data.tokenise import Tokenisation
@@ -36,11 +37,12 @@ class Data:
     `validation` is a source of its own, or the share of documents held out by a hash of their content (of a corpus
     with a single document: the last share of its characters). `packing`: 'documents' keeps attention and positions
     within a document, 'windows' runs over their borders. `words` tells where words begin in text that does not show it.
+    Sources of `lm.data.examples` hold labelled examples, for fine-tuning; they stay text until a row is made of them.
     """
 
-    source: Source = dataclasses.field(default_factory=Documentation)
+    source: Source | ExampleSource = dataclasses.field(default_factory=Documentation)
     tokenizer: Vocabulary = dataclasses.field(default_factory=BytePair)
-    validation: float | Source = 0.05
+    validation: float | Source | ExampleSource = 0.05
     packing: Literal["documents", "windows"] = "documents"
     words: Words | None = None
 
@@ -67,6 +69,10 @@ class Corpus:
 def prepare(data: Data, cache: str | os.PathLike | None = None, report: Callable[[str], None] | None = None) -> Corpus:
     """Return the prepared corpus, from the cache when it is there; `report` is told how far it is."""
     report = report or (lambda line: None)
+    if any(labelled(source) for _, source in components(data.source)):
+        from lm.data.labelled import gather
+
+        return gather(data, _cache_root(cache), report)
     readers = [(share, _opened(source, data.words)) for share, source in components(data.source)]
     validation = data.validation
     if not isinstance(validation, int | float):

@@ -15,7 +15,11 @@ SPACE = "\u2581"
 
 
 def read(path: Path):
-    """Return the tokenizer that a `.model` file describes; unigram and BPE are supported."""
+    """Return the tokenizer that a `.model` file describes; unigram and BPE are supported.
+
+    A special piece that is written in a text is text for BPE; a unigram model finds it among its pieces, here as in
+    transformers with split_special_tokens=True. The file's own library cuts it up in both.
+    """
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError:

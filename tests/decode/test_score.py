@@ -8,6 +8,7 @@ from lm.data.prompts import Prompt
 from lm.decode.score import Pair, Scorer
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder
+from lm.sharding import make_mesh
 from tests.decode.test_steps import LENGTHS, MODELS, NEW, rows, whole
 
 
@@ -59,3 +60,18 @@ def test_what_cannot_be_scored_is_said():
     with pytest.raises(UserError, match="nothing to score"):
         scorer([Pair(Prompt(np.ones(6, np.int32)), np.ones(0, np.int32))])
     scorer([Pair(Prompt(np.ones(60, np.int32)), np.ones(5, np.int32))])
+
+
+@pytest.mark.parametrize("name", ["causal", "bart"])
+def test_scores_do_not_depend_on_the_mesh(name):
+    """Parameters cut over eight devices, inside the mesh of a training run."""
+    params, _ = whole(name)
+    alone = Scorer(Asked(name), params)(pairs_of(name))
+    mesh = make_mesh({"data": 2, "fsdp": 4, "tensor": 1, "context": 1, "expert": 1})
+    cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    whole_ones = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    spread = jax.tree.map(lambda x: jax.device_put(x, cut if x.ndim and x.shape[0] % 4 == 0 else whole_ones), params)
+    with jax.set_mesh(mesh):
+        found = Scorer(Asked(name), spread)(pairs_of(name))
+    for a, b in zip(alone, found):
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=3e-5)

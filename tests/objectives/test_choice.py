@@ -51,7 +51,8 @@ def test_options_stand_behind_context_and_question():
 def test_the_loss_is_over_the_options_that_are_there():
     objective = ready()
     examples = [example(1), example(0, ("one", "two")), example(3, ("one", "two", "three", "four"))]
-    rows = [objective.corrupt(None, {"examples": [(one, 0) for one in part], "room": 2}) for part in (examples[:2], examples[2:])]
+    halves = [[(one, 0) for one in part] for part in (examples[:2], examples[2:])]
+    rows = [objective.corrupt(None, {"examples": half, "room": 2}) for half in halves]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     params = unbox(objective.init(jax.random.key(0), batch))
     params["classifier"]["kernel"] += np.random.default_rng(0).normal(size=params["classifier"]["kernel"].shape)

@@ -1,5 +1,6 @@
 """Labels of texts: what is asked, what it costs, what is refused, and a run on another run's network."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -135,7 +136,7 @@ def test_pooled_states_are_those_of_the_right_tokens():
     first = np.asarray(trunk.pooled(h_BTD, batch, "first"))
     segments = batch["segments"]
     for pool in ("first", "last", "mean"):
-        head = trunk.knowing(objective, objective.frame, head=Head(pool=pool))
+        head = trunk.knowing(dataclasses.replace(objective, head=Head(pool=pool)), objective.frame)
         rows = [head.corrupt(None, {"examples": [(one, 0) for one in found.train[0][1].examples[2:]], "room": 3})]
         places = np.stack([row["places"] for row in rows])
         values = np.asarray(trunk.pooled(h_BTD[1:], {**{k: v[1:] for k, v in batch.items()}, "places": places}, pool))
@@ -201,6 +202,27 @@ def test_a_head_on_the_network_of_another_run(tmp_path):
     summary = json.loads((tmp_path / "labels" / "summary.json").read_text())
     assert 0 <= summary["eval/validation/accuracy"] <= 1
     assert "guess" in (tmp_path / "labels" / "samples" / "3.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_head_on_a_published_network(tmp_path):
+    """The config names a folder: network and tokenizer are its own, the head is new."""
+    transformers = pytest.importorskip("transformers")
+    from lm.data.examples import Labelled
+    from lm.data.tokenizers import WordPiece
+
+    texts = [e.values["text"] for e in Labelled(path="tests/configs/reviews.csv").open()]
+    tokenizer = WordPiece(vocab=300).build(lambda: texts)
+    shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+    bert = transformers.BertConfig(vocab_size=tokenizer.vocab, max_position_embeddings=64, **shape)
+    transformers.BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
+    tokenizer.save(tmp_path / "bert" / "tokenizer.json")
+    spec = f"configs/classify_nano.py:text=tests/configs/reviews.csv,start={tmp_path / 'bert'},steps=2"
+    command = [sys.executable, "-m", "lm.main", f"--config={spec}", f"--workdir={tmp_path / 'run'}", "--config.batch=8"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "drawn anew: classifier/bias, classifier/kernel, pooler/dense" in done.stdout
+    assert "left out: head_bias" in done.stdout
 
 
 def test_frames_differ_by_network():

@@ -169,7 +169,7 @@ def test_scores_and_loss_of_answers(name, tmp_path):
         kinds = {"token_type_ids": torch.tensor(types[k])[None]} if name == "Bert" else {}
         asked = {"start_positions": torch.tensor(starts[0, k : k + 1] - 11 * k).long()}
         asked |= {"end_positions": torch.tensor(ends[0, k : k + 1] - 11 * k).long()}
-        loss += float(model(torch.tensor(ids)[None].long(), **kinds, **asked).loss)
+        loss += model(torch.tensor(ids)[None].long(), **kinds, **asked).loss.item()
     np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], loss / 2, rtol=1e-4)
 
 

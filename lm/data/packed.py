@@ -1,0 +1,135 @@
+"""Rows of labelled examples: as many as fit, best fit first; a record kind like `lm.data.records.Windows`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lm.data.examples import Example, ExampleSet
+from lm.errors import UserError, check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Examples of which each row of `length` tokens holds as many as fit, with `pack`; else one.
+
+    `sizes` gives the parts of an example (the windows of a long text) as (tokens, places asked for); parts are packed
+    on their own. A record is {"examples": [(Example, number of the part), ...], "room": the most places asked for in
+    any row of the stream}.
+
+    Every epoch packs the parts anew, each into the place of one of about the same length (rounded up by at most a
+    sixteenth): so rows are as full and as many as in the first, and any row of any epoch is found at once.
+    """
+
+    length: int
+    sizes: Callable[[Example], list[tuple[int, int]]]
+    pack: bool = True
+
+    order = "shuffled"
+    copies = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.length
+
+    def open(self, examples: ExampleSet, packing: str = "documents", seed: int = 0) -> ExampleStream:
+        if not isinstance(examples, ExampleSet):
+            raise UserError(
+                "this objective learns from labelled examples, not running text: data.source is one of Labelled, "
+                "Columns, Entities, Questions, TfdsExamples"
+            )
+        return ExampleStream(self, examples, seed)
+
+
+class ExampleStream:
+    """The parts of one side of a split in rows."""
+
+    def __init__(self, spec: Examples, examples: ExampleSet, seed: int):
+        self.examples, self.seed = examples.examples, seed
+        found = [(i, part, *size) for i, one in enumerate(self.examples) for part, size in enumerate(spec.sizes(one))]
+        table = np.array(found, np.int64).reshape(-1, 4)
+        self.parts, sizes, asked = table[:, :2], table[:, 2], table[:, 3]
+        for i, size in zip(self.parts[sizes > spec.length, 0][:1], sizes[sizes > spec.length]):
+            raise UserError(
+                f"{self.examples[i].where}: {size} tokens, more than a row of {spec.length}; raise objective.rows.row or "
+                "shorten it"
+            )
+        self.classes = np.minimum(spec.length, -(-sizes // np.maximum(1, sizes // 16)) * np.maximum(1, sizes // 16))
+        if spec.pack:
+            order = np.random.default_rng([seed % 2**32, 1]).permutation(len(table))
+            self.rows = [np.array(row, np.int64) for row in best_fit(self.classes, order, spec.length)]
+        else:
+            self.classes, self.rows = np.zeros_like(sizes), [np.array([k], np.int64) for k in range(len(table))]
+        self.count = self.once = len(self.rows)
+        most = np.zeros(int(self.classes.max(initial=0)) + 1, np.int64)
+        np.maximum.at(most, self.classes, asked)
+        self.room = max((int(most[self.classes[row]].sum()) for row in self.rows), default=1)
+        self.filled = sizes.sum() / max(1, self.count * spec.length)
+        self.exchange = functools.lru_cache(maxsize=4)(self._exchange)
+
+    def _exchange(self, epoch: int) -> np.ndarray:
+        """Say which part stands in the place of each in this epoch, int64 [parts]."""
+        draws = np.random.default_rng([self.seed % 2**32, 2, epoch]).random(len(self.classes))
+        found = np.empty(len(self.classes), np.int64)
+        found[np.argsort(self.classes, kind="stable")] = np.lexsort((draws, self.classes))
+        return found
+
+    def at(self, number: int, epoch: int) -> int:
+        return epoch * self.count + number
+
+    def record(self, rng: np.random.Generator, at: int) -> dict[str, Any]:
+        epoch, row = divmod(at, self.count)
+        return self._record(self.exchange(epoch)[self.rows[row]] if epoch else self.rows[row])
+
+    def held_out(self, rng: np.random.Generator, number: int) -> dict[str, Any]:
+        return self._record(self.rows[number])
+
+    def _record(self, parts: np.ndarray) -> dict[str, Any]:
+        found = [(self.examples[i], part) for i, part in self.parts[parts].tolist()]
+        return {"examples": found, "room": self.room}
+
+
+def best_fit(sizes: np.ndarray, order: np.ndarray, length: int) -> list[list[int]]:
+    """Put each size, in that order, into the row where it leaves the least room; the numbers in each row.
+
+    Bit r of a mask says that some row has room r: finding the row takes the same time however many there are.
+    """
+    rows: list[list[int]] = []
+    waiting: list[list[int]] = [[] for _ in range(length + 1)]
+    mask = 0
+    for k in order.tolist():
+        size = int(sizes[k])
+        fits = mask >> size
+        if fits:
+            room = size + (fits & -fits).bit_length() - 1
+            row = waiting[room].pop()
+            mask ^= 0 if waiting[room] else 1 << room
+        else:
+            row, room = len(rows), length
+            rows.append([])
+        rows[row].append(k)
+        room -= size
+        if room:
+            waiting[room].append(row)
+            mask |= 1 << room
+    return rows
+
+
+def row_length(sizes: Sequence[int], length: int, least: int = 1, goal: float = 0.9) -> int:
+    """Choose a row for parts of these sizes: `length`, or twice or four times that where it would be badly filled."""
+    table, best = np.array(sizes, np.int64), (-1.0, length)
+    check(len(table) > 0, "no example to pack")
+    for times in (1, 2, 4):
+        row = times * length
+        if row < least:
+            continue
+        count = len(best_fit(table, np.random.default_rng(0).permutation(len(table)), row))
+        filled = float(table.sum() / (count * row))
+        if filled >= goal:
+            return row
+        best = max(best, (filled, row), key=lambda pair: pair[0])
+    return best[1]

@@ -1,0 +1,207 @@
+"""The right one of several options: multiple choice (RACE, SWAG, C3).
+
+    python -m lm.objectives.choice [--config=configs/choice_nano.py]
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.data.examples import Example
+from lm.data.framing import Laid
+from lm.data.packed import Examples, row_length
+from lm.errors import UserError, check, check_range
+from lm.objectives import trunk
+from lm.objectives.base import Objective, fit
+from lm.objectives.trunk import Head, Rows, Stacks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choose(Objective):
+    """Score each option beside the context with one number; cross-entropy over the options of an example.
+
+    `context` names the text that all options share (""; there is none), `question` one that stands before each option,
+    `options` the list of options or one column each. `label`: the number of the right one from 0, its letter from A, or
+    its text. Question and option together have at most `longest` tokens (0: no limit). The options of an example lie in
+    one row.
+    """
+
+    paper: ClassVar[str] = "Radford et al. 2018 (GPT); Devlin et al. 2019 (BERT, SWAG)"
+    holds: ClassVar[str] = "tokens types segments positions (B, T); places offered (B, P, options); targets weights (B, P)"
+
+    model: Stacks
+    context: str = "context"
+    question: str = ""
+    options: tuple[str, ...] = ("options",)
+    label: str = "label"
+    longest: int = 0
+    most: int = 0  # options of an example; 0: as many as training has
+    rows: Rows = Rows()
+    head: Head = Head()
+    frame: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        check_range(self, 0, float("inf"), "longest", "most")
+        check(len(self.options) > 0, "options: name a list, or a column each")
+        check(
+            isinstance(self.model, Stacks),
+            "the options of an example lie in one row, all of which XLNet sees: take another network",
+        )
+        trunk.check_rows(self.model, dataclasses.replace(self.rows, row=0))
+
+    # -- host ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def special(self):
+        return trunk.special(self.model, self.rows)
+
+    @property
+    def records(self):
+        return Examples(length=self.row, sizes=self.sizes, pack=self.rows.pack)
+
+    @property
+    def row(self) -> int:
+        return self.rows.row or trunk.limit(self.model, self.rows) * max(1, self.most)
+
+    @property
+    def scales(self):
+        return {"loss": 1.0}
+
+    def resolve(self, tokenizer):
+        found = dataclasses.replace(self, model=fit(self.model, tokenizer))
+        return trunk.knowing(found, trunk.frame(self.model, self.rows, tokenizer))
+
+    def study(self, corpus):
+        """Count the options, and choose a row that holds those of one example."""
+        examples = [*trunk.examples_of(corpus), *corpus.validation.examples]
+        most = self.most or max(len(self.offered(example)) for example in examples)
+        found = trunk.knowing(dataclasses.replace(self, most=most), self.frame)
+        for example in examples:
+            found.right(example)
+            count = len(found.offered(example))
+            check(1 < count <= most, f"{example.where}: {count} options where objective.most={most}; mend it or raise most")
+        if self.rows.row:
+            return found
+        sizes = [size for example in examples for size, _ in found.sizes(example)]
+        longest = -(-max(sizes) // 8) * 8
+        row = row_length(sizes, longest) if self.rows.pack else longest
+        return trunk.knowing(dataclasses.replace(found, rows=dataclasses.replace(self.rows, row=row)), self.frame)
+
+    def offered(self, example: Example) -> list[str]:
+        """Give the texts of the options."""
+        values = [example.get(name, (str, list)) for name in self.options]
+        return [str(one) for value in values for one in (value if isinstance(value, list) else [value])]
+
+    def right(self, example: Example) -> int:
+        """Give the number of the right option."""
+        value, options = example.get(self.label, (str, int)), self.offered(example)
+        if isinstance(value, str) and value in options:
+            return options.index(value)
+        text = str(value).strip()
+        number = int(text) if text.isdigit() else ord(text.upper()) - ord("A") if len(text) == 1 else -1
+        if 0 <= number < len(options):
+            return number
+        raise UserError(f"{example.where}: {self.label!r} is {value!r}: give the option's number from 0, letter or text")
+
+    def lay(self, example: Example) -> list[Laid]:
+        context = [self.frame.encode(example.get(self.context))] if self.context else []
+        lead = f"{example.get(self.question)} " if self.question else ""
+        found = []
+        for option in self.offered(example):
+            text = self.frame.encode(lead + option)
+            text = text[len(text) - self.longest :] if self.longest and len(text) > self.longest else text
+            found.append(self.frame.join([*context, text], trunk.limit(self.model, self.rows)))
+        return found
+
+    def sizes(self, example: Example) -> list[tuple[int, int]]:
+        return [(sum(len(one.tokens) for one in self.lay(example)), 1)]
+
+    def corrupt(self, rng, record):
+        examples, room = [example for example, _ in record["examples"]], record["room"]
+        groups = [self.lay(example) for example in examples]
+        row, begins = trunk.lay_row([one for group in groups for one in group], self.model, self.frame, self.row)
+        row["places"] = np.zeros((room, self.most), np.int32)
+        row["offered"] = np.zeros((room, self.most), bool)
+        row |= {"targets": np.zeros(room, np.int32), "weights": np.zeros(room, np.float32)}
+        at, last = 0, self.pool == "last"
+        for k, (example, group) in enumerate(zip(examples, groups)):
+            edges = begins[at + 1 : at + len(group) + 1] - 1 if last else begins[at : at + len(group)]
+            row["places"][k, : len(group)], row["offered"][k, : len(group)] = edges, True
+            row["targets"][k], row["weights"][k] = self.right(example), 1
+            at += len(group)
+        return row
+
+    @property
+    def pool(self) -> str:
+        return trunk.pool_of(self.head, self.model, self.rows, self.frame)
+
+    # -- device --------------------------------------------------------------------------------------------------------
+
+    @property
+    def scores(self):
+        # RoBERTa's folders too have BERT's head for this task.
+        style = "bert" if self.frame.style == "roberta" and not trunk.is_pair(self.model) else self.frame.style
+        return trunk.scores_of(self.head, self.model, self.rows, style, 1)
+
+    def init(self, key, batch):
+        state = jnp.zeros((1, 1, self.model.width))
+        head = self.scores.init(jax.random.fold_in(key, 1), state)["params"]
+        return {**trunk.draw(self.model, key), **head}
+
+    def weights(self, batch):
+        return {"loss": batch["weights"].sum()}
+
+    def logits(self, params, batch, keys_B=None):
+        """Score the options (B, P, options); those that are not there get the lowest number."""
+        h_BTD = trunk.states(self.model, params, batch, keys_B, self.rows.causal)
+        places = batch["places"]
+        flat = {**batch, "places": places.reshape(len(places), -1)}
+        scores = self.scores.apply({"params": params}, trunk.pooled(h_BTD, flat, self.pool), keys_B)
+        return jnp.where(batch["offered"], scores.reshape(places.shape), jnp.finfo(jnp.float32).min)
+
+    def loss(self, params, batch, memory, keys_B):
+        logits_BPK, targets, weights_BP = self.logits(params, batch, keys_B), batch["targets"], batch["weights"]
+        right_BP = jnp.take_along_axis(jax.nn.log_softmax(logits_BPK), targets[..., None], -1)[..., 0]
+        count = weights_BP.sum()
+        hits = jnp.sum((logits_BPK.argmax(-1) == targets) * weights_BP)
+        nll = -jnp.sum(jnp.where(weights_BP > 0, right_BP, 0) * weights_BP)
+        return {"loss": (nll, count), "accuracy": (hits, count), "filled": trunk.filled(batch)}, memory
+
+    def predict(self, params, batch):
+        """Give each option's probability (B, P, options)."""
+        return {"probabilities": jax.nn.softmax(self.logits(params, batch))}
+
+    def flops(self):
+        return trunk.step_flops(self.model, self.row)
+
+    # -- for people ----------------------------------------------------------------------------------------------------
+
+    def outcomes(self, record, found) -> list[dict[str, Any]]:
+        """Say of each example of a record which option the network takes."""
+        rows = []
+        for k, (example, _) in enumerate(record["examples"]):
+            shares = found["probabilities"][k][: len(self.offered(example))]
+            guess = {"gold": self.right(example), "guess": int(shares.argmax()), "probabilities": list(map(float, shares))}
+            rows.append({"where": example.where, **guess})
+        return rows
+
+    def show(self, tokenizer, example, found=None):
+        texts, lines, at = trunk.texts_of(tokenizer, example), [], 0
+        for k in np.flatnonzero(example["weights"]):
+            guess = None if found is None else int(found["probabilities"][k].argmax())
+            for option in range(int(example["offered"][k].sum())):
+                sign = "right" if option == example["targets"][k] else "wrong"
+                chosen = f" {'>' if option == guess else ' '} {found['probabilities'][k][option]:4.0%}" if found else ""
+                lines.append(f"{sign}{chosen}  {texts[at]}")
+                at += 1
+        return "\n".join(lines) or trunk.EMPTY
+
+
+if __name__ == "__main__":
+    from lm.main import main
+
+    main(default="configs/choice_nano.py")

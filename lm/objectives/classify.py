@@ -1,0 +1,250 @@
+"""A label of a text, or of two: classification and regression on a pre-trained network.
+
+    python -m lm.objectives.classify [--config=configs/classify_nano.py]
+"""
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.data.examples import Example
+from lm.data.framing import Laid
+from lm.data.packed import Examples
+from lm.errors import UserError, check, check_choices, check_range
+from lm.objectives import trunk
+from lm.objectives.base import Objective, fit
+from lm.objectives.trunk import Head, Rows, Trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify(Objective):
+    """Score the labels of each example from one state of the network.
+
+    `fields`: the one or two texts of an example, the longer cut first; `label`: its label. `kind` "one" of the labels,
+    "several" of them (a list, or a text cut at `between`; each its own yes or no), or a "number" (squared error).
+    `smoothing` e takes 1 - e of the right label and spreads e over all (Szegedy et al. 2016). `class_weights`, one a
+    label, weigh the examples of each; `balanced` fills them in, examples / (labels x examples with it).
+
+    `labels` are those of the training examples, sorted, unless given. A held-out label that is not among them is an
+    error, or with `unknown="skip"` the example counts nothing.
+    """
+
+    paper: ClassVar[str] = "Radford et al. 2018 (GPT); Devlin et al. 2019 (BERT)"
+    holds: ClassVar[str] = "tokens types segments positions (B, T); places weights (B, P); targets (B, P) or (B, P, labels)"
+
+    model: Trunk
+    fields: tuple[str, ...] = ("text",)
+    label: str = "label"
+    kind: Literal["one", "several", "number"] = "one"
+    labels: tuple[str, ...] = ()
+    between: str = ","
+    unknown: Literal["refuse", "skip"] = "refuse"
+    smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    balanced: bool = False
+    rows: Rows = Rows()
+    head: Head = Head()
+    frame: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        check_choices(self)
+        check_range(self, 0, 1, "smoothing")
+        trunk.check_rows(self.model, self.rows)
+        check(len(self.fields) in (1, 2), f"fields={self.fields}: one text or two")
+        weighted = self.balanced or self.class_weights or self.smoothing
+        check(self.kind == "one" or not weighted, f"smoothing and class weights are for kind='one', not '{self.kind}'")
+        check(
+            not (self.labels and self.class_weights) or len(self.labels) == len(self.class_weights),
+            f"{len(self.class_weights)} class_weights for {len(self.labels)} labels: one a label, in the labels' order",
+        )
+
+    # -- host ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def special(self):
+        return trunk.special(self.model, self.rows)
+
+    @property
+    def records(self):
+        return Examples(length=self.row, sizes=self.sizes, pack=self.rows.pack)
+
+    @property
+    def row(self) -> int:
+        return self.rows.row or trunk.limit(self.model, self.rows)
+
+    @property
+    def scales(self):
+        return {"loss": 1.0}
+
+    def resolve(self, tokenizer):
+        found = dataclasses.replace(self, model=fit(self.model, tokenizer))
+        return trunk.knowing(found, trunk.frame(self.model, self.rows, tokenizer))
+
+    def study(self, corpus):
+        """Find the labels and the length of a row; refuse held-out labels that training does not have."""
+        examples = trunk.examples_of(corpus)
+        counts = Counter(name for example in examples for name in self.names(example))
+        labels = self.labels or (() if self.kind == "number" else tuple(sorted(counts)))
+        check(self.kind == "number" or len(labels) > 1, f"{len(labels)} label(s) in {self.label!r}: nothing to tell apart")
+        weights = self.class_weights
+        if self.balanced and not weights:
+            weights = tuple(round(len(examples) / (len(labels) * max(1, counts[name])), 6) for name in labels)
+        found = trunk.knowing(dataclasses.replace(self, labels=labels, class_weights=weights), self.frame)
+        for example in [*examples, *corpus.validation.examples]:
+            found.target(example)
+        return trunk.knowing(dataclasses.replace(found, rows=trunk.settled(found, corpus)), self.frame)
+
+    def names(self, example: Example) -> list[str]:
+        """Give the labels of an example as texts; none of a number."""
+        value = example.get(self.label, (str, int, float, list))
+        if self.kind == "number":
+            return []
+        if self.kind == "one":
+            check(not isinstance(value, list), f"{example.where}: a list of labels; set objective.kind=several")
+            name = str(value).strip()
+            check(bool(name), f"{example.where}: {self.label!r} is empty; mend or remove the example")
+            return [name]
+        parts = value if isinstance(value, list) else str(value).split(self.between)
+        return [str(part).strip() for part in parts if str(part).strip()]
+
+    def target(self, example: Example) -> tuple[np.ndarray, float]:
+        """Give what is asked for, and how much it counts."""
+        if self.kind == "number":
+            value = example.get(self.label, (str, int, float))
+            try:
+                return np.float32(value), 1.0
+            except ValueError:
+                raise UserError(f"{example.where}: {self.label!r} is {value!r}, not a number; mend it") from None
+        names = self.names(example)
+        places = [self.labels.index(name) if name in self.labels else -1 for name in names]
+        if -1 in places and self.unknown == "refuse":
+            raise trunk.refuse(example.where, names[places.index(-1)], self.labels)
+        if self.kind == "one":
+            weight = 1.0 if not self.class_weights else self.class_weights[places[0]]
+            return np.int32(max(0, places[0])), weight * (places[0] >= 0)
+        chosen = np.zeros(len(self.labels), np.float32)
+        chosen[[place for place in places if place >= 0]] = 1
+        return chosen, float(-1 not in places)
+
+    def lay(self, example: Example) -> Laid:
+        texts = [self.frame.encode(example.get(field)) for field in self.fields]
+        return self.frame.join(texts, trunk.limit(self.model, self.rows))
+
+    def sizes(self, example: Example) -> list[tuple[int, int]]:
+        return [(len(self.lay(example).tokens), 1)]
+
+    def corrupt(self, rng, record):
+        examples, room = [example for example, _ in record["examples"]], record["room"]
+        row, begins = trunk.lay_row([self.lay(example) for example in examples], self.model, self.frame, self.row)
+        last = self.pool == "last"
+        shape = (room, len(self.labels)) if self.kind == "several" else (room,)
+        row |= {"places": np.zeros(room, np.int32), "weights": np.zeros(room, np.float32)}
+        row["targets"] = np.zeros(shape, np.int32 if self.kind == "one" else np.float32)
+        for k, example in enumerate(examples):
+            row["places"][k] = begins[k + 1] - 1 if last else begins[k]
+            row["targets"][k], row["weights"][k] = self.target(example)
+        return row
+
+    @property
+    def pool(self) -> str:
+        return trunk.pool_of(self.head, self.model, self.rows, self.frame)
+
+    # -- device --------------------------------------------------------------------------------------------------------
+
+    @property
+    def scores(self):
+        outputs = 1 if self.kind == "number" else len(self.labels)
+        return trunk.scores_of(self.head, self.model, self.rows, self.frame.style, outputs)
+
+    def init(self, key, batch):
+        state = jnp.zeros((1, 1, self.model.width))
+        head = self.scores.init(jax.random.fold_in(key, 1), state)["params"]
+        return {**trunk.draw(self.model, key), **head}
+
+    def weights(self, batch):
+        return {"loss": batch["weights"].sum()}
+
+    def logits(self, params, batch, keys_B=None):
+        """Score the labels, or estimate the number: (B, P, labels or 1)."""
+        h_BTD = trunk.states(self.model, params, batch, keys_B, self.rows.causal)
+        return self.scores.apply({"params": params}, trunk.pooled(h_BTD, batch, self.pool), keys_B)
+
+    def loss(self, params, batch, memory, keys_B):
+        logits_BPC, targets, weights_BP = self.logits(params, batch, keys_B), batch["targets"], batch["weights"]
+        count, counted_BP = weights_BP.sum(), weights_BP > 0
+        more = {}
+        if self.kind == "number":
+            error_BP = logits_BPC[..., 0] - targets
+            loss_BP = error_BP**2
+            more = {"error": (jnp.sum(jnp.abs(error_BP) * counted_BP), counted_BP.sum())}
+        elif self.kind == "one":
+            log_BPC = jax.nn.log_softmax(logits_BPC)
+            right_BP = jnp.take_along_axis(log_BPC, targets[..., None], -1)[..., 0]
+            loss_BP = -(1 - self.smoothing) * right_BP - self.smoothing * log_BPC.mean(-1)
+            hits = jnp.sum((logits_BPC.argmax(-1) == targets) * counted_BP)
+            more = {"accuracy": (hits, counted_BP.sum())}
+        else:
+            loss_BPC = jax.nn.softplus(logits_BPC) - targets * logits_BPC
+            loss_BP, guess_BPC = loss_BPC.mean(-1), (logits_BPC > 0) & counted_BP[..., None]
+            hits, gold = jnp.sum(guess_BPC * targets), jnp.sum(targets * counted_BP[..., None])
+            right = jnp.sum((guess_BPC == targets).all(-1) * counted_BP)
+            more = {"f1": (2 * hits, guess_BPC.sum() + gold), "exact": (right, counted_BP.sum())}
+        return {"loss": (jnp.sum(loss_BP * weights_BP), count), **more, "filled": trunk.filled(batch)}, memory
+
+    def predict(self, params, batch):
+        """Give each label's probability (B, P, labels), or the number (B, P)."""
+        logits_BPC = self.logits(params, batch)
+        if self.kind == "number":
+            return {"number": logits_BPC[..., 0]}
+        return {"probabilities": (jax.nn.softmax if self.kind == "one" else jax.nn.sigmoid)(logits_BPC)}
+
+    def flops(self):
+        return trunk.step_flops(self.model, self.row)
+
+    # -- for people ----------------------------------------------------------------------------------------------------
+
+    def outcomes(self, record, found) -> list[dict[str, Any]]:
+        """Say of each example of a record what `predict` found in its row, as JSON-able values."""
+        rows = []
+        for k, (example, _) in enumerate(record["examples"]):
+            row = {"where": example.where, "gold": example.values.get(self.label), "guess": self.word(found, k)}
+            if self.kind != "number":
+                row["probabilities"] = dict(zip(self.labels, map(float, found["probabilities"][k])))
+            rows.append(row)
+        return rows
+
+    def word(self, found, k: int) -> Any:
+        if self.kind == "number":
+            return float(found["number"][k])
+        if self.kind == "one":
+            return self.labels[int(found["probabilities"][k].argmax())]
+        return [name for name, p in zip(self.labels, found["probabilities"][k]) if p > 0.5]
+
+    def show(self, tokenizer, example, found=None):
+        lines = []
+        for k, text in enumerate(trunk.texts_of(tokenizer, example)):
+            target = example["targets"][k]
+            if self.kind == "number":
+                gold = f"{target:g}"
+            elif self.kind == "one":
+                gold = self.labels[int(target)] if example["weights"][k] else "?"
+            else:
+                gold = ", ".join(name for name, on in zip(self.labels, target) if on) or "none"
+            lines += [f"text   {text}", f"label  {gold}"]
+            if found is not None:
+                guess = self.word(found, k)
+                shown = f"{guess:.3f}" if self.kind == "number" else guess if self.kind == "one" else ", ".join(guess) or "none"
+                sure = f" ({found['probabilities'][k].max():.0%})" if self.kind == "one" else ""
+                lines.append(f"guess  {shown}{sure}")
+        return "\n".join(lines) or trunk.EMPTY
+
+
+if __name__ == "__main__":
+    from lm.main import main
+
+    main(default="configs/classify_nano.py")

@@ -1,0 +1,218 @@
+"""The answer to a question as a span of a paragraph: SQuAD 1.1 and 2.0, CMRC, DRCD.
+
+    python -m lm.objectives.extract [--config=configs/extract_nano.py]
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.data.answers import Choice, Window, answer, candidates, token_span
+from lm.data.examples import Example
+from lm.data.packed import Examples
+from lm.data.windows import owners, windows
+from lm.errors import check, check_range
+from lm.models.layers import Linear, dropout, fold
+from lm.objectives import trunk
+from lm.objectives.base import Objective, fit
+from lm.objectives.trunk import Rows, Trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extract(Objective):
+    """Score each token of question and paragraph as the first and as the last of the answer; half the sum of both losses.
+
+    Examples have "question", "context", "answers" and "starts". Paragraphs too long for a row are read in windows `stride`
+    tokens apart, behind the first `question` tokens of the question; where a window does not hold the first answer,
+    the special token is asked for. At most `longest` tokens make an answer; `candidates` starts and ends of each window
+    are looked at. `null`: "" is an answer, too (None: if a training example has none), where its score is above the
+    best span's by more than `threshold`.
+    """
+
+    paper: ClassVar[str] = "Devlin et al. 2019 (BERT); Rajpurkar et al. 2016, 2018 (SQuAD)"
+    holds: ClassVar[str] = "tokens types segments positions (B, T); starts ends numbers weights (B, P)"
+
+    model: Trunk
+    stride: int = 128
+    question: int = 64
+    longest: int = 30
+    candidates: int = 20
+    null: bool | None = None
+    threshold: float = 0.0
+    dropout: float = 0.0
+    rows: Rows = Rows()
+    frame: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        check_range(self, 1, float("inf"), "stride", "question", "longest", "candidates")
+        check_range(self, 0, 1, "dropout")
+        trunk.check_rows(self.model, self.rows)
+
+    # -- host ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def special(self):
+        return trunk.special(self.model, self.rows)
+
+    @property
+    def records(self):
+        return Examples(length=self.row, sizes=self.sizes, pack=self.rows.pack)
+
+    @property
+    def row(self) -> int:
+        return self.rows.row or trunk.limit(self.model, self.rows)
+
+    @property
+    def scales(self):
+        return {"loss": 1.0}
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(self.candidates, self.longest, self.threshold)
+
+    def resolve(self, tokenizer):
+        found = dataclasses.replace(self, model=fit(self.model, tokenizer))
+        return trunk.knowing(found, trunk.frame(self.model, self.rows, tokenizer))
+
+    def study(self, corpus):
+        """Find whether questions have no answer, and the length of a row."""
+        examples = trunk.examples_of(corpus)
+        for example in [*examples, *corpus.validation.examples]:
+            for text, start in self.answers(example):
+                there = example.get("context")[start : start + len(text)] == text
+                check(there, f"{example.where}: the answer {text!r} is not at character {start} of the paragraph; mend it")
+        null = any(not self.answers(example) for example in examples) if self.null is None else self.null
+        return trunk.knowing(dataclasses.replace(self, null=null, rows=trunk.settled(self, corpus)), self.frame)
+
+    def answers(self, example: Example) -> list[tuple[str, int]]:
+        texts, starts = example.get("answers", list), example.get("starts", list)
+        check(len(texts) == len(starts), f"{example.where}: {len(texts)} answers and {len(starts)} starts; mend the example")
+        return list(zip(texts, starts))
+
+    def lay(self, example: Example) -> list[Window]:
+        """Lay the windows of an example out."""
+        asked = self.frame.encode(example.get("question").strip())[: self.question]
+        ids, spans = self.frame.spans(example.get("context"))
+        longest = trunk.limit(self.model, self.rows)
+        room = longest - len(asked) - self.frame.overhead(2)
+        check(room > 0, f"objective.rows.length={longest} leaves no token for paragraphs; raise it or lower question")
+        cuts = windows(len(ids), room, self.stride)
+        owner, found = owners(cuts, len(ids)), []
+        for k, (low, high) in enumerate(cuts):
+            laid = self.frame.join([asked, ids[low:high]], longest)
+            none = len(laid.tokens) - 1 if self.frame.style == "xlnet" else 0
+            found.append(Window(laid, laid.begins[1], spans[low:high], owner[low:high] == k, none))
+        return found
+
+    def sizes(self, example: Example) -> list[tuple[int, int]]:
+        return [(len(window.laid.tokens), 1) for window in self.lay(example)]
+
+    def target(self, example: Example, window: Window) -> tuple[int, int]:
+        """Give the places of the first and the last token of the answer in a window."""
+        answers = self.answers(example)
+        if answers and len(window.spans):
+            text, start = answers[0]
+            end = start + len(text)
+            found = token_span(window.spans, start, end)
+            whole = window.spans[0, 0] <= start and end <= window.spans[-1, 1]
+            if found and whole:
+                return window.begin + found[0], window.begin + found[1]
+        return window.none, window.none
+
+    def corrupt(self, rng, record):
+        laid = [(example, self.lay(example)[part]) for example, part in record["examples"]]
+        row, begins = trunk.lay_row([window.laid for _, window in laid], self.model, self.frame, self.row)
+        room = record["room"]
+        row |= {name: np.zeros(room, np.int32) for name in ("starts", "ends", "numbers")}
+        row["weights"] = np.zeros(room, np.float32)
+        for k, ((example, window), begin) in enumerate(zip(laid, begins)):
+            start, end = self.target(example, window)
+            row["starts"][k], row["ends"][k] = begin + start, begin + end
+            row["numbers"][k], row["weights"][k] = k + 1, 1
+        return row
+
+    # -- device --------------------------------------------------------------------------------------------------------
+
+    @property
+    def scorer(self) -> Linear:
+        init = trunk.stack_of(self.model).linear(self.model.width)
+        return Linear((self.model.width, 2), ("embed", None), **init)
+
+    def init(self, key, batch):
+        state = jnp.zeros((1, 1, self.model.width))
+        scorer = self.scorer.init(jax.random.fold_in(key, 1), state)["params"]
+        return {**trunk.draw(self.model, key), "answer": scorer}
+
+    def weights(self, batch):
+        return {"loss": 2 * batch["weights"].sum()}
+
+    def logits(self, params, batch, keys_B=None):
+        """Score each token as the first and the last of an answer: float32 (B, T, 2)."""
+        h_BTD = trunk.states(self.model, params, batch, keys_B, self.rows.causal)
+        h_BTD = dropout(h_BTD, self.dropout, fold(keys_B, 1000), 1)
+        return self.scorer.apply({"params": params["answer"]}, h_BTD).astype(jnp.float32)
+
+    def loss(self, params, batch, memory, keys_B):
+        logits_BT2, weights_BP = self.logits(params, batch, keys_B), batch["weights"]
+        own_BPT = batch["segments"][:, None] == batch["numbers"][..., None]
+        total, right_BP = 0.0, weights_BP > 0
+        for side, name in enumerate(("starts", "ends")):
+            scores_BPT = jnp.where(own_BPT, logits_BT2[:, None, :, side], jnp.finfo(jnp.float32).min)
+            target_BP = jnp.take_along_axis(logits_BT2[..., side], batch[name], 1)
+            total += jnp.sum((jax.nn.logsumexp(scores_BPT, -1) - target_BP) * weights_BP)
+            right_BP &= scores_BPT.argmax(-1) == batch[name]
+        count = weights_BP.sum()
+        return {"loss": (total, 2 * count), "exact": (right_BP.sum(), count), "filled": trunk.filled(batch)}, memory
+
+    def predict(self, params, batch):
+        """Give each token's scores as the first and the last of an answer, (B, T) both."""
+        logits_BT2 = self.logits(params, batch)
+        return {"start": logits_BT2[..., 0], "end": logits_BT2[..., 1]}
+
+    def flops(self):
+        return trunk.step_flops(self.model, self.row)
+
+    # -- for people ----------------------------------------------------------------------------------------------------
+
+    def outcomes(self, record, found) -> list[dict[str, Any]]:
+        """Say of each window of a record what it offers; `merge` chooses among the windows of a question."""
+        rows, at = [], 0
+        for example, part in record["examples"]:
+            window = self.lay(example)[part]
+            here = slice(at, at + len(window.laid.tokens))
+            none, spans = candidates(window, found["start"][here], found["end"][here], self.choice)
+            rows.append({"where": example.where, "none": none, "spans": spans})
+            at = here.stop
+        return rows
+
+    def merge(self, example: Example, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Choose the answer of one question from what its windows offer: text, odds of no answer, candidates."""
+        offers = [(part["none"], part["spans"]) for part in parts]
+        return answer(example.get("context"), offers, self.choice, bool(self.null))
+
+    def show(self, tokenizer, example, found=None):
+        tokens, side, lines = example.get("source", example["tokens"]), example["segments"], []
+        for k in np.flatnonzero(example["weights"]):
+            own = np.flatnonzero(side == example["numbers"][k])
+
+            def words(start: int, end: int, whole=own) -> str:
+                text = " ".join(tokenizer.decode(tokens[start : end + 1]).split())
+                return text if start <= end and (text or start not in whole[:1]) else "(none)"
+
+            lines.append(f"text    {' '.join(tokenizer.decode(tokens[own], special=True).split())}")
+            lines.append(f"answer  {words(example['starts'][k], example['ends'][k]) or '(none)'}")
+            if found is not None:
+                start, end = (int(own[0]) + int(found[name][own].argmax()) for name in ("start", "end"))
+                lines.append(f"guess   {words(start, end) or '(none)'}")
+        return "\n".join(lines) or trunk.EMPTY
+
+
+if __name__ == "__main__":
+    from lm.main import main
+
+    main(default="configs/extract_nano.py")

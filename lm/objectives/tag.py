@@ -1,0 +1,238 @@
+"""A tag for each word: named entities, parts of speech; softmax or a conditional random field on top.
+
+    python -m lm.objectives.tag [--config=configs/tag_nano.py]
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.data.examples import Example
+from lm.data.framing import Laid
+from lm.data.packed import Examples
+from lm.data.windows import owners, word_windows
+from lm.errors import check, check_choices, check_range
+from lm.models.crf import Chain, forbid, log_partition, path_score, viterbi
+from lm.models.heads import gather
+from lm.models.layers import Linear, dropout, fold
+from lm.objectives import trunk
+from lm.objectives.base import Objective, fit
+from lm.objectives.trunk import Rows, Trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tag(Objective):
+    """Score tags at the first token of each word; the loss is in nats a word.
+
+    `words` and `tags` name the lists of an example. Sentences longer than a row are read in windows that overlap by up to
+    `overlap` tokens; each word counts in the one where it has most context. `crf` learns which tag follows which;
+    `forbid` keeps from it what BIO does not allow, when it "decodes", or "always". `dropout` before the scores.
+    """
+
+    paper: ClassVar[str] = "Devlin et al. 2019 (BERT); Lafferty et al. 2001, Lample et al. 2016 (CRF)"
+    holds: ClassVar[str] = "tokens types segments positions (B, T); places targets weights begins (B, W)"
+
+    model: Trunk
+    words: str = "words"
+    tags: str = "tags"
+    labels: tuple[str, ...] = ()
+    unknown: Literal["refuse", "skip"] = "refuse"
+    crf: bool = False
+    forbid: Literal["never", "decoding", "always"] = "decoding"
+    overlap: int = 32
+    dropout: float = 0.0
+    rows: Rows = Rows()
+    frame: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        check_choices(self)
+        check_range(self, 0, 1, "dropout")
+        check_range(self, 0, float("inf"), "overlap")
+        trunk.check_rows(self.model, self.rows)
+        check(not self.crf or self.unknown == "refuse", "unknown='skip' leaves gaps in a chain of tags: crf=False")
+
+    # -- host ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def special(self):
+        return trunk.special(self.model, self.rows)
+
+    @property
+    def records(self):
+        return Examples(length=self.row, sizes=self.sizes, pack=self.rows.pack)
+
+    @property
+    def row(self) -> int:
+        return self.rows.row or trunk.limit(self.model, self.rows)
+
+    @property
+    def scales(self):
+        return {"loss": 1.0}
+
+    def resolve(self, tokenizer):
+        found = dataclasses.replace(self, model=fit(self.model, tokenizer))
+        return trunk.knowing(found, trunk.frame(self.model, self.rows, tokenizer))
+
+    def study(self, corpus):
+        """Find the tags; with an O, so that it stands first."""
+        examples = trunk.examples_of(corpus)
+        names = {tag for example in examples for tag in example.get(self.tags, list)}
+        labels = self.labels or tuple(sorted(names, key=lambda name: (name != "O", name)))
+        check(len(labels) > 1, f"{len(labels)} tag(s) in {self.tags!r}: nothing to tell apart")
+        found = trunk.knowing(dataclasses.replace(self, labels=labels), self.frame)
+        for example in [*examples, *corpus.validation.examples]:
+            found.targets(example)
+        return trunk.knowing(dataclasses.replace(found, rows=trunk.settled(found, corpus)), self.frame)
+
+    def targets(self, example: Example) -> np.ndarray:
+        """Give the number of each word's tag, int32 [words]; -1 where it is not known."""
+        words, tags = example.get(self.words, list), example.get(self.tags, list)
+        check(len(words) == len(tags) > 0, f"{example.where}: {len(words)} words and {len(tags)} tags; mend the example")
+        odd = next((tag for tag in tags if tag not in self.labels), None)
+        if odd is not None and self.unknown == "refuse":
+            raise trunk.refuse(example.where, odd, self.labels)
+        return np.array([self.labels.index(tag) if tag in self.labels else -1 for tag in tags], np.int32)
+
+    def lay(self, example: Example) -> list[tuple[Laid, np.ndarray, np.ndarray]]:
+        """Lay the windows of an example out: tokens, the words that count here, and the place of each one's first token."""
+        pieces = self.frame.words(example.get(self.words, list), example.values.get("spaced", True), example.where)
+        longest = trunk.limit(self.model, self.rows)
+        room = longest - self.frame.overhead(1)
+        check(room > 0, f"objective.rows.length={longest} leaves no token for a word; raise it")
+        pieces = [piece[:room] for piece in pieces]
+        sizes = [len(piece) for piece in pieces]
+        spans = word_windows(sizes, room, min(self.overlap, room // 2))
+        firsts = np.cumsum([0, *sizes])
+        tokens = [(int(firsts[low]), int(firsts[high])) for low, high in spans]
+        owner = owners(tokens, int(firsts[-1]))[firsts[:-1]]
+        found = []
+        for k, (low, high) in enumerate(spans):
+            laid = self.frame.join([np.concatenate(pieces[low:high])], longest)
+            own = np.arange(low, high)[owner[low:high] == k]
+            found.append((laid, own, laid.begins[0] + firsts[own] - firsts[low]))
+        return found
+
+    def sizes(self, example: Example) -> list[tuple[int, int]]:
+        return [(len(laid.tokens), len(own)) for laid, own, _ in self.lay(example)]
+
+    def corrupt(self, rng, record):
+        laid = [(self.lay(example)[part], self.targets(example)) for example, part in record["examples"]]
+        sequences = [window[0] for window, _ in laid]
+        row, begins = trunk.lay_row(sequences, self.model, self.frame, self.row)
+        room, at = record["room"], 0
+        row |= {name: np.zeros(room, np.int32) for name in ("places", "targets")}
+        row |= {"weights": np.zeros(room, np.float32), "begins": np.zeros(room, bool)}
+        for ((_, own, places), targets), begin in zip(laid, begins):
+            here = slice(at, at + len(own))
+            row["places"][here] = begin + places
+            row["targets"][here] = np.maximum(targets[own], 0)
+            row["weights"][here] = targets[own] >= 0
+            row["begins"][at : at + 1] = len(own) > 0
+            at += len(own)
+        return row
+
+    # -- device --------------------------------------------------------------------------------------------------------
+
+    @property
+    def scorer(self) -> Linear:
+        init = trunk.stack_of(self.model).linear(self.model.width)
+        return Linear((self.model.width, len(self.labels)), ("embed", None), **init)
+
+    def init(self, key, batch):
+        state = jnp.zeros((1, 1, self.model.width))
+        found = {"classifier": self.scorer.init(jax.random.fold_in(key, 1), state)["params"]}
+        if self.crf:
+            found["crf"] = Chain(len(self.labels)).init(jax.random.fold_in(key, 2))["params"]
+        return {**trunk.draw(self.model, key), **found}
+
+    def weights(self, batch):
+        return {"loss": batch["weights"].sum()}
+
+    def logits(self, params, batch, keys_B=None):
+        """Score the tags of each word, float32 (B, W, tags)."""
+        h_BTD = trunk.states(self.model, params, batch, keys_B, self.rows.causal)
+        h_BWD = dropout(gather(h_BTD, batch["places"]), self.dropout, fold(keys_B, 1000), 1)
+        return self.scorer.apply({"params": params["classifier"]}, h_BWD).astype(jnp.float32)
+
+    def chain(self, params, when: str):
+        """Give the weights of the random field, with what is forbidden then."""
+        weights = Chain(len(self.labels)).apply({"params": params["crf"]})
+        return forbid(weights, self.labels) if self.forbid in ("always", when) else weights
+
+    def loss(self, params, batch, memory, keys_B):
+        logits_BWC, targets, weights_BW = self.logits(params, batch, keys_B), batch["targets"], batch["weights"]
+        count, real_BW = weights_BW.sum(), weights_BW > 0
+        if self.crf:
+            weights = self.chain(params, "training")
+            places = real_BW, batch["begins"]
+            total = jnp.sum(log_partition(logits_BWC, *places, weights) - path_score(logits_BWC, targets, *places, weights))
+        else:
+            log_BWC = jax.nn.log_softmax(logits_BWC)
+            total = -jnp.sum(jnp.take_along_axis(log_BWC, targets[..., None], -1)[..., 0] * weights_BW)
+        hits_BW = (self.best(params, logits_BWC, batch) == targets) * weights_BW
+        sums = {"loss": (total, count), "accuracy": (hits_BW.sum(), count), "filled": trunk.filled(batch)}
+        if "O" in self.labels:  # most words are outside of every entity
+            inside_BW = weights_BW * (targets != self.labels.index("O"))
+            sums["inside"] = jnp.sum(hits_BW * inside_BW), inside_BW.sum()
+        return sums, memory
+
+    def best(self, params, logits_BWC, batch):
+        """Choose the tags, int32 (B, W)."""
+        logits_BWC = jax.lax.stop_gradient(logits_BWC)
+        if not self.crf:
+            return logits_BWC.argmax(-1).astype(jnp.int32)
+        weights = jax.lax.stop_gradient(self.chain(params, "decoding"))
+        return viterbi(logits_BWC, batch["weights"] > 0, batch["begins"], weights)
+
+    def predict(self, params, batch):
+        """Give the tag of each word (B, W)."""
+        return {"guess": self.best(params, self.logits(params, batch), batch)}
+
+    def flops(self):
+        return trunk.step_flops(self.model, self.row)
+
+    # -- for people ----------------------------------------------------------------------------------------------------
+
+    def outcomes(self, record, found) -> list[dict[str, Any]]:
+        """Say of each part of a record which words it tags, and how; `merge` puts the parts of a sentence together."""
+        rows, at = [], 0
+        for example, part in record["examples"]:
+            own = self.lay(example)[part][1]
+            guess = [self.labels[int(tag)] for tag in found["guess"][at : at + len(own)]]
+            rows.append({"where": example.where, "words": own.tolist(), "guess": guess})
+            at += len(own)
+        return rows
+
+    @staticmethod
+    def merge(parts: Sequence[dict[str, Any]]) -> list[str]:
+        """Put the parts of one example in the order of its words."""
+        pairs = [pair for part in parts for pair in zip(part["words"], part["guess"])]
+        return [tag for _, tag in sorted(pairs)]
+
+    def show(self, tokenizer, example, found=None):
+        """Write words with their tags: WORD/TAG, /TAG>GUESS where the guess is another one."""
+        tokens, side, lines = example.get("source", example["tokens"]), example["segments"], []
+        real = np.flatnonzero(example["weights"])
+        for number in range(1, int(side.max(initial=0)) + 1):
+            own = real[side[example["places"][real]] == number]
+            stop = int(np.flatnonzero(side == number)[-1]) + 1
+            edges = [*example["places"][own].tolist(), stop]
+            words = []
+            for k, low, high in zip(own.tolist(), edges, edges[1:]):
+                tag = self.labels[int(example["targets"][k])]
+                guess = tag if found is None else self.labels[int(found["guess"][k])]
+                text = "".join(tokenizer.decode(tokens[low:high]).split())
+                words.append(f"{text}/{tag}" + (f">{guess}" if guess != tag else ""))
+            lines.append(" ".join(words))
+        return "\n".join(lines) or trunk.EMPTY
+
+
+if __name__ == "__main__":
+    from lm.main import main
+
+    main(default="configs/tag_nano.py")

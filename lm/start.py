@@ -1,0 +1,59 @@
+"""Where a fresh run's parameters come from when its config names a start: another run, or a published folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from lm.checkpoint import Checkpoints, is_published
+from lm.config import Config, read_config
+from lm.errors import UserError, check
+from lm.state import TrainState
+
+MOST = 8  # names listed of each kind
+
+
+def begin(config: Config, state: TrainState, abstract: TrainState) -> tuple[TrainState, list[str]]:
+    """Put the parameters of `config.start` into a fresh state; give the lines to say."""
+    if is_published(config.start):
+        from lm.convert.run import start_from  # every family and its objective: only who starts from one waits for them
+
+        return start_from(config.start, config.objective, state, abstract)
+    return from_run(Path(config.start), config, state, abstract)
+
+
+def from_run(path: Path, config: Config, state: TrainState, abstract: TrainState) -> tuple[TrainState, list[str]]:
+    """Take from a run the arrays that this objective has, too, straight into this mesh's shardings.
+
+    Heads that the run lacks stay as drawn, those that this objective has not are left out. Raises UserError where
+    shapes differ or nothing fits.
+    """
+    part = "average" if read_config(path).optimizer.average else "params"
+    other = Checkpoints(path, config.keep, read_only=True)
+    newest = other.latest()
+    check(newest is not None, f"start='{path}' has no finished checkpoint")
+    wanted, theirs = (flatten_dict(tree, sep="/") for tree in (abstract.params, plain(other.stored(newest)[part])))
+    both = {name: leaf for name, leaf in wanted.items() if name in theirs}
+    if not both:
+        raise UserError(f"start='{path}' holds no array of this objective's network; name a run with one like it")
+    found = other.restore(newest, unflatten_dict(both, sep="/"), part=part)
+    params = unflatten_dict({**flatten_dict(state.params, sep="/"), **flatten_dict(found, sep="/")}, sep="/")
+    average = None if state.average is None else jax.tree.map(jnp.copy, params)
+    lines = [f"started from {path}, step {newest}: {len(both)} of {len(wanted)} arrays"]
+    lines += listed("drawn anew", set(wanted) - set(both)) + listed("left out", set(theirs) - set(both))
+    return state.replace(params=params, average=average), lines
+
+
+def plain(tree: Any) -> Any:
+    """Turn what Orbax says of a tree into plain dictionaries."""
+    return {name: plain(one) for name, one in tree.items()} if isinstance(tree, dict) else tree
+
+
+def listed(what: str, names: set[str]) -> list[str]:
+    """Name up to MOST arrays on one line; none where there are none."""
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return [f"{what}: {', '.join(sorted(names)[:MOST])}{more}"] if names else []

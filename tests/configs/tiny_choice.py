@@ -1,0 +1,25 @@
+"""Multiple choice in seconds: 2 x 16, bytes, two or three options."""
+
+from pathlib import Path
+
+from lm.config import Config, Every, Optimizer
+from lm.data.examples import Labelled
+from lm.data.prepare import Data
+from lm.data.tokenizers import Bytes
+from lm.models.transformer import Transformer
+from lm.objectives.choice import Choose
+from lm.objectives.trunk import Head, Rows
+
+
+def config(dropout: float = 0.1) -> Config:
+    model = Transformer(
+        context=48, width=16, depth=2, heads=2, types=2, pad_vocab=8, dropout=dropout, attention_dropout=dropout
+    )
+    return Config(
+        objective=Choose(model=model, rows=Rows(length=40), head=Head(dropout=dropout)),
+        data=Data(source=Labelled(path=str(Path(__file__).with_name("options.jsonl"))), tokenizer=Bytes(), validation=0.2),
+        optimizer=Optimizer(lr=1e-2, clip=1.0),
+        steps=3,
+        batch=8,
+        every=Every(log=1, evaluate=3, save=3, sample=3),
+    )
