@@ -44,14 +44,20 @@ def devices(topology: str | None) -> list:
 
 
 def stand_in(config: Config) -> tuple[Config, Any]:
-    """Resolve the config against a made-up text with bytes for tokens: shapes are all that a compiler asks for."""
+    """Resolve the config against a made-up text with bytes for tokens: shapes are all that a compiler asks for.
+
+    Labelled examples are prepared as for training: their labels and lengths make the shapes.
+    """
     import numpy as np
 
-    from lm.data.prepare import Corpus
+    from lm.data.examples import labelled
+    from lm.data.prepare import Corpus, prepare
     from lm.data.store import Tokens
     from lm.data.tokenizers import Bytes
     from lm.objectives.base import resolve
 
+    if labelled(config.data.source):
+        return resolve(config, prepare(config.data, report=print))
     tokenizer = Bytes().build(lambda: ())
     rng = np.random.default_rng(0)
     # Fields of 40 tokens: as many a document as an objective that reads whole documents asks for.

@@ -15,6 +15,9 @@ before it (by a masked model: given all others). Tasks are `NAME` or `NAME:FILE?
     texts:FILE.jsonl                {"prompt", "text"} of lm.generate --output, read by this model (?human=FILE: MAUVE)
     similarity:FILE.jsonl           {"first", "second", "score"}: sentence embeddings, STS
 
+Of a classifier (its fields and label in JSON lines): disturbed:FILE (?how=drop_letters&rate=0.1), paraphrased:FILE
+("paraphrase"), attacked:FILE?synonyms=WORDS.json, shifted:FILE?prior=0.9,0.1.
+
 `python -m lm.tasks.harness` runs the tasks of lm-evaluation-harness, `python -m lm.tasks.judging` makes
 sheets for human judges and reads them.
 """

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
-from lm import flops, metrics
+from lm import flops, groups, metrics
 from lm.config import Config
+from lm.data.examples import labelled
 from lm.errors import UserError
 from lm.state import TrainState
 from lm.writers import Writers
@@ -18,12 +19,16 @@ def announce(run: Any, abstract: TrainState, start: int, say: Any) -> None:
     """Say what is about to run, and on a CPU how long it will take when that is long."""
     config = run.config
     per_step = config.batch * config.objective.records.tokens
+    unit = "examples" if labelled(config.data.source) else "tokens"
     mesh = " x ".join(f"{n} {a}" for a, n in run.mesh.shape.items() if n > 1) or "1"
     say(
         f"{type(config.objective).__name__.lower()}: {flops.parameter_count(abstract.params) / 1e6:,.1f} M parameters, "
-        f"{sum(len(stream) for _, stream in run.corpus.train):,} training tokens ({run.corpus.name}), {config.steps:,} "
+        f"{sum(len(stream) for _, stream in run.corpus.train):,} training {unit} ({run.corpus.name}), {config.steps:,} "
         f"steps of {per_step:,} tokens, {run.mesh.devices.size} {jax.devices()[0].device_kind} device(s), mesh {mesh}"
     )
+    moving, still = (flops.parameter_count(part) for part in groups.split(config.optimizer.groups, abstract.params))
+    if still:
+        say(f"trains {moving:,} of {moving + still:,} parameters ({moving / (moving + still):.2%})")
     if start:
         say(f"going on from step {start}")
     if jax.default_backend() == "cpu":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from lm.config import override
 from lm.errors import check, unknown
+from lm.tasks import classifier
 from lm.tasks.in_context import Answers, Choices
 from lm.tasks.language import Validation
 from lm.tasks.perplexity import LastWord, Perplexity
@@ -26,12 +28,16 @@ TASKS = {
     "noise": Noise,
     "texts": Texts,
     "similarity": Similarity,
+    **classifier.TASKS,
 }
 
 
 def named(tasks: str | Sequence[str]) -> dict[str, Task]:
-    """Read tasks, joined by commas where they are one string; each under the name that was given."""
-    parts = tasks.split(",") if isinstance(tasks, str) else tasks
+    """Read tasks, joined by commas where they are one string; each under the name that was given.
+
+    A comma that no task's name follows belongs to an option.
+    """
+    parts = re.split(r",(?!\s*[\d.])(?=\s*[a-z_]+(?:[:?,]|$))", tasks) if isinstance(tasks, str) else tasks
     return {part.strip(): one(part.strip()) for part in parts if part.strip()}
 
 

