@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from lm.data.prepare import Data
 from lm.errors import UserError, check, check_choices, check_range, unknown
+from lm.groups import Groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ class Optimizer:
     decay: float = 0.0
     clip: float = 0.0
     average: float = 0.0
+    groups: Groups = Groups()
 
     def __post_init__(self):
         check_choices(self)

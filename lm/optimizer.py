@@ -8,10 +8,57 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax import contrib
 
+from lm import groups
 from lm.config import Optimizer
+from lm.sharding import axes_of, unbox
+
+
+def grouped(config: Optimizer, params: Any, mup: float = 1.0) -> optax.GradientTransformation:
+    """Chain for (abstract, named) parameters: only those of them that are trained, each at its share of the rate.
+
+    The others get zeros, and the chain knows nothing of them.
+    """
+    axes = groups.flat(axes_of(params))
+    shapes = {path: (x.shape, axes[path]) for path, x in groups.flat(unbox(params)).items()}
+    chosen = groups.trained(config.groups, shapes)
+    factors = {path: x for path, x in groups.factors(config.groups, shapes).items() if path in chosen}
+    parts = [build(config, groups.nested({path: axes[path] for path in axes if path in chosen}), mup)]
+    if any(np.any(x != 1) for x in factors.values()):
+        parts.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, groups.nested(factors))))
+    if config.groups.unfreeze:
+        first = {path: x for path, x in groups.joins(config.groups, shapes).items() if path in chosen}
+        parts.append(waiting(groups.nested(first)))
+    chain = optax.chain(*parts) if len(parts) > 1 else parts[0]
+    return chain if len(chosen) == len(shapes) else only(chain, chosen)
+
+
+def waiting(first: Any) -> optax.GradientTransformation:
+    """Let nothing move before the step that a tree of (arrays of) steps names."""
+
+    def update(updates, state, params=None):
+        moved = jax.tree.map(lambda u, step: jnp.where(state.count >= step, u, 0), updates, first)
+        return moved, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(lambda _: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)
+
+
+def only(chain: optax.GradientTransformation, chosen: set[str]) -> optax.GradientTransformation:
+    """Show a chain the parameters of these paths alone; the updates of all others are zero."""
+
+    def pick(tree):
+        return groups.nested({path: x for path, x in groups.flat(tree).items() if path in chosen})
+
+    def update(updates, state, params=None):
+        found, state = chain.update(pick(updates), state, None if params is None else pick(params))
+        found = groups.flat(found)
+        still = {path: jnp.zeros_like(x) for path, x in groups.flat(updates).items() if path not in chosen}
+        return jax.tree.map(lambda _, u: u, updates, groups.nested({**found, **still})), state
+
+    return optax.GradientTransformation(lambda params: chain.init(pick(params)), update)
 
 
 def build(config: Optimizer, axes: Any, mup: float = 1.0) -> optax.GradientTransformation:
@@ -114,8 +161,9 @@ def matrix_axes(axes: tuple) -> contrib.MuonDimensionNumbers | None:
     """Say which axes of a hidden matrix are its inputs and which its outputs; stacked layers are separate matrices."""
     if not is_hidden(axes):
         return None
-    rest = tuple(i for i, a in enumerate(axes) if a not in ("embed", "layers"))
-    embed = (axes.index("embed"),)
+    pivot = "rank" if "rank" in axes else "embed"  # a LoRA factor is a matrix from or to its rank
+    rest = tuple(i for i, a in enumerate(axes) if a not in (pivot, "layers"))
+    embed = (axes.index(pivot),)
     inputs, outputs = (embed, rest) if embed < rest else (rest, embed)
     return contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=outputs)
 
@@ -164,8 +212,8 @@ def map_axes(function: Any, axes: Any) -> Any:
 
 
 def is_matrix(axes: tuple) -> bool:
-    """Tell the matrices and tables (an embed axis and another one) from norms and biases."""
-    return "embed" in axes and len([a for a in axes if a != "layers"]) > 1
+    """Tell the matrices and tables (an embed axis, or a LoRA factor's rank, and another one) from norms and biases."""
+    return bool({"embed", "rank"} & set(axes)) and len([a for a in axes if a != "layers"]) > 1
 
 
 def is_hidden(axes: tuple) -> bool:

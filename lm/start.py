@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from lm.checkpoint import Checkpoints, is_published
 from lm.config import Config, read_config
 from lm.errors import UserError, check
+from lm.groups import is_added
 from lm.state import TrainState
 
 MOST = 8  # names listed of each kind
@@ -38,6 +39,12 @@ def from_run(path: Path, config: Config, state: TrainState, abstract: TrainState
     check(newest is not None, f"start='{path}' has no finished checkpoint")
     wanted, theirs = (flatten_dict(tree, sep="/") for tree in (abstract.params, plain(other.stored(newest)[part])))
     both = {name: leaf for name, leaf in wanted.items() if name in theirs}
+    lost = sorted(name for name in set(theirs) - set(both) if is_added(name))
+    if lost:
+        raise UserError(
+            f"start='{path}' was tuned with LoRA or adapters, which this network lacks ({lost[0]}): set objective.model as "
+            f"there, or start from a plain folder: python -m lm.convert --workdir={path} --output=FOLDER merges LoRA"
+        )
     if not both:
         raise UserError(f"start='{path}' holds no array of this objective's network; name a run with one like it")
     found = other.restore(newest, unflatten_dict(both, sep="/"), part=part)

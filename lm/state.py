@@ -9,7 +9,10 @@ from flax import struct
 
 from lm import optimizer as optimizers
 from lm.config import Config
-from lm.sharding import Named, axes_of, is_named, shardings, unbox
+from lm.errors import check
+from lm.groups import flat
+from lm.models import lora
+from lm.sharding import Named, is_named, shardings, unbox
 
 
 class TrainState(struct.PyTreeNode):
@@ -34,7 +37,11 @@ def abstract_params(objective: Any, batch: Any) -> Any:
 
 def chain(config: Config, params: Any) -> optax.GradientTransformation:
     """Build the optimizer of a config for (abstract, named) parameters."""
-    return optimizers.build(config.optimizer, axes_of(params), config.objective.model.mup)
+    model, paths = config.objective.model, list(flat(unbox(params)))
+    missed = lora.unmet(model, paths)
+    check(not missed, f"lora.targets: {', '.join(map(repr, missed))} is no matrix of a stack; they end in query, key, value, "
+          "out, up, gate and down, behind attention/, cross/ or mlp/")  # fmt: skip
+    return optimizers.grouped(config.optimizer, params, config.objective.model.mup)
 
 
 def create(config: Config, optimizer: optax.GradientTransformation, params: Any) -> TrainState:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lm import groups
 from lm.checkpoint import Checkpoints
 from lm.config import Config, read_config, to_json
 from lm.data.pipeline import prefetch
@@ -21,14 +22,15 @@ from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
 from lm.errors import check
 from lm.objectives.base import resolve, training_batches
-from lm.plots import loss_curve
 from lm.preemption import Stop
 from lm.progress import Meter, announce, changes, summary
 from lm.schedules import factor
 from lm.sharding import local_rows, make_mesh, place
 from lm.start import begin
 from lm.state import TrainState, abstract_params, abstract_state, chain, initialise
+from lm.tasks.downstream import logged
 from lm.tasks.language import HeldOut
+from lm.tasks.learning_curve import curves
 from lm.tasks.open import label, named
 from lm.tasks.subject import Subject, Task
 from lm.writers import Writers, replace_file
@@ -69,15 +71,16 @@ def gradients(config: Config, params: Any, batch: Any, memory: Any, keys_B: jax.
     Where rows must know of each other (`Objective.peers`), that is computed first for the rows of all parts.
     """
     objective, parts = config.objective, config.micro_batches
+    moving, still = groups.split(config.optimizer.groups, params)
     weights = {k: jnp.where(w == 0, 1, w) for k, w in objective.weights(batch).items()}
 
-    def loss(params, batch, memory, keys_B):
-        sums, memory = objective.loss(params, batch, memory, keys_B)
+    def loss(moving, batch, memory, keys_B):
+        sums, memory = objective.loss(groups.nested({**moving, **still}), batch, memory, keys_B)
         total = sum(scale * sums[k][0] / weights[k] for k, scale in objective.scales.items())
         return total, (sums, memory)
 
     def one(batch, memory, keys_B):
-        (total, (sums, memory)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, memory, keys_B)
+        (total, (sums, memory)), grads = jax.value_and_grad(loss, has_aux=True)(moving, batch, memory, keys_B)
         return (grads, sums, total), memory
 
     def split(x):  # row i goes to part i % parts: every device keeps the rows that it holds
@@ -102,6 +105,7 @@ def gradients(config: Config, params: Any, batch: Any, memory: Any, keys_B: jax.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (grads, sums, total), memory = jax.lax.scan(step, zeros, xs)
         memory = jax.tree.map(merge, memory)
+    grads = groups.nested({**jax.tree.map(jnp.zeros_like, still), **grads})
     return grads, sums if "loss" in sums else {"loss": (total, jnp.ones(())), **sums}, memory
 
 
@@ -175,7 +179,7 @@ def train(config: Config, workdir: Path) -> None:
                 writers.say(f"stopped at step {step} and saved; the same command goes on from here")
             writers.close(summary(run, abstract, step))
     if lead:
-        loss_curve(workdir / "metrics.jsonl", workdir / "loss.png")
+        curves(workdir)
     if stop.signal == signal.SIGINT:
         sys.exit(130)
 
@@ -207,7 +211,7 @@ def look(run: Run, step: int, state: TrainState, meter: Meter, writers: Writers,
     loss, improved = None, False
     if run.held_out and (last or due(config.every.evaluate, step)):
         found = run.held_out(state.best_params())
-        writers.write(step, found)
+        writers.write(step, found | logged(run.held_out, state.best_params(), run.workdir if last else None))
         loss = found["eval/validation/loss"]
         improved = loss < meter.best
         meter.best = min(meter.best, loss)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lm import config as configs
 from lm.command import split_overrides
 from lm.config import Config, Every, Optimizer, arguments, from_json, load, override, parse, to_json
+from lm.data.examples import labelled
 from lm.data.records import Documents
 from lm.errors import UserError
 from lm.models.positions import Rotary
@@ -270,11 +271,13 @@ def test_configs_begin_with_what_they_are_and_how_to_run_them(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_configs_take_text_and_data(path, tmp_path):
-    """One's own data needs no edit; pairs and dialogues are no running text, which is all that `data=` names."""
-    (tmp_path / "a.txt").write_text("a")
-    found = load(f"{path}:text={tmp_path}/a.txt")
-    assert "a.txt" in to_json(found)
-    if isinstance(found.objective.records, Documents):
+    """One's own data needs no edit; pairs, dialogues and examples are no running text, which is all that `data=` names."""
+    plain = load(str(path))
+    examples = {"extract": "json", "tag": "conll", "choice": "jsonl"}.get(path.stem.partition("_")[0], "csv")
+    name = f"a.{examples}" if labelled(plain.data.source) else "a.txt"
+    (tmp_path / name).write_text("a")
+    assert name in to_json(load(f"{path}:text={tmp_path}/{name}"))
+    if labelled(plain.data.source) or isinstance(plain.objective.records, Documents):
         return
     assert "wiki40b" in to_json(load(f"{path}:data=tfds:wiki40b"))
 

@@ -11,6 +11,9 @@ from lm.checkpoint import is_published
 from lm.config import Config, read_config
 from lm.convert.convert import TRAINING, differences, family_of
 from lm.convert.folder import Folder
+from lm.convert.heads import BY_TYPE
+from lm.convert.run import kind_of
+from lm.convert.tasks import task_of
 from lm.data.tokenizers import Pretrained
 from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder
@@ -25,10 +28,15 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
     names by its path stays too. `given` are the fields set on the command line: those that the folder would change are
     an error that names both values, so that nothing the user asked for is passed over.
     """
+    inner = getattr(config.objective, "objective", None)
+    if inner is not None:  # what Regularised trains
+        deeper = [name.replace("objective.objective.", "objective.", 1) for name in given]
+        found, lines = adopt(dataclasses.replace(config, objective=inner), deeper)
+        return dataclasses.replace(found, objective=config.objective.around(found.objective)), lines
     if not config.start or "model" not in {field.name for field in dataclasses.fields(config.objective)}:
         return config, []  # the parts of a mixture share one model, which stands in each of them
     model = config.objective.model
-    theirs, start = described(config.start)
+    theirs, start = described(config.start, task_of(config.objective))
     if type(theirs) is not type(model):
         return config, []  # another kind of network: what fits of it is for `start_from` to say
     mine = sized(model, model.vocab or theirs.vocab)
@@ -41,6 +49,9 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
             f"--config.objective.model.{name}={asked}: start='{config.start}' has {has}; leave it out, or start elsewhere",
         )
     fields: dict[str, Any] = {"model": taken if changed else mine}
+    head = head_like(config.objective, kind_of(Path(config.start).expanduser()))
+    if head is not None:
+        fields["head"] = head
     if start is not None and getattr(config.objective, "start", start) is None:
         fields["start"] = start
     data = config.data
@@ -51,12 +62,28 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
         data = dataclasses.replace(data, tokenizer=Pretrained(path))
     objective = dataclasses.replace(config.objective, **fields)
     parts = [f"the network ({', '.join(changed)})"] * bool(changed) + ["the tokenizer"] * (data != config.data)
+    parts += [f"the head ({head.inner}, {head.activation})"] if head is not None else []
     lines = [f"start={config.start}: {' and '.join(parts)} are the folder's"] if parts else []
     return dataclasses.replace(config, objective=objective, data=data), lines
 
 
-def described(start: str) -> tuple[Any, int | None]:
-    """Give the model of a published folder or of a run, and the token that its targets begin with, None: the usual."""
+def head_like(objective: Any, kind: str) -> Any:
+    """Give the head that a model_type has for an objective's task, None where the objective's own choice is the same.
+
+    `head.inner="auto"` goes by the tokens, which are BERT's in ELECTRA and DistilBERT too; their heads are others.
+    """
+    head, layouts = getattr(objective, "head", None), BY_TYPE[kind].layouts if kind in BY_TYPE else {}
+    layout = layouts.get(task_of(objective))
+    if head is None or layout is None or head.inner != "auto" or head.pool != "auto" or layout.activation == "tanh":
+        return None
+    return dataclasses.replace(head, inner=layout.inner, activation=layout.activation)
+
+
+def described(start: str, task: str = "") -> tuple[Any, int | None]:
+    """Give the model of a published folder or of a run, and the token that its targets begin with, None: the usual.
+
+    `task`: what its network is for, so that a head of another kind is no hindrance.
+    """
     if not is_published(start):
         objective = read_config(Path(start)).objective
         model = getattr(objective, "model", None)
@@ -65,7 +92,7 @@ def described(start: str) -> tuple[Any, int | None]:
     settings = folder.config
     folder.close()
     first = settings.get("decoder_start_token_id")
-    return family_of(settings).objective(settings).model, None if first == settings.get("eos_token_id") else first
+    return family_of(settings, task).objective(settings).model, None if first == settings.get("eos_token_id") else first
 
 
 def merged(mine: Any, theirs: Any, published: bool) -> Any:

@@ -11,10 +11,13 @@ import numpy as np
 from lm.console import table
 from lm.convert.convert import load
 from lm.convert.folder import read_json
+from lm.convert.heads import ANSWER, CHOICE, SEQUENCE
+from lm.convert.tasks import task_of
 from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
 from lm.models.transformer import Transformer
+from lm.objectives.trunk import bare
 
 ROWS, LENGTH = 2, 32
 
@@ -29,19 +32,31 @@ def compare(path: str) -> str:
     name = (read_json(Path(path).expanduser() / "config.json").get("architectures") or ["AutoModel"])[0]
     check(hasattr(transformers, name), f"--check: transformers {transformers.__version__} has no {name}; another version may")
     loaded = load(path)
-    model = loaded.objective.model
-    if not isinstance(model, Transformer | EncoderDecoder) or not {"stack", "decoder"} & set(loaded.params):
+    model, task = loaded.objective.model, task_of(loaded.objective)
+    known = isinstance(model, Transformer | EncoderDecoder) and {"stack", "decoder"} & set(loaded.params)
+    if not known and not task:
         raise UserError(f"--check does not know the layers of {type(loaded.objective).__name__}")
-    length = min(LENGTH, model.context)
-    tokens = np.random.default_rng(0).integers(5, model.vocab, (ROWS, length)).astype(np.int32)
-    settings = transformers.AutoConfig.from_pretrained(path)
     theirs = getattr(transformers, name).from_pretrained(path).eval().float()
+    settings = theirs.config
+    tokens = drawn(settings, model.vocab, min(LENGTH, model.context))
+    if task and settings.pad_token_id is None:
+        settings.pad_token_id = 0  # which is not among the tokens: they look for the last one that is no padding
     ids = torch.tensor(tokens, dtype=torch.long)
     more = {"decoder_input_ids": ids} if settings.is_encoder_decoder else {}
+    ids = ids[None] if task == CHOICE else ids
     with torch.no_grad():
         found = theirs(input_ids=ids, output_hidden_states=True, **more)
     rows = [row(*pair) for pair in pairs(loaded, tokens, found)]
     return "\n".join([table(rows, ("after", "largest difference", "largest value"))])
+
+
+def drawn(settings: Any, vocab: int, length: int) -> np.ndarray:
+    """Draw random tokens, int32 [ROWS, length]; what ends a text only where an encoder-decoder looks for it."""
+    plain = np.setdiff1d(np.arange(5, vocab), [x for x in (settings.pad_token_id, settings.eos_token_id) if x is not None])
+    tokens = np.random.default_rng(0).choice(plain, (ROWS, length)).astype(np.int32)
+    if settings.is_encoder_decoder:
+        tokens[:, -1] = settings.eos_token_id
+    return tokens
 
 
 def row(name: str, ours: Any, theirs: Any) -> tuple[str, str, str]:
@@ -51,7 +66,9 @@ def row(name: str, ours: Any, theirs: Any) -> tuple[str, str, str]:
 
 def pairs(loaded: Any, tokens: np.ndarray, found: Any):
     """Give (name, ours, theirs) of the states after the embeddings and each layer, and of the logits."""
-    model, variables = loaded.objective.model, {"params": loaded.params}
+    objective, variables = loaded.objective, {"params": loaded.params}
+    task = task_of(objective)
+    model = bare(objective.model) if task else objective.model
     logits = found.get("prediction_logits", found.get("logits"))
     if isinstance(model, EncoderDecoder):
         apply = Seq2Seq(model).apply
@@ -59,16 +76,38 @@ def pairs(loaded: Any, tokens: np.ndarray, found: Any):
         h_BTD = jax.jit(lambda v: apply(v, tokens, source_BSD=h_BSD, method="decode"))(variables)
         yield "encoder", h_BSD, found.encoder_last_hidden_state
         yield "decoder", h_BTD, found.decoder_hidden_states[-1]
+    elif isinstance(model, Transformer):
+        causal, apply = objective.rows.causal if task else objective.generative, Model(model).apply
+        run = jax.jit(lambda v: apply(v, tokens, causal=causal, collect=True))
+        h_BTD, states = run(variables)
+        last = len(found.hidden_states) - 1
+        for i, theirs in enumerate(found.hidden_states):
+            # Their last state has the norm that ends a pre-norm stack in it.
+            ours = h_BTD if i == last else states[i]
+            yield f"layer {i}" if i else "embeddings", ours, theirs
+    if task:
+        theirs = found.logits if task != ANSWER else stacked(found.start_logits, found.end_logits)
+        yield "logits", scores(objective, loaded.params, tokens).reshape(theirs.shape), theirs
+    elif isinstance(model, EncoderDecoder):
         yield "logits", apply(variables, method="head").logits(h_BTD), logits
-        return
-    causal, apply = loaded.objective.generative, Model(model).apply
-    run = jax.jit(lambda v: apply(v, tokens, causal=causal, collect=True))
-    h_BTD, states = run(variables)
-    last = len(found.hidden_states) - 1
-    for i, theirs in enumerate(found.hidden_states):
-        # Their last state has the norm that ends a pre-norm stack in it.
-        ours = h_BTD if i == last else states[i]
-        yield f"layer {i}" if i else "embeddings", ours, theirs
-    if logits is not None:
+    elif logits is not None:
         h_BTE = apply(variables, h_BTD, method="transform")
         yield "logits", apply(variables, method="head").logits(h_BTE), logits
+
+
+def stacked(*sides: Any) -> Any:
+    import torch
+
+    return torch.stack(sides, -1)
+
+
+def scores(objective: Any, params: Any, tokens: np.ndarray) -> jax.Array:
+    """Score tokens, int32 [rows, length], each row being an example, or an option of one."""
+    rows, length = tokens.shape
+    along, ones = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape), np.ones_like(tokens)
+    batch = {"tokens": tokens, "types": 0 * ones, "segments": ones, "positions": along}
+    batch |= {"source": tokens, "source_segments": ones, "source_positions": along}
+    shape = {SEQUENCE: (rows, 1), CHOICE: (rows, 1, 1)}.get(task_of(objective))
+    batch["places"] = along if shape is None else np.full(shape, length - 1 if objective.pool == "last" else 0, np.int32)
+    batch["offered"] = np.ones(batch["places"].shape, bool)
+    return jax.jit(objective.logits)(params, batch)

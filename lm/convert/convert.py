@@ -6,13 +6,14 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from lm.convert import albert, bart, distilbert, electra, encoders, gemma, gpt, llama, t5, transfoxl, xlnet
+from lm.convert import albert, bart, distilbert, electra, encoders, gemma, gpt, llama, t5, tasks, transfoxl, xlnet
 from lm.convert.family import Family, canonical
 from lm.convert.folder import INDEX, SINGLE, Folder
 from lm.convert.leaves import fill
@@ -20,6 +21,7 @@ from lm.convert.rules import Rule, blocks, missing, write
 from lm.data import special
 from lm.data.tokenizers import Tokenizer
 from lm.errors import UserError, check, unknown
+from lm.groups import flat, nested
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.sharding import shardings, unbox
 
@@ -29,11 +31,11 @@ FAMILIES: tuple[Family, ...] = (
 )  # fmt: skip
 # What may be missing in a file: it is drawn anew, and said.
 HEADS = ("transform/", "head_bias", "pooler/", "pair/", "output/", "generator/", "discriminator/dense/", "discriminator/judge/",
-         "embed/bias", "embed/cluster_", "embed/output")  # fmt: skip
+         "embed/bias", "embed/cluster_", "embed/output", "classifier/", "summary/", "answer/")  # fmt: skip
 # Fields that say how a model is trained and computed, not what it is: no counterpart in their config.json.
 TRAINING = {"dropout", "attention_dropout", "mlp_dropout", "position_dropout", "last_dropout", "init", "init_positions",
-            "init_projections", "init_scale_depth", "init_fan_in", "init_truncate", "pad_vocab", "dtype", "unroll",
-            "remat"}  # fmt: skip
+            "init_projections", "init_scale_depth", "init_fan_in", "init_truncate", "lora", "adapter", "pad_vocab", "dtype",
+            "unroll", "remat"}  # fmt: skip
 # Fields whose 0 stands for a value that these have.
 DERIVED = {"kv_heads": "kv", "head": "head_size", "mlp": "mlp_size", "embed": "embed_size", "scale": "attention_scale",
            "mup_base": "mup", "tied_projections": "ties"}  # fmt: skip
@@ -65,22 +67,23 @@ class Loaded:
     kind: str = ""  # model_type of its config.json, which the model alone may not tell (mT5 is a T5)
 
 
-def family_of(settings: dict[str, Any]) -> Family:
+def family_of(settings: dict[str, Any], task: str = "") -> Family:
+    """Find the family of a config.json, under the task's head that it names, or under that of `task`."""
     kind = str(settings.get("model_type"))
     for family in FAMILIES:
         if kind in family.types:
-            return family
+            return tasks.tasked(family, settings, task)
     raise unknown("model_type of config.json", kind, [name for family in FAMILIES for name in family.types])
 
 
-def load(path: str | Path, mesh: jax.sharding.Mesh | None = None, seed: int = 0, pad_vocab: int = 1) -> Loaded:
+def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, task: str = "") -> Loaded:
     """Read a folder, each tensor straight into its shards of the mesh (None: the first device).
 
-    Tables of tokens get a multiple of `pad_vocab` rows. Heads that the file lacks are drawn from the seed. Raises UserError
-    for names that no table knows and for a backbone that is not whole.
+    Tables of tokens get a multiple of `pad_vocab` rows. Heads that the file lacks are drawn from the seed; `task` asks for
+    that task's head whatever the file has. Raises UserError for names that no table knows and for half a backbone.
     """
     folder = Folder(path)
-    family = family_of(folder.config)
+    family = family_of(folder.config, task)
     quantised = folder.config.get("quantization_config")
     check(not quantised, f"{folder.path / 'config.json'}: quantization_config={quantised}; read the weights before that")
     objective = padded(family.objective(folder.config), pad_vocab)
@@ -102,8 +105,8 @@ def load(path: str | Path, mesh: jax.sharding.Mesh | None = None, seed: int = 0,
             return {name: found[name] for name in lacking}
 
         leaves |= jax.jit(draw, out_shardings={name: layout[name] for name in lacking})(jax.random.key(seed))
-    tokenizer = tokenizer_of(folder.path)
-    return Loaded(objective, nested(leaves), tokenizer, tuple(sorted(lacking)), left, str(folder.config["model_type"]))
+    drawn, kind = tuple(sorted(lacking)), str(folder.config["model_type"])
+    return Loaded(objective, nested(leaves), tokenizer_of(folder.path), drawn, left, kind)
 
 
 def padded(objective: Any, multiple: int) -> Any:
@@ -113,8 +116,8 @@ def padded(objective: Any, multiple: int) -> Any:
         return objective
     if isinstance(model, EncoderDecoder):
         sides = {name: dataclasses.replace(getattr(model, name), pad_vocab=multiple) for name in ("encoder", "decoder")}
-        return dataclasses.replace(objective, model=dataclasses.replace(model, **sides))
-    return dataclasses.replace(objective, model=dataclasses.replace(model, pad_vocab=multiple))
+        return tasks.remodelled(objective, dataclasses.replace(model, **sides))
+    return tasks.remodelled(objective, dataclasses.replace(model, pad_vocab=multiple))
 
 
 def names(
@@ -140,10 +143,10 @@ def names(
         matches = ((re.search(pattern, name), leaf) for pattern, leaf in COPIES)
         leaves = [match.expand(leaf) for match, leaf in matches if match]
         original = next((first[leaf] for leaf in leaves if leaf in first), None)
-        if original is None:
-            left.append(name)
-            continue
         same = original not in found or folder.same(found[original], name)
+        if original is None or (not same and tasks.task_of(objective) and re.search(tasks.OTHERS, name)):
+            left.append(name)  # logits of their own, too, where none are asked for
+            continue
         check(same, f"{folder.path} has '{found.get(original)}' and '{name}', which a tied model has once, and they differ")
         found.setdefault(original, name)
     return found, tuple(name for name in left if not re.search(BUFFERS, name))
@@ -178,25 +181,6 @@ def placement(boxed: Any, mesh: jax.sharding.Mesh | None) -> Any:
     return jax.tree.map(lambda _: one, unbox(boxed))
 
 
-def flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """Lay a tree of dictionaries out by path."""
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {k: x for name, one in tree.items() for k, x in flat(one, f"{path}/{name}" if path else name).items()}
-
-
-def nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The reverse of `flat`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *outer, last = path.split("/")
-        at = tree
-        for name in outer:
-            at = at.setdefault(name, {})
-        at[last] = leaf
-    return tree
-
-
 def some(found: set[str], most: int = 8) -> str:
     listed = sorted(found)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
@@ -214,11 +198,11 @@ def family_for(objective: Any, kind: str = "") -> tuple[Family, dict[str, Any]]:
     UserError says what stands against each.
     """
     reasons = []
-    for family in sorted(FAMILIES, key=lambda family: kind not in family.types):
+    for family in sorted(tasks.candidates(FAMILIES, objective), key=lambda family: kind not in family.types):
         try:
             settings = family.settings(objective)
             again = family_of(settings).objective(settings)
-            lost = differences(objective.model, again.model)
+            lost = differences(tasks.compared(objective), tasks.compared(again))
         except AttributeError:  # a model of another kind, without the fields that this family writes
             continue
         except UserError as error:
@@ -265,6 +249,7 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
     """Write a folder that `transformers` loads, as `kind` where that fits; give our leaves that it has no place for."""
     from safetensors.numpy import save_file
 
+    objective = tasks.framed(objective, tokenizer)
     family, settings = family_for(objective, kind)
     settings = {**special_ids(tokenizer, settings), **settings}
     final, folder = folder, folder.with_name(folder.name + ".partial")  # a kill leaves nothing that looks whole
@@ -274,7 +259,7 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
     rows = {name: x.shape[:1] for name, x in flat(unbox(boxed)).items()}  # without those that fill a table up
     leaves = {name: np.asarray(x)[: rows[name][0]] if rows.get(name) else np.asarray(x) for name, x in found.items()}
     shards, size = [{}], 0
-    for name, array in write(family.rules(objective), leaves):
+    for name, array in chain(write(family.rules(objective), leaves), tasks.unread(objective).items()):
         if size + array.nbytes > SHARD and shards[-1]:
             shards.append({})
             size = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from lm.errors import UserError, check
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+# What scores the classes: as many as it has rows, whatever config.json says.
+SCORES = r"^(module\.)?(classifier|classifier\.out_proj|classification_head\.out_proj|logits_proj|score)\.weight$"
 KINDS = ("bert", "roberta", "albert", "electra", "distilbert")  # their names begin with it
 
 
@@ -33,6 +36,8 @@ class Folder:
         kind, twice = config.get("model_type"), {"shared.weight", "lm_head.weight"} <= set(self.files)
         if kind in ("t5", "mt5") and twice and not self.same("shared.weight", "lm_head.weight"):
             self.config["tie_word_embeddings"] = False  # their library's version 5 writes true whatever there is
+        if scores := next((name for name in self.files if re.search(SCORES, name)), None):
+            self.config["num_labels"] = self.shape(scores)[0]
         if "final_logits_bias" in self.files and "final_logits_bias" not in config:
             # A buffer of zeros but where it was trained (Marian), and written by all.
             self.config["final_logits_bias"] = kind == "marian" or bool(self["final_logits_bias"].any())

@@ -12,13 +12,15 @@ import numpy as np
 
 from lm.checkpoint import Checkpoints, load_params
 from lm.config import Config, Every, read_config, to_json
-from lm.convert.convert import Loaded, flat, load, nested, save, some
+from lm.convert import tasks
+from lm.convert.convert import Loaded, family_of, flat, load, nested, save, some
 from lm.convert.folder import read_json
 from lm.data.prepare import Data
 from lm.data.sources import Documentation
 from lm.data.tokenizers import Pretrained, Tokenizer
 from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder
+from lm.models.lora import merged
 from lm.objectives.base import Objective
 from lm.state import TrainState
 
@@ -30,6 +32,8 @@ def opened(workdir: str | None, model: str | None, step: str = "latest") -> tupl
     check(bool(workdir) != bool(model), "name one of them: --workdir=RUN, a trained run, or --model=HF_DIR, a model folder")
     if workdir:
         config = read_config(Path(workdir))
+        within = getattr(config.objective, "objective", config.objective)  # what Regularised trains
+        config = dataclasses.replace(config, objective=within)
         tokenizer = Tokenizer.load(Path(workdir) / "tokenizer.json")
         return config, load_params(config, Path(workdir), step), tokenizer
     loaded = load(model)
@@ -88,7 +92,10 @@ def export_run(workdir: Path, output: Path, step: str = "latest") -> str:
     """Write a run as a published folder, with a card of its config and figures."""
     check(not output.exists() or (output.is_dir() and not any(output.iterdir())), f"{output} exists; name a new folder")
     config, params, tokenizer = opened(str(workdir), None, step)
-    left = save(config.objective, params, tokenizer, output, card(workdir, config), kind_of(workdir))
+    model, params = merged(config.objective.model, params)
+    changed = model != config.objective.model  # LoRA factors went into the matrices
+    objective = tasks.remodelled(config.objective, model) if changed else config.objective
+    left = save(objective, params, tokenizer, output, card(workdir, config), kind_of(workdir))
     return f"{output}: config.json, weights, tokenizer and card" + (f"; left out: {some(left)}" if left else "")
 
 
@@ -124,13 +131,16 @@ def start_from(path: str, objective: Objective, state: TrainState, abstract: Tra
     """Put a published folder's parameters into a fresh state; give the lines to say.
 
     Parameters that the folder lacks stay as drawn, those that the objective has not are left out. Raises UserError where
-    shapes differ or nothing fits.
+    shapes differ or nothing fits. A head for other labels than the objective's stays as drawn, too.
     """
     mesh = jax.tree.leaves(abstract.params)[0].sharding.mesh
+    objective = getattr(objective, "objective", objective)  # what Regularised trains
     model = objective.model
     rows = model.decoder if isinstance(model, EncoderDecoder) else model
-    loaded = load(path, mesh, pad_vocab=getattr(rows, "pad_vocab", 1))
+    task = tasks.task_of(objective)
+    loaded = load(path, mesh, pad_vocab=getattr(rows, "pad_vocab", 1), task=task)
     ours, theirs, place = flat(state.params), flat(loaded.params), flat(abstract.params)
+    theirs = tasks.labelled(objective, loaded.objective, theirs) if task else theirs
     both = [name for name in ours if name in theirs and name not in loaded.drawn]
     check(bool(both), f"start='{path}' is a {type(loaded.objective).__name__}: no parameter of it is in this objective")
     for name in both:
@@ -143,7 +153,10 @@ def start_from(path: str, objective: Objective, state: TrainState, abstract: Tra
     lines = [f"started from {path}: {len(both)} of {len(ours)} arrays"]
     if fresh := set(ours) - set(both):
         lines.append(f"drawn anew: {some(fresh)}")
-    if left := set(theirs) - set(ours):
+    unread = loaded.left
+    if task:
+        unread = tasks.known_as(family_of({"model_type": loaded.kind}), loaded.objective.model, unread)
+    if left := (set(theirs) - set(ours) - set(loaded.drawn)) | set(unread):
         lines.append(f"left out: {some(left)}")
     average = None if state.average is None else jax.tree.map(lambda x: x.copy(), nested(found))
     return state.replace(params=nested(found), average=average), lines

@@ -26,6 +26,7 @@ from lm.config import Config
 from lm.convert.convert import flat, load, nested, save, some
 from lm.convert.run import kind_of, opened, whole, write_run
 from lm.convert.spelling import Match, Spelling, match
+from lm.convert.tasks import framed
 from lm.data.prepare import Data
 from lm.data.sources import Documentation
 from lm.data.special import find
@@ -204,7 +205,7 @@ def convert(
         kind = loaded.kind
     else:
         config, params, old = opened(workdir, None, step)
-        objective, data = config.objective, config.data
+        objective, data = framed(config.objective, old), config.data
     new, lines = Tokenizer.load(tokenizer) if tokenizer else old, []
     if add_tokens:
         new, known = with_tokens(old, Path(add_tokens).expanduser())

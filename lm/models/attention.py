@@ -138,8 +138,8 @@ class Attention(nn.Module):
         c, rows = self.config, x_BTD.shape[0]
         from_BSD, known = source_BSD if cross else x_BTD, cross and source_BSD is None
         bias = c.bias if c.qkv_bias is None else c.qkv_bias
-        query = {"bias": bias, **c.linear(c.width, query=True)}
-        q_BTNH = Linear((c.width, c.heads, c.head_size), ("embed", "heads", "head"), name="query", **query)(x_BTD)
+        query = {"bias": bias, "lora": c.lora, **c.linear(c.width, query=True)}
+        q_BTNH = Linear((c.width, c.heads, c.head_size), ("embed", "heads", "head"), name="query", **query)(x_BTD, keys_B)
 
         def norm(name, y):
             return Norm(kind=c.norm, eps=c.eps, bias=False, axis=None, name=name)(y) if c.qk_norm else y
@@ -152,8 +152,9 @@ class Attention(nn.Module):
         if known:
             k_BKSH, v_BKSH = (y.reshape(rows, *y.shape[-3:]) for y in cache)
         else:
-            kv, into = ((c.width, c.kv, c.head_size), ("embed", "kv_heads", "head")), {"bias": bias, **c.linear(c.width)}
-            k_BTKH, v_BTKH = (Linear(*kv, name=name, **into)(from_BSD) for name in ("key", "value"))
+            kv = (c.width, c.kv, c.head_size), ("embed", "kv_heads", "head")
+            into = {"bias": bias, "lora": c.lora, **c.linear(c.width)}
+            k_BTKH, v_BTKH = (Linear(*kv, name=name, **into)(from_BSD, keys_B) for name in ("key", "value"))
             k_BKSH, v_BKSH = turn(norm("key_norm", k_BTKH)).swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
         if cross:
             cache = cache if known else (k_BKSH, v_BKSH)
@@ -180,5 +181,5 @@ class Attention(nn.Module):
             rate=c.attention_dropout,
         )
         out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
-        init = c.linear(c.heads * c.head_size, out=True)
-        return Linear(*out, inputs=2, bias=c.bias, name="out", **init)(y_BNTH.swapaxes(1, 2)), cache
+        init = {"bias": c.bias, "lora": c.lora, **c.linear(c.heads * c.head_size, out=True)}
+        return Linear(*out, inputs=2, name="out", **init)(y_BNTH.swapaxes(1, 2), keys_B), cache

@@ -1,12 +1,14 @@
 """The two parameter layers everything is built from, and dropout with one key a row."""
 
 import math
+import zlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lm.models.lora import Lora, bound
 from lm.sharding import Named, constrain
 
 
@@ -25,7 +27,8 @@ class Linear(nn.Module):
 
     One kernel (D, N, H) serves the query projection with `inputs=1` and one (N, H, D) the output with `inputs=2`: the
     place for whatever treats all weights alike. Computes in x's dtype; the parameters stay float32. Decoding may give
-    the kernel as "flipped", a matrix (outputs, inputs).
+    the kernel as "flipped", a matrix (outputs, inputs). Where `lora` names the matrix, low-rank factors stand beside it;
+    `keys_B`, one key a row of x, are for their dropout.
     """
 
     shape: tuple[int, ...]
@@ -34,10 +37,11 @@ class Linear(nn.Module):
     bias: bool = True
     std: float = 0.02
     truncate: bool = False
+    lora: Lora | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        outer, outputs = x.shape[: x.ndim - self.inputs], self.shape[self.inputs :]
+    def __call__(self, x: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
+        whole, outer, outputs = x, x.shape[: x.ndim - self.inputs], self.shape[self.inputs :]
         # Two plain matrices: on a CPU one large product is faster than the same product over more axes.
         size = math.prod(self.shape[: self.inputs])
         x = x.reshape(-1, size)
@@ -49,7 +53,22 @@ class Linear(nn.Module):
         if self.bias:
             zeros = named(nn.initializers.zeros, self.axes[self.inputs :])
             y = y + self.param("bias", zeros, outputs).astype(x.dtype).reshape(-1)
+        if self.has_variable("params", "lora_a") or (
+            self.is_initializing() and self.lora is not None and self.lora.hits(self.path)
+        ):
+            y = y + self.low_rank(whole, keys_B)
         return y.reshape(*outer, *outputs)
+
+    def low_rank(self, x: jax.Array, keys_B: jax.Array | None) -> jax.Array:
+        """Add scale (x A) B, (rows, outputs): A has the kernel's inputs, B its outputs, each beside an axis of the rank."""
+        rank, inputs = self.lora.rank, self.shape[: self.inputs]
+        size = math.prod(inputs)
+        a = self.param("lora_a", named(bound(size), (*self.axes[: self.inputs], "rank")), (*inputs, rank))
+        zeros = named(nn.initializers.zeros, ("rank", *self.axes[self.inputs :]))
+        b = self.param("lora_b", zeros, (rank, *self.shape[self.inputs :]))
+        site = zlib.crc32((self.name or "").encode()) % 2**31  # every matrix of a layer drops out by itself
+        x = dropout(x, self.lora.dropout, keys_B, site).reshape(-1, size)
+        return (x @ a.astype(x.dtype).reshape(size, rank)) @ b.astype(x.dtype).reshape(rank, -1) * self.lora.scale
 
 
 class Embed(nn.Module):

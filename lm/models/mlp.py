@@ -52,8 +52,9 @@ class FeedForward(nn.Module):
         c = self.config
         function, gated = ACTIVATIONS[c.activation]
         shape, axes = (c.width, c.mlp_size), ("embed", "mlp")
-        into = {"bias": c.bias, **c.linear(c.width)}
-        x_BTF = Linear(shape, axes, name="up", **into)(x_BTD)
-        x_BTF = function(Linear(shape, axes, name="gate", **into)(x_BTD)) * x_BTF if gated else function(x_BTF)
+        into = {"bias": c.bias, "lora": c.lora, **c.linear(c.width)}
+        out = {"bias": c.bias, "lora": c.lora, **c.linear(c.mlp_size, out=True)}
+        x_BTF = Linear(shape, axes, name="up", **into)(x_BTD, keys_B)
+        x_BTF = function(Linear(shape, axes, name="gate", **into)(x_BTD, keys_B)) * x_BTF if gated else function(x_BTF)
         x_BTF = dropout(x_BTF, c.mlp_dropout, keys_B, 3)
-        return Linear(shape[::-1], axes[::-1], bias=c.bias, name="down", **c.linear(c.mlp_size, out=True))(x_BTF)
+        return Linear(shape[::-1], axes[::-1], name="down", **out)(x_BTF, keys_B)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from lm.models.adapters import Bottleneck
 from lm.models.attention import Attention, Mask
 from lm.models.layers import dropout, fold, named
 from lm.models.mlp import FeedForward
@@ -61,7 +62,11 @@ class Block(nn.Module):
             return Attention(c, name="cross")(y, keys_B=fold(keys_B, 7), **source)
 
         def drop(y, site):
-            return dropout(y, c.dropout, keys_B, site)
+            y = dropout(y, c.dropout, keys_B, site)
+            part = {1: "attention", 2: "mlp"}.get(site)
+            if part and c.adapter.follows(part):
+                y = Bottleneck(c.width, c.adapter, name=f"adapter_{part}")(y)
+            return y
 
         def behind(y, name):
             return norm(name)(y) if c.placement == "sandwich" else y

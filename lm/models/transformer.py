@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lm.errors import UserError, check_choices, check_range
+from lm.models.adapters import Adapter
+from lm.models.lora import Lora
 from lm.models.positions import Rotary
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh", "reglu"]
@@ -72,6 +74,8 @@ class Transformer:
     init_fan_in: bool = False
     init_truncate: bool = False
     mup_base: int = 0
+    lora: Lora = Lora()
+    adapter: Adapter = Adapter()
     dtype: Literal["float32", "bfloat16"] = "float32"
     unroll: int = 1
     remat: Literal["none", "dots", "full"] = "none"

@@ -17,6 +17,7 @@ from flax import struct
 from lm.errors import UserError, check_choices, check_range
 from lm.models.heads import Head
 from lm.models.layers import Embed, Linear, dropout, fold, named
+from lm.models.lora import Lora
 from lm.models.mlp import FeedForward
 from lm.models.norms import Norm
 from lm.models.relative import distances, shift
@@ -47,6 +48,7 @@ class XLNet:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     init: float = 0.02
+    lora: Lora = Lora()
     dtype: Literal["float32", "bfloat16"] = "float32"
     unroll: int = 1
     remat: Literal["none", "full"] = "none"
@@ -110,11 +112,12 @@ class RelativeAttention(nn.Module):
     def __call__(self, x_BQD, memory_BMD, shared: Shared, keys_B):
         c, length = self.config, shared.reach_BT.shape[1]
         kernel = {"shape": (c.width, c.heads, c.head_size), "axes": ("embed", "heads", "head"), "bias": False, "std": c.init}
-        q_BNQH = Linear(name="query", **kernel)(x_BQD).swapaxes(1, 2)
+        kernel |= {"lora": c.lora}
+        q_BNQH = Linear(name="query", **kernel)(x_BQD, keys_B).swapaxes(1, 2)
         content_BSD = x_BQD[:, :length]
         if memory_BMD is not None:
             content_BSD = jnp.concatenate([memory_BMD.astype(x_BQD.dtype), content_BSD], 1)
-        k_BNSH, v_BNSH = (Linear(name=name, **kernel)(content_BSD).swapaxes(1, 2) for name in ("key", "value"))
+        k_BNSH, v_BNSH = (Linear(name=name, **kernel)(content_BSD, keys_B).swapaxes(1, 2) for name in ("key", "value"))
         r_ZNRH = Linear(name="position", **kernel)(shared.distances_ZRD.astype(x_BQD.dtype)).swapaxes(1, 2)
         r_BNRH = r_ZNRH
         if shared.backward_B is not None:
@@ -150,7 +153,7 @@ class RelativeAttention(nn.Module):
         if shared.places_BP is not None:
             y_BNQH = jnp.concatenate([y_BNQH, stream(q_BNQH[:, :, length:], shared.places_BP, 4)], 2)
         out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
-        return Linear(*out, inputs=2, bias=False, std=c.init, name="out")(y_BNQH.swapaxes(1, 2))
+        return Linear(*out, inputs=2, bias=False, std=c.init, lora=c.lora, name="out")(y_BNQH.swapaxes(1, 2), keys_B)
 
 
 def relative_scores(q_BNTH, r_BNRH):

@@ -15,6 +15,7 @@ from lm.data.tokenizers import Tokenizer
 from lm.errors import check
 from lm.objectives.base import resolve
 from lm.sharding import AXES, local_rows, make_mesh, place
+from lm.tasks.downstream import examined
 from lm.tasks.statistics import Figures, jackknife
 from lm.tasks.subject import Subject
 
@@ -67,21 +68,30 @@ class HeldOut:
         return [self.objective.show(tokenizer, *pair) for pair in zip(examples, guesses)]
 
 
+def reopened(config: Config) -> HeldOut:
+    """Open the whole held-out split of a run once more, on this machine's first device."""
+    config, corpus = resolve(config, prepare(config.data, report=print))
+    check(len(corpus.validation) > 1, "this run held no text out: its config has validation=0")
+    mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
+    with jax.set_mesh(mesh):
+        return HeldOut(dataclasses.replace(config, evaluate_batches=0), corpus, mesh)
+
 
 @dataclass(frozen=True)
 class Validation:
-    """The run's own held-out split, whole, by its objective; errors by leaving batches out in turn."""
+    """The run's own held-out split, whole, by its objective; errors by leaving batches out in turn.
+
+    Of labelled examples also what is usual to measure of their answers, `examples/NAME` (`lm.tasks.outcomes`).
+    """
 
     def measure(self, subject: Subject) -> Figures:
-        config, corpus = resolve(subject.config, prepare(subject.config.data, report=print))
-        check(len(corpus.validation) > 1, "this run held no text out: its config has validation=0")
-        mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
-        with jax.set_mesh(mesh):
-            held_out = HeldOut(dataclasses.replace(config, evaluate_batches=0), corpus, mesh)
+        held_out = reopened(subject.config)
+        with jax.set_mesh(held_out.mesh):
             report, sums = subject.progress("validation", held_out.count), []
             for one in held_out.each(subject.params):
                 sums.append(jax.device_get(one))
                 report(1)
+            answers = examined(held_out, subject.params, subject.seed)
 
         def statistic(chosen):
             total: metrics.Host = {}
@@ -90,4 +100,4 @@ class Validation:
             return held_out.figures(total, "")
 
         found = jackknife(statistic, len(sums), subject.seed)
-        return {name.strip("/"): figure for name, figure in found.items()}
+        return {name.strip("/"): figure for name, figure in found.items()} | answers

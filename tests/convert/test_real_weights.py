@@ -26,6 +26,20 @@ REACTIONS = (  # products of textbook reactions: ester, amide, Suzuki coupling, 
     "OB(O)c1ccccc1.Brc1ccncc1>>c1ccc(-c2ccncc2)cc1",
     "Oc1ccccc1.CI>>COc1ccccc1",
 )
+KINDS = {  # four textbook reactions each, written for this test
+    "methyl and ethyl esters": ("CC(=O)O.CCO>>CCOC(C)=O", "OC(=O)c1ccccc1.CO>>COC(=O)c1ccccc1",
+                                "CCC(=O)O.CCO>>CCOC(=O)CC", "OC(=O)Cc1ccccc1.CO>>COC(=O)Cc1ccccc1"),
+    "amides of acid chlorides": ("CC(=O)Cl.NCc1ccccc1>>CC(=O)NCc1ccccc1", "CC(=O)Cl.Nc1ccccc1>>CC(=O)Nc1ccccc1",
+                                 "O=C(Cl)c1ccccc1.NCc1ccccc1>>O=C(NCc1ccccc1)c1ccccc1",
+                                 "CCC(=O)Cl.NCCc1ccccc1>>CCC(=O)NCCc1ccccc1"),
+    "Suzuki couplings": ("OB(O)c1ccccc1.Brc1ccncc1>>c1ccc(-c2ccncc2)cc1", "OB(O)c1ccccc1.Brc1ccccn1>>c1ccc(-c2ccccn2)cc1",
+                         "COc1ccc(B(O)O)cc1.Brc1ccccc1>>COc1ccc(-c2ccccc2)cc1",
+                         "OB(O)c1ccc(F)cc1.Brc1ccncc1>>Fc1ccc(-c2ccncc2)cc1"),
+    "methylated phenols": ("Oc1ccccc1.CI>>COc1ccccc1", "Oc1ccc(Cl)cc1.CI>>COc1ccc(Cl)cc1",
+                           "Oc1ccccc1C.CI>>COc1ccccc1C", "Oc1ccc(Br)cc1.CI>>COc1ccc(Br)cc1"),
+    "reduced nitro groups": ("O=[N+]([O-])c1ccccc1>>Nc1ccccc1", "Cc1ccc([N+](=O)[O-])cc1>>Cc1ccc(N)cc1",
+                             "COc1ccc([N+](=O)[O-])cc1>>COc1ccc(N)cc1", "O=[N+]([O-])c1ccc(Cl)cc1>>Nc1ccc(Cl)cc1"),
+}  # fmt: skip
 SENTENCES = ("A man is eating food.", "Someone has his lunch.", "The stock market fell sharply on Tuesday.", "股市下跌 📉!")
 
 
@@ -48,6 +62,11 @@ def fetched(requirement: str, inside: str, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def reactions(tmp_path_factory):
     return fetched("rxnfp==0.1.0", "rxnfp/models/transformers/bert_pretrained", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    return fetched("rxnfp==0.1.0", "rxnfp/models/transformers/bert_ft_10k_25s", tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +125,32 @@ def test_bert_of_reactions(reactions):
     assert apart < 1e-4
     assert right == theirs_right
     assert right > 0.7
+
+
+def test_classifier_of_reactions(classifier):
+    """50 classes by the tensor, of which config.json names two; the reference's scores, and one class a kind of reaction."""
+    loaded = load(classifier)
+    assert (loaded.drawn, loaded.left) == ((), ())
+    assert loaded.objective.labels == tuple(f"LABEL_{i}" for i in range(50))
+    vocab = {name: i for i, name in enumerate((classifier / "vocab.txt").read_text().split("\n"))}
+    texts = [text for kind in KINDS.values() for text in kind]
+    tokens, real = padded([[vocab["[CLS]"], *(vocab[p] for p in pieces(text)), vocab["[SEP]"]] for text in texts])
+    theirs = transformers.BertForSequenceClassification.from_pretrained(classifier).eval()
+    with torch.no_grad():
+        found = theirs(input_ids=torch.tensor(tokens).long(), attention_mask=torch.tensor(real).long()).logits.numpy()
+    places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    batch = {"tokens": tokens, "segments": real.astype(np.int32), "positions": places, "types": 0 * tokens}
+    batch["places"] = np.zeros((len(texts), 1), np.int32)
+    shares = np.asarray(loaded.objective.predict(loaded.params, batch)["probabilities"])[:, 0]
+    logits = np.asarray(jax.jit(loaded.objective.logits)(loaded.params, batch))[:, 0]
+    difference = np.abs(logits - found).max()
+    classes = [np.bincount(row).argmax() for row in shares.argmax(-1).reshape(len(KINDS), -1)]
+    right = np.mean(shares.argmax(-1) == np.repeat(classes, len(texts) // len(KINDS)))
+    print(f"scores: {difference:.1e} apart, up to {np.abs(found).max():.1f}; {right:.0%} of {len(texts)} as their kind")
+    assert difference < 1e-4
+    assert len(set(classes)) == len(KINDS)
+    assert right >= 0.9
+    assert np.median(shares.max(-1)) > 0.99
 
 
 def test_encoder_of_sentences(sentences):

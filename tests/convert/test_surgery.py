@@ -240,6 +240,7 @@ def test_adaptive_tables_are_refused_by_name(vocabularies):
 # -- what it is for ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_overlap_beats_random_rows(vocabularies, tmp_path):
     """A model of a minute, its tokenizer swapped: held-out text is likelier with composed rows than with new ones."""
     (tmp_path / "text.txt").write_text(TEXT)

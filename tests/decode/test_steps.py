@@ -67,7 +67,8 @@ def whole(name):
         if kind is Seq2Seq:
             h_TD = network.apply(variables, source[None], row)[0]
         elif kind is TwoStream:  # every place by a pass of its own, over what stands before it
-            h_TD = jnp.stack([asked(network, variables, ids[: at + 1]) for at in range(len(ids))])
+            ask = jax.jit(functools.partial(asked, network))
+            h_TD = jnp.stack([ask(variables, ids, at + 1) for at in range(len(ids))])
         elif name == "prefix":
             prefix = (np.arange(len(ids)) < length)[None]
             h_TD = network.apply(variables, row, prefix_BT=prefix, segments_BT=np.ones_like(row))[0][0]
@@ -77,12 +78,12 @@ def whole(name):
     return params, np.stack(found)
 
 
-def asked(network, variables, ids):
-    """XLNet's state for the place behind the text: one more token that nobody sees."""
-    text = np.append(ids, 0)[None].astype(np.int32)
-    places = np.array([[len(ids)]])
-    rank = (np.arange(len(ids) + 1) == len(ids))[None].astype(np.int32)
-    return network.apply(variables, text, rank_BT=rank, reach_BT=np.ones_like(text), places_BP=places)[1][0, 0]
+def asked(network, variables, ids, count):
+    """XLNet's state for the place behind the first `count` tokens, which see each other; nobody sees the rest."""
+    text = jnp.append(ids, 0)[None]
+    rank = (jnp.arange(text.shape[1]) >= count)[None].astype(jnp.int32)
+    places = jnp.broadcast_to(count, (1, 1))
+    return network.apply(variables, text, rank_BT=rank, reach_BT=jnp.ones_like(text), places_BP=places)[1][0, 0]
 
 
 def begin(name, rows_of=(0, 1, 2)):

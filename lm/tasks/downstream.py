@@ -1,0 +1,153 @@
+"""What a fine-tuning run leaves behind: every held-out example with what the network said of it, measured and drawn.
+
+    python -m lm.tasks.downstream --workdir=RUN [--step=best] [--output=DIR]
+
+A run does this by itself at its end; the command does it again for another checkpoint or another folder. Files:
+
+    predictions.jsonl  one object an example: where, gold, guess, right, confidence, probabilities
+    figures.json       every figure with its error and the ends of its 95 % interval
+    confusion.png      true against predicted classes or tags    reliability.png  confidence against accuracy
+    errors.html        the worst errors, the surest first        learning.png     the headline figures over the steps
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lm.data.examples import Example, ExampleSet
+from lm.data.pipeline import prefetch
+from lm.sharding import place
+from lm.tasks.calibration import binned, expected_error
+from lm.tasks.classification import confusion
+from lm.tasks.errors_page import page
+from lm.tasks.outcomes import BINS, Form, Prediction, form_of
+from lm.tasks.pictures import draw_confusion, draw_reliability
+from lm.tasks.statistics import Figures, divide, flat
+
+PREFIX = "examples/"  # of the figures' names: others are means over rows of the batch
+
+
+class Found(NamedTuple):
+    """Predictions with their examples, those that count."""
+
+    form: Form
+    objective: Any
+    predictions: list[Prediction]
+    examples: list[Example]
+
+    def figures(self, seed: int = 0) -> Figures:
+        return self.form.measure(self.objective, self.predictions, seed)
+
+
+def ask(held_out: Any, params: Any) -> Found | None:
+    """Put the whole held-out split to the network; None for running text, an objective
+    that says nothing of single examples, and where none of them counts.
+
+    `held_out` is a `lm.tasks.language.HeldOut`, under its mesh; one process feeds all rows.
+    """
+    objective = held_out.objective
+    if not isinstance(held_out.tokens, ExampleSet) or not hasattr(objective, "outcomes") or jax.process_count() > 1:
+        return None
+    stream, rows = held_out.batches.stream, held_out.rows
+    parts: dict[int, list] = {id(example): [] for example in stream.examples}
+    unused = np.random.default_rng(0)
+    for step, batch in enumerate(prefetch(held_out.batches, 0, len(held_out.batches))):
+        found = jax.device_get(held_out.predict(params, place(batch, held_out.mesh, rows)))
+        for row, number in enumerate(range(step * rows, min((step + 1) * rows, stream.once))):
+            record = stream.held_out(unused, number)
+            said = objective.outcomes(record, {name: x[row] for name, x in found.items()})
+            for (example, _), one in zip(record["examples"], said, strict=True):
+                parts[id(example)].append(one)
+    form = form_of(next(said[0] for said in parts.values() if said))
+    pairs = [(form.read(objective, one, parts[id(one)]), one) for one in stream.examples if parts[id(one)]]
+    pairs = [({"where": one.where, **found}, one) for found, one in pairs if found is not None]
+    return Found(form, objective, [found for found, _ in pairs], [one for _, one in pairs]) if pairs else None
+
+
+def examined(held_out: Any, params: Any, seed: int = 0) -> Figures:
+    """Measure the held-out examples, `examples/NAME`; nothing of running text."""
+    found = ask(held_out, params)
+    return {} if found is None else {PREFIX + name: figure for name, figure in found.figures(seed).items()}
+
+
+def logged(held_out: Any, params: Any, folder: Path | None) -> dict[str, float]:
+    """Give a running training its headline figures, `eval/validation/examples/NAME`; at its end fill the run's folder."""
+    partial = held_out.count < len(held_out.batches)  # evaluate_batches asks for short looks
+    found = None if partial and folder is None else ask(held_out, params)
+    if found is None:
+        return {}
+    figures = found.figures()
+    if folder is not None:
+        leave(found, figures, folder)
+    headline = {name: figures[name].value for name in found.form.headline if name in figures}
+    return {f"eval/validation/{PREFIX}{name}": value for name, value in headline.items()}
+
+
+def leave(found: Found, figures: Figures, folder: Path) -> list[Path]:
+    """Write the files; give their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "predictions.jsonl", folder / "figures.json", folder / "errors.html"]
+    lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in found.predictions]
+    paths[0].write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+    paths[1].write_text(json.dumps(flat(figures, intervals=True), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    paths[2].write_text(page(folder.absolute().name, found, figures), encoding="utf-8", errors="backslashreplace")
+    if found.form.classes:
+        paths.append(folder / "confusion.png")
+        draw_confusion(*confusion(*found.form.classes(found.objective, found.predictions)), paths[-1])
+    if "confidence" in found.predictions[0]:
+        paths.append(folder / "reliability.png")
+        reliable(found.predictions, paths[-1])
+    return paths
+
+
+def reliable(predictions: Sequence[Prediction], png: Path) -> None:
+    """Draw how often answers of each confidence are right."""
+    sure_N, right_N = (np.array([one[name] for one in predictions], float) for name in ("confidence", "right"))
+    sums = binned(sure_N, right_N, BINS, "width").sum(0)
+    count, confidence, right = np.split(sums, 3)
+    draw_reliability(divide(confidence, count), divide(right, count), count, float(expected_error(sums)), png)
+
+
+def again(workdir: Path, step: str, output: Path) -> list[Path]:
+    """Write the files of a finished run once more; raises UserError where it has no labelled examples."""
+    from lm.convert.run import opened
+    from lm.errors import check
+    from lm.tasks.language import reopened
+    from lm.tasks.learning_curve import learning_curve
+
+    config, params, _ = opened(str(workdir), None, step)
+    held_out = reopened(config)
+    with jax.set_mesh(held_out.mesh):
+        found = ask(held_out, params)
+    check(found is not None, f"'{workdir}' was trained on running text: python -m lm.evaluate --workdir={workdir}")
+    paths = leave(found, found.figures(), output)
+    log = workdir / "metrics.jsonl"
+    return paths + ([output / "learning.png"] if log.exists() and learning_curve(log, output / "learning.png") else [])
+
+
+if __name__ == "__main__":
+    from absl import flags
+
+    from lm.command import run
+
+    WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
+    STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
+    OUTPUT = flags.DEFINE_string("output", None, "folder for the files (default: the run's)")
+
+    def main(overrides: list[tuple[str, str]]) -> None:
+        """Write the files and name them."""
+        from lm import platform
+        from lm.errors import check
+
+        check(not overrides, "lm.tasks.downstream takes no --config.* flags: a run's config is its own")
+        platform.prepare()
+        for path in again(Path(WORKDIR.value), STEP.value, Path(OUTPUT.value or WORKDIR.value)):
+            print(path)
+
+    run(main)

