@@ -25,14 +25,15 @@ from lm.config import load
 from lm.console import number, table
 from lm.errors import check, unknown
 
-NAMES = flags.DEFINE_list("tasks", [], "names of tasks, joined by commas (default: all)")
-SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each kind, which differ in their seed", lower_bound=1)
-WORKDIR = flags.DEFINE_string("workdir", "runs/finetune", "folder of data, starts and runs")
-STARTS = flags.DEFINE_bool("starts", True, "also from a pre-trained start")
-PRETRAINING = flags.DEFINE_integer("pretraining", 1500, "steps of pre-training, 4,096 tokens each", lower_bound=1)
-PACKAGES = flags.DEFINE_string("packages", None, "folder for downloaded packages (default: WORKDIR/packages)")
-XQUAD = flags.DEFINE_string("xquad", "../shared/data/xquad", "folder of xquad.en.json and xquad.zh.json")
-README = flags.DEFINE_bool("readme", False, "write the table into README.md, between its two marks")
+VALUES = flags.FlagValues()  # of its own: other commands, imported beside this one, have some of the same names
+NAMES = flags.DEFINE_list("tasks", [], "names of tasks, joined by commas (default: all)", flag_values=VALUES)
+SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each kind, which differ in their seed", lower_bound=1, flag_values=VALUES)
+WORKDIR = flags.DEFINE_string("workdir", "runs/finetune", "folder of data, starts and runs", flag_values=VALUES)
+STARTS = flags.DEFINE_bool("starts", True, "also from a pre-trained start", flag_values=VALUES)
+PRETRAINING = flags.DEFINE_integer("pretraining", 1500, "steps of pre-training", lower_bound=1, flag_values=VALUES)
+PACKAGES = flags.DEFINE_string("packages", None, "folder of downloads (default: WORKDIR/packages)", flag_values=VALUES)
+XQUAD = flags.DEFINE_string("xquad", "data/xquad", "folder of xquad.en.json and xquad.zh.json", flag_values=VALUES)
+README = flags.DEFINE_bool("readme", False, "write the table into README.md, between its two marks", flag_values=VALUES)
 
 MARKS = "<!-- launch.finetune -->", "<!-- /launch.finetune -->"
 HEADER = ("task", "metric", "baseline", "value", "from scratch", "pre-trained", "seconds")
@@ -176,4 +177,6 @@ def write_readme(path: Path, lines: list[tuple[str, ...]]) -> None:
 
 
 if __name__ == "__main__":
+    flags.FLAGS.append_flag_values(VALUES)
+    VALUES.mark_as_parsed()
     run(main)

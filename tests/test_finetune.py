@@ -7,14 +7,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 from launch import baselines, finetune, real_data
 from lm.config import load, to_json
 from lm.data.examples import Example
 from lm.data.prepare import prepare
 
-FLAGS = flags.FLAGS
+FLAGS = finetune.VALUES
 
 
 @pytest.fixture(autouse=True)
