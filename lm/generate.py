@@ -74,6 +74,7 @@ OPTIONS = (
     ("length_norm", str, ("beam",), "hf: by length^a (default); gnmt: by ((5 + length) / 6)^a"),
     ("num_beam_groups", int, ("beam",), "groups of beams that are kept apart"),
     ("diversity_penalty", float, ("beam",), "between groups: taken off tokens that another has just chosen"),
+    ("coverage_penalty", float, ("beam",), "encoder-decoders: takes from texts that leave parts of the source unread"),
     ("early_stopping", str, ("beam",), "true, false (default) or never: when a search ends"),
     ("penalty_alpha", float, ("contrastive",), "weight of unlikeness (default 0.6)"),
     ("draft_tokens", int, ("speculative",), "tokens proposed at a time (default 4)"),

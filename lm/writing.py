@@ -194,7 +194,7 @@ class Command:
         return samples
 
 
-BEAM = ("length_penalty", "diversity_penalty")
+BEAM = ("length_penalty", "diversity_penalty", "coverage_penalty")
 
 
 def either_folder(folder: str) -> tuple[str | None, str | None]:

@@ -4,7 +4,7 @@ The choices, step by step, are those of Hugging Face's generate; diverse groups 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from flax import struct
 from lm.decode.open import bucket
 from lm.decode.processors import History, Rules
 from lm.decode.sampling import Sampling
-from lm.decode.steps import Prompts, StackState, Steps
+from lm.decode.steps import Prompts, Seq2SeqSteps, StackState, Steps
 from lm.errors import check, check_choices, check_range
 
 BLOCK = 32  # tokens of the caches that are moved at a time
@@ -33,6 +33,8 @@ class Beams:
     could not beat the worst of them; "never" judges that by the longest length where a > 0.
     `groups` > 1 cuts the beams into groups that choose one after another; each token loses `diversity_penalty` for each
     time an earlier group of its prompt has just chosen it. The best `returned` texts of all groups are given back.
+    `coverage_penalty` b adds b times the sum, over the source's tokens, of log min(attention it got in all, 1) to the score
+    of a finished text (Wu et al. 2016, equation 14; here of the decoder's last layer, mean of its heads).
     """
 
     count: int = 4
@@ -55,10 +57,7 @@ class Beams:
         check(self.count % self.groups == 0, f"count={self.count} beams do not divide among groups={self.groups}")
         check(self.returned <= self.count, f"returned={self.returned} texts of count={self.count} beams: raise count")
         check(self.groups > 1 or not self.diversity_penalty, "diversity_penalty is between groups: set groups above 1")
-        check(
-            not self.coverage_penalty,
-            "coverage_penalty needs the attention to every source token, which cached steps do not give: leave it at 0",
-        )
+        check_range(self, 0, math.inf, "coverage_penalty")
 
     @property
     def size(self) -> int:
@@ -99,6 +98,7 @@ class Search(struct.PyTreeNode):
     """
 
     state: Any
+    coverage_RS: jax.Array | None  # attention that each source token has got, of encoder-decoders whose coverage counts
     history: History
     parents_R: jax.Array
     since: jax.Array
@@ -128,6 +128,9 @@ def beam_search(
     """
     check((sampling is None) == (keys_P is None), "beam sampling needs both a sampling and one key a prompt")
     check(sampling is None or beams.groups == 1, "beam sampling knows no groups: groups=1")
+    if beams.coverage_penalty:
+        check(isinstance(steps, Seq2SeqSteps), "coverage_penalty is of what a source's tokens get: it needs an encoder-decoder")
+        steps = replace(steps, attend=True)
     how = {"steps": steps, "beams": beams, "rules": rules, "stops": tuple(stops), "sampling": sampling}
     pool = jax.device_get(search(prepared, prompts, keys_P, new, room=bucket(new), **how))
     found = []
@@ -151,8 +154,10 @@ def search(
     shape = (count, beams.groups, beams.size)
     rows_R = jnp.repeat(jnp.arange(count), beams.count)
     sources = prompts.source_BS, prompts.source_segments_BS
+    state = steps.select(state, rows_R)
     one = Search(
-        state=steps.select(state, rows_R),
+        state=state,
+        coverage_RS=state.attention_BS if beams.coverage_penalty else None,
         history=History.begin(prompts.tokens_BT, prompts.segments_BT, room, *sources).select(rows_R),
         parents_R=jnp.arange(len(rows_R)),
         since=jnp.zeros((), jnp.int32),
@@ -177,7 +182,8 @@ def search(
         state = s.state if beams.count == 1 else reorder(steps, s.state, s.parents_R, s.since)
         last_R1 = jax.lax.dynamic_slice_in_dim(s.history.tokens_BT, s.history.prompt + s.history.count - 1, 1, 1)
         h_RTD, state = steps.step(prepared, state, last_R1)
-        return pick(s.replace(state=state), steps.logits(prepared, h_RTD[:, 0]))
+        covered = None if s.coverage_RS is None else s.coverage_RS[s.parents_R] + state.attention_BS
+        return pick(s.replace(state=state, coverage_RS=covered), steps.logits(prepared, h_RTD[:, 0]))
 
     return jax.lax.while_loop(going, advance, pick(one, logits_BV[rows_R])).pool
 
@@ -217,6 +223,7 @@ def choose(s: Search, logits_RV, *, keys_P, new, beams: Beams, rules: Rules, sto
     rows_PGN = jnp.arange(len(logits_RV)).reshape(prompts, groups, size)
     candidates = min(max(2, 1 + len(stops)) * size, size * vocab)
     taken_PV, found = jnp.zeros((prompts, vocab)), []
+    bonus_PGN = jnp.zeros_like(s.totals_PGN) if s.coverage_RS is None else covering(s, beams).reshape(s.totals_PGN.shape)
     for g in range(groups):
         model_PNV, rows_PN, totals_PN, logprobs_PN = (x[:, g] for x in (model_PGNV, rows_PGN, s.totals_PGN, s.logprobs_PGN))
         scores_PNV = model_PNV - beams.diversity_penalty * taken_PV[:, None] if g else model_PNV
@@ -230,7 +237,7 @@ def choose(s: Search, logits_RV, *, keys_P, new, beams: Beams, rules: Rules, sto
             totals_PC, at_PC = drawn(totals_PC, keys_P, s.history.count, candidates)
         pool, open_P = jax.tree.map(lambda x, g=g: x[:, g], (s.pool, s.open_PG))
         how = s.history, pool, logprobs_PN, model_PNV, rows_PN, open_P
-        found.append(extend(*how, totals_PC, at_PC, new, beams, stops))
+        found.append(extend(*how, totals_PC, at_PC, new, beams, stops, bonus_PGN[:, g]))
         _, ids_PN, *_, open_P = found[-1]
         taken_PV = taken_PV.at[jnp.arange(prompts)[:, None], ids_PN].add(open_P[:, None].astype(jnp.float32))
     parents_PGN, ids_PGN, totals_PGN, logprobs_PGN, pool, open_PG = jax.tree.map(lambda *x: jnp.stack(x, 1), *found)
@@ -247,8 +254,16 @@ def choose(s: Search, logits_RV, *, keys_P, new, beams: Beams, rules: Rules, sto
     )
 
 
-def extend(history: History, pool: Pool, logprobs_PN, model_PNV, rows_PN, open_P, totals_PC, at_PC, new, beams: Beams, stops):
-    """Sort one group's candidates C into those that ended and the next beams.
+def covering(s: Search, beams: Beams) -> jax.Array:
+    """Give what the coverage of each row's source adds to the score of a text that ends now, (R,), at most 0."""
+    got_RS = jnp.log(jnp.clip(s.coverage_RS, 1e-30, 1.0))
+    return beams.coverage_penalty * jnp.where(s.state.source_segments_BS > 0, got_RS, 0).sum(1)
+
+
+def extend(
+    history: History, pool: Pool, logprobs_PN, model_PNV, rows_PN, open_P, totals_PC, at_PC, new, beams: Beams, stops, bonus_PN
+):
+    """Sort one group's candidates C into those that ended and the next beams; the first get their beam's bonus.
 
     Gives the beams' old rows, tokens, totals and log-probabilities, all (P, N), the pool, and whether it may yet gain (P,).
     """
@@ -267,7 +282,7 @@ def extend(history: History, pool: Pool, logprobs_PN, model_PNV, rows_PN, open_P
     # Only a candidate among the best `size` may end; a full pool takes no more where that ends the search.
     ended_PC &= jnp.arange(ids_PC.shape[1]) < size
     shut_P = ~open_P | (pool.there_PGN.all(1) & (beams.early_stopping is True))
-    scores_PC = beams.normalise(totals_PC, length) + NEVER * (1.0 * shut_P[:, None] + ~ended_PC)
+    scores_PC = beams.normalise(totals_PC, length) + take(bonus_PN, parent_PC) + NEVER * (1.0 * shut_P[:, None] + ~ended_PC)
     tokens_PCT = history.tokens_BT[take(rows_PN, parent_PC), history.prompt :]
     tokens_PCT = jax.lax.dynamic_update_index_in_dim(tokens_PCT, ids_PC, history.count, 2)
     offered = Pool(scores_PC, logprobs_PC, jnp.full_like(ids_PC, length), tokens_PCT, ended_PC & ~shut_P[:, None])

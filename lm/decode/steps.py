@@ -65,11 +65,15 @@ class Steps(Protocol):
 
 
 class StackState(struct.PyTreeNode):
-    """The cache, the position of the next token, counted from each row's first real token, and a source's segments."""
+    """The cache, the position of the next token, counted from each row's first real token, and a source's segments.
+
+    `attention_BS`: where the last token looked in the source, for steps that attend on request.
+    """
 
     cache: Cache
     positions_B: jax.Array
     source_segments_BS: jax.Array | None = None
+    attention_BS: jax.Array | None = None
 
 
 def select(state: StackState, rows_B: jax.Array) -> StackState:
@@ -83,8 +87,8 @@ def select(state: StackState, rows_B: jax.Array) -> StackState:
     cache = state.cache.replace(
         layers=jax.tree.map(one, state.cache.layers), segments_BS=state.cache.segments_BS[rows_B]
     )
-    source = state.source_segments_BS
-    return StackState(cache, state.positions_B[rows_B], None if source is None else source[rows_B])
+    rest = jax.tree.map(lambda x: x[rows_B], state.replace(cache=None))
+    return rest.replace(cache=cache)
 
 
 def rewind(state: StackState, count: jax.Array | int) -> StackState:
@@ -138,9 +142,13 @@ class StackSteps:
 
 @dataclass(frozen=True)
 class Seq2SeqSteps:
-    """A decoder beside an encoder: the source is read once, and its keys and values are kept with the decoder's own."""
+    """A decoder beside an encoder: the source is read once, and its keys and values are kept with the decoder's own.
+
+    `attend` keeps the last layer's attention to the source, the mean of its heads, in the state (coverage penalties).
+    """
 
     config: EncoderDecoder
+    attend: bool = False
     rewinds: ClassVar[bool] = True
     complete: ClassVar[bool] = True
 
@@ -165,33 +173,29 @@ class Seq2SeqSteps:
         h_BSD = model.apply(variables, prompts.source_BS, None, segments_BS, method="encode")
         cache = empty_cache(self.config.decoder, rows, width + room, stacked=False)
         positions_BT, next_B = prompts.places()
-        h_BTD, cache = model.apply(
-            variables,
-            prompts.tokens_BT,
-            positions_BT,
-            prompts.segments_BT,
-            source_BSD=h_BSD,
-            source_segments_BS=segments_BS,
-            cache=cache.replace(layers=tuple((pair, None) for pair in cache.layers)),
-            method="decode",
-        )
+        cache = cache.replace(layers=tuple((pair, None) for pair in cache.layers))
+        row = prompts.tokens_BT, positions_BT, prompts.segments_BT
+        h_BTD, cache, attention_BS = self.decode(prepared, row, h_BSD, segments_BS, cache)
         if rows == 1:  # as the decoder's own: without an axis of rows
             cache = cache.replace(layers=tuple((own, jax.tree.map(lambda x: x[0], of)) for own, of in cache.layers))
-        return h_BTD, StackState(cache=cache, positions_B=next_B, source_segments_BS=segments_BS)
+        return h_BTD, StackState(cache, next_B, segments_BS, attention_BS)
 
     def step(self, prepared, state, tokens_BT):
         count = tokens_BT.shape[1]
-        h_BTD, cache = Seq2Seq(self.config).apply(
-            {"params": prepared.params},
-            tokens_BT,
-            state.positions_B[:, None] + jnp.arange(count),
-            jnp.ones_like(tokens_BT),
-            source_BSD=None,
-            source_segments_BS=state.source_segments_BS,
-            cache=state.cache,
-            method="decode",
-        )
-        return h_BTD, state.replace(cache=cache, positions_B=state.positions_B + count)
+        row = tokens_BT, state.positions_B[:, None] + jnp.arange(count), jnp.ones_like(tokens_BT)
+        h_BTD, cache, attention_BS = self.decode(prepared, row, None, state.source_segments_BS, state.cache)
+        return h_BTD, state.replace(cache=cache, positions_B=state.positions_B + count, attention_BS=attention_BS)
+
+    def decode(self, prepared, row, h_BSD, segments_BS, cache):
+        """Read tokens of the decoder; give states, cache and, where asked for, the last token's attention (B, S)."""
+        source = {"source_BSD": h_BSD, "source_segments_BS": segments_BS, "cache": cache, "method": "decode"}
+        variables, model = {"params": prepared.params}, Seq2Seq(self.config)
+        if not self.attend:
+            return *model.apply(variables, *row, **source), None
+        (h_BTD, cache), seen = model.apply(variables, *row, **source, mutable=["intermediates"])
+        last = seen["intermediates"]["decoder"][f"layer{self.config.decoder.depth - 1}"]
+        (weights_BNTS,) = last["cross"]["weights"]
+        return h_BTD, cache, weights_BNTS[:, :, -1].mean(1)
 
     def logits(self, prepared, h):
         return prepared.logits(h)

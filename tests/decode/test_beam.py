@@ -15,9 +15,12 @@ from lm.decode.beam import Beams, beam_search
 from lm.decode.open import KINDS, batch_prompts, opened_steps
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
+from lm.decode.steps import Seq2SeqSteps
 from lm.errors import UserError
+from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.lstm import LSTM, LSTMModel
 from lm.models.memory import MemoryModel, TransformerXL
+from lm.models.transformer import Transformer
 from lm.sharding import unbox
 
 torch = pytest.importorskip("torch")
@@ -203,6 +206,37 @@ def test_enough_beams_find_the_best_of_all_texts(model):
         np.testing.assert_allclose(h.logprob, logprobs[h.ids @ [36, 6, 1]], atol=1e-4)
 
 
+@pytest.mark.parametrize("layers", ["bart", "t5"])
+def test_coverage_counts_what_every_source_token_got(layers):
+    """All 36 texts of two out of six tokens, by whole passes with their attention; the penalty changes their order."""
+    shape = {"vocab": 6, "context": 20, "width": 16, "depth": 2, "heads": 2, "init": 0.5}
+    kind = {"placement": "post", "embed_norm": True} if layers == "bart" else {"positions": "bucket", "bias": False}
+    side = Transformer(**shape, **kind)
+    network = Seq2Seq(EncoderDecoder(encoder=side, decoder=side))
+    sources = [np.array([3, 1, 5, 2, 4, 4, 1], np.int32), np.array([2, 5], np.int32)]
+    params = unbox(jax.jit(network.init)(jax.random.key(2), sources[0][None], sources[0][None])["params"])
+    params = jax.tree.map(lambda x: 2 * x, params)
+    texts = np.array(list(itertools.product(range(6), repeat=2)), np.int32)
+    rows = np.concatenate([np.zeros((len(texts), 1), np.int32), texts[:, :1]], 1)
+    steps = Seq2SeqSteps(network.config)
+    prompts = batch_prompts([Prompt(np.zeros(1, np.int32), source) for source in sources])
+    orders = []
+    for weight in (0.0, 0.8):
+        beams = Beams(count=36, returned=36, length_penalty=0.0, coverage_penalty=weight)
+        found = beam_search(steps, steps.prepare(params, 72), prompts, beams=beams, rules=Rules(), new=2, stops=())
+        for source, hypotheses in zip(sources, found, strict=True):
+            given = np.broadcast_to(source, (len(rows), len(source)))
+            h_BTD, seen = network.apply({"params": params}, given, rows, mutable=["intermediates"])
+            logits = network.apply({"params": params}, method="head").logits(h_BTD)
+            logprobs = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), texts[..., None], 2)[..., 0].sum(1)
+            (weights_LBNTS,) = seen["intermediates"]["decoder"]["layers"]["cross"]["weights"]
+            got_BS = np.asarray(weights_LBNTS)[-1].mean(1).sum(1)
+            wanted = logprobs + weight * np.log(np.clip(got_BS, 1e-30, 1)).sum(1)
+            np.testing.assert_allclose([h.score for h in hypotheses], np.sort(wanted)[::-1], atol=1e-4, rtol=1e-5)
+            orders.append([h.ids @ [6, 1] for h in hypotheses])
+    assert orders[0] != orders[2]
+
+
 def test_gnmt_scores(models):
     """Published values of ((5 + n) / 6)^0.6, and texts ranked by them."""
     beams = Beams(count=6, returned=6, penalty="gnmt", length_penalty=0.6)
@@ -305,7 +339,7 @@ def test_sampled_beams(models):
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [({"count": 4, "groups": 3}, "do not divide"), ({"returned": 5}, "raise count"), ({"coverage_penalty": 0.2}, "attention"),
+    [({"count": 4, "groups": 3}, "do not divide"), ({"returned": 5}, "raise count"), ({"coverage_penalty": -1}, "at least 0"),
      ({"diversity_penalty": 1.0}, "groups"), ({"early_stopping": "always"}, "never"), ({"count": 0}, "at least 1"),
      ({"penalty": "gnm"}, "did you mean 'gnmt'")],
 )  # fmt: skip
