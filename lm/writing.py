@@ -191,6 +191,8 @@ class Command:
             show(samples, (job.writer if writes else job).tokenizer, shades, between)
         else:
             show_filled(samples)
+        if writes and job.writer.accepted is not None:
+            print(f"{job.writer.accepted:.0%} of the draft's tokens were accepted")
         return samples
 
 

@@ -51,6 +51,7 @@ class Writer:
         self.steps: Steps = opened_steps(self.objective)
         self.stops: tuple[int, ...] = tuple(self.objective.stops(tokenizer))
         self._laid: tuple[bool, Any] | None = None
+        self.accepted: float | None = None  # share of a draft's tokens that the last speculative batch kept
 
     def prepared(self, rows: int) -> Any:
         """Lay the parameters out for that many rows; a single one has a layout of its own."""

@@ -107,7 +107,7 @@ def contrast(writer: Writer, ask: Request, way: ContrastiveSearch, batch: Sequen
 def speculate(writer: Writer, ask: Request, way: Speculative, batch: Sequence[Prompt], keys_B: jax.Array) -> list[Row]:
     """Verify what the draft proposes; each prompt is repeated for its samples."""
     batch = [prompt for prompt in batch for _ in range(ask.samples)]
-    rows, _ = speculative(
+    rows, writer.accepted = speculative(
         writer.steps,
         writer.prepared(way.tokens + 1),
         way.draft.steps,
