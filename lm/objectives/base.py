@@ -57,7 +57,11 @@ class Objective:
 
     model: Any
     records: Windows | Documents | Examples  # what `corrupt` is given
-    scales: Mapping[str, float]
+
+    @property
+    def scales(self) -> Mapping[str, float]:
+        """Name the terms of the loss with what each counts; one, "loss", unless a file says otherwise."""
+        return {"loss": 1.0}
 
     @property
     def special(self) -> tuple[str, ...]:
@@ -88,8 +92,8 @@ class Objective:
         raise NotImplementedError
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Sum the weights of each term of the loss over the batch."""
-        raise NotImplementedError
+        """Sum the weights of each term of the loss over the batch: of one, "loss", those of the batch."""
+        return {"loss": batch["weights"].sum()}
 
     def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
         """Sum each term and metric over the rows; `keys_B`, one key a row, is None when nothing may be random."""

@@ -58,10 +58,6 @@ class Causal(Objective):
             return Documents(fields=0, limit=(self.model.context + 1,))
         return Windows(length=self.model.context + 1, stride=self.model.context)
 
-    @property
-    def scales(self):
-        return {"loss": 1.0}
-
     def resolve(self, tokenizer):
         check(
             self.dialogue == "off" or tokenizer.separator is not None,
@@ -110,9 +106,6 @@ class Causal(Objective):
 
     def init(self, key, batch):
         return Model(self.model).init(key, batch["tokens"])["params"]
-
-    def weights(self, batch):
-        return {"loss": batch["weights"].sum()}
 
     def loss(self, params, batch, memory, keys_B):
         model, variables = Model(self.model), {"params": params}

@@ -67,10 +67,6 @@ class Choose(Objective):
     def row(self) -> int:
         return self.rows.row or trunk.limit(self.model, self.rows) * max(1, self.most)
 
-    @property
-    def scales(self):
-        return {"loss": 1.0}
-
     def resolve(self, tokenizer):
         found = dataclasses.replace(self, model=fit(self.model, tokenizer))
         return trunk.knowing(found, trunk.frame(self.model, self.rows, tokenizer))
@@ -151,9 +147,6 @@ class Choose(Objective):
         state = jnp.zeros((1, 1, self.model.width))
         head = self.scores.init(jax.random.fold_in(key, 1), state)["params"]
         return {**trunk.draw(self.model, key), **head}
-
-    def weights(self, batch):
-        return {"loss": batch["weights"].sum()}
 
     def logits(self, params, batch, keys_B=None):
         """Score the options (B, P, options); those that are not there get the lowest number."""

@@ -78,10 +78,6 @@ class Denoise(Objective):
     def records(self):
         return Windows(length=self.size - 2, stride=self.size - 2)
 
-    @property
-    def scales(self):
-        return {"loss": 1.0}
-
     def resolve(self, tokenizer):
         begin, end, mask = (tokenizer.special_id(name) for name in self.special)
         ids = {"begin": begin, "end": end, "separator": tokenizer.separator}
@@ -136,9 +132,6 @@ class Denoise(Objective):
 
     def init(self, key, batch):
         return Seq2Seq(self.model).init(key, batch["source"], batch["tokens"])["params"]
-
-    def weights(self, batch):
-        return {"loss": batch["weights"].sum()}
 
     def loss(self, params, batch, memory, keys_B):
         return target_sums(*read(self.model, params, batch, keys_B), batch, chunk=self.chunk), memory

@@ -68,10 +68,6 @@ class Extract(Objective):
         return self.rows.row or trunk.limit(self.model, self.rows)
 
     @property
-    def scales(self):
-        return {"loss": 1.0}
-
-    @property
     def choice(self) -> Choice:
         return Choice(self.candidates, self.longest, self.threshold)
 

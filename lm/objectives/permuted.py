@@ -85,10 +85,6 @@ class Permuted(Objective):
         return Windows(length=length, stride=self.halves[0], others=1, order="reading", mirrored=self.mirrored)
 
     @property
-    def scales(self):
-        return {"loss": 1.0}
-
-    @property
     def special(self):
         return "<sep>", "<cls>"
 
@@ -172,9 +168,6 @@ class Permuted(Objective):
 
     def init(self, key, batch):
         return TwoStream(self.model).init(key, batch["tokens"])["params"]
-
-    def weights(self, batch):
-        return {"loss": batch["weights"].sum()}
 
     def initial_memory(self, rows):
         c = self.model

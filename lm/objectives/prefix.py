@@ -116,10 +116,6 @@ class Prefix(Objective):
         sentinels = max(d.sentinels(raw) for d, raw in zip(self.denoisers, self.raw))
         return ("[PAD]", "[SEP]", *self.mode_names, *sentinel_names(sentinels))
 
-    @property
-    def scales(self):
-        return {"loss": 1.0}
-
     def waste(self) -> tuple[float, ...]:
         """Return which share of each array of a row is padding, averaged over the denoisers."""
         used = [self.layout.cost(d, raw, False) for d, raw in zip(self.denoisers, self.raw)]
@@ -177,9 +173,6 @@ class Prefix(Objective):
         if isinstance(self.model, EncoderDecoder):
             return Seq2Seq(self.model).init(key, batch["source"], batch["tokens"])["params"]
         return Model(self.model).init(key, batch["tokens"])["params"]
-
-    def weights(self, batch):
-        return {"loss": batch["weights"].sum()}
 
     def loss(self, params, batch, memory, keys_B):
         return denoised(self, params, batch, keys_B), memory

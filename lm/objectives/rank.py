@@ -59,10 +59,6 @@ class Rank(Objective):
     def row(self) -> int:
         return self.rows.row or 2 * trunk.limit(self.model, self.rows)
 
-    @property
-    def scales(self):
-        return {"loss": 1.0}
-
     def resolve(self, tokenizer):
         found = dataclasses.replace(self, model=fit(self.model, tokenizer))
         return trunk.knowing(found, trunk.frame(self.model, self.rows, tokenizer))
@@ -107,9 +103,6 @@ class Rank(Objective):
 
     def init(self, key, batch):
         return trunk.draw(self.model, key)
-
-    def weights(self, batch):
-        return {"loss": batch["weights"].sum()}
 
     def cosines(self, params, batch, keys_B=None):
         """Compare both texts of each example: float32 (B, P)."""

@@ -62,10 +62,6 @@ class Recurrent(Objective):
     def records(self) -> Windows:
         return Windows(length=self.model.context + 1, stride=self.model.context, order="reading")
 
-    @property
-    def scales(self):
-        return {"loss": 1.0}
-
     def resolve(self, tokenizer):
         check(
             self.borders == "cross" or tokenizer.separator is not None,
@@ -98,9 +94,6 @@ class Recurrent(Objective):
 
     def init(self, key, batch):
         return MemoryModel(self.model).init(key, batch["tokens"])["params"]
-
-    def weights(self, batch):
-        return {"loss": batch["weights"].sum()}
 
     def initial_memory(self, rows):
         return empty_memory(self.model, rows)

@@ -54,10 +54,6 @@ class Seq2seq(Objective):
     def records(self):
         return Documents(fields=2, limit=self.limits, pack=self.pack)
 
-    @property
-    def scales(self):
-        return {"loss": 1.0}
-
     def resolve(self, tokenizer):
         return dataclasses.replace(self, model=fit(self.model, tokenizer), end=tokenizer.special_id("[SEP]"))
 
@@ -73,9 +69,6 @@ class Seq2seq(Objective):
 
     def init(self, key, batch):
         return Seq2Seq(self.model).init(key, batch["source"], batch["tokens"])["params"]
-
-    def weights(self, batch):
-        return {"loss": batch["weights"].sum()}
 
     def loss(self, params, batch, memory, keys_B):
         found = read(self.model, params, batch, keys_B)

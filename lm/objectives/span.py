@@ -96,10 +96,6 @@ class Span(Objective):
     def special(self) -> tuple[str, ...]:
         return ("[PAD]", "[SEP]", *sentinel_names(self.denoiser.sentinels(self.raw)))
 
-    @property
-    def scales(self):
-        return {"loss": 1.0}
-
     def resolve(self, tokenizer):
         pad, end, *sentinels = map(tokenizer.special_id, self.special)
         found = {"pad": pad, "end": end, "sentinels": tuple(sentinels), "separator": tokenizer.separator}
@@ -117,9 +113,6 @@ class Span(Objective):
 
     def init(self, key, batch):
         return Seq2Seq(self.model).init(key, batch["source"], batch["tokens"])["params"]
-
-    def weights(self, batch):
-        return {"loss": batch["weights"].sum()}
 
     def loss(self, params, batch, memory, keys_B):
         return denoised(self, params, batch, keys_B), memory

@@ -70,10 +70,6 @@ class Tag(Objective):
     def row(self) -> int:
         return self.rows.row or trunk.limit(self.model, self.rows)
 
-    @property
-    def scales(self):
-        return {"loss": 1.0}
-
     def resolve(self, tokenizer):
         found = dataclasses.replace(self, model=fit(self.model, tokenizer))
         return trunk.knowing(found, trunk.frame(self.model, self.rows, tokenizer))
@@ -149,9 +145,6 @@ class Tag(Objective):
         if self.crf:
             found["crf"] = Chain(len(self.labels)).init(jax.random.fold_in(key, 2))["params"]
         return {**trunk.draw(self.model, key), **found}
-
-    def weights(self, batch):
-        return {"loss": batch["weights"].sum()}
 
     def logits(self, params, batch, keys_B=None):
         """Score the tags of each word, float32 (B, W, tags)."""

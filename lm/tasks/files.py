@@ -1,13 +1,10 @@
-"""The files of local tasks: JSON objects, one a line, with their places for messages."""
+"""The files of local tasks: JSON objects, one a line, or a table's rows, with their places for messages."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.data.files import decode, expand
+from lm.data.example_files import read_labelled
 from lm.errors import UserError, check
 
 
@@ -38,19 +35,7 @@ class Item(NamedTuple):
 
 
 def items(path: str) -> list[Item]:
-    """Read JSON lines (a path, a glob, a comma list); raises UserError naming file and line of what is broken."""
-    found = [item for file in expand(path) for item in lines(Path(file))]
+    """Read JSON lines or a table (a path, a glob, a comma list); raises UserError naming file and line of what is broken."""
+    found = [Item(example.where, dict(example.values)) for example in read_labelled(path, (), quoted=True).examples]
     check(bool(found), f"{path} holds no examples: give one JSON object a line")
     return found
-
-
-def lines(path: Path) -> Iterator[Item]:
-    text = decode(path.read_bytes(), str(path), 0).removeprefix("\ufeff")
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: no JSON: {error}") from None
-            check(isinstance(values, dict), f"{path}:{number}: an object is needed, like {{\"text\": ...}}")
-            yield Item(f"{path}:{number}", values)
