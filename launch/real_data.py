@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import re
@@ -11,11 +12,16 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from lm.data.documentation import DocumentationReader
+from lm.data.documented import summaries
+from lm.data.examples import Entities
 from lm.data.split import position
 
 SHARE = 0.1  # held out
+DOCUMENTED = ("jax", "flax", "optax", "numpy", "scipy", "sklearn", "matplotlib", "grain", "tensorflow_datasets", "pyarrow")
 
 
 class Missing(Exception):
@@ -124,6 +130,73 @@ def questions(language: str) -> Callable[[Path, Path, Path], None]:
     return make
 
 
+def packages_here() -> tuple[str, ...]:
+    """Name the packages of requirements.txt that have documentation and are installed."""
+    return tuple(name for name in DOCUMENTED if importlib.util.find_spec(name))
+
+
+def docstrings(folder: Path, packages: Path, xquad: Path) -> None:
+    """Docstrings of the interpreter and of installed packages: the first line, and what stands below it."""
+    if (folder / "held_out.jsonl").exists():
+        return
+    sides: dict[str, tuple[str, str]] = {}
+    for example in summaries(DocumentationReader(packages_here())):
+        values = {"source": example.values["source"][:2000], "target": example.values["target"]}
+        sides.setdefault(values["target"], (example.group, json.dumps(values, ensure_ascii=False) + "\n"))
+    write(folder, "jsonl", *grouped(list(sides.values())))
+
+
+def verses(folder: Path, packages: Path, xquad: Path) -> None:
+    """Verses of the New Testament, in Greek (SBLGNT) and English (Berean Standard Bible); numbers are book, chapter, verse."""
+    if (folder / "held_out.jsonl").exists():
+        return
+    with zipfile.ZipFile(fetch("bible-alignments", "0.4.2", packages)) as archive:
+        greek = words(archive.read("data/sources/SBLGNT.tsv").decode("utf-8"))
+        english = words(archive.read("data/eng/targets/BSB/nt_BSB.tsv").decode("utf-8"))
+    found = [
+        (verse[:5], json.dumps({"source": text, "target": english[verse]}, ensure_ascii=False) + "\n")
+        for verse, text in greek.items()
+        if english.get(verse)
+    ]
+    write(folder, "jsonl", *grouped(found))
+
+
+def words(table: str) -> dict[str, str]:
+    """Put the words of each verse together, by the verse's number."""
+    found: dict[str, str] = {}
+    for row in csv.DictReader(io.StringIO(table), delimiter="\t", quoting=csv.QUOTE_NONE):
+        verse = (row.get("source_verse") or row["id"].lstrip("no")[:8])[:8]
+        found[verse] = found.get(verse, "") + row["text"] + ("" if row.get("skip_space_after") else " ")
+    return {verse: " ".join(text.split()) for verse, text in found.items()}
+
+
+def chitchat(folder: Path, packages: Path, xquad: Path, turns: int = 3, most: int = 6) -> None:
+    """Replies of strangers who chat (Myers et al. 2020, 7,168 conversations), each to the `turns` turns before it.
+
+    Up to `most` replies of a conversation, of 2 to 40 words; conversations are held out whole.
+    """
+    if (folder / "held_out.jsonl").exists():
+        return
+    with zipfile.ZipFile(fetch("chitchat-dataset", "0.9.0", packages)) as archive:
+        talks = json.loads(archive.read("chitchat_dataset/dataset.json"))
+    found = []
+    for name, talk in talks.items():
+        said = [" ".join(" ".join(one["text"] for one in turn).split()) for turn in talk["messages"]]
+        places = [k for k in range(turns, len(said)) if 2 <= len(said[k].split()) <= 40 and all(said[k - turns : k])]
+        for k in places[:: max(1, len(places) // most)][:most]:
+            values = {"context": said[k - turns : k], "target": said[k]}
+            found.append((name, json.dumps(values, ensure_ascii=False) + "\n"))
+    write(folder, "jsonl", *grouped(found))
+
+
+def grouped(parts: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """Hold whole groups out, by a hash of their names."""
+    sides: tuple[list[str], list[str]] = [], []
+    for group, text in parts:
+        sides[int(position(group) < SHARE)].append(text)
+    return sides
+
+
 MADE = {
     "imdb": imdb,
     "bbc": bbc,
@@ -131,49 +204,54 @@ MADE = {
     "people": people,
     "xquad_en": questions("en"),
     "xquad_zh": questions("zh"),
+    "docstrings": docstrings,
+    "verses": verses,
+    "chitchat": chitchat,
 }
-# The text that the start of a task has read: tweets and English questions are too few, so more English goes with them.
-DOMAINS = {"imdb": "reviews", "bbc": "news", "tweets": "tweets", "people": "chinese", "xquad_en": "news", "xquad_zh": "chinese"}
 
 
-def texts(domain: str, data: Path) -> Iterator[str]:
-    """Give a domain's texts out of the training sides that are there."""
-    if domain == "reviews":
-        yield from jsonl(data / "imdb" / "train.jsonl")
-    if domain == "news":
-        yield from jsonl(data / "bbc" / "train.jsonl")
-        yield from paragraphs(data / "xquad_en" / "train.json")
-    if domain == "tweets":
-        yield from columns(data / "tweets" / "train.conll")
-        yield from jsonl(data / "imdb" / "train.jsonl")
-    if domain == "chinese":
-        yield from tagged(data / "people" / "train.txt")
-        yield from paragraphs(data / "xquad_zh" / "train.json")
+@dataclass(frozen=True)
+class Domain:
+    """The text that a start has read: the training sides of these data, labels unseen; `kind`: of configs/start_nano.py."""
+
+    kind: str
+    data: tuple[str, ...]
 
 
-def jsonl(path: Path) -> list[str]:
-    return [json.loads(one)["text"] for one in path.read_text(encoding="utf-8").split("\n") if one] if path.exists() else []
+DOMAINS = {
+    "english": Domain("masked", ("imdb", "bbc", "tweets", "xquad_en")),
+    "chinese": Domain("masked", ("people", "xquad_zh")),
+    "pairs": Domain("denoise", ("docstrings", "verses")),
+    "chat": Domain("causal", ("chitchat",)),
+}
+
+
+def texts(name: str, data: Path) -> Iterator[str]:
+    """Give the texts of a set's training side, one or two an example; none where it is not there."""
+    for path in sorted((data / name).glob("train.*")):
+        yield from {"jsonl": jsonl, "json": paragraphs, "conll": columns, "txt": tagged}[path.suffix[1:]](path)
+
+
+def jsonl(path: Path) -> Iterator[str]:
+    for one in path.read_text(encoding="utf-8").split("\n"):
+        values = json.loads(one) if one else {}
+        if "context" in values:
+            yield "\n".join([*values["context"], values["target"]])
+        elif values:
+            yield from (text for name, text in values.items() if name != "label")
 
 
 def paragraphs(path: Path) -> list[str]:
     """Paragraphs of questions, without these."""
-    if not path.exists():
-        return []
     articles = json.loads(path.read_text(encoding="utf-8"))["data"]
     return [paragraph["context"] for article in articles for paragraph in article["paragraphs"]]
 
 
 def columns(path: Path) -> list[str]:
-    if not path.exists():
-        return []
     parts = path.read_text(encoding="utf-8").split("\n\n")
     return [" ".join(row.split("\t")[0] for row in part.split("\n") if row) for part in parts if part.strip()]
 
 
 def tagged(path: Path) -> list[str]:
     """Lines of WORD/TAG, without the tags, the brackets around names and the number of the article."""
-    if not path.exists():
-        return []
-    from lm.data.examples import Entities
-
     return ["".join(one.values["words"]) for one in Entities(path=str(path)).open()]

@@ -1,6 +1,8 @@
 """Checkpoints: asynchronous Orbax saves of the state, the last ones and the best ones kept, restored onto any mesh."""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,30 +10,32 @@ import jax
 
 from lm.config import Config, Keep
 from lm.errors import UserError, check
+from lm.stopping import EarlyStop
 
-METRIC = "loss"
+BY_LOSS = EarlyStop()
 
 
 class Checkpoints:
     """The checkpoints of one run, under `workdir/checkpoints`.
 
     `read_only` for whoever only looks: the run may be writing, and opening it to write removes half-written saves.
+    `stop` says by which figure they are ranked.
     """
 
-    def __init__(self, workdir: Path, keep: Keep, read_only: bool = False):
+    def __init__(self, workdir: Path, keep: Keep, read_only: bool = False, stop: EarlyStop = BY_LOSS):
         import orbax.checkpoint as ocp
 
-        self.ocp = ocp
+        self.ocp, self.stop = ocp, stop
         policies = ocp.checkpoint_managers
         # Never `best_fn` with `max_to_keep`: that deletes the newest checkpoint when it is not among the best.
         kept = [policies.LatestN(max(keep.last, 1))]
         if keep.best:
-            kept.append(policies.BestN(get_metric_fn=lambda m: m[METRIC], reverse=True, n=keep.best))
+            kept.append(policies.BestN(get_metric_fn=stop.rank, reverse=True, n=keep.best))
         self.manager = ocp.CheckpointManager(
             Path(workdir).absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
-                best_fn=lambda m: m[METRIC],
+                best_fn=stop.rank,
                 best_mode="min",
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=not read_only,
@@ -44,18 +48,26 @@ class Checkpoints:
         return self.manager.latest_step()
 
     def best(self) -> int | None:
-        """Step of the checkpoint with the lowest held-out loss; the newest where none was evaluated."""
+        """Step of the checkpoint with the best figure, of equal ones the earliest; the newest where none was evaluated."""
         found = self.manager.best_step()
         return self.latest() if found is None else found
 
-    def save(self, step: int, state: Any, notes: dict[str, Any], loss: float | None = None) -> None:
-        """Start saving; the copy off the devices is done when this returns, the writing goes on behind."""
+    def result(self) -> int | None:
+        """Step of what the run has come to: with patience its best checkpoint, else its newest."""
+        return self.best() if self.stop.patience else self.latest()
+
+    def save(self, step: int, state: Any, notes: dict[str, Any], figures: Mapping[str, float] | None = None) -> None:
+        """Start saving; the copy off the devices is done when this returns, the writing goes on behind.
+
+        `figures` are those of an evaluation at this step, if there was one.
+        """
         if step in self.manager.all_steps():
             return
         args = self.ocp.args.Composite(
             state=self.ocp.args.StandardSave(to_tree(state)), notes=self.ocp.args.JsonSave(notes)
         )
-        self.manager.save(step, args=args, metrics=None if loss is None else {METRIC: loss}, force=True)
+        ranked = None if figures is None else {n: float(v) for n, v in figures.items() if math.isfinite(v)} | {"step": step}
+        self.manager.save(step, args=args, metrics=ranked, force=True)
 
     def notes(self, step: int) -> dict[str, Any]:
         """What was noted beside the state."""
@@ -135,17 +147,20 @@ def is_published(path: str | Path) -> bool:
 
 
 def load_params(config: Config, workdir: Path, step: str) -> Any:
-    """Read the parameters (their average when the run kept one) of a checkpoint onto this machine's first device."""
+    """Read the parameters (their average when the run kept one) of a checkpoint onto this machine's first device.
+
+    `step`: a number, "latest", "best", or "auto": the best one of a run with patience (`Config.stop`), else the latest.
+    """
     check((workdir / "checkpoints").is_dir(), f"'{workdir}' has no finished checkpoint yet")
-    checkpoints = Checkpoints(workdir, config.keep, read_only=True)
+    checkpoints = Checkpoints(workdir, config.keep, read_only=True, stop=config.stop)
     saved = checkpoints.manager.all_steps()
     check(len(saved) > 0, f"'{workdir}' has no finished checkpoint yet")
-    named = {"latest": checkpoints.latest, "best": checkpoints.best}
+    named = {"auto": checkpoints.result, "latest": checkpoints.latest, "best": checkpoints.best}
     if step in named:
         number = named[step]()
     else:
         kept = ", ".join(map(str, saved))
-        check(step.isdigit() and int(step) in saved, f"--step={step}: '{workdir}' has {kept}; or say latest or best")
+        check(step.isdigit() and int(step) in saved, f"--step={step}: '{workdir}' has {kept}; or say auto, latest or best")
         number = int(step)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     part = "average" if config.optimizer.average else "params"

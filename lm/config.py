@@ -22,6 +22,8 @@ from typing import Any, Literal
 from lm.data.prepare import Data
 from lm.errors import UserError, check, check_choices, check_range, unknown
 from lm.groups import Groups
+from lm.privacy import Private
+from lm.stopping import EarlyStop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Every:
 
 @dataclass(frozen=True, kw_only=True)
 class Keep:
-    """Checkpoints that stay on disk: the `last` ones and the `best` ones by the held-out loss."""
+    """Checkpoints that stay on disk: the `last` ones and the `best` ones by the held-out loss, or by `Config.stop.metric`."""
 
     last: int = 2
     best: int = 1
@@ -74,6 +76,7 @@ class Optimizer:
     clip: float = 0.0
     average: float = 0.0
     groups: Groups = Groups()
+    private: Private = Private()
 
     def __post_init__(self):
         check_choices(self)
@@ -120,6 +123,7 @@ class Config:
     evaluate_batches: int = 0  # 0: the whole held-out split
     every: Every = Every()
     keep: Keep = Keep()
+    stop: EarlyStop = EarlyStop()
     samples: tuple[str, ...] = ("",)  # prompts continued at every.sample and at the end
     start: str | None = None  # a run's folder to take the weights from
     skip_limit: int = 20  # non-finite steps in a row before the run stops
@@ -131,6 +135,7 @@ class Config:
         check_range(self, 0, float("inf"), "evaluate_batches", "profile")
         check_range(self, -(2**31), 2**31, "seed")
         check(self.every.log > 0, f"every.log={self.every.log} must be positive")
+        self.stop.check_beside(self.every.evaluate, self.keep.best)
         check(
             self.batch % self.micro_batches == 0,
             f"batch={self.batch} does not divide into micro_batches={self.micro_batches}",

@@ -18,6 +18,9 @@ before it (by a masked model: given all others). Tasks are `NAME` or `NAME:FILE?
 Of a classifier (its fields and label in JSON lines): disturbed:FILE (?how=drop_letters&rate=0.1), paraphrased:FILE
 ("paraphrase"), attacked:FILE?synonyms=WORDS.json, shifted:FILE?prior=0.9,0.1.
 
+`--step=auto`, the default here and in every command that opens a run, is the checkpoint with the best figure where the run
+had patience (`--config.stop.patience`): with it a run ends early, and its figures are of that one. Else it is the newest.
+
 `python -m lm.tasks.harness` runs the tasks of lm-evaluation-harness, `python -m lm.tasks.judging` makes
 sheets for human judges and reads them.
 """
@@ -34,7 +37,7 @@ from lm.errors import check
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
-STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
+STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
 TASKS = flags.DEFINE_string("tasks", None, "what to measure, joined by commas; see above")
 TEXT = flags.DEFINE_multi_string("text", [], "text whose tokens are scored, several allowed")
 SEED = flags.DEFINE_integer("seed", 0, "seed of what is drawn: solved examples, noise, resamples for the errors")

@@ -18,7 +18,7 @@ from lm.errors import UserError, check
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
-STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
+STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
 TEXT = flags.DEFINE_string("text", None, "text to explain")
 TARGET = flags.DEFINE_string("target", None, "what an encoder-decoder is asked for (default: what it answers by itself)")
 OUTPUT = flags.DEFINE_string("output", "explain.html", "file to write")

@@ -21,7 +21,7 @@ DRAWN = ("sample", "speculative")
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
-STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
+STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
 PROMPT = flags.DEFINE_multi_string("prompt", [""], "text to continue, several allowed; empty begins a document")
 PROMPTS = flags.DEFINE_string(
     "prompts", None, 'file of prompts: one a line, or .jsonl with "prompt" or "messages"; needs --output'

@@ -12,6 +12,7 @@ from lm.config import Config
 from lm.data.examples import labelled
 from lm.errors import UserError
 from lm.state import TrainState
+from lm.stopping import Watch
 from lm.writers import Writers
 
 
@@ -69,8 +70,8 @@ def summary(run: Any, abstract: TrainState, steps: int) -> dict[str, Any]:
 class Meter:
     """Adds the sums of steps up and writes their means with the rates at every log step."""
 
-    def __init__(self, config: Config, writers: Writers, best: float):
-        self.config, self.writers, self.best = config, writers, best
+    def __init__(self, config: Config, writers: Writers, watch: Watch):
+        self.config, self.writers, self.watch = config, writers, watch
         self.total: metrics.Host = {}
         self.steps, self.tokens = 0, config.batch * config.objective.records.tokens
         peak = flops.peak()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,14 @@ def from_run(path: Path, config: Config, state: TrainState, abstract: TrainState
     Heads that the run lacks stay as drawn, those that this objective has not are left out. Raises UserError where
     shapes differ or nothing fits.
     """
-    part = "average" if read_config(path).optimizer.average else "params"
-    other = Checkpoints(path, config.keep, read_only=True)
-    newest = other.latest()
-    check(newest is not None, f"start='{path}' has no finished checkpoint")
-    wanted, theirs = (flatten_dict(tree, sep="/") for tree in (abstract.params, plain(other.stored(newest)[part])))
-    both = {name: leaf for name, leaf in wanted.items() if name in theirs}
-    lost = sorted(name for name in set(theirs) - set(both) if is_added(name))
+    run = read_config(path)
+    part = "average" if run.optimizer.average else "params"
+    other = Checkpoints(path, run.keep, read_only=True, stop=run.stop)
+    step = other.result()
+    check(step is not None, f"start='{path}' has no finished checkpoint")
+    wanted, theirs = (flatten_dict(tree, sep="/") for tree in (abstract.params, plain(other.stored(step)[part])))
+    both = matched(wanted, theirs)
+    lost = sorted(name for name in set(theirs) - set(both.values()) if is_added(name))
     if lost:
         raise UserError(
             f"start='{path}' was tuned with LoRA or adapters, which this network lacks ({lost[0]}): set objective.model as "
@@ -47,12 +49,31 @@ def from_run(path: Path, config: Config, state: TrainState, abstract: TrainState
         )
     if not both:
         raise UserError(f"start='{path}' holds no array of this objective's network; name a run with one like it")
-    found = other.restore(newest, unflatten_dict(both, sep="/"), part=part)
-    params = unflatten_dict({**flatten_dict(state.params, sep="/"), **flatten_dict(found, sep="/")}, sep="/")
+    asked = unflatten_dict({theirs: wanted[name] for name, theirs in both.items()}, sep="/")
+    found = flatten_dict(other.restore(step, asked, part=part), sep="/")
+    found = {name: found[theirs] if name == theirs else jnp.copy(found[theirs]) for name, theirs in both.items()}
+    params = unflatten_dict({**flatten_dict(state.params, sep="/"), **found}, sep="/")
     average = None if state.average is None else jax.tree.map(jnp.copy, params)
-    lines = [f"started from {path}, step {newest}: {len(both)} of {len(wanted)} arrays"]
-    lines += listed("drawn anew", set(wanted) - set(both)) + listed("left out", set(theirs) - set(both))
+    lines = [f"started from {path}, step {step}: {len(both)} of {len(wanted)} arrays"]
+    lines += listed("drawn anew", set(wanted) - set(both)) + listed("left out", set(theirs) - set(both.values()))
     return state.replace(params=params, average=average), lines
+
+
+def matched(wanted: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
+    """Pair the paths of a network's arrays with those that they are filled from.
+
+    A mixture keeps the network under "trunk", and BERT's pooler, which heads begin with, once for each of its parts.
+    """
+    known = {name.removeprefix("trunk/"): name for name in theirs}
+    found = {}
+    for name in wanted:
+        own = name.removeprefix("trunk/")
+        inner = own.partition("/")[2]
+        if own in known:
+            found[name] = known[own]
+        elif inner.startswith("pooler/") and inner in known:
+            found[name] = known[inner]
+    return found
 
 
 def plain(tree: Any) -> Any:

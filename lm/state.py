@@ -8,6 +8,7 @@ import optax
 from flax import struct
 
 from lm import optimizer as optimizers
+from lm import private
 from lm.config import Config
 from lm.errors import check
 from lm.groups import flat
@@ -63,6 +64,7 @@ def abstract_state(config: Config, batch: Any, mesh: jax.sharding.Mesh) -> Train
     """
     boxed = abstract_params(config.objective, batch)
     params = unbox(boxed)
+    private.check_rows(config, params, batch)
     optimizer = chain(config, boxed)
     state = jax.eval_shape(lambda p: create(config, optimizer, p), params)
     slots = name_slots(state.opt_state, boxed)

@@ -1,7 +1,6 @@
 """The one training loop: build, restore, step, look, save."""
 
 import dataclasses
-import math
 import signal
 import sys
 import time
@@ -13,26 +12,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import groups
+from lm import groups, privacy, private
 from lm.checkpoint import Checkpoints
 from lm.config import Config, read_config, to_json
 from lm.data.pipeline import prefetch
 from lm.data.prepare import Corpus, prepare
-from lm.decode.generate import generate
-from lm.decode.sampling import Sampling
 from lm.errors import check
 from lm.objectives.base import resolve, training_batches
 from lm.preemption import Stop
 from lm.progress import Meter, announce, changes, summary
+from lm.results import conclude, done, measured, samples
 from lm.schedules import factor
 from lm.sharding import local_rows, make_mesh, place
 from lm.start import begin
 from lm.state import TrainState, abstract_params, abstract_state, chain, initialise
+from lm.stopping import Watch
 from lm.tasks.downstream import logged
-from lm.tasks.language import HeldOut
+from lm.tasks.language import HeldOut, held_out_of
 from lm.tasks.learning_curve import curves
-from lm.tasks.open import label, named
-from lm.tasks.subject import Subject, Task
+from lm.tasks.open import named
+from lm.tasks.subject import Task
 from lm.writers import Writers, replace_file
 
 
@@ -45,6 +44,8 @@ def train_step(config: Config, optimizer: optax.GradientTransformation, state: T
     row_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(row_key, jnp.arange(config.batch))
     grads, sums, memory = gradients(config, state.params, batch, state.memory, keys_B)
+    if config.optimizer.private.noise:
+        grads = private.noised(config, grads, state.step)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
     lr = config.optimizer.lr * factor(config.schedule, config.steps, state.step)
@@ -68,18 +69,25 @@ def train_step(config: Config, optimizer: optax.GradientTransformation, state: T
 def gradients(config: Config, params: Any, batch: Any, memory: Any, keys_B: jax.Array):
     """Return (gradients, sums, memory) of the batch, taken in `micro_batches` parts one after another.
 
-    Where rows must know of each other (`Objective.peers`), that is computed first for the rows of all parts.
+    Where rows must know of each other (`Objective.peers`), that is computed first for the rows of all parts. With
+    `optimizer.private` they are those of each row's own loss, shortened, over the batch; the noise is added later.
     """
-    objective, parts = config.objective, config.micro_batches
+    objective, parts, clip = config.objective, config.micro_batches, config.optimizer.private.clip
     moving, still = groups.split(config.optimizer.groups, params)
-    weights = {k: jnp.where(w == 0, 1, w) for k, w in objective.weights(batch).items()}
+    weights = denominators(objective, batch)
 
-    def loss(moving, batch, memory, keys_B):
+    def loss(moving, batch, memory, keys_B, weights=weights):
         sums, memory = objective.loss(groups.nested({**moving, **still}), batch, memory, keys_B)
         total = sum(scale * sums[k][0] / weights[k] for k, scale in objective.scales.items())
         return total, (sums, memory)
 
+    def alone(moving, row, key):
+        row = jax.tree.map(lambda x: x[None], row)
+        return loss(moving, row, None, key[None], denominators(objective, row))
+
     def one(batch, memory, keys_B):
+        if clip:
+            return private.clipped(alone, moving, batch, keys_B, clip, config.batch), None
         (total, (sums, memory)), grads = jax.value_and_grad(loss, has_aux=True)(moving, batch, memory, keys_B)
         return (grads, sums, total), memory
 
@@ -107,6 +115,11 @@ def gradients(config: Config, params: Any, batch: Any, memory: Any, keys_B: jax.
         memory = jax.tree.map(merge, memory)
     grads = groups.nested({**jax.tree.map(jnp.zeros_like, still), **grads})
     return grads, sums if "loss" in sums else {"loss": (total, jnp.ones(())), **sums}, memory
+
+
+def denominators(objective: Any, batch: Any) -> dict[str, jax.Array]:
+    """Give what divides each term of the loss; 1 where nothing counts."""
+    return {k: jnp.where(w == 0, 1, w) for k, w in objective.weights(batch).items()}
 
 
 def compile_step(config: Config, abstract: TrainState, batch: Any) -> jax.stages.Compiled:
@@ -138,7 +151,7 @@ class Run:
 
 
 def train(config: Config, workdir: Path) -> None:
-    """Train `config.objective` to `config.steps`, going on from the workdir's newest checkpoint.
+    """Train `config.objective` to `config.steps` or to the end of patience, going on from the workdir's newest checkpoint.
 
     Raises UserError for whatever the user can mend. A signal that asks the run to end makes it save first.
     """
@@ -149,17 +162,22 @@ def train(config: Config, workdir: Path) -> None:
     tasks = named(config.evaluate)
     corpus = prepare(config.data, report=lambda line: lead and print(line, flush=True))
     config, corpus = resolve(config, corpus)
+    check(
+        not config.stop.patience or len(corpus.validation) > 1,
+        f"stop.patience={config.stop.patience} looks at held-out data: set data.validation (a share or a source) or data.fold",
+    )
     batches = training_batches(config, corpus, rows)
     with Stop() as stop, jax.set_mesh(mesh):
         batch = abstract_batch(place(batches[0], mesh, config.batch))
         abstract = abstract_state(config, batch, mesh)
-        checkpoints = Checkpoints(workdir, config.keep)
+        checkpoints = Checkpoints(workdir, config.keep, stop=config.stop)
         state, start, notes = restore(config, workdir, checkpoints, corpus, abstract, batch)
-        if start == config.steps:
+        watch = Watch(config.stop, notes)
+        if line := done(config, workdir, start, watch):
             if lead:
-                print(f"{workdir} has all its {start} steps; raise --config.steps or choose another --workdir")
+                print(line)
             return
-        held_out = HeldOut(config, corpus, mesh) if len(corpus.validation) > 1 else None
+        held_out = held_out_of(config, corpus, mesh) if len(corpus.validation) > 1 else None
         run = Run(config, workdir, corpus, mesh, checkpoints, held_out, tasks, lead, began - notes["seconds"])
         if lead:  # after restore: a config that does not fit the run must not replace the run's own
             workdir.mkdir(parents=True, exist_ok=True)
@@ -170,14 +188,17 @@ def train(config: Config, workdir: Path) -> None:
         tokens = config.batch * config.objective.records.tokens
         with Writers(workdir, config.steps, start, tokens, lead, config.wandb) as writers:
             announce(run, abstract, start, writers.say)
+            for line in privacy.said(config, corpus, batches):
+                writers.say(line)
             step_function = compile_step(config, abstract, batch)
             writers.say(f"compiled; first step {time.monotonic() - began:.1f} s after the start")
-            meter = Meter(config, writers, notes["best"])
+            meter = Meter(config, writers, watch)
             step = loop(run, state, start, step_function, batches, meter, writers, stop)
+            found = conclude(run, abstract, step, watch, writers.say)
             checkpoints.close()
-            if step < config.steps:
+            if step < config.steps and not watch.over:
                 writers.say(f"stopped at step {step} and saved; the same command goes on from here")
-            writers.close(summary(run, abstract, step))
+            writers.close(summary(run, abstract, step) | privacy.promise(config, corpus, batches, step) | found)
     if lead:
         curves(workdir)
     if stop.signal == signal.SIGINT:
@@ -185,10 +206,10 @@ def train(config: Config, workdir: Path) -> None:
 
 
 def loop(run: Run, state, start, step_function, batches, meter: Meter, writers: Writers, stop: Stop) -> int:
-    """Step until the end or a signal; return the last step taken."""
+    """Step until the end, a signal or the end of patience; return the last step taken."""
     config, every = run.config, run.config.every
-    step, previous = start, None
-    for step, batch in enumerate(prefetch(batches, start, config.steps), start + 1):
+    step, previous, watch = start, None, meter.watch
+    for step, batch in enumerate(prefetch(batches, start, start if watch.over else config.steps), start + 1):
         profile(run, step - start)
         state, sums = step_function(state, place(batch, run.mesh, config.batch))
         if previous:  # fetched only now: the device already works on the next step
@@ -200,59 +221,30 @@ def loop(run: Run, state, start, step_function, batches, meter: Meter, writers: 
             previous = None
             with meter.pause():
                 look(run, step, state, meter, writers, ending)
-        if ending:
+        if ending or watch.over:
             break
     return step
 
 
 def look(run: Run, step: int, state: TrainState, meter: Meter, writers: Writers, ending: bool) -> None:
     """Evaluate, sample and save, each when it is due; an evaluation better than all before is saved too."""
-    config, last = run.config, step == run.config.steps
-    loss, improved = None, False
+    config, last, params, watch = run.config, step == run.config.steps, state.best_params(), meter.watch
+    figures, improved = None, False
     if run.held_out and (last or due(config.every.evaluate, step)):
-        found = run.held_out(state.best_params())
-        writers.write(step, found | logged(run.held_out, state.best_params(), run.workdir if last else None))
-        loss = found["eval/validation/loss"]
-        improved = loss < meter.best
-        meter.best = min(meter.best, loss)
+        # With patience the files are the best checkpoint's (`conclude`).
+        folder = run.workdir if last and not config.stop.patience else None
+        found = run.held_out(params) | logged(run.held_out, params, folder)
+        writers.write(step, found)
+        figures = {name.removeprefix("eval/validation/"): value for name, value in found.items()}
+        improved = watch.see(step, figures)
     if run.tasks and (last or due(config.every.evaluate, step)):
-        writers.write(step, measured(run, state))
-    if ending or due(config.every.save, step) or (improved and config.keep.best):
-        notes = {"seconds": run.seconds(), "best": meter.best, **identity(run.corpus)}
-        run.checkpoints.save(step, state, notes, loss)
-    if due(config.every.sample, step) or (config.every.sample and last):
-        for title, text in samples(run, state):
+        writers.write(step, measured(run, params))
+    if ending or watch.over or due(config.every.save, step) or (improved and config.keep.best):
+        notes = {"seconds": run.seconds(), **watch.notes(), **identity(run.corpus)}
+        run.checkpoints.save(step, state, notes, figures)
+    if due(config.every.sample, step) or (config.every.sample and (last or watch.over)):
+        for title, text in samples(run, params):
             writers.text(step, title, text)
-
-
-def measured(run: Run, state: TrainState) -> dict[str, float]:
-    """Measure the config's tasks: `eval/NAME/METRIC`; nothing where processes share the parameters."""
-    if jax.process_count() > 1:
-        return {}
-    subject = Subject(run.config, state.best_params(), run.corpus.tokenizer, seed=run.config.seed)
-    found = {label(name): task.measure(subject) for name, task in run.tasks.items()}
-    return {f"eval/{name}/{metric}": f.value for name, figures in found.items() for metric, f in figures.items()}
-
-
-def samples(run: Run, state: TrainState) -> list[tuple[str, str]]:
-    """Continue the config's prompts, or guess at rows of held-out text; nothing where processes share the parameters."""
-    if jax.process_count() > 1:
-        return []
-    objective, tokenizer, params = run.config.objective, run.corpus.tokenizer, state.best_params()
-    if not objective.generative:
-        shown = run.held_out.show(params, tokenizer) if run.held_out else []
-        return [(f"held-out row {i + 1}", text) for i, text in enumerate(shown)]
-    found = generate(
-        objective,
-        params,
-        tokenizer,
-        list(run.config.samples),
-        max_new_tokens=min(200, objective.model.context // 2),
-        sampling=Sampling(temperature=0.8),
-        seed=run.config.seed,
-    )
-    titles = [f"sample of {sample.prompt!r}" if sample.prompt else "sample" for sample in found]
-    return [(title, sample.prompt + sample.text) for title, sample in zip(titles, found)]
 
 
 def profile(run: Run, count: int) -> None:
@@ -298,4 +290,4 @@ def restore(config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Cor
         state, lines = begin(config, state, abstract)
         if jax.process_index() == 0:
             print("\n".join(lines), flush=True)
-    return state, 0, {"seconds": 0.0, "best": math.inf}
+    return state, 0, {"seconds": 0.0}

@@ -76,7 +76,7 @@ class Writers:
             self.console.say(text)
 
     def close(self, summary: Mapping[str, object] | None = None, failed: bool = False) -> None:
-        """Close every sink; with a summary, write summary.json: that and the last value of every metric."""
+        """Close every sink; with a summary, write summary.json: that and the last value of every metric it does not name."""
         if not self.open:
             return
         self.open = False
@@ -84,7 +84,7 @@ class Writers:
         self.metrics.close()
         self.events.close()
         if summary is not None:
-            whole = {**summary, **finite(self.metrics.last)}
+            whole = {**summary, **finite(self.metrics.last), **summary}
             replace_file(self.workdir / "summary.json", json.dumps(whole, indent=2, allow_nan=False) + "\n")
         if self.wandb:
             self.wandb.summary.update(dict(summary or {}))

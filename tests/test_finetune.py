@@ -89,6 +89,37 @@ def test_questions_are_held_out_by_whole_articles(tmp_path):
         real_data.MADE["xquad_zh"](tmp_path / "zh", tmp_path, tmp_path)
 
 
+def test_verses_are_pairs_and_chapters_are_held_out_whole(tmp_path):
+    places = [f"40{chapter:03d}{verse:03d}" for chapter in range(1, 31) for verse in (1, 2)]
+    greek = ["id\taltId\ttext", *(f"n{place}001\tx\tΒίβλος\nn{place}002\tx\t{place}" for place in places)]
+    words = [f"{p}001\t{p}\tBook\t\n{p}002\t{p}\t{p}\ty\n{p}003\t{p}\t.\t" for p in places]
+    english = ["id\tsource_verse\ttext\tskip_space_after", *words]
+    files = {"data/sources/SBLGNT.tsv": "\n".join(greek), "data/eng/targets/BSB/nt_BSB.tsv": "\n".join(english)}
+    wheel(tmp_path / "packages", "bible_alignments-0.4.2", files)
+    real_data.verses(tmp_path, tmp_path / "packages", tmp_path)
+    sides = [lines(tmp_path / f"{side}.jsonl") for side in ("train", "held_out")]
+    assert sum(map(len, sides)) == 60
+    place = sides[0][0]["source"].split()[1]
+    assert sides[0][0] == {"source": f"Βίβλος {place}", "target": f"Book {place}."}
+    chapters = [{one["source"].split()[1][:5] for one in side} for side in sides]
+    assert chapters[0].isdisjoint(chapters[1])
+    assert list(real_data.texts("x", tmp_path)) == []
+    (tmp_path / "verses").mkdir()
+    (tmp_path / "verses" / "train.jsonl").write_bytes((tmp_path / "train.jsonl").read_bytes())
+    assert len(list(real_data.texts("verses", tmp_path))) == 2 * len(sides[0])
+
+
+def test_replies_follow_three_turns_of_one_conversation(tmp_path):
+    turns = [[{"text": f"turn {i}"}, {"text": "really"}] for i in range(9)]
+    talks = {f"talk {k}": {"messages": turns} for k in range(40)}
+    wheel(tmp_path / "packages", "chitchat_dataset-0.9.0", {"chitchat_dataset/dataset.json": json.dumps(talks)})
+    real_data.chitchat(tmp_path, tmp_path / "packages", tmp_path)
+    found = [*lines(tmp_path / "train.jsonl"), *lines(tmp_path / "held_out.jsonl")]
+    assert len(found) == 40 * 6
+    assert found[0] == {"context": [f"turn {i} really" for i in range(3)], "target": "turn 3 really"}
+    assert next(real_data.jsonl(tmp_path / "train.jsonl")).count("\n") == 3
+
+
 def test_without_a_network_a_task_is_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
@@ -106,7 +137,8 @@ def test_every_task_has_a_config_that_takes_it(tmp_path):
         assert f"{task.data}/train.{task.ending}" in to_json(config)
         assert set(task.metrics)
         assert task.config.partition("_")[0] in baselines.BASELINES
-        assert task.data in real_data.DOMAINS
+        assert [name for name, domain in real_data.DOMAINS.items() if task.data in domain.data]
+        assert task.data in real_data.MADE
 
 
 def test_baselines():
@@ -121,6 +153,15 @@ def test_baselines():
     (figures,) = baselines.tag(train, held_out).values()
     assert figures["f1"] == pytest.approx(2 / 3)
     values = {"context": "It rains. A cat sat.", "question": "Who was the cat?", "answers": ["It rains."], "starts": [0]}
+    pairs = [("the cat sat", "a cat"), ("the dog ran", "a dog"), ("the bird sang", "a bird")] * 4
+    train = [Example({"source": source, "target": target}, "") for source, target in pairs]
+    found = baselines.summarise(train, train[1:3])
+    assert found["nearest text's"]["exact_match"] == 1
+    assert found["first sentence"]["exact_match"] == 0
+    assert 0 < found["5-grams"]["bits_per_byte"] < 8
+    assert set(baselines.translate(train, train[:2])) == {"copy", "nearest source's", "5-grams"}
+    train = [Example({"context": source.split(), "target": target}, "") for source, target in pairs]
+    assert baselines.reply(train, train[:1])["nearest context's"]["exact_match"] == 1
     found = baselines.extract([], [Example(values, "")])
     assert found["first sentence"]["exact"] == 1
     assert found["nearest sentence"]["exact"] == 0
@@ -145,11 +186,12 @@ def test_finished_runs_are_used_again_and_others_go_on(tmp_path, monkeypatch):
     data.mkdir(parents=True)
     for name in ("train", "held_out"):
         (data / f"{name}.conll").write_text("Rome\tB-LOC\nis\tO\n\n")
+    (folder / "data" / "english.jsonl").write_text('{"text": "Rome is"}\n')  # else all sets of the domain are fetched
     FLAGS.seeds = 2
     (first, second) = finetune.measured(task, folder, [])
     assert first[:5] == ("tweets", "f1", "commonest tag of the word", "1.000", "0.550 ± 0.071")
     assert second[1] == "accuracy"
-    assert started[0] == "tweets"  # the start comes first
+    assert started[0] == "english"  # the start comes first
     assert len(started) == 5
     finetune.measured(task, folder, [])
     assert len(started) == 5
@@ -161,10 +203,10 @@ def test_finished_runs_are_used_again_and_others_go_on(tmp_path, monkeypatch):
 def test_the_table_goes_between_the_marks(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- launch.finetune -->\nold\n<!-- /launch.finetune -->\nafter\n")
-    finetune.write_readme(readme, [("bbc", "accuracy", "x", "0.9", "0.8 ± 0.1", "", "12")])
+    finetune.write_readme(readme, [("bbc", "accuracy", "x", "0.9", "0.8 ± 0.1", "", "", "12")])
     text = readme.read_text()
     assert text.startswith("before\n<!-- launch.finetune -->\n| task |")
-    assert text.endswith("| bbc | accuracy | x | 0.9 | 0.8 ± 0.1 |  | 12 |\n<!-- /launch.finetune -->\nafter\n")
+    assert text.endswith("| bbc | accuracy | x | 0.9 | 0.8 ± 0.1 |  |  | 12 |\n<!-- /launch.finetune -->\nafter\n")
     assert "old" not in text
 
 
@@ -175,6 +217,7 @@ def test_a_start_and_a_run_from_it(tmp_path):
     data.mkdir(parents=True)
     for name in ("train", "held_out"):
         tweet = "Anna\tB-PER\nlives\tO\nin\tO\nRome\tB-LOC\n\n"
+        (data.parent / "english.jsonl").write_text(json.dumps({"text": "Anna lives in Rome. " * 400}) + "\n")
         (data / f"{name}.conll").write_text(tweet + "".join(tweet.replace("Anna", f"A{i}") for i in range(40)))
     FLAGS.seeds, FLAGS.pretraining = 1, 2
     overrides = [("steps", "2"), ("schedule.warmup", "0")]

@@ -16,7 +16,7 @@ from lm.errors import check
 MODEL = flags.DEFINE_string("model", None, "model folder to read")
 WORKDIR = flags.DEFINE_string("workdir", None, "run to make, or to write as a folder")
 OUTPUT = flags.DEFINE_string("output", None, "model folder to write")
-STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
+STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "replace the vocabulary by this tokenizer's; pieces of both keep their rows")
 ADD_TOKENS = flags.DEFINE_string("add_tokens", None, "file of tokens, one a line, to add to the vocabulary")
 INITIALISE = flags.DEFINE_enum(

@@ -24,15 +24,17 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
     """Give a config the network and the tokenizer of its `start`, and the lines to say; without a start, itself.
 
     What a model is comes from the folder, as far as the config's is another: dropout, inits, dtype and the like stay the
-    config's, and so does a context shorter than the folder's where positions have no table. A tokenizer that the config
-    names by its path stays too. `given` are the fields set on the command line: those that the folder would change are
-    an error that names both values, so that nothing the user asked for is passed over.
+    config's, and so does the context where positions have no table (a published one with rotary positions is a bound). A
+    tokenizer that the config names by its path stays too. `given` are the fields set on the command line: those that the
+    folder would change are an error that names both values, so that nothing the user asked for is passed over.
     """
     inner = getattr(config.objective, "objective", None)
     if inner is not None:  # what Regularised trains
         deeper = [name.replace("objective.objective.", "objective.", 1) for name in given]
         found, lines = adopt(dataclasses.replace(config, objective=inner), deeper)
         return dataclasses.replace(found, objective=config.objective.around(found.objective)), lines
+    if config.start and config.objective.apart:
+        return adopt_parts(config, given)
     if not config.start or "model" not in {field.name for field in dataclasses.fields(config.objective)}:
         return config, []  # the parts of a mixture share one model, which stands in each of them
     model = config.objective.model
@@ -65,6 +67,17 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
     parts += [f"the head ({head.inner}, {head.activation})"] if head is not None else []
     lines = [f"start={config.start}: {' and '.join(parts)} are the folder's"] if parts else []
     return dataclasses.replace(config, objective=objective, data=data), lines
+
+
+def adopt_parts(config: Config, given: Sequence[str]) -> tuple[Config, list[str]]:
+    """Give the network to every task that shares it, and each head what its task has there."""
+    found, parts, lines = config, [], []
+    for part in config.objective.parts:
+        found, said = adopt(dataclasses.replace(config, objective=part.objective), given)
+        parts.append(dataclasses.replace(part, objective=found.objective))
+        lines += said
+    objective = dataclasses.replace(config.objective, parts=tuple(parts))
+    return dataclasses.replace(config, objective=objective, data=found.data), list(dict.fromkeys(lines))
 
 
 def head_like(objective: Any, kind: str) -> Any:
@@ -103,7 +116,8 @@ def merged(mine: Any, theirs: Any, published: bool) -> Any:
     names = {field.name for field in dataclasses.fields(theirs)}
     kept = {name: getattr(mine, name) for name in names & (TRAINING if published else TRAINING - {"pad_vocab"})}
     if getattr(theirs, "positions", "relative") != "learned":
-        free = getattr(theirs, "positions", "relative") in ("bucket", "relative")
+        # A published context is what the network was made for; of a run the user says what it should bear.
+        free = not published or getattr(theirs, "positions", "relative") in ("bucket", "relative")
         kept["context"] = mine.context if free else min(mine.context, theirs.context)
     return dataclasses.replace(theirs, **kept)
 

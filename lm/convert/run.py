@@ -22,12 +22,13 @@ from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.lora import merged
 from lm.objectives.base import Objective
+from lm.start import matched
 from lm.state import TrainState
 
 PUBLISHED = "published.json"  # in a run made of a folder: what that was
 
 
-def opened(workdir: str | None, model: str | None, step: str = "latest") -> tuple[Config, Any, Tokenizer]:
+def opened(workdir: str | None, model: str | None, step: str = "auto") -> tuple[Config, Any, Tokenizer]:
     """Give config, parameters and tokenizer of a run, or of a published folder."""
     check(bool(workdir) != bool(model), "name one of them: --workdir=RUN, a trained run, or --model=HF_DIR, a model folder")
     if workdir:
@@ -88,10 +89,12 @@ def said(loaded: Loaded, model: str) -> list[str]:
     return lines
 
 
-def export_run(workdir: Path, output: Path, step: str = "latest") -> str:
+def export_run(workdir: Path, output: Path, step: str = "auto") -> str:
     """Write a run as a published folder, with a card of its config and figures."""
     check(not output.exists() or (output.is_dir() and not any(output.iterdir())), f"{output} exists; name a new folder")
     config, params, tokenizer = opened(str(workdir), None, step)
+    several = getattr(config.objective, "parts", ())
+    check(not several, f"'{workdir}' has {len(several)} heads, a folder one: start a run of one task from it, and write that")
     model, params = merged(config.objective.model, params)
     changed = model != config.objective.model  # LoRA factors went into the matrices
     objective = tasks.remodelled(config.objective, model) if changed else config.objective
@@ -137,26 +140,28 @@ def start_from(path: str, objective: Objective, state: TrainState, abstract: Tra
     objective = getattr(objective, "objective", objective)  # what Regularised trains
     model = objective.model
     rows = model.decoder if isinstance(model, EncoderDecoder) else model
-    task = tasks.task_of(objective)
+    several = [tasks.task_of(part.objective) for part in getattr(objective, "parts", ())]
+    task = min(several, key=lambda one: one != tasks.SEQUENCE) if several else tasks.task_of(objective)
     loaded = load(path, mesh, pad_vocab=getattr(rows, "pad_vocab", 1), task=task)
     ours, theirs, place = flat(state.params), flat(loaded.params), flat(abstract.params)
-    theirs = tasks.labelled(objective, loaded.objective, theirs) if task else theirs
-    both = [name for name in ours if name in theirs and name not in loaded.drawn]
+    theirs = tasks.labelled(objective, loaded.objective, theirs) if task and not several else theirs
+    both = {name: other for name, other in matched(ours, theirs).items() if other not in loaded.drawn}
     check(bool(both), f"start='{path}' is a {type(loaded.objective).__name__}: no parameter of it is in this objective")
-    for name in both:
-        if ours[name].shape != theirs[name].shape:
+    for name, other in both.items():
+        if ours[name].shape != theirs[other].shape:
             raise UserError(
-                f"start='{path}' has '{name}' as {theirs[name].shape}, this config needs {ours[name].shape}: set "
+                f"start='{path}' has '{other}' as {theirs[other].shape}, this config needs {ours[name].shape}: set "
                 "objective.model as the folder's config.json says"
             )
-    found = {name: jax.device_put(theirs[name], place[name].sharding) if name in both else x for name, x in ours.items()}
+    taken = {name: theirs[other] if name == other else theirs[other].copy() for name, other in both.items()}
+    found = {name: jax.device_put(taken[name], place[name].sharding) if name in both else x for name, x in ours.items()}
     lines = [f"started from {path}: {len(both)} of {len(ours)} arrays"]
     if fresh := set(ours) - set(both):
         lines.append(f"drawn anew: {some(fresh)}")
     unread = loaded.left
     if task:
         unread = tasks.known_as(family_of({"model_type": loaded.kind}), loaded.objective.model, unread)
-    if left := (set(theirs) - set(ours) - set(loaded.drawn)) | set(unread):
+    if left := (set(theirs) - set(ours) - set(both.values()) - set(loaded.drawn)) | set(unread):
         lines.append(f"left out: {some(left)}")
     average = None if state.average is None else jax.tree.map(lambda x: x.copy(), nested(found))
     return state.replace(params=nested(found), average=average), lines

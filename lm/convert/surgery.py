@@ -188,7 +188,7 @@ def with_tokens(tokenizer: Tokenizer, file: Path) -> tuple[Tokenizer, list[str]]
 
 
 def convert(
-    model: str | None, workdir: str | None, output: str | None, step: str = "latest", *, tokenizer: str | None = None,
+    model: str | None, workdir: str | None, output: str | None, step: str = "auto", *, tokenizer: str | None = None,
     add_tokens: str | None = None, initialise: Initialise = "overlap", multiple: int = 1, seed: int = 0,
 ) -> list[str]:  # fmt: skip
     """Read a folder (`model`) or a run, change its vocabulary, write a folder (`output`) or a run; give the lines to say."""

@@ -69,7 +69,13 @@ def tasked(family: Family, settings: Mapping[str, Any], wanted: str = "") -> Fam
 
 
 def candidates(families: tuple[Family, ...], objective: Any) -> tuple[Family, ...]:
-    """Give the families with a head for an objective's task; the families themselves where it has none."""
+    """Give the families with a head for an objective's task; the families themselves where it has none.
+
+    Raises UserError for a mix of layers: a folder without it would give other scores and not say so.
+    """
+    mix = getattr(getattr(objective, "rows", None), "mix", False)
+    check(not mix, "objective.rows.mix: transformers' heads read the last layer and have no place for a mix of layers; such "
+          "a run stays here, one with rows.mix=False can be written")  # fmt: skip
     task = task_of(objective)
     pairs = ((family, kind) for family in families for kind in family.types if kind in BY_TYPE)
     return tuple(Tasked(*pair, task) for pair in pairs if task in BY_TYPE[pair[1]].layouts) if task else families

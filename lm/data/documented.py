@@ -35,9 +35,23 @@ def entries(document: str) -> list[Entry]:
 def read_documented(task: Task) -> Read:
     """Make the examples of a task."""
     reader = DocumentationReader()
+    if task == "summary":
+        return Read(f"python-documentation, {task}", tuple(summaries(reader)), f"{reader.signature()} {task}")
     modules = [found for i in range(len(reader)) if (found := entries(reader[i].text))]
     made = {"topic": topics, "marks": marks, "questions": questions, "next": following, "alike": alike}[task]
     return Read(f"python-documentation, {task}", tuple(made(modules)), f"{reader.signature()} {task}")
+
+
+def summaries(reader: DocumentationReader) -> Iterator[Example]:
+    """What does a function or a class do, in a line? The first line of its docstring, told by the paragraphs below it."""
+    for i in range(len(reader)):
+        blocks = reader[i].text.split("\n\n")
+        heads = [k for k, block in enumerate(blocks) if ENTRY.match(block)]
+        for low, high in itertools.pairwise([*heads, len(blocks)]):
+            line, *body = [" ".join(block.split()) for block in blocks[low + 1 : high]] or [""]
+            text = "\n".join(body)
+            if 15 <= len(line) <= 120 and len(text) >= 60:
+                yield Example({"source": text, "target": line}, ENTRY.match(blocks[low])[1], blocks[0].strip())
 
 
 def topics(modules: list[list[Entry]], least: int = 60) -> Iterator[Example]:

@@ -11,18 +11,20 @@ from typing import Any, Literal, NamedTuple
 
 from lm.errors import UserError, check, check_choices
 
-Task = Literal["topic", "marks", "questions", "next", "alike"]
+Task = Literal["topic", "marks", "questions", "next", "alike", "summary"]
 
 
 class Example(NamedTuple):
     """Values by name (texts, numbers, lists of either) and where they were read, for errors: FILE:LINE.
 
-    Examples of one `group` are held out together, or not ("": those with the same values).
+    Examples of one `group` are held out together, or not ("": those with the same values). `part` is the number of the
+    source in a mixture.
     """
 
     values: dict[str, Any]
     where: str
     group: str = ""
+    part: int = 0
 
     def get(self, name: str, kind: type | tuple[type, ...] = str) -> Any:
         """Return a value of that kind; raise UserError naming file, line and what there is."""
@@ -147,7 +149,7 @@ class Documented:
 
     "topic": a paragraph and its package; "marks": words and the mark that follows each; "questions": what a function is
     for, a span of its module's text; "next": the text that belongs to a name, of four; "alike": two sentences and
-    whether they are of one text.
+    whether they are of one text; "summary": the paragraphs of a docstring and its first line.
     """
 
     task: Task = "topic"
@@ -165,8 +167,8 @@ ExampleSource = Labelled | Columns | Entities | Questions | TfdsExamples | Docum
 
 
 def labelled(source: Any) -> bool:
-    """Tell a source of labelled examples from one of running text."""
-    return isinstance(source, ExampleSource)
+    """Tell a source of labelled examples, or a mixture of such alone, from one of running text."""
+    return all(isinstance(one, ExampleSource) for one in getattr(source, "sources", (source,)))
 
 
 def examples_from(text: str | None, task: Task = "topic") -> ExampleSource:
@@ -194,11 +196,15 @@ class ExampleSet:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def of(self, part: int) -> ExampleSet:
+        """Give the examples of one source of a mixture."""
+        return ExampleSet(f"{self.name}, source {part + 1}", [example for example in self.examples if example.part == part])
+
     @property
     def separator(self):
         raise UserError(
             f"{self.name} holds labelled examples, which are no running text: take an objective that reads them "
-            "(classify, tag, extract, choice, rank), or another source"
+            "(classify, tag, extract, choice, rank, text2text), or another source"
         )
 
     tokens = starts = marks = separator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from lm.data.augment import augmented
 from lm.data.examples import Example, ExampleSet, Read, labelled, strings
+from lm.data.folds import held
 from lm.data.sources import components
 from lm.data.split import position
 from lm.data.tokenizers import Characters, Pretrained, Tokenizer
@@ -27,24 +30,38 @@ def gather(data: Any, root: Path, report: Callable[[str], None]):
     check(data.words is None, f"words={data.words}: labelled examples have no marks; leave it out")
     parts = components(data.source)
     check(all(labelled(source) for _, source in parts), "a mixture of labelled examples and running text: part them")
-    read = [source.open() for _, source in parts]
+    read = [numbered(source.open(), k) for k, (_, source) in enumerate(parts)]
     for one in read:
         check(len(one) > 0, f"{one.name} has no example in it")
-    if isinstance(data.validation, int | float):
+    if data.fold:
+        train, held_out = held(read, data.fold)
+    elif isinstance(data.validation, int | float):
         sides = [split(one, data.validation) for one in read]
         train, held_out = [side[0] for side in sides], [x for side in sides for x in side[1]]
     else:
         check(labelled(data.validation), "validation: the training examples are labelled, so these must be, too")
-        train, held_out = [list(one) for one in read], list(data.validation.open())
+        train, sources = [list(one) for one in read], components(data.validation)
+        held_out = [x for k, (_, source) in enumerate(sources) for x in numbered(source.open(), k)]
         check(bool(held_out), "validation: its source has no example")
+    parts = components(data.source, [len(side) for side in train])
     everything = [example for side in (*train, held_out) for example in side]
-    digest = hashlib.sha256("".join(map(text_of, everything)).encode("utf-8", "surrogatepass")).hexdigest()
-    name = "+".join(one.name for one in read)
+    name = f"fold {data.fold} of " * bool(data.fold) + "+".join(one.name for one in read)
     tokenizer, folder = vocabulary(data.tokenizer, train, everything, root, name, report)
+    if data.augment:
+        train = augmented(train, data.augment)
+        copies = sum(map(len, (*train, held_out))) - len(everything)
+        report(f"augmentation: {copies:,} copies beside {len(everything) - len(held_out):,} training examples")
+        everything = [example for side in (*train, held_out) for example in side]
+    digest = hashlib.sha256("".join(map(text_of, everything)).encode("utf-8", "surrogatepass")).hexdigest()
     sets = tuple((share, ExampleSet(one.name, side)) for (share, _), one, side in zip(parts, read, train))
     validation = ExampleSet(f"validation of {name}", held_out)
     size = sum(side.raw_bytes for _, side in sets) + validation.raw_bytes
     return Corpus(tokenizer, sets, validation, name, size, digest, folder)
+
+
+def numbered(read: Read, part: int) -> Read:
+    """Give every example the number of its source in a mixture."""
+    return dataclasses.replace(read, examples=tuple(example._replace(part=part) for example in read))
 
 
 def text_of(example: Example) -> str:

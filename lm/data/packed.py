@@ -25,8 +25,8 @@ class Examples:
     sixteenth): so rows are as full and as many as in the first, and any row of any epoch is found at once.
     """
 
-    length: int
-    sizes: Callable[[Example], list[tuple[int, int]]]
+    length: int | tuple[int, ...]
+    sizes: Callable[[Example], list[tuple[Any, int]]]
     pack: bool = True
 
     order = "shuffled"
@@ -34,7 +34,7 @@ class Examples:
 
     @property
     def tokens(self) -> int:
-        return self.length
+        return int(np.sum(self.length))
 
     def open(self, examples: ExampleSet, packing: str = "documents", seed: int = 0) -> ExampleStream:
         if not isinstance(examples, ExampleSet):
@@ -50,25 +50,28 @@ class ExampleStream:
 
     def __init__(self, spec: Examples, examples: ExampleSet, seed: int):
         self.examples, self.seed = examples.examples, seed
-        found = [(i, part, *size) for i, one in enumerate(self.examples) for part, size in enumerate(spec.sizes(one))]
-        table = np.array(found, np.int64).reshape(-1, 4)
-        self.parts, sizes, asked = table[:, :2], table[:, 2], table[:, 3]
-        for i, size in zip(self.parts[sizes > spec.length, 0][:1], sizes[sizes > spec.length]):
+        found = [(i, part, size) for i, one in enumerate(self.examples) for part, size in enumerate(spec.sizes(one))]
+        limits = np.atleast_1d(spec.length)
+        self.parts = np.array([(i, part) for i, part, _ in found], np.int64).reshape(-1, 2)
+        sizes = np.array([tokens for *_, (tokens, _) in found], np.int64).reshape(-1, len(limits))
+        asked = np.array([places for *_, (_, places) in found], np.int64)
+        for i, size in zip(self.parts[(sizes > limits).any(1), 0][:1], sizes[(sizes > limits).any(1)]):
             raise UserError(
-                f"{self.examples[i].where}: {size} tokens, more than a row of {spec.length}; raise objective.rows.row or "
-                "shorten it"
+                f"{self.examples[i].where}: {written(size)} tokens, more than a row of {written(limits)}; raise "
+                "objective.rows.row or shorten it"
             )
-        self.classes = np.minimum(spec.length, -(-sizes // np.maximum(1, sizes // 16)) * np.maximum(1, sizes // 16))
+        rounded = np.minimum(limits, -(-sizes // np.maximum(1, sizes // 16)) * np.maximum(1, sizes // 16))
         if spec.pack:
-            order = np.random.default_rng([seed % 2**32, 1]).permutation(len(table))
-            self.rows = [np.array(row, np.int64) for row in best_fit(self.classes, order, spec.length)]
+            order = np.random.default_rng([seed % 2**32, 1]).permutation(len(found))
+            self.rows = [np.array(row, np.int64) for row in fit(rounded, order, limits)]
+            self.classes = np.unique(rounded, axis=0, return_inverse=True)[1].reshape(-1)
         else:
-            self.classes, self.rows = np.zeros_like(sizes), [np.array([k], np.int64) for k in range(len(table))]
+            self.classes, self.rows = np.zeros(len(found), np.int64), [np.array([k], np.int64) for k in range(len(found))]
         self.count = self.once = len(self.rows)
         most = np.zeros(int(self.classes.max(initial=0)) + 1, np.int64)
         np.maximum.at(most, self.classes, asked)
         self.room = max((int(most[self.classes[row]].sum()) for row in self.rows), default=1)
-        self.filled = sizes.sum() / max(1, self.count * spec.length)
+        self.filled = sizes.sum() / max(1, self.count * limits.sum())
         self.exchange = functools.lru_cache(maxsize=4)(self._exchange)
 
     def _exchange(self, epoch: int) -> np.ndarray:
@@ -91,6 +94,41 @@ class ExampleStream:
     def _record(self, parts: np.ndarray) -> dict[str, Any]:
         found = [(self.examples[i], part) for i, part in self.parts[parts].tolist()]
         return {"examples": found, "room": self.room}
+
+
+def written(sizes: np.ndarray) -> str:
+    """Write the tokens of one side, or of two."""
+    return " + ".join(map(str, np.asarray(sizes).tolist()))
+
+
+def fit(sizes: np.ndarray, order: np.ndarray, limits: np.ndarray) -> list[list[int]]:
+    """Put parts of these sizes (N, sides) into rows; the numbers in each."""
+    return best_fit(sizes[:, 0], order, int(limits[0])) if len(limits) == 1 else balanced_fit(sizes, order, limits)
+
+
+def balanced_fit(sizes: np.ndarray, order: np.ndarray, limits: np.ndarray, open_rows: int = 256) -> list[list[int]]:
+    """Fill rows of several sides: the row is taken whose sides are left with the least room, as squares of shares.
+
+    The norm-based rule of Panigrahy et al. 2011 (Heuristics for vector bin packing). Of more than `open_rows` rows the
+    fullest is closed.
+    """
+    rows: list[list[int]] = []
+    numbers: list[int] = []
+    room = np.zeros((0, len(limits)))
+    for k in order.tolist():
+        left = room - sizes[k]
+        cost = np.where((left >= 0).all(1), ((left / limits) ** 2).sum(1), np.inf)
+        at = int(cost.argmin()) if len(cost) else -1
+        if at < 0 or cost[at] == np.inf:
+            if len(numbers) == open_rows:
+                full = int((room / limits).min(1).argmin())
+                room, _ = np.delete(room, full, 0), numbers.pop(full)
+            room, at = np.concatenate([room, limits[None].astype(float)]), len(numbers)
+            numbers.append(len(rows))
+            rows.append([])
+        rows[numbers[at]].append(k)
+        room[at] -= sizes[k]
+    return rows
 
 
 def best_fit(sizes: np.ndarray, order: np.ndarray, length: int) -> list[list[int]]:
@@ -132,4 +170,24 @@ def row_length(sizes: Sequence[int], length: int, least: int = 1, goal: float = 
         if filled >= goal:
             return row
         best = max(best, (filled, row), key=lambda pair: pair[0])
+    return best[1]
+
+
+def pair_lengths(sizes: Sequence[Any], limits: tuple[int, ...], goal: float = 0.9) -> tuple[int, ...]:
+    """Choose the length of a row on each side, for parts of these sizes: the sides as long as the parts are on average.
+
+    The longer side is its limit, or two or four times that, where rows would be badly filled; multiples of 8. Each side
+    has room for the longest part.
+    """
+    table = np.array(sizes, np.int64).reshape(-1, len(limits))
+    check(len(table) > 0, "no example to pack")
+    order, best = np.random.default_rng(0).permutation(len(table)), (-1.0, tuple(limits))
+    shares, longest = table.sum(0) / table.sum(0).max(), np.array(limits)
+    for times in (1, 2, 4):
+        row = np.maximum(longest[shares.argmax()] * times * shares, table.max(0))
+        row = (-(-row // 8) * 8).astype(np.int64)
+        filled = float(table.sum() / (len(fit(table, order, row)) * row.sum()))
+        best = max(best, (filled, tuple(row.tolist())), key=lambda pair: pair[0])
+        if filled >= goal:
+            break
     return best[1]

@@ -7,6 +7,7 @@ record's number and the epoch modulo k.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections import deque
@@ -17,6 +18,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from lm.data.packed import Examples, ExampleStream
+from lm.data.parted import Parted, TaskStream
 from lm.data.prepare import Corpus
 from lm.data.records import Documents, DocumentStream, Record, Windows, WindowStream, derive
 from lm.data.store import Tokens
@@ -25,8 +27,9 @@ from lm.errors import UserError
 Example = dict[str, np.ndarray]
 Corrupt = Callable[[np.random.Generator, Record], Example]
 Train = tuple[tuple[float, Tokens], ...]
-Stream = WindowStream | DocumentStream | ExampleStream
+Stream = WindowStream | DocumentStream | ExampleStream | TaskStream
 Place = tuple[int, int, tuple[int, ...]]  # stream, place in it, what the row's generator depends on
+BLOCK = 1000  # steps of several tasks whose order is drawn together
 
 
 class Indexed(Protocol):
@@ -42,19 +45,50 @@ def shuffled(streams: list[Stream], shares: list[float], seed: int, copies: int)
     """
     import grain
 
-    def part(k: int, stream: Stream):
-        def place(index: int, number: int) -> Place:
-            epoch = index // stream.count
-            if not copies:
-                return k, stream.at(number, epoch), ()
-            epoch %= copies
-            return k, stream.at(number, epoch), (1 + k, number, epoch)
-
-        return grain.MapDataset.range(stream.count).shuffle(seed=derive(seed, k)).repeat().map_with_index(place)
-
-    parts = [part(k, stream) for k, stream in enumerate(streams)]
+    parts = [ordered(k, stream, seed, copies) for k, stream in enumerate(streams)]
     found = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, shares)
     return found.__getitem__
+
+
+def ordered(k: int, stream: Stream, seed: int, copies: int):
+    """Return stream k's places, endless: its records in an order of each epoch's own."""
+    import grain
+
+    def place(index: int, number: int) -> Place:
+        epoch = index // stream.count
+        if not copies:
+            return k, stream.at(number, epoch), ()
+        epoch %= copies
+        return k, stream.at(number, epoch), (1 + k, number, epoch)
+
+    return grain.MapDataset.range(stream.count).shuffle(seed=derive(seed, k)).repeat().map_with_index(place)
+
+
+def by_task(streams: list[Stream], shares: list[float], seed: int, batch: int) -> Callable[[int], Place]:
+    """Return where training row i lies when all rows of a step are of one stream, which goes on where it stopped.
+
+    Every stream has its share of the steps 1 to BLOCK, and so on, in an order that is drawn for each BLOCK.
+    """
+    import grain
+
+    rows = [ordered(k, stream, seed, 0) for k, stream in enumerate(streams)]
+    turns = [grain.MapDataset.range(1).repeat().map_with_index(lambda n, _, k=k: (k, n)) for k in range(len(streams))]
+    even = turns[0] if len(turns) == 1 else grain.MapDataset.mix(turns, shares)
+
+    @functools.lru_cache(maxsize=4)
+    def block(number: int) -> np.ndarray:
+        found = np.array([even[i] for i in range(number * BLOCK, (number + 1) * BLOCK)])
+        drawn = np.random.default_rng([derive(seed, -2), number]).permutation(found)
+        for k in range(len(streams)):  # a stream's own batches stay in order, so that its epochs do
+            drawn[drawn[:, 0] == k] = found[found[:, 0] == k]
+        return drawn
+
+    def place(index: int) -> Place:
+        step, row = divmod(index, batch)
+        k, turn = block(step // BLOCK)[step % BLOCK].tolist()
+        return rows[k][turn * batch + row]
+
+    return place
 
 
 def reading(streams: list[Stream], batch: int) -> Callable[[int], Place]:
@@ -90,7 +124,7 @@ class Batches:
     def __init__(
         self,
         corpus: Corpus | Train,
-        records: Windows | Documents | Examples,
+        records: Windows | Documents | Examples | Parted,
         corrupt: Corrupt,
         batch: int,
         seed: int = 0,
@@ -105,14 +139,21 @@ class Batches:
             )
         self.batch, self.shard, self.corrupt, self.draws = batch, shard or (0, batch), corrupt, Draws(derive(seed, -1))
         self.streams = [records.open(tokens, packing, derive(seed, k)) for k, (_, tokens) in enumerate(train)]
+        shares, self.blank = [share for share, _ in train], {}
         if records.order == "reading":
             self.place = reading(self.streams, batch)
+        elif records.order == "tasks":
+            self.place = by_task(self.streams, shares, seed, batch)
+            for stream in self.streams:  # a batch has the arrays of all tasks, zeros but for those of its own
+                row = corrupt(self.draws(0, 0, 0), stream.held_out(self.draws(0, 0, 0), 0))
+                self.blank |= {name: np.zeros_like(value) for name, value in row.items()}
         else:
-            self.place = shuffled(self.streams, [share for share, _ in train], seed, records.copies)
+            self.place = shuffled(self.streams, shares, seed, records.copies)
 
     def __getitem__(self, step: int) -> Example:
         low, high = self.shard
-        return _stack([self._example(i) for i in range(step * self.batch + low, step * self.batch + high)])
+        rows = [self._example(i) for i in range(step * self.batch + low, step * self.batch + high)]
+        return _stack([{**self.blank, **row} for row in rows] if self.blank else rows)
 
     def _example(self, index: int) -> Example:
         stream, at, key = self.place(index)

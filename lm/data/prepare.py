@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lm.data.augment import Augmentation
 from lm.data.examples import ExampleSource, labelled
+from lm.data.folds import numbers
 from lm.data.sources import Documentation, Reader, Source, components, source_from
 from lm.data.store import FORMAT, Tokens
 from lm.data.tokenise import Tokenisation
@@ -38,6 +40,8 @@ class Data:
     with a single document: the last share of its characters). `packing`: 'documents' keeps attention and positions
     within a document, 'windows' runs over their borders. `words` tells where words begin in text that does not show it.
     Sources of `lm.data.examples` hold labelled examples, for fine-tuning; they stay text until a row is made of them.
+    `fold` "2/5" holds out the second of five equal parts of them (`lm.data.folds`), in place of `validation`: that is not
+    looked at then, and a source there stays unread. `augment` adds changed copies of the training examples (`lm.data.augment`).
     """
 
     source: Source | ExampleSource = dataclasses.field(default_factory=Documentation)
@@ -45,12 +49,20 @@ class Data:
     validation: float | Source | ExampleSource = 0.05
     packing: Literal["documents", "windows"] = "documents"
     words: Words | None = None
+    augment: tuple[Augmentation, ...] = ()
+    fold: str = ""
 
     def __post_init__(self):
         if isinstance(self.validation, int | float) and not 0 <= self.validation < 1:
             raise UserError(f"validation={self.validation}: give a share from 0 to below 1, or a source")
         if self.packing not in ("documents", "windows"):
             raise UserError(f"packing={self.packing!r}: use 'documents' or 'windows'")
+        if not isinstance(self.augment, tuple) or not all(isinstance(one, Augmentation) for one in self.augment):
+            raise UserError(f"augment={self.augment!r}: give a tuple of values of lm.data.augment, such as (Edits(),)")
+        if self.fold and numbers(self.fold) and not labelled(self.source):
+            raise UserError(f"fold={self.fold} is for labelled examples; of running text hold out a share: validation=0.05")
+        if self.augment and not labelled(self.source):
+            raise UserError("augment is for labelled examples; the source is running text: leave it out")
 
 
 @dataclass(frozen=True)

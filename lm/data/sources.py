@@ -6,12 +6,13 @@ A source is part of a run's config (JSON-able fields only). `open()` gives a `Re
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from lm.data.examples import ExampleSource, labelled
 from lm.errors import UserError
 
 
@@ -188,19 +189,27 @@ class Restored:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Several sources; `weights` are the shares of training rows (not of documents) drawn from each."""
+    """Several sources; `weights` are the shares of training rows (not of documents) drawn from each.
 
-    sources: tuple[Source, ...]
-    weights: tuple[float, ...]
+    Labelled examples may leave them out: they are the numbers of training examples then. `temperature` T takes weights to
+    the power 1 / T: the higher, the more alike (Arivazhagan et al. 2019; Raffel et al. 2020, 3.5.2).
+    """
+
+    sources: tuple[Source | ExampleSource, ...]
+    weights: tuple[float, ...] = ()
+    temperature: float = 1.0
 
     def __post_init__(self):
-        if not self.sources or len(self.sources) != len(self.weights):
+        counted = not self.weights and labelled(self)
+        if not self.sources or (len(self.sources) != len(self.weights) and not counted):
             raise UserError(
                 f"Mixture has {len(self.sources)} sources and {len(self.weights)} weights: give one weight a source"
             )
+        if self.temperature <= 0:
+            raise UserError(f"Mixture temperature={self.temperature} must be above 0; 1 leaves the weights as they are")
         if any(isinstance(source, Mixture) for source in self.sources):
             raise UserError("Mixture inside a Mixture: list all sources in one and multiply the weights")
-        if min(self.weights) <= 0:
+        if min(self.weights, default=1) <= 0:
             raise UserError(f"Mixture weights {self.weights} must all be above 0: leave out a source you do not want")
 
     def open(self) -> Reader:
@@ -235,11 +244,15 @@ class Concatenation:
         return "\n".join(reader.signature() for reader in self.readers)
 
 
-def components(source: Source) -> tuple[tuple[float, Source], ...]:
-    """List (share, source): the parts of a mixture with shares that sum to 1, or the source alone."""
+def components(source: Source, sizes: Sequence[int] = ()) -> tuple[tuple[float, Source], ...]:
+    """List (share, source): the parts of a mixture with shares that sum to 1, or the source alone.
+
+    `sizes` stand for weights that the mixture leaves out; without them its parts are alike.
+    """
     if not isinstance(source, Mixture):
         return ((1.0, source),)
-    return tuple((weight / sum(source.weights), part) for weight, part in zip(source.weights, source.sources))
+    weights = [w ** (1 / source.temperature) for w in source.weights or sizes or [1] * len(source.sources)]
+    return tuple((weight / sum(weights), part) for weight, part in zip(weights, source.sources, strict=True))
 
 
 def source_from(text: str | None = None, data: str | None = None) -> Source:

@@ -76,8 +76,9 @@ class Seq2Seq(nn.Module):
         segments_BT=None,
         keys_B=None,
         causal=True,
+        collect=False,
     ):
-        """Return the decoder's states (B, T, D).
+        """Return the decoder's states (B, T, D); with `collect` also those before and after each layer (L + 1, B, T, D).
 
         Segments number the packed pairs of a row from 1 (0: padding); a target sees the source of its own number.
         """
@@ -85,7 +86,9 @@ class Seq2Seq(nn.Module):
             self.head()
         h_BSD = self.encode(source_BS, source_positions_BS, source_segments_BS, keys_B)
         source = {"source_BSD": h_BSD, "source_segments_BS": source_segments_BS}
-        return self.decode(tokens_BT, positions_BT, segments_BT, keys_B=keys_B, causal=causal, **source)
+        return self.decode(
+            tokens_BT, positions_BT, segments_BT, keys_B=keys_B, causal=causal, collect=collect, **source
+        )
 
     def encode(self, source_BS, positions_BS=None, segments_BS=None, keys_B=None):
         """Read the source: states (B, S, D)."""
@@ -110,6 +113,7 @@ class Seq2Seq(nn.Module):
         keys_B=None,
         causal=True,
         cache=None,
+        collect=False,
     ):
         """Read the target beside the encoder's states: (B, T, D). The stacks' dropout draws from keys of their own.
 
@@ -132,7 +136,9 @@ class Seq2Seq(nn.Module):
             "source_mask": Mask(segments_BT=segments_BT, segments_BS=source_segments_BS, causal=False),
         }
         layers = None if cache is None else cache.layers
-        h_BTD, layers, _ = self.decoder(x_BTD, positions_BT, mask, keys_B, layers, **source)
+        h_BTD, layers, states = self.decoder(x_BTD, positions_BT, mask, keys_B, layers, **source, collect=collect)
+        if collect:
+            return h_BTD, jnp.concatenate([x_BTD[None], states])
         if cache is None:
             return h_BTD
         length = jnp.asarray(offset + tokens_BT.shape[1], jnp.int32)

@@ -51,6 +51,7 @@ class Objective:
     generative: ClassVar[bool] = False  # left to right: a sample continues a prompt
     answers: ClassVar[bool] = False  # left to right, but as the answer to a source
     prefix: ClassVar[bool] = False  # the tokens of a prompt all see each other
+    apart: ClassVar[bool] = False  # its `parts` have examples of their own, and are measured each by itself
     nats: ClassVar[str | None] = (
         None  # the sum that is nats per token of running text, for perplexity and bits per byte
     )

@@ -146,7 +146,7 @@ class Choose(Objective):
     def init(self, key, batch):
         state = jnp.zeros((1, 1, self.model.width))
         head = self.scores.init(jax.random.fold_in(key, 1), state)["params"]
-        return {**trunk.draw(self.model, key), **head}
+        return {**trunk.draw(self.model, key, self.rows), **head}
 
     def logits(self, params, batch, keys_B=None):
         """Score the options (B, P, options); those that are not there get the lowest number."""

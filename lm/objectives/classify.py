@@ -16,6 +16,7 @@ from lm.data.examples import Example
 from lm.data.framing import Laid
 from lm.data.packed import Examples
 from lm.errors import UserError, check, check_choices, check_range
+from lm.models.layers import fold
 from lm.objectives import trunk
 from lm.objectives.base import Objective, fit
 from lm.objectives.trunk import Head, Rows, Trunk
@@ -29,6 +30,11 @@ class Classify(Objective):
     "several" of them (a list, or a text cut at `between`; each its own yes or no), or a "number" (squared error).
     `smoothing` e takes 1 - e of the right label and spreads e over all (Szegedy et al. 2016). `class_weights`, one a
     label, weigh the examples of each; `balanced` fills them in, examples / (labels x examples with it).
+
+    `mixup` a > 0 trains on mixtures: each state that the head scores becomes share x it + (1 - share) x that of the next
+    example of its row, the last one's next is the first; the loss is mixed alike, by its own weight (Zhang et al. 2018;
+    Guo et al. 2019, of states). Each example's share is drawn from Beta(a, a). One alone in its row stays as it is.
+    Metrics of training then ask for the target with the larger share.
 
     `labels` are those of the training examples, sorted, unless given. A held-out label that is not among them is an
     error, or with `unknown="skip"` the example counts nothing.
@@ -47,6 +53,7 @@ class Classify(Objective):
     smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
     balanced: bool = False
+    mixup: float = 0.0
     rows: Rows = Rows()
     head: Head = Head()
     frame: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
@@ -54,6 +61,7 @@ class Classify(Objective):
     def __post_init__(self):
         check_choices(self)
         check_range(self, 0, 1, "smoothing")
+        check_range(self, 0, float("inf"), "mixup")
         trunk.check_rows(self.model, self.rows)
         check(len(self.fields) in (1, 2), f"fields={self.fields}: one text or two")
         weighted = self.balanced or self.class_weights or self.smoothing
@@ -83,6 +91,7 @@ class Classify(Objective):
 
     def study(self, corpus):
         """Find the labels and the length of a row; refuse held-out labels that training does not have."""
+        check(self.rows.pack or not self.mixup, "mixup mixes the examples of a row: rows.pack=False leaves one; mixup=0")
         examples = trunk.examples_of(corpus)
         counts = Counter(name for example in examples for name in self.names(example))
         labels = self.labels or (() if self.kind == "number" else tuple(sorted(counts)))
@@ -160,34 +169,61 @@ class Classify(Objective):
     def init(self, key, batch):
         state = jnp.zeros((1, 1, self.model.width))
         head = self.scores.init(jax.random.fold_in(key, 1), state)["params"]
-        return {**trunk.draw(self.model, key), **head}
+        return {**trunk.draw(self.model, key, self.rows), **head}
 
     def logits(self, params, batch, keys_B=None):
         """Score the labels, or estimate the number: (B, P, labels or 1)."""
+        return self.scores.apply({"params": params}, self.pooled(params, batch, keys_B), keys_B)
+
+    def pooled(self, params, batch, keys_B):
+        """Return what is scored, (B, P, D)."""
         h_BTD = trunk.states(self.model, params, batch, keys_B, self.rows.causal)
-        return self.scores.apply({"params": params}, trunk.pooled(h_BTD, batch, self.pool), keys_B)
+        return trunk.pooled(h_BTD, batch, self.pool)
 
     def loss(self, params, batch, memory, keys_B):
-        logits_BPC, targets, weights_BP = self.logits(params, batch, keys_B), batch["targets"], batch["weights"]
-        count, counted_BP = weights_BP.sum(), weights_BP > 0
-        more = {}
-        if self.kind == "number":
-            error_BP = logits_BPC[..., 0] - targets
-            loss_BP = error_BP**2
-            more = {"error": (jnp.sum(jnp.abs(error_BP) * counted_BP), counted_BP.sum())}
-        elif self.kind == "one":
-            log_BPC = jax.nn.log_softmax(logits_BPC)
-            right_BP = jnp.take_along_axis(log_BPC, targets[..., None], -1)[..., 0]
-            loss_BP = -(1 - self.smoothing) * right_BP - self.smoothing * log_BPC.mean(-1)
-            hits = jnp.sum((logits_BPC.argmax(-1) == targets) * counted_BP)
-            more = {"accuracy": (hits, counted_BP.sum())}
+        targets, weights_BP = batch["targets"], batch["weights"]
+        if self.mixup and keys_B is not None:
+            logits_BPC, loss_BP, targets = self.mixed(params, batch, keys_B)
         else:
-            loss_BPC = jax.nn.softplus(logits_BPC) - targets * logits_BPC
-            loss_BP, guess_BPC = loss_BPC.mean(-1), (logits_BPC > 0) & counted_BP[..., None]
-            hits, gold = jnp.sum(guess_BPC * targets), jnp.sum(targets * counted_BP[..., None])
-            right = jnp.sum((guess_BPC == targets).all(-1) * counted_BP)
-            more = {"f1": (2 * hits, guess_BPC.sum() + gold), "exact": (right, counted_BP.sum())}
-        return {"loss": (jnp.sum(loss_BP * weights_BP), count), **more, "filled": trunk.filled(batch)}, memory
+            logits_BPC = self.logits(params, batch, keys_B)
+            loss_BP = self.costs(logits_BPC, targets)
+        total = jnp.sum(loss_BP * weights_BP), weights_BP.sum()
+        metrics = self.metrics(logits_BPC, targets, weights_BP > 0)
+        return {"loss": total, **metrics, "filled": trunk.filled(batch)}, memory
+
+    def mixed(self, params, batch, keys_B):
+        """Score mixtures: (their scores, each one's loss, the target with the larger share)."""
+        z_BPD, targets = self.pooled(params, batch, keys_B), batch["targets"]
+        partner_BP, share_BP = partners(batch["weights"] > 0), shares(keys_B, self.mixup, batch["weights"].shape[1])
+        others = chosen(targets, partner_BP)
+        share_BP1 = share_BP[..., None].astype(z_BPD.dtype)
+        z_BPD = share_BP1 * z_BPD + (1 - share_BP1) * chosen(z_BPD, partner_BP)
+        logits_BPC = self.scores.apply({"params": params}, z_BPD, keys_B)
+        loss_BP = share_BP * self.costs(logits_BPC, targets) + (1 - share_BP) * self.costs(logits_BPC, others)
+        larger = share_BP.reshape(*share_BP.shape, *[1] * (targets.ndim - 2)) >= 0.5
+        return logits_BPC, loss_BP, jnp.where(larger, targets, others)
+
+    def costs(self, logits_BPC, targets):
+        """Give each example's loss (B, P), in nats or squares."""
+        if self.kind == "number":
+            return (logits_BPC[..., 0] - targets) ** 2
+        if self.kind == "several":
+            return (jax.nn.softplus(logits_BPC) - targets * logits_BPC).mean(-1)
+        log_BPC = jax.nn.log_softmax(logits_BPC)
+        right_BP = jnp.take_along_axis(log_BPC, targets[..., None], -1)[..., 0]
+        return -(1 - self.smoothing) * right_BP - self.smoothing * log_BPC.mean(-1)
+
+    def metrics(self, logits_BPC, targets, counted_BP):
+        """Sum what people ask for over the examples that count."""
+        count = counted_BP.sum()
+        if self.kind == "number":
+            return {"error": (jnp.sum(jnp.abs(logits_BPC[..., 0] - targets) * counted_BP), count)}
+        if self.kind == "one":
+            return {"accuracy": (jnp.sum((logits_BPC.argmax(-1) == targets) * counted_BP), count)}
+        guess_BPC = (logits_BPC > 0) & counted_BP[..., None]
+        hits, gold = jnp.sum(guess_BPC * targets), jnp.sum(targets * counted_BP[..., None])
+        right = jnp.sum((guess_BPC == targets).all(-1) * counted_BP)
+        return {"f1": (2 * hits, guess_BPC.sum() + gold), "exact": (right, count)}
 
     def predict(self, params, batch):
         """Give each label's probability (B, P, labels), or the number (B, P)."""
@@ -235,6 +271,26 @@ class Classify(Objective):
                 sure = f" ({found['probabilities'][k].max():.0%})" if self.kind == "one" else ""
                 lines.append(f"guess  {shown}{sure}")
         return "\n".join(lines) or trunk.EMPTY
+
+
+# -- mixtures ----------------------------------------------------------------------------------------------------------
+
+
+def partners(real_BP: jax.Array) -> jax.Array:
+    """Say which place each place is mixed with: the next real one of its row, around its end; int32 (B, P)."""
+    size = real_BP.shape[1]
+    steps_PP = (jnp.arange(size)[None] - jnp.arange(size)[:, None] - 1) % size
+    return jnp.where(real_BP[:, None], steps_PP, size).argmin(-1)
+
+
+def shares(keys_B: jax.Array, alpha: float, size: int) -> jax.Array:
+    """Draw each place's share of its mixture from Beta(alpha, alpha), with one key a row: (B, size)."""
+    return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, (size,)))(fold(keys_B, 2000))
+
+
+def chosen(x: jax.Array, places_BP: jax.Array) -> jax.Array:
+    """Take (B, P, ...) at other places."""
+    return jnp.take_along_axis(x, places_BP.reshape(*places_BP.shape, *[1] * (x.ndim - 2)), 1)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ class Extract(Objective):
     def init(self, key, batch):
         state = jnp.zeros((1, 1, self.model.width))
         scorer = self.scorer.init(jax.random.fold_in(key, 1), state)["params"]
-        return {**trunk.draw(self.model, key), "answer": scorer}
+        return {**trunk.draw(self.model, key, self.rows), "answer": scorer}
 
     def weights(self, batch):
         return {"loss": 2 * batch["weights"].sum()}

@@ -29,7 +29,8 @@ class Part:
     weight: float = 1.0
 
     def __post_init__(self):
-        check(self.name.isidentifier(), f"part '{self.name}' of a mixture: give it a plain word for a name")
+        plain = self.name.isidentifier() and self.name not in ("trunk", *TRUNK)
+        check(plain, f"part '{self.name}' of a mixture: give it a plain word for a name, not one of the network's")
         check(self.weight > 0, f"part '{self.name}' of a mixture has weight {self.weight}; it must be above 0")
 
     def of(self, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,6 +47,10 @@ class Part:
     def params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Give this part's parameters: the trunk's and its own."""
         return {**params["trunk"], **params.get(self.name, {})}
+
+    def show(self, tokenizer: Any, example: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
+        """Write what this part has in a row, under its name."""
+        return f"[{self.name}]\n{self.objective.show(tokenizer, self.of(example), (found and self.of(found)) or None)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +70,7 @@ class Multitask(Objective):
 
     def __post_init__(self):
         check_choices(self)
-        names = [part.name for part in self.parts]
-        check(
-            len(names) > 1 and len(set(names)) == len(names), f"a mixture needs parts of different names, not {names}"
-        )
+        check_names(self.parts)
         for part in self.parts:
             records = part.objective.records
             if not isinstance(records, Windows) or records.order != "shuffled":
@@ -122,9 +124,7 @@ class Multitask(Objective):
 
     def each(self, change: Callable[[Objective], Objective]) -> "Multitask":
         """Change the objective of every part."""
-        return dataclasses.replace(
-            self, parts=tuple(dataclasses.replace(p, objective=change(p.objective)) for p in self.parts)
-        )
+        return dataclasses.replace(self, parts=changed(self.parts, change))
 
     def corrupt(self, rng, record):
         found = {}
@@ -133,18 +133,7 @@ class Multitask(Objective):
         return found
 
     def init(self, key, batch):
-        params: dict[str, Any] = {"trunk": {}}
-        for i, part in enumerate(self.parts):
-            drawn = part.objective.init(jax.random.fold_in(key, i), {**batch, **part.of(batch)})
-            for name in [name for name in drawn if name in TRUNK]:
-                ours, theirs = params["trunk"].setdefault(name, drawn[name]), drawn.pop(name)
-                same = jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
-                check(
-                    same, f"part '{part.name}' has another '{name}' than the parts before it: give all the same model"
-                )
-            if drawn:
-                params[part.name] = drawn
-        return params
+        return shared(self.parts, key, batch)
 
     def weights(self, batch):
         found = {}
@@ -167,13 +156,9 @@ class Multitask(Objective):
 
         if self.take == "all" or keys_B is None:
             return {name: pair for part in self.parts for name, pair in run(part).items()}, memory
-        shapes = {p.name: jax.eval_shape(lambda p=p: run(p)) for p in self.parts}
-        nothing = {
-            k: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), x) for s in shapes.values() for k, x in s.items()
-        }
         shares = jnp.log(jnp.array([part.weight for part in self.parts]))
         draw = jax.random.categorical(jax.random.fold_in(jax.random.key(0), memory[0]), shares)
-        return jax.lax.switch(draw, [lambda p=p: {**nothing, **run(p)} for p in self.parts]), memory + 1
+        return alone(self.parts, draw, run), memory + 1
 
     def predict(self, params, batch):
         found = {}
@@ -182,11 +167,7 @@ class Multitask(Objective):
         return found or None
 
     def show(self, tokenizer, example, found=None):
-        parts = []
-        for p in self.parts:
-            shown = p.objective.show(tokenizer, p.of(example), (found and p.of(found)) or None)
-            parts.append(f"[{p.name}]\n{shown}")
-        return "\n".join(parts)
+        return "\n".join(part.show(tokenizer, example, found) for part in self.parts)
 
     def flops(self):
         each = [part.objective.flops() for part in self.parts]
@@ -194,6 +175,38 @@ class Multitask(Objective):
             return sum(each)
         total = sum(part.weight for part in self.parts)
         return sum(part.weight / total * work for part, work in zip(self.parts, each))
+
+
+def check_names(parts: tuple[Part, ...]) -> None:
+    """Raise UserError where parts cannot be told apart."""
+    names = [part.name for part in parts]
+    check(len(names) > 1 and len(set(names)) == len(names), f"a mixture needs parts of different names, not {names}")
+
+
+def changed(parts: tuple[Part, ...], change: Callable[[Objective], Objective]) -> tuple[Part, ...]:
+    """Change the objective of every part."""
+    return tuple(dataclasses.replace(part, objective=change(part.objective)) for part in parts)
+
+
+def shared(parts: tuple[Part, ...], key: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw the parameters: one "trunk", and by its name what each part has beside it."""
+    params: dict[str, Any] = {"trunk": {}}
+    for i, part in enumerate(parts):
+        drawn = part.objective.init(jax.random.fold_in(key, i), {**batch, **part.of(batch)})
+        for name in [name for name in drawn if name in TRUNK]:
+            ours, theirs = params["trunk"].setdefault(name, drawn[name]), drawn.pop(name)
+            same = jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
+            check(same, f"part '{part.name}' has another '{name}' than the parts before it: give all the same model")
+        if drawn:
+            params[part.name] = drawn
+    return params
+
+
+def alone(parts: tuple[Part, ...], number: jax.Array, run: Callable[[Part], dict[str, Any]]) -> dict[str, Any]:
+    """Run one part; zeros stand for what the others would give."""
+    shapes = [jax.eval_shape(lambda p=p: run(p)) for p in parts]
+    nothing = {k: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), x) for s in shapes for k, x in s.items()}
+    return jax.lax.switch(number, [lambda p=p: {**nothing, **run(p)} for p in parts])
 
 
 def beginning(record: Mapping[str, Any], length: int) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Rank(Objective):
     # -- device --------------------------------------------------------------------------------------------------------
 
     def init(self, key, batch):
-        return trunk.draw(self.model, key)
+        return trunk.draw(self.model, key, self.rows)
 
     def cosines(self, params, batch, keys_B=None):
         """Compare both texts of each example: float32 (B, P)."""

@@ -54,6 +54,8 @@ class Regularised(Objective):
             kind in ("one", "several") or not (self.rdrop or self.smoothness),
             "rdrop and smoothness compare probabilities of labels: the objective is Classify with kind one or several",
         )
+        mixup = kind is not None and self.objective.mixup
+        check(not (self.rdrop and mixup), "rdrop compares two passes of one text, which mixup mixes anew in each: one of them")
 
     # -- as the objective ----------------------------------------------------------------------------------------------
 

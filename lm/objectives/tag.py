@@ -144,7 +144,7 @@ class Tag(Objective):
         found = {"classifier": self.scorer.init(jax.random.fold_in(key, 1), state)["params"]}
         if self.crf:
             found["crf"] = Chain(len(self.labels)).init(jax.random.fold_in(key, 2))["params"]
-        return {**trunk.draw(self.model, key), **found}
+        return {**trunk.draw(self.model, key, self.rows), **found}
 
     def logits(self, params, batch, keys_B=None):
         """Score the tags of each word, float32 (B, W, tags)."""

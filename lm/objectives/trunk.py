@@ -26,6 +26,7 @@ from lm.models.transformer import Transformer
 from lm.models.two_stream import TwoStream, XLNet
 from lm.objectives.base import Batch, Example, sized
 from lm.objectives.sequences import lay, row_flops
+from lm.sharding import Named
 
 Stacks = Transformer | EncoderDecoder  # rows of these may hold several texts
 Trunk = Stacks | XLNet
@@ -41,6 +42,10 @@ class Rows:
     two or four times that where it would be badly filled). `pack=False` gives each a row of its own, which XLNet needs.
     `causal`: the network reads from left to right (GPT). `style`: the special tokens (`lm.data.framing`), "auto": those
     of the network and its vocabulary.
+
+    `mix` gives heads, in place of the last states, a learned sum of those after the embeddings and after every layer,
+    scale x sum of softmax(weights)_l h_l (Peters et al. 2018, eq. 1; Tenney et al. 2019). It begins as their mean. The
+    last of them has the norm that ends the stack; of an encoder-decoder they are the decoder's.
     """
 
     length: int = 0
@@ -48,6 +53,7 @@ class Rows:
     pack: bool = True
     causal: bool = False
     style: Literal["auto", Style] = "auto"
+    mix: bool = False
 
     def __post_init__(self):
         check_choices(self)
@@ -91,6 +97,7 @@ def check_rows(model: Trunk, rows: Rows) -> None:
     check(not rows.row or rows.row >= longest, f"rows.row={rows.row} is shorter than an example, {longest}")
     if isinstance(model, XLNet):
         check(not rows.pack and rows.row in (0, longest), "XLNet sees all of a row: rows.pack=False")
+        check(not rows.mix, "XLNet's layers are not mixed: rows.mix=False, or another network")
     check(rows.pack or rows.row in (0, longest), f"rows.row={rows.row} with one example a row: leave it at 0")
     check(not rows.causal or isinstance(model, Transformer), "rows.causal is for a single stack: a GPT")
 
@@ -189,34 +196,48 @@ def bare(model: Trunk) -> Trunk:
     return model
 
 
-def draw(model: Trunk, key: jax.Array) -> dict[str, Any]:
-    """Draw the network's parameters, without those that serve the vocabulary alone."""
+def draw(model: Trunk, key: jax.Array, rows: Rows = Rows()) -> dict[str, Any]:
+    """Draw the network's parameters, without those that serve the vocabulary alone, and what mixes its layers."""
     tokens = jnp.zeros((1, 8), jnp.int32)
     if isinstance(model, EncoderDecoder):
         params = Seq2Seq(bare(model)).init(key, tokens, tokens)["params"]
     else:
         module = TwoStream(model) if isinstance(model, XLNet) else Model(bare(model))
         params = module.init(key, tokens)["params"]
-    return {name: tree for name, tree in params.items() if name not in VOCABULARY}
+    found = {name: tree for name, tree in params.items() if name not in VOCABULARY}
+    if rows.mix:
+        found["mix"] = {"weights": Named(jnp.zeros(stack_of(model).depth + 1), (None,)), "scale": Named(jnp.ones(()), ())}
+    return found
 
 
 def states(model: Trunk, params: Any, batch: Batch, keys_B: jax.Array | None, causal: bool) -> jax.Array:
-    """Return the states of all tokens (B, T, D): the last layer's, of an encoder-decoder the decoder's."""
+    """Return the states of all tokens (B, T, D): the last layer's, of an encoder-decoder the decoder's.
+
+    Where the parameters have a mix of layers, it is that (`Rows.mix`).
+    """
     tokens, positions, segments = batch["tokens"], batch["positions"], batch["segments"]
     if isinstance(model, XLNet):
         unused = {"query": jnp.zeros(model.width), "head_bias": jnp.zeros(model.rows)}
         ranks = jnp.where(segments > 0, 0, NEVER)
         more = {"types_BT": batch["types"], "rank_BT": ranks, "keys_B": keys_B}
         return TwoStream(model).apply({"params": {**params, **unused}}, tokens, **more)[0]
-    variables = {"params": params}
+    variables, mix = {"params": params}, params.get("mix")
     if isinstance(model, EncoderDecoder):
         places = {"positions_BT": positions, "segments_BT": segments, "keys_B": keys_B}
         places |= {f"source_{name}_BS": batch[f"source_{name}"] for name in ("positions", "segments")}
-        return Seq2Seq(bare(model)).apply(variables, batch["source"], tokens, **places)
+        found = Seq2Seq(bare(model)).apply(variables, batch["source"], tokens, **places, collect=mix is not None)
+        return found if mix is None else mixed(mix, *found)
+    types_BT, collect = batch.get("types"), mix is not None
     found = Model(bare(model)).apply(
-        variables, tokens, positions, segments, types_BT=batch.get("types"), keys_B=keys_B, causal=causal
+        variables, tokens, positions, segments, types_BT=types_BT, keys_B=keys_B, causal=causal, collect=collect
     )
-    return found[0]
+    return found[0] if mix is None else mixed(mix, *found)
+
+
+def mixed(mix: Any, last_BTD: jax.Array, states_LBTD: jax.Array) -> jax.Array:
+    """Add up the states before and after every layer, the last of them as the stack gives it (B, T, D)."""
+    shares_L = (mix["scale"] * jax.nn.softmax(mix["weights"])).astype(last_BTD.dtype)
+    return jnp.einsum("l,lbtd->btd", shares_L[:-1], states_LBTD[:-1]) + shares_L[-1] * last_BTD
 
 
 def stack_of(model: Trunk) -> Any:

@@ -2,7 +2,8 @@
 
     python -m lm.tasks.downstream --workdir=RUN [--step=best] [--output=DIR]
 
-A run does this by itself at its end; the command does it again for another checkpoint or another folder. Files:
+A run does this by itself at its end; the command does it again for another checkpoint or another folder. Files, of each
+task of several with its name (predictions-NAME.jsonl):
 
     predictions.jsonl  one object an example: where, gold, guess, right, confidence, probabilities
     figures.json       every figure with its error and the ends of its 95 % interval
@@ -28,6 +29,7 @@ from lm.tasks.classification import confusion
 from lm.tasks.errors_page import page
 from lm.tasks.outcomes import BINS, Form, Prediction, form_of
 from lm.tasks.pictures import draw_confusion, draw_reliability
+from lm.tasks.replies import replies
 from lm.tasks.statistics import Figures, divide, flat
 
 PREFIX = "examples/"  # of the figures' names: others are means over rows of the batch
@@ -52,9 +54,25 @@ def ask(held_out: Any, params: Any) -> Found | None:
     `held_out` is a `lm.tasks.language.HeldOut`, under its mesh; one process feeds all rows.
     """
     objective = held_out.objective
-    if not isinstance(held_out.tokens, ExampleSet) or not hasattr(objective, "outcomes") or jax.process_count() > 1:
+    if not isinstance(held_out.tokens, ExampleSet) or jax.process_count() > 1:
         return None
-    stream, rows = held_out.batches.stream, held_out.rows
+    if hasattr(objective, "reply"):
+        said = [(example, [row]) for example, row in replies(objective, params, held_out.tokens.examples)]
+    elif hasattr(objective, "outcomes"):
+        said = outcomes(held_out, params)
+    else:
+        return None
+    if not said:
+        return None
+    form = form_of(said[0][1][0])
+    pairs = [(form.read(objective, example, rows), example) for example, rows in said]
+    pairs = [({"where": one.where, **found}, one) for found, one in pairs if found is not None]
+    return Found(form, objective, [found for found, _ in pairs], [one for _, one in pairs]) if pairs else None
+
+
+def outcomes(held_out: Any, params: Any) -> list[tuple[Example, list[Any]]]:
+    """Give each held-out example with the rows that the objective makes of its parts."""
+    objective, stream, rows = held_out.objective, held_out.batches.stream, held_out.rows
     parts: dict[int, list] = {id(example): [] for example in stream.examples}
     unused = np.random.default_rng(0)
     for step, batch in enumerate(prefetch(held_out.batches, 0, len(held_out.batches))):
@@ -64,44 +82,50 @@ def ask(held_out: Any, params: Any) -> Found | None:
             said = objective.outcomes(record, {name: x[row] for name, x in found.items()})
             for (example, _), one in zip(record["examples"], said, strict=True):
                 parts[id(example)].append(one)
-    form = form_of(next(said[0] for said in parts.values() if said))
-    pairs = [(form.read(objective, one, parts[id(one)]), one) for one in stream.examples if parts[id(one)]]
-    pairs = [({"where": one.where, **found}, one) for found, one in pairs if found is not None]
-    return Found(form, objective, [found for found, _ in pairs], [one for _, one in pairs]) if pairs else None
+    return [(example, parts[id(example)]) for example in stream.examples if parts[id(example)]]
 
 
 def examined(held_out: Any, params: Any, seed: int = 0) -> Figures:
-    """Measure the held-out examples, `examples/NAME`; nothing of running text."""
-    found = ask(held_out, params)
-    return {} if found is None else {PREFIX + name: figure for name, figure in found.figures(seed).items()}
+    """Measure the held-out examples, `examples/NAME`, of tasks `examples/TASK/NAME`; nothing of running text."""
+    return {
+        PREFIX + task + name: figure
+        for task, found in asked(held_out, params)
+        for name, figure in found.figures(seed).items()
+    }
+
+
+def asked(held_out: Any, params: Any) -> list[tuple[str, Found]]:
+    """`ask` each task, "" where there is one; give those that answer, by the beginning of their figures' names."""
+    found = [(task, ask(one, own)) for task, one, own in held_out.alone(params)]
+    return [(task, one) for task, one in found if one is not None]
 
 
 def logged(held_out: Any, params: Any, folder: Path | None) -> dict[str, float]:
     """Give a running training its headline figures, `eval/validation/examples/NAME`; at its end fill the run's folder."""
     partial = held_out.count < len(held_out.batches)  # evaluate_batches asks for short looks
-    found = None if partial and folder is None else ask(held_out, params)
-    if found is None:
-        return {}
-    figures = found.figures()
-    if folder is not None:
-        leave(found, figures, folder)
-    headline = {name: figures[name].value for name in found.form.headline if name in figures}
+    headline = {}
+    for task, found in [] if partial and folder is None else asked(held_out, params):
+        figures = found.figures()
+        if folder is not None:
+            leave(found, figures, folder, task)
+        headline |= {task + name: figures[name].value for name in found.form.headline if name in figures}
     return {f"eval/validation/{PREFIX}{name}": value for name, value in headline.items()}
 
 
-def leave(found: Found, figures: Figures, folder: Path) -> list[Path]:
+def leave(found: Found, figures: Figures, folder: Path, task: str = "") -> list[Path]:
     """Write the files; give their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "predictions.jsonl", folder / "figures.json", folder / "errors.html"]
+    end = task and "-" + task.strip("/")
+    paths = [folder / f"predictions{end}.jsonl", folder / f"figures{end}.json", folder / f"errors{end}.html"]
     lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in found.predictions]
     paths[0].write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
     paths[1].write_text(json.dumps(flat(figures, intervals=True), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    paths[2].write_text(page(folder.absolute().name, found, figures), encoding="utf-8", errors="backslashreplace")
+    paths[2].write_text(page(folder.absolute().name + end, found, figures), encoding="utf-8", errors="backslashreplace")
     if found.form.classes:
-        paths.append(folder / "confusion.png")
+        paths.append(folder / f"confusion{end}.png")
         draw_confusion(*confusion(*found.form.classes(found.objective, found.predictions)), paths[-1])
     if "confidence" in found.predictions[0]:
-        paths.append(folder / "reliability.png")
+        paths.append(folder / f"reliability{end}.png")
         reliable(found.predictions, paths[-1])
     return paths
 
@@ -124,9 +148,9 @@ def again(workdir: Path, step: str, output: Path) -> list[Path]:
     config, params, _ = opened(str(workdir), None, step)
     held_out = reopened(config)
     with jax.set_mesh(held_out.mesh):
-        found = ask(held_out, params)
-    check(found is not None, f"'{workdir}' was trained on running text: python -m lm.evaluate --workdir={workdir}")
-    paths = leave(found, found.figures(), output)
+        found = asked(held_out, params)
+    check(bool(found), f"'{workdir}' was trained on running text: python -m lm.evaluate --workdir={workdir}")
+    paths = [path for task, one in found for path in leave(one, one.figures(), output, task)]
     log = workdir / "metrics.jsonl"
     return paths + ([output / "learning.png"] if log.exists() and learning_curve(log, output / "learning.png") else [])
 
@@ -137,7 +161,7 @@ if __name__ == "__main__":
     from lm.command import run
 
     WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
-    STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by the held-out loss) or a step's number")
+    STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best, a step")
     OUTPUT = flags.DEFINE_string("output", None, "folder for the files (default: the run's)")
 
     def main(overrides: list[tuple[str, str]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.data.examples import Example
-from lm.tasks.outcomes import ANSWERS, CLASSES, LABELS, NUMBERS, OPTIONS, TAGS, Prediction, scheme_of
+from lm.tasks.outcomes import ANSWERS, CLASSES, LABELS, NUMBERS, OPTIONS, TAGS, TEXTS, Prediction, scheme_of
 from lm.tasks.statistics import Figures
 from lm.tasks.tagging import spans
 
@@ -158,6 +158,15 @@ def of_answer(objective: Any, found: Prediction, example: Example) -> str:
     return asked + said + bars(found["probabilities"], found["gold"])
 
 
+def of_text(objective: Any, found: Prediction, example: Example) -> str:
+    sides = "".join(f'<p class="text" dir="auto">{chip(text, kind)}</p>' for text, kind in sides_of(found))
+    return prose(found["prompt"]) + sides
+
+
+def sides_of(found: Prediction) -> list[tuple[str, str]]:
+    return [*((text, "gold") for text in found["gold"]), (found["guess"], "guess")]
+
+
 def marked(text: str, marks: Sequence[tuple[int, int, str]]) -> str:
     """Mark spans of a text, also where they overlap; of a long one what lies around them."""
     low = max(0, min((start for start, _, _ in marks), default=0) - LONG // 2)
@@ -180,6 +189,10 @@ def sure(found: Prediction) -> float:
     return found["confidence"]
 
 
+def unlike(found: Prediction) -> float:
+    return -found["right"]
+
+
 def off(found: Prediction) -> float:
     return found["error"]
 
@@ -192,9 +205,10 @@ DRAWN: dict[str, tuple[Callable[[Prediction], float], Callable[[Any, Prediction,
     NUMBERS.name: (off, of_number),
     TAGS.name: (wrong_entities, of_tags),
     ANSWERS.name: (sure, of_answer),
+    TEXTS.name: (unlike, of_text),
 }
 ORDERS = dict.fromkeys(DRAWN, "the surest first") | {
-    NUMBERS.name: "the largest first", TAGS.name: "most wrong words first",
+    NUMBERS.name: "the largest first", TAGS.name: "most wrong words first", TEXTS.name: "the least like a reference first",
 }  # fmt: skip
 LEGENDS = {
     TAGS.name: '<span class="ent good"><span>right</span></span> <span class="ent missed"><span>missed</span></span> '

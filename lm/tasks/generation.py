@@ -117,6 +117,13 @@ def _readable(references: References, tokenizer: object | None) -> None:
         raise UserError(f"rouge_score reads a-z and 0-9 only and finds {told}: give tokenizer=Characters()")
 
 
+def compared(texts: Sequence[str], references: References, seed: int = 0) -> Figures:
+    """Measure BLEU, chrF and ROUGE; a script without spaces by its characters where any reference is Chinese."""
+    chinese = any(is_chinese(c) for some in references for text in some for c in text)
+    scores = bleu(texts, references, "zh" if chinese else "13a", seed)[0] | chrf(texts, references, seed=seed)[0]
+    return scores | rouge(texts, references, tokenizer=Characters() if chinese else None)
+
+
 def exact_match(texts: Sequence[str], references: References, normalise: Callable[[str], str] = str.strip) -> Figures:
     """Measure the share of texts equal to one of their references, both normalised (white space at the ends goes)."""
     _checked(texts, references)

@@ -146,7 +146,7 @@ def define_flags() -> None:
     """Declare the flags; not when this module is imported, for other commands have some of the same names."""
     flags.DEFINE_string("workdir", None, "folder of the run")
     flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
-    flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' or a step's number")
+    flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
     flags.DEFINE_string("tasks", None, "tasks of the harness, joined by commas")
     flags.DEFINE_string("include", None, "folder with task files (YAML) of your own")
     flags.DEFINE_integer("shots", None, "solved examples before each question (default: as the task says)")

@@ -1,6 +1,7 @@
 """The held-out loss of an objective, as perplexity and bits per byte where it is nats of running text."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from lm.errors import check
 from lm.objectives.base import resolve
 from lm.sharding import AXES, local_rows, make_mesh, place
 from lm.tasks.downstream import examined
-from lm.tasks.statistics import Figures, jackknife
+from lm.tasks.statistics import Figure, Figures, jackknife
 from lm.tasks.subject import Subject
 
 
@@ -67,6 +68,40 @@ class HeldOut:
         guesses = [found and {name: x[i] for name, x in found.items()} for i in range(len(examples))]
         return [self.objective.show(tokenizer, *pair) for pair in zip(examples, guesses)]
 
+    def alone(self, params: Any) -> list[tuple[str, "HeldOut", Any]]:
+        """List what is measured by itself: the beginning of its figures' names, it, and its parameters."""
+        return [("", self, params)]
+
+
+class HeldOutTasks(HeldOut):
+    """The held-out examples of tasks that share a network (`Objective.apart`), each as if it were alone."""
+
+    def __init__(self, config: Config, corpus: Corpus, mesh: jax.sharding.Mesh):
+        self.objective, self.mesh, self.tokens = config.objective.measured(), mesh, corpus.validation
+        self.parts = []
+        for k, part in enumerate(self.objective.parts):
+            own = dataclasses.replace(corpus, validation=corpus.validation.of(k))
+            held_out = HeldOut(dataclasses.replace(config, objective=part.objective), own, mesh)
+            self.parts.append((part, held_out))
+        self.batches = range(sum(len(one.batches) for _, one in self.parts))
+        self.count = sum(one.count for _, one in self.parts)
+
+    def each(self, params: Any) -> Iterator[metrics.Host]:
+        for part, one in self.parts:
+            yield from map(part.named, one.each(part.params(params)))
+
+    def show(self, params: Any, tokenizer: Tokenizer, rows: int = 2) -> list[str]:
+        found = [(part, one.show(part.params(params), tokenizer, rows)) for part, one in self.parts]
+        return [f"[{part.name}]\n{text}" for part, texts in found for text in texts]
+
+    def alone(self, params: Any) -> list[tuple[str, HeldOut, Any]]:
+        return [(f"{part.name}/", one, part.params(params)) for part, one in self.parts]
+
+
+def held_out_of(config: Config, corpus: Corpus, mesh: jax.sharding.Mesh) -> HeldOut:
+    """Open the held-out split of a run, as its objective measures it."""
+    return (HeldOutTasks if config.objective.measured().apart else HeldOut)(config, corpus, mesh)
+
 
 def reopened(config: Config) -> HeldOut:
     """Open the whole held-out split of a run once more, on this machine's first device."""
@@ -74,7 +109,7 @@ def reopened(config: Config) -> HeldOut:
     check(len(corpus.validation) > 1, "this run held no text out: its config has validation=0")
     mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
     with jax.set_mesh(mesh):
-        return HeldOut(dataclasses.replace(config, evaluate_batches=0), corpus, mesh)
+        return held_out_of(dataclasses.replace(config, evaluate_batches=0), corpus, mesh)
 
 
 @dataclass(frozen=True)
@@ -87,17 +122,28 @@ class Validation:
     def measure(self, subject: Subject) -> Figures:
         held_out = reopened(subject.config)
         with jax.set_mesh(held_out.mesh):
-            report, sums = subject.progress("validation", held_out.count), []
-            for one in held_out.each(subject.params):
-                sums.append(jax.device_get(one))
-                report(1)
-            answers = examined(held_out, subject.params, subject.seed)
+            report, found = subject.progress("validation", held_out.count), {}
+            for prefix, one, params in held_out.alone(subject.params):
+                sums = []
+                for batch in one.each(params):
+                    sums.append(jax.device_get(batch))
+                    report(1)
+                figures = left_out(one, sums, subject.seed)
+                found |= {prefix + name.strip("/"): figure for name, figure in figures.items()}
+            if "loss" not in found:
+                scaled = [(scale, found[name]) for name, scale in held_out.objective.scales.items()]
+                error = math.hypot(*(scale * figure.error for scale, figure in scaled))
+                found = {"loss": Figure.of(sum(scale * figure.value for scale, figure in scaled), error), **found}
+            return found | examined(held_out, subject.params, subject.seed)
 
-        def statistic(chosen):
-            total: metrics.Host = {}
-            for i in chosen:
-                total = metrics.add(total, sums[i])
-            return held_out.figures(total, "")
 
-        found = jackknife(statistic, len(sums), subject.seed)
-        return {name.strip("/"): figure for name, figure in found.items()} | answers
+def left_out(held_out: HeldOut, sums: list[metrics.Host], seed: int) -> Figures:
+    """Turn the sums of batches into figures; errors by leaving batches out in turn."""
+
+    def statistic(chosen):
+        total: metrics.Host = {}
+        for i in chosen:
+            total = metrics.add(total, sums[i])
+        return held_out.figures(total, "")
+
+    return jackknife(statistic, len(sums), seed)

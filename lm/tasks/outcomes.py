@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from lm.data.examples import Example
-from lm.tasks import calibration, classification, qa, tagging
-from lm.tasks.statistics import Figures, bootstrap_sums, proportion
+from lm.tasks import calibration, classification, diversity, generation, qa, tagging
+from lm.tasks.statistics import Figures, bootstrap_sums, divide, proportion
 
 Row = Mapping[str, Any]
 Prediction = dict[str, Any]
@@ -182,17 +182,43 @@ def measure_answers(objective: Any, found: Sequence[Prediction], seed: int) -> F
     return figures | bootstrap_sums(rows, {"ece": calibration.expected_error}, seed)
 
 
+# -- a text ------------------------------------------------------------------------------------------------------------
+
+
+def read_text(objective: Any, example: Example, parts: Sequence[Row]) -> Prediction:
+    """`right` is the text's chrF against the reference that is nearest, from 0 to 1."""
+    from sacrebleu.metrics import CHRF
+
+    row = parts[0]
+    return {**row, "right": CHRF().sentence_score(row["guess"], list(row["gold"])).score / 100}
+
+
+def measure_texts(objective: Any, found: Sequence[Prediction], seed: int) -> Figures:
+    """BLEU, chrF, ROUGE, exact match, how many different words and pairs of words there are (distinct-n), and what the
+    first references cost the network, bits a byte.
+    """
+    texts, golds = [one["guess"] for one in found], [one["gold"] for one in found]
+    words = [list(text.replace(" ", "")) if any(map(qa.is_chinese, text)) else text.split() for text in texts]
+    more = diversity.diversity(words, seed=seed)
+    if "reference_logprob" in found[0]:
+        rows = np.array([[-one["reference_logprob"] / math.log(2), one["reference_bytes"]] for one in found])
+        more |= bootstrap_sums(rows, {"bits_per_byte": lambda s: divide(s[..., 0], s[..., 1])}, seed)
+    return {**generation.compared(texts, golds, seed), **generation.exact_match(texts, golds), **more}
+
+
 CLASSES = Form("classes", read_class, measure_classes, ("accuracy", "f1/macro", "matthews", "ece"), classes_of)
 LABELS = Form("labels", read_labels, measure_labels, ("f1/micro", "f1/macro", "subset_accuracy"))
 OPTIONS = Form("options", read_option, measure_options, ("accuracy", "ece"))
 NUMBERS = Form("numbers", read_number, measure_numbers, ("pearson", "spearman", "mae"))
 TAGS = Form("tags", read_tags, measure_tags, ("f1", "accuracy"), tags_of)
 ANSWERS = Form("answers", read_answer, measure_answers, ("exact", "f1"))
+TEXTS = Form("texts", read_text, measure_texts, ("bleu", "chrf", "rougeL"))
 
 # Fields that a row of the form has, and what its guess is; the first that fits.
 FORMS: tuple[tuple[set[str], type, Form], ...] = (
     ({"none", "spans"}, type(None), ANSWERS),
     ({"words", "guess"}, list, TAGS),
+    ({"prompt", "gold", "guess"}, str, TEXTS),
     ({"gold", "guess", "probabilities"}, str, CLASSES),
     ({"gold", "guess", "probabilities"}, list, LABELS),
     ({"gold", "guess", "probabilities"}, int, OPTIONS),

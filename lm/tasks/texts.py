@@ -9,8 +9,8 @@ import numpy as np
 from lm.errors import check
 from lm.tasks.diversity import diversity, repetition, self_bleu
 from lm.tasks.embedding import alignment, relevance, similarity, uniformity
-from lm.tasks.files import Item, items
-from lm.tasks.generation import Characters, bleu, chrf, rouge
+from lm.tasks.files import items
+from lm.tasks.generation import compared
 from lm.tasks.mauve import mauve
 from lm.tasks.perplexity import given
 from lm.tasks.qa import is_chinese
@@ -42,7 +42,9 @@ class Texts:
         if subject.objective.generative:
             figures |= self.fluency(subject, prompts, texts)
         figures |= self.meant(subject, prompts, texts)
-        return figures | (self.compared(found, texts) if "references" in found[0].values else {})
+        if "references" in found[0].values:
+            figures |= compared(texts, [item.texts("references") for item in found])
+        return figures
 
     def fluency(self, subject: Subject, prompts: list[str], texts: list[str]) -> Figures:
         asked = [(p, t) for p, t in zip(prompts, texts) if len(subject.tokenizer.encode(t))]
@@ -63,13 +65,6 @@ class Texts:
             ours = [text for text in texts if text.strip()]
             found |= mauve(vectors(subject, ours), vectors(subject, theirs))
         return found
-
-    @staticmethod
-    def compared(found: list[Item], texts: list[str]) -> Figures:
-        references = [item.texts("references") for item in found]
-        foreign = any(chinese(text) for mine in references for text in mine)
-        scores = bleu(texts, references, "zh" if foreign else "13a")[0] | chrf(texts, references)[0]
-        return scores | rouge(texts, references, tokenizer=Characters() if foreign else None)
 
 
 def chinese(text: str) -> bool:

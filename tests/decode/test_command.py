@@ -72,7 +72,7 @@ def workdir(tmp_path_factory):
     checkpoints = Checkpoints(folder, config.keep)
     for step in (1, 2):
         params = unbox(Model(model).init(jax.random.key(step), np.zeros((1, 8), np.int32))["params"])
-        checkpoints.save(step, create(config, optax.sgd(1.0), params), {}, loss=float(step))
+        checkpoints.save(step, create(config, optax.sgd(1.0), params), {}, figures={"loss": float(step)})
     checkpoints.close()
     return folder
 
@@ -205,7 +205,7 @@ def chatty(tmp_path_factory):
     (folder / "config.json").write_text(to_json(config), encoding="utf-8")
     params = unbox(Model(config.objective.model).init(jax.random.key(0), np.zeros((1, 8), np.int32))["params"])
     checkpoints = Checkpoints(folder, config.keep)
-    checkpoints.save(1, create(config, optax.sgd(1.0), params), {}, loss=1.0)
+    checkpoints.save(1, create(config, optax.sgd(1.0), params), {}, figures={"loss": 1.0})
     checkpoints.close()
     return folder
 

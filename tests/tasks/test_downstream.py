@@ -24,6 +24,7 @@ RUNS = {
     "tiny_extract.py": ("exact", "f1", {"reliability.png"}),
     "tiny_choice.py": ("accuracy", "chance", {"reliability.png"}),
     "tiny_rank.py": ("spearman", "mae", set()),
+    "tiny_text2text.py": ("bleu", "bits_per_byte", set()),
 }
 FILES = {"predictions.jsonl", "figures.json", "errors.html", "learning.png"}
 

@@ -1,0 +1,70 @@
+"""Gradients in which no row shows much: each row's by itself, shortened, added up, with noise on the sum (DP-SGD).
+
+Abadi et al. 2016, algorithm 1; what `optax.contrib.differentially_private_aggregate` computes of all rows at once, here
+of as many as a micro-batch has. What is asked for is `lm.privacy.Private`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lm import groups
+from lm.decode.score import NO_MESH
+from lm.errors import check
+
+
+def check_rows(config: Any, params: Any, batch: Any) -> None:
+    """Raise UserError where a row of the batch is more than one example, or does not stand alone."""
+    objective = config.objective
+    if not config.optimizer.private.clip:
+        return
+    records = objective.records
+    check(not config.data.augment, "optimizer.private protects a row; data.augment makes several of an example: leave it out")
+    check(not hasattr(records, "parts"), "optimizer.private: batches of one task among several have no accountant here; train "
+          "one task, or set optimizer.private.clip=0")  # fmt: skip
+    check(not getattr(records, "pack", False), "optimizer.private protects a row, and rows hold several examples: "
+          "objective.rows.pack=False, or objective.pack=False of an objective without rows")  # fmt: skip
+    memory = jax.eval_shape(lambda: objective.initial_memory(config.batch))
+    check(memory is None, "optimizer.private needs rows that stand alone; this objective carries a memory from row to row: "
+          "turn it off, or optimizer.private.clip=0")  # fmt: skip
+    keys_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch))
+    peers = jax.eval_shape(objective.peers, params, batch, keys_B)
+    check(peers is None, "optimizer.private needs rows that stand alone; this objective compares the rows of a batch: "
+          "take another one, or optimizer.private.clip=0")  # fmt: skip
+
+
+def clipped(loss: Callable, params: Any, batch: Any, keys_B: jax.Array, clip: float, rows: int):
+    """Return (gradients, sums, total): rows' gradients shortened to `clip`, added up and divided by `rows`, the batch's.
+
+    `loss(params, row, key)` gives (total, (sums, memory)) of a row, whose arrays have no axis of rows.
+    """
+
+    def one(row, key):
+        (total, (sums, _)), grads = jax.value_and_grad(loss, has_aux=True)(params, row, key)
+        return grads, sums, total
+
+    with jax.sharding.use_abstract_mesh(NO_MESH):  # a single row does not divide among devices; all rows lie as the batch
+        found, sums, totals = jax.vmap(one)(batch, keys_B)
+    leaves, tree = jax.tree.flatten(found)
+    leaves, count = optax.per_example_global_norm_clip(leaves, clip)
+    grads = jax.tree.unflatten(tree, [x / rows for x in leaves])
+    sums = jax.tree.map(lambda x: x.sum(0), sums)
+    shortened = count.astype(jnp.float32), jnp.asarray(len(totals), jnp.float32)
+    return grads, {**sums, "clipped": shortened}, totals.sum() / rows
+
+
+def noised(config: Any, grads: Any, step: jax.Array) -> Any:
+    """Add noise of `noise` x `clip` / batch to the gradients of what is trained; the same on every mesh."""
+    private, key = config.optimizer.private, jax.random.fold_in(jax.random.key(config.seed), 2)
+    moving, still = groups.split(config.optimizer.groups, grads)
+    return groups.nested({**still, **noise(moving, private.noise * private.clip / config.batch, jax.random.fold_in(key, step))})
+
+
+def noise(grads: Any, deviation: float, key: jax.Array) -> Any:
+    """Add normal noise, with the keys that optax's aggregate gives its leaves."""
+    leaves, tree = jax.tree.flatten(grads)
+    _, *keys = jax.random.split(key, len(leaves) + 1)
+    return jax.tree.unflatten(tree, [x + deviation * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys)])
