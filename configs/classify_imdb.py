@@ -20,7 +20,7 @@ def config(
     text: str = "runs/finetune/data/imdb/train.jsonl",
     held_out: str = "runs/finetune/data/imdb/held_out.jsonl",
     start: str | None = None,
-    steps: int = 600,
+    steps: int = 400,
 ) -> Config:
     return Config(
         objective=Classify(model=tuned(ENCODER), rows=Rows(length=256, row=256), head=Head(pool="mean", dropout=0.1)),
@@ -34,5 +34,5 @@ def config(
         steps=steps,
         batch=16,
         start=start,
-        every=Every(log=50, evaluate=300, save=300, sample=300),
+        every=Every(log=50, evaluate=200, save=200, sample=200),
     )

@@ -21,7 +21,7 @@ def config(
     text: str = "runs/finetune/data/xquad_en/train.json",
     held_out: str = "runs/finetune/data/xquad_en/held_out.json",
     start: str | None = None,
-    steps: int = 250,
+    steps: int = 150,
 ) -> Config:
     return Config(
         objective=Extract(model=tuned(ENCODER), stride=128, dropout=0.1, rows=Rows(length=256, row=256)),
@@ -35,5 +35,5 @@ def config(
         steps=steps,
         batch=16,
         start=start,
-        every=Every(log=50, evaluate=250, save=250, sample=250),
+        every=Every(log=50, evaluate=150, save=150, sample=150),
     )

@@ -19,7 +19,7 @@ def config(
     text: str = "runs/finetune/data/chitchat/train.jsonl",
     held_out: str = "runs/finetune/data/chitchat/held_out.jsonl",
     start: str | None = None,
-    steps: int = 400,
+    steps: int = 300,
 ) -> Config:
     return Config(
         objective=Text2text(
@@ -31,5 +31,5 @@ def config(
         steps=steps,
         batch=8,
         start=start,
-        every=Every(log=50, evaluate=200, save=200, sample=200),
+        every=Every(log=50, evaluate=250, save=250, sample=250),
     )

@@ -32,5 +32,5 @@ def config(
         steps=steps,
         batch=8,
         start=start,
-        every=Every(log=50, evaluate=200, save=200, sample=200),
+        every=Every(log=50, evaluate=250, save=250, sample=250),
     )

@@ -21,7 +21,7 @@ def config(
     held_out: str = "runs/finetune/data/people/held_out.txt",
     start: str | None = None,
     crf: bool = True,
-    steps: int = 500,
+    steps: int = 300,
 ) -> Config:
     return Config(
         objective=Tag(model=tuned(ENCODER), crf=crf, dropout=0.1, rows=Rows(length=128, row=256)),
@@ -35,5 +35,5 @@ def config(
         steps=steps,
         batch=16,
         start=start,
-        every=Every(log=50, evaluate=250, save=250, sample=250),
+        every=Every(log=50, evaluate=150, save=150, sample=150),
     )

@@ -20,7 +20,7 @@ def config(
     text: str = "runs/finetune/data/verses/train.jsonl",
     held_out: str = "runs/finetune/data/verses/held_out.jsonl",
     start: str | None = None,
-    steps: int = 500,
+    steps: int = 400,
 ) -> Config:
     return Config(
         objective=Text2text(
@@ -32,5 +32,5 @@ def config(
         steps=steps,
         batch=8,
         start=start,
-        every=Every(log=50, evaluate=200, save=200, sample=200),
+        every=Every(log=50, evaluate=250, save=250, sample=250),
     )

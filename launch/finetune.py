@@ -65,7 +65,7 @@ SIDES = (("text", "train"), ("held_out", "held_out"))
 TASKS = {
     task.name: task
     for task in (
-        Task("imdb", "classify_imdb", "imdb", "jsonl", ("accuracy", "f1/macro", "ece"), lora=True),
+        Task("imdb", "classify_imdb", "imdb", "jsonl", ("accuracy", "f1/macro", "ece")),
         Task("bbc", "classify_bbc", "bbc", "jsonl", ("accuracy", "f1/macro", "ece"), lora=True),
         Task("tweets", "tag_tweets", "tweets", "conll", ("f1", "accuracy")),
         Task("tweets_crf", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "crf=yes"),

@@ -11,5 +11,6 @@ export HF_HUB_OFFLINE=1 # a test that would download fails at once instead of wa
 
 echo "ruff check ."
 "$python" -m ruff check .
-echo "pytest${*:+ $*}"
-exec "$python" -m pytest "$@"
+# A file's tests stay in one process, as they share compiled programs. Two processes are as many as 16 GB bear.
+echo "pytest -n 2 --dist loadfile${*:+ $*}"
+exec "$python" -m pytest -n 2 --dist loadfile "$@"
