@@ -22,7 +22,7 @@ def config(
     held_out: str = "runs/finetune/data/tweets/held_out.conll",
     start: str | None = None,
     crf: bool = False,
-    steps: int = 400,
+    steps: int = 600,
 ) -> Config:
     return Config(
         objective=Tag(model=tuned(ENCODER, 128), crf=crf, dropout=0.1, rows=Rows(length=128)),
@@ -31,10 +31,10 @@ def config(
             validation=Columns(path=held_out, separator="\t"),
             tokenizer=WordPiece(vocab=8192),  # with capitals, so small a set teaches less
         ),
-        optimizer=Optimizer(lr=3e-4 if start else 5e-4, betas=(0.9, 0.98), decay=0.01, clip=1.0),
+        optimizer=Optimizer(name="muon", lr=1e-3 if start else 2e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,
         batch=16,
         start=start,
-        every=Every(log=50, evaluate=200, save=200, sample=200),
+        every=Every(log=50, evaluate=300, save=300, sample=300),
     )

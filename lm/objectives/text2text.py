@@ -72,7 +72,8 @@ class Text2text(Objective):
     smoothing: float = 0.0
     chunk: int = 0
     reply: Reply = Reply()
-    start: int | None = None  # the id that a decoder on an encoder reads first; None: </s> (BART), without a <s> padding (T5)
+    # The id that a decoder on an encoder reads first; None: </s> (BART), or padding where a vocabulary has no <s> (T5).
+    start: int | None = None
     end: int | None = None  # the id that ends a source and a target; from `resolve`
     lead_ids: tuple[int, ...] = ()  # before a source (and BART's target), or before a decoder's prompt; from `resolve`
     tokenizer: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
@@ -125,7 +126,7 @@ class Text2text(Objective):
 
     @property
     def special(self):
-        return ("[PAD]", "[SEP]") if self.paired else ()
+        return ("[SEP]",) if self.paired else ()
 
     @property
     def records(self):
@@ -135,10 +136,11 @@ class Text2text(Objective):
 
     def resolve(self, tokenizer):
         if self.paired:
-            begun = special.find(tokenizer.core, "[CLS]") is not None
+            begun, padded = (special.find(tokenizer.core, name) is not None for name in ("[CLS]", "[PAD]"))
             lead = (tokenizer.special_id("[CLS]"),) if begun else ()
             end = tokenizer.special_id("[SEP]")
-            start = self.start if self.start is not None else end if begun else tokenizer.special_id("[PAD]")
+            usual = tokenizer.special_id("[PAD]") if padded and not begun else end
+            start = usual if self.start is None else self.start
         else:
             end, start = tokenizer.separator, None
             check(end is not None, "a decoder ends its answers with the tokenizer's separator: not Characters")

@@ -14,11 +14,13 @@ from lm.convert.convert import load as load_folder
 from lm.data.examples import Example
 from lm.data.packed import balanced_fit, pair_lengths
 from lm.data.prepare import prepare
+from lm.data.tokenizers import Bytes
 from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
 from lm.errors import UserError
 from lm.models.presets import twice
 from lm.objectives.base import resolve, training_batches
+from lm.objectives.denoise import Denoise
 from lm.objectives.text2text import Reply, Text2text, fields
 from lm.sharding import unbox
 from lm.tasks.replies import replies
@@ -60,6 +62,20 @@ def test_a_decoder_is_asked_for_the_target_alone():
     assert found["weights"].tolist()[:9] == [0, 0, 1, 1, 1, 0, 1, 1, 0]
     assert found["prefix"].tolist()[:9] == [1, 1, 1, 0, 0, 1, 1, 0, 0]
     assert not row(small(paired=False), example())["prefix"].any()
+
+
+def test_a_denoiser_is_a_start_and_needs_no_token_more():
+    """Its table has a row for each of its tokens: one more would not fit it."""
+    bytes_ = Bytes().build(lambda: ()).with_special(Denoise(model=twice(model(types=0))).special)
+    asked = Text2text(model=twice(model(types=0, vocab=bytes_.vocab)), lengths=(12, 8))
+    found = asked.resolve(bytes_.with_special(asked.special))
+    assert found.model.decoder.vocab == bytes_.vocab
+    assert (found.lead_ids, found.start) == ((bytes_.special_id("[CLS]"),), bytes_.special_id("[SEP]"))
+    assert small(start=7).start == 7
+    bare = Bytes().build(lambda: ()).with_special(("</s>", "<pad>"))  # T5
+    asked = Text2text(model=twice(model(types=0, vocab=0)), lengths=(12, 8))
+    found = asked.resolve(bare.with_special(asked.special))
+    assert (found.lead_ids, found.start, found.end) == ((), bare.special_id("[PAD]"), bare.special_id("</s>"))
 
 
 def test_templates_lists_and_cuts():
