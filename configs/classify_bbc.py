@@ -29,7 +29,7 @@ def config(
             validation=Labelled(path=held_out),
             tokenizer=WordPiece(vocab=8192),
         ),
-        optimizer=Optimizer(name="muon", lr=1e-3 if start else 2e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
+        optimizer=Optimizer(name="muon", lr=2e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,
         batch=16,

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(os.environ["LM_CACHE
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _seed():
+    """Draw reference models alike whatever ran before: torch's initial values come from a state that a process shares."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -189,7 +189,7 @@ def test_finished_runs_are_used_again_and_others_go_on(tmp_path, monkeypatch):
     (folder / "data" / "english.jsonl").write_text('{"text": "Rome is"}\n')  # else all sets of the domain are fetched
     FLAGS.seeds = 2
     (first, second) = finetune.measured(task, folder, [])
-    assert first[:5] == ("tweets", "f1", "commonest tag of the word", "1.000", "0.550 ± 0.071")
+    assert first[:4] == ("tweets", "f1", "commonest tag of the word 1.000", "0.550 ± 0.071")
     assert second[1] == "accuracy"
     assert started[0] == "english"  # the start comes first
     assert len(started) == 5
@@ -203,10 +203,10 @@ def test_finished_runs_are_used_again_and_others_go_on(tmp_path, monkeypatch):
 def test_the_table_goes_between_the_marks(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- launch.finetune -->\nold\n<!-- /launch.finetune -->\nafter\n")
-    finetune.write_readme(readme, [("bbc", "accuracy", "x", "0.9", "0.8 ± 0.1", "", "", "12")])
+    finetune.write_readme(readme, [("bbc", "accuracy", "x 0.9", "0.8 ± 0.1", "", "", "12")])
     text = readme.read_text()
     assert text.startswith("before\n<!-- launch.finetune -->\n| task |")
-    assert text.endswith("| bbc | accuracy | x | 0.9 | 0.8 ± 0.1 |  |  | 12 |\n<!-- /launch.finetune -->\nafter\n")
+    assert text.endswith("| bbc | accuracy | x 0.9 | 0.8 ± 0.1 |  |  | 12 |\n<!-- /launch.finetune -->\nafter\n")
     assert "old" not in text
 
 
@@ -223,7 +223,7 @@ def test_a_start_and_a_run_from_it(tmp_path):
     overrides = [("steps", "2"), ("schedule.warmup", "0")]
     lines = finetune.measured(finetune.TASKS["tweets"], tmp_path, overrides)
     assert [line[1] for line in lines] == ["f1", "accuracy"]
-    assert all(line[4] and line[5] for line in lines)
+    assert all(line[3] and line[4] for line in lines)
     assert (tmp_path / "runs" / "tweets-start-0" / "errors.html").exists()
     corpus = prepare(load(finetune.TASKS["tweets"].spec(tmp_path)).data)
     assert len(corpus.validation.examples) == 41

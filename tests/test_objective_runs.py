@@ -12,7 +12,7 @@ from tests.test_runs import environment, identical, losses, run
 STEPS = ("--config.steps=4", "--config.every.save=2", "--config.every.evaluate=4", "--config.every.log=1")
 
 
-@pytest.mark.parametrize("spec", ["tiny_recurrent.py", "tiny_mixture.py:take=one"])
+@pytest.mark.parametrize("spec", ["tiny_recurrent.py", pytest.param("tiny_mixture.py:take=one", marks=pytest.mark.slow)])
 def test_memory_goes_on_where_it_was(spec, tmp_path):
     """Four steps at once, and two and two: the same to the bit, what is carried from step to step included."""
     steps = ("--config.every.save=2", "--config.every.evaluate=4", "--config.every.log=1", "--config.schedule.shape=constant")
