@@ -24,7 +24,7 @@ def config(
     steps: int = 150,
 ) -> Config:
     return Config(
-        objective=Extract(model=tuned(ENCODER), stride=128, dropout=0.1, rows=Rows(length=256, row=256)),
+        objective=Extract(model=tuned(ENCODER), stride=128, dropout=0.1, rows=Rows(length=256)),
         data=Data(
             source=Questions(path=text),
             validation=Questions(path=held_out),
@@ -33,7 +33,7 @@ def config(
         optimizer=Optimizer(name="muon", lr=1e-3 if start else 2e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,
-        batch=16,
+        batch=8,
         start=start,
         every=Every(log=50, evaluate=150, save=150, sample=150),
     )
