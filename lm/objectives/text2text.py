@@ -261,7 +261,8 @@ class Text2text(Objective):
         for number in range(1, int(example["segments"].max(initial=0)) + 1):
             own = example["segments"] == number
             asked = own & (example["weights"] > 0)
-            lines.append(f"{'source':<9}{tokenizer.decode(example['tokens'][own & ~asked], special=True)!r}")
+            given = own & (np.cumsum(asked) <= 1)  # the place of the first target reads the last token of the source
+            lines.append(f"{'source':<9}{tokenizer.decode(example['tokens'][given], special=True)!r}")
             lines.append(f"{'target':<9}{tokenizer.decode(example['targets'][asked], special=True)!r}")
             if found is not None:
                 lines.append(f"{'guess':<9}{tokenizer.decode(found['guess'][asked], special=True)!r}")

@@ -62,6 +62,8 @@ def test_a_decoder_is_asked_for_the_target_alone():
     assert found["weights"].tolist()[:9] == [0, 0, 1, 1, 1, 0, 1, 1, 0]
     assert found["prefix"].tolist()[:9] == [1, 1, 1, 0, 0, 1, 1, 0, 0]
     assert not row(small(paired=False), example())["prefix"].any()
+    shown = small(paired=False).show(words(), found).splitlines()
+    assert ["one two" in shown[0], "three four" in shown[1], "five" in shown[2], "six" in shown[3]] == [True] * 4
 
 
 def test_a_denoiser_is_a_start_and_needs_no_token_more():
