@@ -7,8 +7,8 @@ A network of 3 x 128 and a vocabulary of 8,192; minutes on two CPU cores from no
 network and its tokenizer are that run's, pre-trained on the same kind of text.
 """
 
-from configs.start_nano import ENCODER, tuned
-from lm.config import Config, Every, Optimizer, Schedule
+from configs.start_nano import ENCODER, tuned, tuning
+from lm.config import Config, Every, Schedule
 from lm.data.examples import Labelled
 from lm.data.prepare import Data
 from lm.data.tokenizers import WordPiece
@@ -20,7 +20,7 @@ def config(
     text: str = "runs/finetune/data/imdb/train.jsonl",
     held_out: str = "runs/finetune/data/imdb/held_out.jsonl",
     start: str | None = None,
-    steps: int = 400,
+    steps: int = 700,
 ) -> Config:
     return Config(
         objective=Classify(model=tuned(ENCODER), rows=Rows(length=256, row=256), head=Head(pool="mean", dropout=0.1)),
@@ -29,10 +29,10 @@ def config(
             validation=Labelled(path=held_out),
             tokenizer=WordPiece(vocab=8192),
         ),
-        optimizer=Optimizer(name="muon", lr=2e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
+        optimizer=tuning(start, gently=2e-3),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,
         batch=16,
         start=start,
-        every=Every(log=50, evaluate=200, save=200, sample=200),
+        every=Every(log=50, evaluate=350, save=350, sample=350),
     )

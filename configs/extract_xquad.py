@@ -8,8 +8,8 @@ network and its tokenizer are that run's. The set was made for testing: a thousa
 here are no XQuAD results. The held-out questions are those of the last ten articles.
 """
 
-from configs.start_nano import ENCODER, tuned
-from lm.config import Config, Every, Optimizer, Schedule
+from configs.start_nano import ENCODER, tuned, tuning
+from lm.config import Config, Every, Schedule
 from lm.data.examples import Questions
 from lm.data.prepare import Data
 from lm.data.tokenizers import WordPiece
@@ -22,6 +22,7 @@ def config(
     held_out: str = "runs/finetune/data/xquad_en/held_out.json",
     start: str | None = None,
     steps: int = 150,
+    batch: int = 8,
 ) -> Config:
     return Config(
         objective=Extract(model=tuned(ENCODER), stride=128, dropout=0.1, rows=Rows(length=256)),
@@ -30,10 +31,10 @@ def config(
             validation=Questions(path=held_out),
             tokenizer=WordPiece(vocab=8192),
         ),
-        optimizer=Optimizer(name="muon", lr=1e-3 if start else 2e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
+        optimizer=tuning(start),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,
-        batch=8,
+        batch=batch,
         start=start,
         every=Every(log=50, evaluate=150, save=150, sample=150),
     )

@@ -7,8 +7,8 @@ A GPT of 3 layers of 128, from nothing or from one of minutes that read the trai
 Look at bits_per_byte of the replies: likeness to the one reply that was given says little of a conversation.
 """
 
-from configs.start_nano import DECODER, tuned
-from lm.config import Config, Every, Optimizer, Schedule
+from configs.start_nano import DECODER, tuned, tuning
+from lm.config import Config, Every, Schedule
 from lm.data.examples import Labelled
 from lm.data.prepare import Data
 from lm.data.tokenizers import BytePair
@@ -26,7 +26,7 @@ def config(
             model=tuned(DECODER), source="{context}\\n>", lengths=(96, 48), keep="end", reply=Reply(tokens=48)
         ),
         data=Data(source=Labelled(path=text), validation=Labelled(path=held_out), tokenizer=BytePair(vocab=8192)),
-        optimizer=Optimizer(name="muon", lr=2e-3 if start else 4e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
+        optimizer=tuning(start, 4e-3, 2e-3),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,
         batch=8,

@@ -2,16 +2,16 @@
 
     python -m lm.main --config=configs/start_nano.py:text=reviews.jsonl --workdir=runs/start
     python -m lm.main --config=configs/start_nano.py:kind=denoise,text=pairs.jsonl --workdir=runs/start_pairs
-    python -m lm.main --config=configs/classify_imdb.py:start=runs/start
 
 `kind` is what the task needs: an encoder (masked, RoBERTa's way), an encoder-decoder (denoise, BART) or a decoder (causal).
-The configs of fine-tuning on real data take the same shapes from here for their networks from scratch. Rotary positions and
-Muon are what learns in minutes: with a table of positions masked tokens stay at their frequencies for 700 steps.
+Configs on real data take shapes and optimizer from here (AdamW for published starts). Rotary positions and Muon learn in
+minutes; with a table of positions masked tokens stay at their frequencies for 700 steps.
 """
 
 from dataclasses import replace
 from typing import Literal
 
+from lm.checkpoint import is_published
 from lm.config import Config, Every, Optimizer, Schedule
 from lm.data.prepare import Data
 from lm.data.sources import source_from
@@ -27,9 +27,14 @@ ENCODER = replace(DECODER, types=2, transform=True, head_bias=True, init_positio
 PAIR = twice(replace(DECODER, depth=2))
 
 
-def tuned(model: Transformer, context: int = 256) -> Transformer:
-    """Give a shape as fine-tuning wants it: longer texts, and dropout."""
+def tuned(model: Transformer, context: int = 256) -> Transformer:  # longer texts, and dropout
     return replace(model, context=context, dropout=0.1, attention_dropout=0.1)
+
+
+def tuning(start: str | None, lr: float = 2e-3, gently: float = 1e-3) -> Optimizer:  # `gently` from a start
+    if start and is_published(start):
+        return Optimizer(lr=2e-4, betas=(0.9, 0.999), decay=0.01, clip=1.0)
+    return Optimizer(name="muon", lr=gently if start else lr, betas=(0.9, 0.98), decay=0.01, clip=1.0)
 
 
 def config(
@@ -39,14 +44,11 @@ def config(
     vocab: int = 8192,
     steps: int = 1200,
 ) -> Config:
-    objectives = {
-        "masked": lambda: Masked(model=ENCODER, count="stochastic", specials=True, low=4),
-        "denoise": lambda: Denoise(model=PAIR),
-        "causal": lambda: Causal(model=DECODER),
-    }
+    masked = Masked(model=ENCODER, count="stochastic", specials=True, low=4)
+    objectives = {"masked": masked, "denoise": Denoise(model=PAIR), "causal": Causal(model=DECODER)}
     tokenizer = WordPiece(vocab=vocab) if kind == "masked" else BytePair(vocab=vocab)
     return Config(
-        objective=objectives[kind](),
+        objective=objectives[kind],
         data=Data(source=source_from(text, data), tokenizer=tokenizer, validation=0.01),
         optimizer=Optimizer(name="muon", lr=4e-3, betas=(0.9, 0.98), eps=1e-6, decay=0.1, clip=1.0),
         schedule=Schedule(shape="linear", warmup=100),

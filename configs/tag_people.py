@@ -7,8 +7,8 @@ A network of 3 x 128; minutes on two CPU cores from nothing. With `start=RUN` th
 that run's. The held-out lines are the last tenth of the month.
 """
 
-from configs.start_nano import ENCODER, tuned
-from lm.config import Config, Every, Optimizer, Schedule
+from configs.start_nano import ENCODER, tuned, tuning
+from lm.config import Config, Every, Schedule
 from lm.data.examples import Entities
 from lm.data.prepare import Data
 from lm.data.tokenizers import WordPiece
@@ -30,7 +30,7 @@ def config(
             validation=Entities(path=held_out),
             tokenizer=WordPiece(vocab=8192),
         ),
-        optimizer=Optimizer(name="muon", lr=1e-3 if start else 2e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
+        optimizer=tuning(start),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,
         batch=16,

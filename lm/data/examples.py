@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from lm.errors import UserError, check, check_choices
+from lm.errors import UserError, check, check_choices, check_range
 
 Task = Literal["topic", "marks", "questions", "next", "alike", "summary"]
 
@@ -126,6 +126,28 @@ class Questions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cloze:
+    """Questions made out of running text (`lm.data.cloze`): sentences with a gap, whose words stand once more near by.
+
+    `path`: what `text=` takes for running text. Paragraphs of up to `limit` characters are asked about; `gap` stands for
+    what is asked. Values as those of Questions. To learn answering from, before questions that people wrote.
+    """
+
+    path: str
+    limit: int = 800
+    gap: str = "what"
+
+    def __post_init__(self):
+        check_range(self, 1, float("inf"), "limit")
+        check(bool(self.gap.strip()), "gap is empty: name a word that stands for what is asked")
+
+    def open(self) -> Read:
+        from lm.data.cloze import read_cloze
+
+        return read_cloze(self.path, self.limit, self.gap)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TfdsExamples:
     """Whole records of a TensorFlow Datasets set (`lm.data.sources.Tfds`), class numbers as their names.
 
@@ -163,7 +185,7 @@ class Documented:
         return read_documented(self.task)
 
 
-ExampleSource = Labelled | Columns | Entities | Questions | TfdsExamples | Documented
+ExampleSource = Labelled | Columns | Entities | Questions | Cloze | TfdsExamples | Documented
 
 
 def labelled(source: Any) -> bool:

@@ -1,0 +1,39 @@
+"""Questions made out of running text, to learn answering from before those that people asked (`lm.data.cloze`).
+
+    python -m lm.main --config=configs/extract_cloze.py:text='articles/*.txt',start=RUN --workdir=runs/cloze
+    python -m lm.main --config=configs/extract_xquad.py:start=runs/cloze
+
+A sentence with a gap is the question, a stretch of the same document the paragraph. Begins with a network of 3 x 128, or
+with RUN's; minutes on two CPU cores. Chinese: `gap=什么,limit=260`.
+"""
+
+from configs.start_nano import ENCODER, tuned, tuning
+from lm.config import Config, Every, Schedule
+from lm.data.examples import Cloze
+from lm.data.prepare import Data
+from lm.data.tokenizers import WordPiece
+from lm.objectives.extract import Extract
+from lm.objectives.trunk import Rows
+
+
+def config(
+    text: str = "runs/finetune/data/english.cloze.jsonl",
+    start: str | None = None,
+    gap: str = "what",
+    limit: int = 800,
+    steps: int = 800,
+) -> Config:
+    return Config(
+        objective=Extract(model=tuned(ENCODER), stride=128, rows=Rows(length=256)),
+        data=Data(
+            source=Cloze(path=text, gap=gap, limit=limit),
+            tokenizer=WordPiece(vocab=8192),
+            validation=0.03,
+        ),
+        optimizer=tuning(start, gently=2e-3),
+        schedule=Schedule(shape="linear", warmup=steps // 10),
+        steps=steps,
+        batch=8,
+        start=start,
+        every=Every(log=50, evaluate=400, save=400, sample=400),
+    )
