@@ -7,7 +7,9 @@ A sentence with a gap is the question, a stretch of the same document the paragr
 with RUN's; minutes on two CPU cores. Chinese: `gap=什么,limit=260`.
 """
 
-from configs.start_nano import ENCODER, tuned, tuning
+from dataclasses import replace
+
+from configs.start_nano import ENCODER, tuning
 from lm.config import Config, Every, Schedule
 from lm.data.examples import Cloze
 from lm.data.prepare import Data
@@ -24,7 +26,7 @@ def config(
     steps: int = 800,
 ) -> Config:
     return Config(
-        objective=Extract(model=tuned(ENCODER), stride=128, rows=Rows(length=256)),
+        objective=Extract(model=replace(ENCODER, context=256), stride=128, rows=Rows(length=256, row=512)),
         data=Data(
             source=Cloze(path=text, gap=gap, limit=limit),
             tokenizer=WordPiece(vocab=8192),

@@ -30,7 +30,8 @@ class Checkpoints:
         # Never `best_fn` with `max_to_keep`: that deletes the newest checkpoint when it is not among the best.
         kept = [policies.LatestN(max(keep.last, 1))]
         if keep.best:
-            kept.append(policies.BestN(get_metric_fn=stop.rank, reverse=True, n=keep.best))
+            ranked = {"get_metric_fn": stop.rank, "reverse": True, "n": keep.best}
+            kept.append(policies.BestN(**ranked, keep_checkpoints_without_metrics=False))  # else all that were not evaluated
         self.manager = ocp.CheckpointManager(
             Path(workdir).absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(

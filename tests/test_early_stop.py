@@ -128,6 +128,17 @@ def test_the_best_by_the_chosen_figure_stays_the_first_of_equal_ones(tmp_path):
     assert (found.best(), found.result()) == (1, 5)
 
 
+def test_checkpoints_without_figures_do_not_pile_up(tmp_path):
+    """A run that saves oftener than it is measured."""
+    figures = [None, {"loss": 0.5}, None, None, {"loss": 0.7}, None, None]
+    found = saved(tmp_path, EarlyStop(), figures)
+    assert sorted(found.manager.all_steps()) == [2, 7]
+    assert (found.best(), found.latest()) == (2, 7)
+    found = saved(tmp_path / "none", EarlyStop(), [None] * 4)
+    assert sorted(found.manager.all_steps()) == [4]
+    assert found.best() == 4
+
+
 # -- whole runs --------------------------------------------------------------------------------------------------------
 
 NAME = "eval/validation/examples/accuracy"  # of five examples: it cannot get better more than five times
