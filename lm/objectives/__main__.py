@@ -3,6 +3,7 @@
     python -m lm.objectives
 """
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -19,7 +20,7 @@ def objectives() -> list[type[Objective]]:
     for module in sorted(m.name for m in pkgutil.iter_modules(lm.objectives.__path__) if m.name != "__main__"):
         loaded = importlib.import_module(f"lm.objectives.{module}")
         own = [c for c in vars(loaded).values() if inspect.isclass(c) and c.__module__ == loaded.__name__]
-        found += [c for c in own if issubclass(c, Objective) and c is not Objective]
+        found += [c for c in own if issubclass(c, Objective) and dataclasses.is_dataclass(c)]
     return found
 
 

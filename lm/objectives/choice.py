@@ -13,15 +13,15 @@ import numpy as np
 
 from lm.data.examples import Example
 from lm.data.framing import Laid
-from lm.data.packed import Examples, row_length
+from lm.data.packed import row_length
 from lm.errors import UserError, check, check_range
 from lm.objectives import trunk
-from lm.objectives.base import Objective, fit
 from lm.objectives.trunk import Head, Rows, Stacks
+from lm.objectives.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choose(Objective):
+class Choose(Tuned):
     """Score each option beside the context with one number; cross-entropy over the options of an example.
 
     `context` names the text that all options share (""; there is none), `question` one that stands before each option,
@@ -56,20 +56,8 @@ class Choose(Objective):
     # -- host ----------------------------------------------------------------------------------------------------------
 
     @property
-    def special(self):
-        return trunk.special(self.model, self.rows)
-
-    @property
-    def records(self):
-        return Examples(length=self.row, sizes=self.sizes, pack=self.rows.pack)
-
-    @property
     def row(self) -> int:
         return self.rows.row or trunk.limit(self.model, self.rows) * max(1, self.most)
-
-    def resolve(self, tokenizer):
-        found = dataclasses.replace(self, model=fit(self.model, tokenizer))
-        return trunk.knowing(found, trunk.frame(self.model, self.rows, tokenizer))
 
     def study(self, corpus):
         """Count the options, and choose a row that holds those of one example."""

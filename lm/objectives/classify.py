@@ -14,16 +14,15 @@ import numpy as np
 
 from lm.data.examples import Example
 from lm.data.framing import Laid
-from lm.data.packed import Examples
 from lm.errors import UserError, check, check_choices, check_range
 from lm.models.layers import fold
 from lm.objectives import trunk
-from lm.objectives.base import Objective, fit
 from lm.objectives.trunk import Head, Rows, Trunk
+from lm.objectives.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classify(Objective):
+class Classify(Tuned):
     """Score the labels of each example from one state of the network.
 
     `fields`: the one or two texts of an example, the longer cut first; `label`: its label. `kind` "one" of the labels,
@@ -72,22 +71,6 @@ class Classify(Objective):
         )
 
     # -- host ----------------------------------------------------------------------------------------------------------
-
-    @property
-    def special(self):
-        return trunk.special(self.model, self.rows)
-
-    @property
-    def records(self):
-        return Examples(length=self.row, sizes=self.sizes, pack=self.rows.pack)
-
-    @property
-    def row(self) -> int:
-        return self.rows.row or trunk.limit(self.model, self.rows)
-
-    def resolve(self, tokenizer):
-        found = dataclasses.replace(self, model=fit(self.model, tokenizer))
-        return trunk.knowing(found, trunk.frame(self.model, self.rows, tokenizer))
 
     def study(self, corpus):
         """Find the labels and the length of a row; refuse held-out labels that training does not have."""

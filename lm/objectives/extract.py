@@ -14,17 +14,16 @@ import numpy as np
 
 from lm.data.answers import Choice, Window, answer, candidates, token_span
 from lm.data.examples import Example
-from lm.data.packed import Examples
 from lm.data.windows import owners, windows
 from lm.errors import check, check_range
 from lm.models.layers import Linear, dropout, fold
 from lm.objectives import trunk
-from lm.objectives.base import Objective, fit
 from lm.objectives.trunk import Rows, Trunk
+from lm.objectives.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extract(Objective):
+class Extract(Tuned):
     """Score each token of question and paragraph as the first and as the last of the answer; half the sum of both losses.
 
     Examples have "question", "context", "answers" and "starts". Paragraphs too long for a row are read in windows `stride`
@@ -56,24 +55,8 @@ class Extract(Objective):
     # -- host ----------------------------------------------------------------------------------------------------------
 
     @property
-    def special(self):
-        return trunk.special(self.model, self.rows)
-
-    @property
-    def records(self):
-        return Examples(length=self.row, sizes=self.sizes, pack=self.rows.pack)
-
-    @property
-    def row(self) -> int:
-        return self.rows.row or trunk.limit(self.model, self.rows)
-
-    @property
     def choice(self) -> Choice:
         return Choice(self.candidates, self.longest, self.threshold)
-
-    def resolve(self, tokenizer):
-        found = dataclasses.replace(self, model=fit(self.model, tokenizer))
-        return trunk.knowing(found, trunk.frame(self.model, self.rows, tokenizer))
 
     def study(self, corpus):
         """Find whether questions have no answer, and the length of a row."""

@@ -53,8 +53,40 @@ class Part:
         return f"[{self.name}]\n{self.objective.show(tokenizer, self.of(example), (found and self.of(found)) or None)}"
 
 
+class Parts(Objective):
+    """Objectives on one trunk; each keeps its head and its metrics, named `part/metric`. The first that can, writes."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def model(self):
+        return self.parts[0].objective.model
+
+    @property
+    def special(self):
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.objective.special))
+
+    @property
+    def generative(self):
+        return any(part.objective.generative for part in self.parts)
+
+    @property
+    def answers(self):
+        return any(part.objective.answers for part in self.parts)
+
+    def writer(self, params):
+        part = next(part for part in self.parts if part.objective.generative or part.objective.answers)
+        return part.objective, part.params(params)
+
+    def init(self, key, batch):
+        return shared(self.parts, key, batch)
+
+    def weights(self, batch):
+        return {k: w for part in self.parts for k, w in part.named(part.objective.weights(part.of(batch))).items()}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Multitask(Objective):
+class Multitask(Parts):
     """Objectives of one kind of model share its trunk; each keeps its head and its metrics, named `part/metric`.
 
     `take="all"` adds the weighted losses of all parts in every step; `take="one"` draws one part a step, with the
@@ -77,26 +109,6 @@ class Multitask(Objective):
                 raise UserError(
                     f"part '{part.name}' reads whole documents or in order: it cannot share windows of text"
                 )
-
-    @property
-    def model(self):
-        return self.parts[0].objective.model
-
-    @property
-    def special(self):
-        return tuple(dict.fromkeys(name for part in self.parts for name in part.objective.special))
-
-    @property
-    def generative(self):
-        return any(part.objective.generative for part in self.parts)
-
-    @property
-    def answers(self):
-        return any(part.objective.answers for part in self.parts)
-
-    def writer(self, params):
-        part = next(part for part in self.parts if part.objective.generative or part.objective.answers)
-        return part.objective, part.params(params)
 
     @property
     def nats(self):
@@ -130,15 +142,6 @@ class Multitask(Objective):
         found = {}
         for part in self.parts:
             found |= part.named(part.objective.corrupt(rng, beginning(record, part.objective.records.length)))
-        return found
-
-    def init(self, key, batch):
-        return shared(self.parts, key, batch)
-
-    def weights(self, batch):
-        found = {}
-        for part in self.parts:
-            found |= part.named(part.objective.weights(part.of(batch)))
         return found
 
     def initial_memory(self, rows):

@@ -12,15 +12,14 @@ import numpy as np
 
 from lm.data.examples import Example
 from lm.data.framing import Laid
-from lm.data.packed import Examples
 from lm.errors import UserError, check, check_choices
 from lm.objectives import trunk
-from lm.objectives.base import Objective, fit
 from lm.objectives.trunk import Rows, Stacks
+from lm.objectives.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank(Objective):
+class Rank(Tuned):
     """Bring the cosine of both texts' vectors to their score: the squared error of cosine and score / `top`.
 
     Each of the two `fields` is read by itself; its vector is the `pool` of its states. `top` is the highest score (0: of
@@ -48,20 +47,8 @@ class Rank(Objective):
     # -- host ----------------------------------------------------------------------------------------------------------
 
     @property
-    def special(self):
-        return trunk.special(self.model, self.rows)
-
-    @property
-    def records(self):
-        return Examples(length=self.row, sizes=self.sizes, pack=self.rows.pack)
-
-    @property
     def row(self) -> int:
         return self.rows.row or 2 * trunk.limit(self.model, self.rows)
-
-    def resolve(self, tokenizer):
-        found = dataclasses.replace(self, model=fit(self.model, tokenizer))
-        return trunk.knowing(found, trunk.frame(self.model, self.rows, tokenizer))
 
     def study(self, corpus):
         """Find the highest score."""

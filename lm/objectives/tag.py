@@ -14,19 +14,18 @@ import numpy as np
 
 from lm.data.examples import Example
 from lm.data.framing import Laid
-from lm.data.packed import Examples
 from lm.data.windows import owners, word_windows
 from lm.errors import check, check_choices, check_range
 from lm.models.crf import Chain, forbid, log_partition, path_score, viterbi
 from lm.models.heads import gather
 from lm.models.layers import Linear, dropout, fold
 from lm.objectives import trunk
-from lm.objectives.base import Objective, fit
 from lm.objectives.trunk import Rows, Trunk
+from lm.objectives.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tag(Objective):
+class Tag(Tuned):
     """Score tags at the first token of each word; the loss is in nats a word.
 
     `words` and `tags` name the lists of an example. Sentences longer than a row are read in windows that overlap by up to
@@ -57,22 +56,6 @@ class Tag(Objective):
         check(not self.crf or self.unknown == "refuse", "unknown='skip' leaves gaps in a chain of tags: crf=False")
 
     # -- host ----------------------------------------------------------------------------------------------------------
-
-    @property
-    def special(self):
-        return trunk.special(self.model, self.rows)
-
-    @property
-    def records(self):
-        return Examples(length=self.row, sizes=self.sizes, pack=self.rows.pack)
-
-    @property
-    def row(self) -> int:
-        return self.rows.row or trunk.limit(self.model, self.rows)
-
-    def resolve(self, tokenizer):
-        found = dataclasses.replace(self, model=fit(self.model, tokenizer))
-        return trunk.knowing(found, trunk.frame(self.model, self.rows, tokenizer))
 
     def study(self, corpus):
         """Find the tags; with an O, so that it stands first."""

@@ -14,12 +14,11 @@ from lm.data.packed import Examples
 from lm.data.parted import Parted
 from lm.errors import UserError, check
 from lm.objectives import trunk
-from lm.objectives.base import Objective
-from lm.objectives.mixture import Part, alone, changed, check_names, shared
+from lm.objectives.mixture import Part, Parts, alone, changed, check_names
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tasks(Objective):
+class Tasks(Parts):
     """Fine-tune one network for several tasks; each keeps its head and its metrics, named `part/metric`.
 
     Part k learns from source k of `data.source`, a `Mixture` of labelled examples, whose weights (or numbers of examples,
@@ -51,28 +50,6 @@ class Tasks(Objective):
                 f"part '{part.name}' has another network than '{self.parts[0].name}'{odd(objective.model, self.model)}: give "
                 "all parts the same model",
             )
-
-    # -- as its parts --------------------------------------------------------------------------------------------------
-
-    @property
-    def model(self):
-        return self.parts[0].objective.model
-
-    @property
-    def special(self):
-        return tuple(dict.fromkeys(name for part in self.parts for name in part.objective.special))
-
-    @property
-    def generative(self):
-        return any(part.objective.generative for part in self.parts)
-
-    @property
-    def answers(self):
-        return any(part.objective.answers for part in self.parts)
-
-    def writer(self, params):
-        part = next(part for part in self.parts if part.objective.generative or part.objective.answers)
-        return part.objective, part.params(params)
 
     @property
     def portions(self) -> tuple[float, ...]:
@@ -133,12 +110,6 @@ class Tasks(Objective):
     def corrupt(self, rng, record):
         part = self.parts[record["part"]]
         return {**part.named(part.objective.corrupt(rng, record)), "part": np.int32(record["part"])}
-
-    def init(self, key, batch):
-        return shared(self.parts, key, batch)
-
-    def weights(self, batch):
-        return {k: w for part in self.parts for k, w in part.named(part.objective.weights(part.of(batch))).items()}
 
     def loss(self, params, batch, memory, keys_B):
         def run(part):
