@@ -105,10 +105,10 @@ def test_configs_of_before_are_read():
     assert from_json(json.dumps(old)) == load(CONFIG)
 
 
-def saved(folder: Path, rule: EarlyStop, figures: list[dict | None]) -> Checkpoints:
-    """Checkpoints of steps 1, 2, ... with these figures; two are kept, the newest and the best."""
+def saved(folder: Path, rule: EarlyStop, figures: list[dict | None], first: int = 1) -> Checkpoints:
+    """Checkpoints of steps `first`, ... with these figures; two are kept, the newest and the best."""
     found = Checkpoints(folder, Keep(last=1, best=1), stop=rule)
-    for step, one in enumerate(figures, 1):
+    for step, one in enumerate(figures, first):
         params = {"w": np.full(3, step, np.float32)}
         found.save(step, TrainState(np.int32(step), params, None, None, None, None), {}, one)
     found.close()
@@ -129,14 +129,17 @@ def test_the_best_by_the_chosen_figure_stays_the_first_of_equal_ones(tmp_path):
 
 
 def test_checkpoints_without_figures_do_not_pile_up(tmp_path):
-    """A run that saves oftener than it is measured."""
-    figures = [None, {"loss": 0.5}, None, None, {"loss": 0.7}, None, None]
-    found = saved(tmp_path, EarlyStop(), figures)
-    assert sorted(found.manager.all_steps()) == [2, 7]
-    assert (found.best(), found.latest()) == (2, 7)
-    found = saved(tmp_path / "none", EarlyStop(), [None] * 4)
-    assert sorted(found.manager.all_steps()) == [4]
-    assert found.best() == 4
+    """Saved more often than evaluated, over four sittings: the newest stays, and the best of those with a figure."""
+    good, poor, better = ({"loss": loss} for loss in (0.5, 0.9, 0.4))
+    for first, figures, kept in (
+        (1, [None, None, None], {3}),
+        (4, [None, good, None, poor, None, None], {5, 9}),
+        (10, [None, None], {5, 11}),
+        (12, [better, None, None], {12, 14}),
+    ):
+        found = saved(tmp_path, EarlyStop(), figures, first)
+        assert set(found.manager.all_steps()) == kept
+        assert (found.best(), found.latest()) == (min(kept), max(kept))
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------

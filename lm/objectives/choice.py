@@ -16,12 +16,13 @@ from lm.data.framing import Laid
 from lm.data.packed import row_length
 from lm.errors import UserError, check, check_range
 from lm.objectives import trunk
+from lm.objectives.base import Objective
 from lm.objectives.trunk import Head, Rows, Stacks
 from lm.objectives.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choose(Tuned):
+class Choose(Tuned, Objective):
     """Score each option beside the context with one number; cross-entropy over the options of an example.
 
     `context` names the text that all options share (""; there is none), `question` one that stands before each option,
@@ -42,7 +43,6 @@ class Choose(Tuned):
     most: int = 0  # options of an example; 0: as many as training has
     rows: Rows = Rows()
     head: Head = Head()
-    frame: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         check_range(self, 0, float("inf"), "longest", "most")
@@ -155,9 +155,6 @@ class Choose(Tuned):
     def predict(self, params, batch):
         """Give each option's probability (B, P, options)."""
         return {"probabilities": jax.nn.softmax(self.logits(params, batch))}
-
-    def flops(self):
-        return trunk.step_flops(self.model, self.row)
 
     # -- for people ----------------------------------------------------------------------------------------------------
 

@@ -17,12 +17,13 @@ from lm.data.framing import Laid
 from lm.errors import UserError, check, check_choices, check_range
 from lm.models.layers import fold
 from lm.objectives import trunk
+from lm.objectives.base import Objective
 from lm.objectives.trunk import Head, Rows, Trunk
 from lm.objectives.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classify(Tuned):
+class Classify(Tuned, Objective):
     """Score the labels of each example from one state of the network.
 
     `fields`: the one or two texts of an example, the longer cut first; `label`: its label. `kind` "one" of the labels,
@@ -55,7 +56,6 @@ class Classify(Tuned):
     mixup: float = 0.0
     rows: Rows = Rows()
     head: Head = Head()
-    frame: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         check_choices(self)
@@ -214,9 +214,6 @@ class Classify(Tuned):
         if self.kind == "number":
             return {"number": logits_BPC[..., 0]}
         return {"probabilities": (jax.nn.softmax if self.kind == "one" else jax.nn.sigmoid)(logits_BPC)}
-
-    def flops(self):
-        return trunk.step_flops(self.model, self.row)
 
     # -- for people ----------------------------------------------------------------------------------------------------
 

@@ -18,12 +18,13 @@ from lm.data.windows import owners, windows
 from lm.errors import check, check_range
 from lm.models.layers import Linear, dropout, fold
 from lm.objectives import trunk
+from lm.objectives.base import Objective
 from lm.objectives.trunk import Rows, Trunk
 from lm.objectives.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extract(Tuned):
+class Extract(Tuned, Objective):
     """Score each token of question and paragraph as the first and as the last of the answer; half the sum of both losses.
 
     Examples have "question", "context", "answers" and "starts". Paragraphs too long for a row are read in windows `stride`
@@ -45,7 +46,6 @@ class Extract(Tuned):
     threshold: float = 0.0
     dropout: float = 0.0
     rows: Rows = Rows()
-    frame: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         check_range(self, 1, float("inf"), "stride", "question", "longest", "candidates")
@@ -152,9 +152,6 @@ class Extract(Tuned):
         """Give each token's scores as the first and the last of an answer, (B, T) both."""
         logits_BT2 = self.logits(params, batch)
         return {"start": logits_BT2[..., 0], "end": logits_BT2[..., 1]}
-
-    def flops(self):
-        return trunk.step_flops(self.model, self.row)
 
     # -- for people ----------------------------------------------------------------------------------------------------
 

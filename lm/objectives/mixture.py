@@ -53,10 +53,14 @@ class Part:
         return f"[{self.name}]\n{self.objective.show(tokenizer, self.of(example), (found and self.of(found)) or None)}"
 
 
-class Parts(Objective):
-    """Objectives on one trunk; each keeps its head and its metrics, named `part/metric`. The first that can, writes."""
+class Parts:
+    """What objectives made of parts share: one network under all of them, and what is found by asking each part."""
 
     parts: tuple[Part, ...]
+
+    def __post_init__(self):
+        names = [part.name for part in self.parts]
+        check(len(names) > 1 and len(set(names)) == len(names), f"a mixture needs parts of different names, not {names}")
 
     @property
     def model(self):
@@ -78,15 +82,45 @@ class Parts(Objective):
         part = next(part for part in self.parts if part.objective.generative or part.objective.answers)
         return part.objective, part.params(params)
 
+    def of(self, parts: tuple[Part, ...]) -> "Parts":
+        """Copy with other parts."""
+        return dataclasses.replace(self, parts=parts)
+
+    def each(self, change: Callable[[Objective], Objective]) -> "Parts":
+        """Change the objective of every part."""
+        return self.of(tuple(dataclasses.replace(part, objective=change(part.objective)) for part in self.parts))
+
+    def resolve(self, tokenizer):
+        return self.each(lambda objective: objective.resolve(tokenizer))
+
+    def sized(self, vocab):
+        return self.each(lambda objective: objective.sized(vocab))
+
     def init(self, key, batch):
-        return shared(self.parts, key, batch)
+        """Draw the parameters: one "trunk", and by its name what each part has beside it."""
+        params: dict[str, Any] = {"trunk": {}}
+        for i, part in enumerate(self.parts):
+            drawn = part.objective.init(jax.random.fold_in(key, i), {**batch, **part.of(batch)})
+            for name in [name for name in drawn if name in TRUNK]:
+                ours, theirs = params["trunk"].setdefault(name, drawn[name]), drawn.pop(name)
+                same = jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
+                check(same, f"part '{part.name}' has another '{name}' than the parts before it: give all the same model")
+            if drawn:
+                params[part.name] = drawn
+        return params
 
     def weights(self, batch):
         return {k: w for part in self.parts for k, w in part.named(part.objective.weights(part.of(batch))).items()}
 
+    def alone(self, number: jax.Array, run: Callable[[Part], dict[str, Any]]) -> dict[str, Any]:
+        """Run one part; zeros stand for what the others would give."""
+        shapes = [jax.eval_shape(lambda p=p: run(p)) for p in self.parts]
+        nothing = {k: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), x) for s in shapes for k, x in s.items()}
+        return jax.lax.switch(number, [lambda p=p: {**nothing, **run(p)} for p in self.parts])
+
 
 @dataclass(frozen=True, kw_only=True)
-class Multitask(Parts):
+class Multitask(Parts, Objective):
     """Objectives of one kind of model share its trunk; each keeps its head and its metrics, named `part/metric`.
 
     `take="all"` adds the weighted losses of all parts in every step; `take="one"` draws one part a step, with the
@@ -102,7 +136,7 @@ class Multitask(Parts):
 
     def __post_init__(self):
         check_choices(self)
-        check_names(self.parts)
+        super().__post_init__()
         for part in self.parts:
             records = part.objective.records
             if not isinstance(records, Windows) or records.order != "shuffled":
@@ -125,18 +159,8 @@ class Multitask(Parts):
         weight = {part.name: part.weight if self.take == "all" else 1.0 for part in self.parts}
         return {f"{p.name}/{k}": weight[p.name] * s for p in self.parts for k, s in p.objective.scales.items()}
 
-    def resolve(self, tokenizer):
-        return self.each(lambda objective: objective.resolve(tokenizer))
-
-    def sized(self, vocab):
-        return self.each(lambda objective: objective.sized(vocab))
-
     def study(self, corpus):
         return self.each(lambda objective: objective.study(corpus))
-
-    def each(self, change: Callable[[Objective], Objective]) -> "Multitask":
-        """Change the objective of every part."""
-        return dataclasses.replace(self, parts=changed(self.parts, change))
 
     def corrupt(self, rng, record):
         found = {}
@@ -161,7 +185,7 @@ class Multitask(Parts):
             return {name: pair for part in self.parts for name, pair in run(part).items()}, memory
         shares = jnp.log(jnp.array([part.weight for part in self.parts]))
         draw = jax.random.categorical(jax.random.fold_in(jax.random.key(0), memory[0]), shares)
-        return alone(self.parts, draw, run), memory + 1
+        return self.alone(draw, run), memory + 1
 
     def predict(self, params, batch):
         found = {}
@@ -178,38 +202,6 @@ class Multitask(Parts):
             return sum(each)
         total = sum(part.weight for part in self.parts)
         return sum(part.weight / total * work for part, work in zip(self.parts, each))
-
-
-def check_names(parts: tuple[Part, ...]) -> None:
-    """Raise UserError where parts cannot be told apart."""
-    names = [part.name for part in parts]
-    check(len(names) > 1 and len(set(names)) == len(names), f"a mixture needs parts of different names, not {names}")
-
-
-def changed(parts: tuple[Part, ...], change: Callable[[Objective], Objective]) -> tuple[Part, ...]:
-    """Change the objective of every part."""
-    return tuple(dataclasses.replace(part, objective=change(part.objective)) for part in parts)
-
-
-def shared(parts: tuple[Part, ...], key: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Draw the parameters: one "trunk", and by its name what each part has beside it."""
-    params: dict[str, Any] = {"trunk": {}}
-    for i, part in enumerate(parts):
-        drawn = part.objective.init(jax.random.fold_in(key, i), {**batch, **part.of(batch)})
-        for name in [name for name in drawn if name in TRUNK]:
-            ours, theirs = params["trunk"].setdefault(name, drawn[name]), drawn.pop(name)
-            same = jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
-            check(same, f"part '{part.name}' has another '{name}' than the parts before it: give all the same model")
-        if drawn:
-            params[part.name] = drawn
-    return params
-
-
-def alone(parts: tuple[Part, ...], number: jax.Array, run: Callable[[Part], dict[str, Any]]) -> dict[str, Any]:
-    """Run one part; zeros stand for what the others would give."""
-    shapes = [jax.eval_shape(lambda p=p: run(p)) for p in parts]
-    nothing = {k: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), x) for s in shapes for k, x in s.items()}
-    return jax.lax.switch(number, [lambda p=p: {**nothing, **run(p)} for p in parts])
 
 
 def beginning(record: Mapping[str, Any], length: int) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from lm.data.examples import Example
 from lm.data.framing import Laid
 from lm.errors import UserError, check, check_choices
 from lm.objectives import trunk
+from lm.objectives.base import Objective
 from lm.objectives.trunk import Rows, Stacks
 from lm.objectives.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank(Tuned):
+class Rank(Tuned, Objective):
     """Bring the cosine of both texts' vectors to their score: the squared error of cosine and score / `top`.
 
     Each of the two `fields` is read by itself; its vector is the `pool` of its states. `top` is the highest score (0: of
@@ -35,7 +36,6 @@ class Rank(Tuned):
     top: float = 0.0
     pool: Literal["mean", "first", "last"] = "mean"
     rows: Rows = Rows()
-    frame: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         check_choices(self)
@@ -110,9 +110,6 @@ class Rank(Tuned):
     def predict(self, params, batch):
         """Give the cosine of each pair (B, P)."""
         return {"cosine": self.cosines(params, batch)}
-
-    def flops(self):
-        return trunk.step_flops(self.model, self.row)
 
     # -- for people ----------------------------------------------------------------------------------------------------
 

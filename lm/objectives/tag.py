@@ -20,12 +20,13 @@ from lm.models.crf import Chain, forbid, log_partition, path_score, viterbi
 from lm.models.heads import gather
 from lm.models.layers import Linear, dropout, fold
 from lm.objectives import trunk
+from lm.objectives.base import Objective
 from lm.objectives.trunk import Rows, Trunk
 from lm.objectives.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tag(Tuned):
+class Tag(Tuned, Objective):
     """Score tags at the first token of each word; the loss is in nats a word.
 
     `words` and `tags` name the lists of an example. Sentences longer than a row are read in windows that overlap by up to
@@ -46,7 +47,6 @@ class Tag(Tuned):
     overlap: int = 32
     dropout: float = 0.0
     rows: Rows = Rows()
-    frame: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         check_choices(self)
@@ -168,9 +168,6 @@ class Tag(Tuned):
     def predict(self, params, batch):
         """Give the tag of each word (B, W)."""
         return {"guess": self.best(params, self.logits(params, batch), batch)}
-
-    def flops(self):
-        return trunk.step_flops(self.model, self.row)
 
     # -- for people ----------------------------------------------------------------------------------------------------
 

@@ -14,11 +14,12 @@ from lm.data.packed import Examples
 from lm.data.parted import Parted
 from lm.errors import UserError, check
 from lm.objectives import trunk
-from lm.objectives.mixture import Part, Parts, alone, changed, check_names
+from lm.objectives.base import Objective
+from lm.objectives.mixture import Part, Parts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tasks(Parts):
+class Tasks(Parts, Objective):
     """Fine-tune one network for several tasks; each keeps its head and its metrics, named `part/metric`.
 
     Part k learns from source k of `data.source`, a `Mixture` of labelled examples, whose weights (or numbers of examples,
@@ -37,7 +38,7 @@ class Tasks(Parts):
     shares: tuple[float, ...] | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        check_names(self.parts)
+        super().__post_init__()
         for part in self.parts:
             objective = part.objective
             if not isinstance(objective.records, Examples):
@@ -50,6 +51,8 @@ class Tasks(Parts):
                 f"part '{part.name}' has another network than '{self.parts[0].name}'{odd(objective.model, self.model)}: give "
                 "all parts the same model",
             )
+
+    # -- as its parts --------------------------------------------------------------------------------------------------
 
     @property
     def portions(self) -> tuple[float, ...]:
@@ -69,12 +72,6 @@ class Tasks(Parts):
         found = dataclasses.replace(self, parts=parts)
         object.__setattr__(found, "shares", shares or self.shares)
         return found
-
-    def resolve(self, tokenizer):
-        return self.of(changed(self.parts, lambda objective: objective.resolve(tokenizer)))
-
-    def sized(self, vocab):
-        return self.of(changed(self.parts, lambda objective: objective.sized(vocab)))
 
     def measured(self):
         """Weigh losses by share, too: the mean of them is that of training."""
@@ -115,13 +112,13 @@ class Tasks(Parts):
         def run(part):
             return part.named(part.objective.loss(part.params(params), part.of(batch), None, keys_B)[0])
 
-        return alone(self.parts, number(batch), run), memory
+        return self.alone(number(batch), run), memory
 
     def predict(self, params, batch):
         def run(part):
             return part.named(part.objective.predict(part.params(params), part.of(batch)) or {})
 
-        return alone(self.parts, number(batch), run) or None
+        return self.alone(number(batch), run) or None
 
     def show(self, tokenizer, example, found=None):
         return self.parts[int(example["part"])].show(tokenizer, example, found)
