@@ -26,7 +26,7 @@ def config(
     steps: int = 800,
 ) -> Config:
     return Config(
-        objective=Extract(model=replace(ENCODER, context=256), stride=128, rows=Rows(length=256, row=512)),
+        objective=Extract(model=replace(ENCODER, context=256), stride=128, types="asked", rows=Rows(length=256, row=512)),
         data=Data(
             source=Cloze(path=text, gap=gap, limit=limit),
             tokenizer=WordPiece(vocab=8192),

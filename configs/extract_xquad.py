@@ -8,6 +8,8 @@ network and its tokenizer are that run's. The set was made for testing: a thousa
 here are no XQuAD results. The held-out questions are those of the last ten articles.
 """
 
+from typing import Literal
+
 from configs.start_nano import ENCODER, tuned, tuning
 from lm.config import Config, Every, Schedule
 from lm.data.examples import Questions
@@ -21,11 +23,12 @@ def config(
     text: str = "runs/finetune/data/xquad_en/train.json",
     held_out: str = "runs/finetune/data/xquad_en/held_out.json",
     start: str | None = None,
+    types: Literal["second", "asked"] = "asked",
     steps: int = 150,
     batch: int = 8,
 ) -> Config:
     return Config(
-        objective=Extract(model=tuned(ENCODER), stride=128, dropout=0.1, rows=Rows(length=256)),
+        objective=Extract(model=tuned(ENCODER), stride=128, types=types, dropout=0.1, rows=Rows(length=256)),
         data=Data(
             source=Questions(path=text),
             validation=Questions(path=held_out),

@@ -79,7 +79,7 @@ TASKS = {
         Task("tweets", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "", "batch=8,steps=240"),
         Task("tweets_crf", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "crf=yes", "batch=8,steps=240"),
         Task("people", "tag_people", "people", "txt", ("f1", "accuracy")),
-        Task("xquad_en", "extract_xquad", "xquad_en", "json", ("exact", "f1"), "", "batch=2,steps=600"),
+        Task("xquad_en", "extract_xquad", "xquad_en", "json", ("exact", "f1"), "", "batch=2,steps=600,types=second"),
         Task("xquad_zh", "extract_xquad", "xquad_zh", "json", ("exact", "f1")),
         Task("docstrings", "summarise_docstrings", "docstrings", "jsonl", ("rougeL", "chrf", "bits_per_byte")),
         Task("verses", "translate_verses", "verses", "jsonl", ("bleu", "chrf", "bits_per_byte")),

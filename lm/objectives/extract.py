@@ -6,7 +6,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from lm.data.answers import Choice, Window, answer, candidates, token_span
 from lm.data.examples import Example
 from lm.data.windows import owners, windows
-from lm.errors import check, check_range
+from lm.errors import check, check_choices, check_range
 from lm.models.layers import Linear, dropout, fold
 from lm.objectives import trunk
 from lm.objectives.base import Objective
@@ -32,6 +32,9 @@ class Extract(Tuned, Objective):
     the special token is asked for. At most `longest` tokens make an answer; `candidates` starts and ends of each window
     are looked at. `null`: "" is an answer, too (None: if a training example has none), where its score is above the
     best span's by more than `threshold`.
+
+    `types` says what token types tell: the paragraph ("second" text), or those of its tokens that the question has, too
+    ("asked"; Chen et al. 2017, 3.2, exact match). A network of minutes has not learned to compare words by itself.
     """
 
     paper: ClassVar[str] = "Devlin et al. 2019 (BERT); Rajpurkar et al. 2016, 2018 (SQuAD)"
@@ -42,12 +45,15 @@ class Extract(Tuned, Objective):
     question: int = 64
     longest: int = 30
     candidates: int = 20
+    types: Literal["second", "asked"] = "second"
     null: bool | None = None
     threshold: float = 0.0
     dropout: float = 0.0
     rows: Rows = Rows()
 
     def __post_init__(self):
+        check_choices(self)
+        check(self.types == "second" or getattr(self.model, "types", 0) > 1, "types='asked' needs objective.model.types=2")
         check_range(self, 1, float("inf"), "stride", "question", "longest", "candidates")
         check_range(self, 0, 1, "dropout")
         trunk.check_rows(self.model, self.rows)
@@ -84,6 +90,9 @@ class Extract(Tuned, Objective):
         owner, found = owners(cuts, len(ids)), []
         for k, (low, high) in enumerate(cuts):
             laid = self.frame.join([asked, ids[low:high]], longest)
+            if self.types == "asked":
+                laid = laid._replace(types=np.zeros_like(laid.types))
+                laid.types[laid.begins[1] :][: high - low] = np.isin(ids[low:high], asked)
             none = len(laid.tokens) - 1 if self.frame.style == "xlnet" else 0
             found.append(Window(laid, laid.begins[1], spans[low:high], owner[low:high] == k, none))
         return found

@@ -93,6 +93,26 @@ def test_a_packed_row_asks_at_each_windows_own_places():
         assert own[0] <= row["starts"][k] <= row["ends"][k] <= own[-1]
 
 
+def test_types_may_tell_what_the_question_has_too():
+    """Tokens of the paragraph alone, each window by itself; the tokens stay as they are."""
+    values = {"question": "two nine", "context": "one two six nine two", "answers": [], "starts": []}
+    example = Example(values, "x")
+    (plain,), (window,) = ready().lay(example), ready(types="asked").lay(example)
+    assert window.laid.tokens.tolist() == plain.laid.tokens.tolist()
+    begin = window.begin
+    assert plain.laid.types.tolist() == [0] * begin + [1] * 6
+    assert window.laid.types.tolist() == [0] * begin + [0, 1, 0, 1, 1] + [0]
+    objective, example = ready(types="asked"), long(None)
+    asked = set(words().encode("ten nine").tolist())
+    for window in objective.lay(example):
+        inside = window.laid.tokens[window.begin :][: len(window.spans)]
+        assert window.laid.types[window.begin :][: len(window.spans)].tolist() == [int(i in asked) for i in inside]
+    with pytest.raises(UserError, match=r"needs objective\.model\.types=2"):
+        ready(model=model(vocab=60000, context=512, types=0), types="asked")
+    with pytest.raises(UserError, match="types"):
+        ready(types="none")
+
+
 def test_mistakes_name_the_question():
     objective = ready()
     with pytest.raises(UserError, match="x: 1 answers and 0 starts"):
