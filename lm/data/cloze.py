@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lm.data.examples import Example, Read
-from lm.data.sources import Reader, source_from
+from lm.data.sources import documents, source_from
 from lm.data.words import SENTENCE_END
 
 WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
@@ -34,29 +34,13 @@ class Word(NamedTuple):
 def read_cloze(path: str, limit: int, gap: str) -> Read:
     """Make the questions of the documents of text files."""
     reader = source_from(path).open()
-    names = [f"{reader.name}, document {k + 1}" for k in range(documents(reader))]
-    rarity = rarities(whole(reader))
+    rarity = rarities(documents(reader))
     found = [
-        Example(values, f"{name}, question {k + 1}", values["context"])
-        for name, document in zip(names, whole(reader))
-        for k, values in enumerate(asked(document, rarity, limit, gap))
+        Example(values, f"{reader.name}, document {number}, question {k}", values["context"])
+        for number, document in enumerate(documents(reader), 1)
+        for k, values in enumerate(asked(document, rarity, limit, gap), 1)
     ]
     return Read(f"cloze of {reader.name}", tuple(found), f"{reader.signature()} cloze {limit} {gap}")
-
-
-def documents(reader: Reader) -> int:
-    return sum(reader[i].end for i in range(len(reader)))
-
-
-def whole(reader: Reader) -> Iterator[str]:
-    """Give documents, put together from their pieces."""
-    parts: list[str] = []
-    for i in range(len(reader)):
-        piece = reader[i]
-        parts.append(piece.text)
-        if piece.end:
-            yield "".join(parts)
-            parts = []
 
 
 def words(text: str) -> list[Word]:

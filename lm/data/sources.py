@@ -6,7 +6,7 @@ A source is part of a run's config (JSON-able fields only). `open()` gives a `Re
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -43,6 +43,17 @@ class Reader(Protocol):
     def __getitem__(self, i: int) -> Piece: ...
     def signature(self) -> str:
         """Identify the text without reading it: paths, sizes, modification times, versions."""
+
+
+def documents(reader: Reader) -> Iterator[str]:
+    """Give the documents of a reader, put together from their pieces."""
+    parts: list[str] = []
+    for i in range(len(reader)):
+        piece = reader[i]
+        parts.append(piece.text)
+        if piece.end:
+            yield "".join(parts)
+            parts = []
 
 
 @dataclass(frozen=True, kw_only=True)

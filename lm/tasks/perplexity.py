@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lm.data.prompts import Prompt
-from lm.data.sources import JsonLines, Text
+from lm.data.sources import JsonLines, Text, documents
 from lm.decode.score import Pair, Scored
 from lm.errors import check, check_range
 from lm.tasks.calibration import edges, expected_error
@@ -46,24 +46,18 @@ class Perplexity:
 
     def texts(self) -> Iterator[str]:
         found = self.path.lower().endswith((".jsonl", ".ndjson", ".json"))
-        reader, parts = (JsonLines(path=self.path, field=self.field) if found else Text(path=self.path)).open(), []
-        for i in range(len(reader)):
-            piece = reader[i]
-            parts.append(piece.text)
-            if piece.end:
-                yield "".join(parts)
-                parts = []
+        return documents((JsonLines(path=self.path, field=self.field) if found else Text(path=self.path)).open())
 
     def measure(self, subject: Subject) -> Figures:
         texts = [text for text in self.texts() if text]
         check(bool(texts), f"{self.path} holds no text")
-        documents = subject.tokenizer.encode_batch(texts)
+        encoded = subject.tokenizer.encode_batch(texts)
         size = Size.of(texts)
         if not (subject.objective.generative or subject.objective.answers):
-            return self.pseudo(subject, documents, size)
+            return self.pseudo(subject, encoded, size)
         kind = type(subject.objective).__name__
         check(subject.objective.generative, f"{kind} answers a source: it gives running text no probability")
-        pairs = [pair for ids in documents for pair in self.windows(subject, ids)]
+        pairs = [pair for ids in encoded for pair in self.windows(subject, ids)]
         check(bool(pairs), f"{self.path}: nothing to score in {size.bytes} bytes of text")
         return figures(subject.score("perplexity", pairs), size, subject.seed)
 
@@ -83,9 +77,9 @@ class Perplexity:
                 yield Pair(objective.given(ids[start:done]), ids[done:end])
                 done = end
 
-    def pseudo(self, subject: Subject, documents: Sequence[np.ndarray], size: Size) -> Figures:
+    def pseudo(self, subject: Subject, encoded: Sequence[np.ndarray], size: Size) -> Figures:
         window = self.window or subject.objective.model.context - 2
-        rows = [ids[low : low + window] for ids in documents for low in range(0, len(ids), window)]
+        rows = [ids[low : low + window] for ids in encoded for low in range(0, len(ids), window)]
         found = masked_logprobs(subject, rows)
         sums = np.array([[-x.sum(dtype=float), len(x)] for x in found])
         return {f"pseudo_{name}": figure for name, figure in measures(sums, size, subject.seed).items()}
