@@ -53,6 +53,6 @@ def config(
         optimizer=Optimizer(name="muon", lr=4e-3, betas=(0.9, 0.98), eps=1e-6, decay=0.1, clip=1.0),
         schedule=Schedule(shape="linear", warmup=100),
         steps=steps,
-        batch=32 if kind == "denoise" else 64,  # each of whose tokens is read twice
+        batch=64 if kind == "masked" else 32,  # the others are asked for every token
         every=Every(log=50, evaluate=600, save=300, sample=600),
     )
