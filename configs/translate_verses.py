@@ -20,7 +20,7 @@ def config(
     text: str = "runs/finetune/data/verses/train.jsonl",
     held_out: str = "runs/finetune/data/verses/held_out.jsonl",
     start: str | None = None,
-    steps: int = 400,
+    steps: int = 1000,
 ) -> Config:
     return Config(
         objective=Text2text(
@@ -32,5 +32,5 @@ def config(
         steps=steps,
         batch=8,
         start=start,
-        every=Every(log=50, evaluate=250, save=250, sample=250),
+        every=Every(log=50, evaluate=500, save=500, sample=500),
     )
