@@ -34,5 +34,5 @@ def config(
         steps=steps,
         batch=16,
         start=start,
-        every=Every(log=50, evaluate=350, save=350, sample=350),
+        every=Every(log=50, evaluate=175, save=350, sample=350),
     )

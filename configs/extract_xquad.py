@@ -39,5 +39,5 @@ def config(
         steps=steps,
         batch=batch,
         start=start,
-        every=Every(log=50, evaluate=150, save=150, sample=150),
+        every=Every(log=50, evaluate=50, save=150, sample=150),
     )

@@ -23,7 +23,7 @@ def config(
 ) -> Config:
     return Config(
         objective=Text2text(
-            model=tuned(DECODER), source="{context}\\n>", lengths=(96, 48), keep="end", reply=Reply(tokens=48)
+            model=tuned(DECODER), source="{context}\n>", lengths=(96, 48), keep="end", reply=Reply(tokens=48)
         ),
         data=Data(source=Labelled(path=text), validation=Labelled(path=held_out), tokenizer=BytePair(vocab=8192)),
         optimizer=tuning(start, 4e-3, 2e-3),

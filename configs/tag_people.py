@@ -35,5 +35,5 @@ def config(
         steps=steps,
         batch=16,
         start=start,
-        every=Every(log=50, evaluate=150, save=150, sample=150),
+        every=Every(log=50, evaluate=100, save=150, sample=150),
     )

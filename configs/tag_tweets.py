@@ -37,5 +37,5 @@ def config(
         steps=steps,
         batch=batch,
         start=start,
-        every=Every(log=50, evaluate=300, save=300, sample=300),
+        every=Every(log=50, evaluate=150, save=300, sample=300),
     )
