@@ -88,7 +88,7 @@ def stretch(sentences: Sequence[str], rarity: dict[str, float], gap: str) -> Ite
         for k, *span in places:
             inner = {word.text for word in parts[k][span[0] : span[1]]}
             for other, *theirs in places:
-                shared = sum(rarity[word] for word in (kinds[k] & kinds[other]) - inner)
+                shared = math.fsum(rarity[word] for word in (kinds[k] & kinds[other]) - inner)  # whatever the order
                 if other != k and shared >= SHARED:
                     offers.append((-shared, k, other, tuple(span), tuple(theirs)))
     done: set[int] = set()

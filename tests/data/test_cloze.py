@@ -1,5 +1,10 @@
 """Questions made out of running text: where answers stand, what is asked, and what is left alone."""
 
+import os
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 
 from lm.config import load
@@ -87,3 +92,22 @@ def test_mistakes_are_told(files, tmp_path):
     (tmp_path / "0.txt").write_text(PLAIN)
     with pytest.raises(UserError, match=r"cloze of 0\.txt has no example in it"):
         prepare(load(f"configs/extract_cloze.py:text={tmp_path / '0.txt'}").data, tmp_path / "cache")
+
+
+def test_questions_do_not_depend_on_the_order_of_sets(tmp_path):
+    """Sums of floats do; strings hash differently in every process, and a run must find its corpus again."""
+    rng = np.random.default_rng(0)
+    names = [f"word{k}" for k in range(300)]
+    for k in range(60):
+        own = rng.choice(names, 25)  # rare in the others
+        sentences = [" ".join(rng.choice(own, 12)) + "." for _ in range(8)]
+        (tmp_path / f"{k:02}.txt").write_text(" ".join(sentences))
+    code = f"from lm.data.examples import Cloze; print([e.values for e in Cloze(path={str(tmp_path / '*.txt')!r}).open()])"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True
+        ).stdout
+        for seed in "123"
+    }
+    assert len(found) == 1
+    assert len(found.pop()) > 1000
