@@ -3,9 +3,10 @@
     python -m launch.finetune --tasks=xquad_en
     python -m lm.main --config=configs/extract_xquad.py:text=TRAIN,held_out=HELD_OUT,start=RUN
 
-A network of 3 x 128 and a vocabulary of 8,192; minutes on two CPU cores from nothing. With `start=RUN` the
-network and its tokenizer are that run's. The set was made for testing: a thousand questions teach little, and figures
-here are no XQuAD results. The held-out questions are those of the last ten articles.
+A network of 3 x 128 and a vocabulary of 8,192; minutes on two CPU cores from nothing. With `start=RUN` the network and its
+tokenizer are that run's: best one of `extract_cloze.py`; a published folder wants `types=second`. The set was made for
+testing: a thousand questions teach little, and figures here are no XQuAD results. The held-out questions are those of the
+last ten articles.
 """
 
 from typing import Literal

@@ -27,11 +27,13 @@ ENCODER = replace(DECODER, types=2, transform=True, head_bias=True, init_positio
 PAIR = twice(replace(DECODER, depth=2))
 
 
-def tuned(model: Transformer, context: int = 256) -> Transformer:  # longer texts, and dropout
+def tuned(model: Transformer, context: int = 256) -> Transformer:
+    """Give a shape as fine-tuning wants it: longer texts, and dropout."""
     return replace(model, context=context, dropout=0.1, attention_dropout=0.1)
 
 
-def tuning(start: str | None, lr: float = 2e-3, gently: float = 1e-3) -> Optimizer:  # `gently` from a start
+def tuning(start: str | None, lr: float = 2e-3, gently: float = 1e-3) -> Optimizer:
+    """Give AdamW for a published start, else Muon; at the rate `gently` where there is a start."""
     if start and is_published(start):
         return Optimizer(lr=2e-4, betas=(0.9, 0.999), decay=0.01, clip=1.0)
     return Optimizer(name="muon", lr=gently if start else lr, betas=(0.9, 0.98), decay=0.01, clip=1.0)

@@ -4,8 +4,8 @@
     python -m lm.main --config=configs/tag_tweets.py:text=TRAIN,held_out=HELD_OUT,start=RUN
 
 A network of 3 x 128 and a vocabulary of 8,192; minutes on two CPU cores from nothing. With `start=RUN` the
-network and its tokenizer are that run's. From nothing, tweets this few teach less than a list of
-their words does.
+network and its tokenizer are that run's. From nothing, tweets this few teach no more than a
+list of their words does.
 """
 
 from configs.start_nano import ENCODER, tuned, tuning

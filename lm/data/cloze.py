@@ -35,9 +35,10 @@ def read_cloze(path: str, limit: int, gap: str) -> Read:
     """Make the questions of the documents of text files."""
     reader = source_from(path).open()
     rarity = rarities(documents(reader))
+    numbered = ((f"{reader.name}, document {k}", document) for k, document in enumerate(documents(reader), 1))
     found = [
-        Example(values, f"{reader.name}, document {number}, question {k}", values["context"])
-        for number, document in enumerate(documents(reader), 1)
+        Example(values, f"{name}, question {k}", name)  # stretches overlap, so that a document is held out whole
+        for name, document in numbered
         for k, values in enumerate(asked(document, rarity, limit, gap), 1)
     ]
     return Read(f"cloze of {reader.name}", tuple(found), f"{reader.signature()} cloze {limit} {gap}")
@@ -58,7 +59,7 @@ def rarities(texts: Iterable[str]) -> dict[str, float]:
 
 
 def asked(document: str, rarity: dict[str, float], limit: int, gap: str) -> Iterator[dict[str, Any]]:
-    """Make the questions of a document, out of its stretches of up to `limit` characters; every other half overlaps."""
+    """Make the questions of a document, out of stretches of up to `limit` characters; neighbours overlap by half."""
     sentences = cut(document)
     low = 0
     while low < len(sentences):
