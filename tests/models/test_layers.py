@@ -141,6 +141,14 @@ def test_sites_and_rows_differ():
         assert 0.4 < float((a == b).mean()) < 0.6
 
 
+@pytest.mark.parametrize("last", [1, 7, 64])
+def test_halves_of_one_word_are_drawn_apart(last):
+    kept = np.asarray(dropout(jnp.ones((2000, last)), 0.5, jax.random.split(jax.random.key(2), 2000), 0)) > 0
+    assert kept.shape == (2000, last)
+    apart = np.corrcoef(kept.T).reshape(last, last) - np.eye(last)
+    assert np.abs(apart).max() < 4.5 / np.sqrt(2000)
+
+
 def test_mask_of_a_row_is_its_own():
     x, keys = jnp.ones((5, 100)), jax.random.split(jax.random.key(1), 5)
     whole = dropout(x, 0.3, keys, 2)
