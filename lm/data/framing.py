@@ -22,6 +22,7 @@ from lm.data import special
 from lm.errors import UserError, check
 
 Style = Literal["bert", "roberta", "xlnet", "t5", "decoder"]
+Keep = Literal["start", "end", "both"]
 SPECIAL = {
     "bert": ("[PAD]", "[CLS]", "[SEP]"),
     "roberta": ("[PAD]", "[CLS]", "[SEP]"),
@@ -80,8 +81,8 @@ class Frame:
         before, between, after = self.around(texts)
         return len(before) + len(between) * (texts == 2) + len(after)
 
-    def join(self, texts: Sequence[np.ndarray], limit: int) -> Laid:
-        """Lay one or two texts out in at most `limit` tokens, the longer one cut first."""
+    def join(self, texts: Sequence[np.ndarray], limit: int, keep: Keep = "start") -> Laid:
+        """Lay one or two texts out in at most `limit` tokens, the longer one cut first; `keep` says what stays of it."""
         before, between, after = self.around(len(texts))
         sizes = longest_first([len(text) for text in texts], limit - self.overhead(len(texts)))
         parts, types, begins = [before], [0], []
@@ -90,7 +91,7 @@ class Frame:
                 parts.append(between)
                 types.append(0)
             begins.append(sum(map(len, parts)))
-            parts.append(text[:size])
+            parts.append(cut(text, size, keep))
             types.append(k)
         parts += [after[:1], after[1:]]
         types += [len(texts) - 1, 2]
@@ -171,6 +172,14 @@ def _spans(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
     ids = np.array(found.ids, np.int32)
     ids.flags.writeable = spans.flags.writeable = False
     return ids, spans
+
+
+def cut(text: np.ndarray, size: int, keep: Keep) -> np.ndarray:
+    """Leave `size` tokens of a text: the first, the last, or as many of both (one more of the last)."""
+    first = {"start": size, "end": 0, "both": size // 2}[keep]
+    if len(text) <= size:
+        return text
+    return np.concatenate([text[:first], text[len(text) - size + first :]])
 
 
 def longest_first(sizes: Sequence[int], limit: int) -> list[int]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.examples import Example
-from lm.data.framing import Laid
+from lm.data.framing import Keep, Laid
 from lm.errors import UserError, check, check_choices, check_range
 from lm.models.layers import fold
 from lm.objectives import trunk
@@ -26,8 +26,9 @@ from lm.objectives.tuned import Tuned
 class Classify(Tuned, Objective):
     """Score the labels of each example from one state of the network.
 
-    `fields`: the one or two texts of an example, the longer cut first; `label`: its label. `kind` "one" of the labels,
-    "several" of them (a list, or a text cut at `between`; each its own yes or no), or a "number" (squared error).
+    `fields`: the one or two texts of an example, the longer cut first, which keeps its "start", its "end" or half of each
+    ("both"; Sun et al. 2019). `label`: its label. `kind` "one" of the labels, "several" of them (a list, or a text cut at
+    `between`; each its own yes or no), or a "number" (squared error).
     `smoothing` e takes 1 - e of the right label and spreads e over all (Szegedy et al. 2016). `class_weights`, one a
     label, weigh the examples of each; `balanced` fills them in, examples / (labels x examples with it).
 
@@ -46,6 +47,7 @@ class Classify(Tuned, Objective):
     model: Trunk
     fields: tuple[str, ...] = ("text",)
     label: str = "label"
+    keep: Keep = "start"
     kind: Literal["one", "several", "number"] = "one"
     labels: tuple[str, ...] = ()
     between: str = ","
@@ -121,7 +123,7 @@ class Classify(Tuned, Objective):
 
     def lay(self, example: Example) -> Laid:
         texts = [self.frame.encode(example.get(field)) for field in self.fields]
-        return self.frame.join(texts, trunk.limit(self.model, self.rows))
+        return self.frame.join(texts, trunk.limit(self.model, self.rows), self.keep)
 
     def sizes(self, example: Example) -> list[tuple[int, int]]:
         return [(len(self.lay(example).tokens), 1)]

@@ -119,6 +119,18 @@ def test_frames_are_those_of_published_tokenizers(tmp_path):
         assert laid.types.tolist() == expected["token_type_ids"]
 
 
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [("start", [2, 5, 6, 3, 7, 3]), ("end", [2, 7, 8, 3, 7, 3]), ("both", [2, 5, 8, 3, 7, 3])],
+)
+def test_what_stays_of_a_text_that_is_cut(keep, expected):
+    frame = Frame(words(), "bert")
+    long, short = np.array([5, 6, 7, 8]), np.array([7])
+    assert frame.join([long, short], 6, keep).tokens.tolist() == expected
+    assert frame.join([long, short], 20, keep).tokens.tolist() == [2, 5, 6, 7, 8, 3, 7, 3]
+    assert frame.join([long], 5, "both").tokens.tolist() == [2, 5, 7, 8, 3]  # of three, two are of the end
+
+
 def test_a_limit_that_leaves_nothing_is_refused():
     with pytest.raises(UserError, match=r"rows\.length"):
         Frame(words(), "bert").join([np.array([5])], 2)
