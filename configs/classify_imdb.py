@@ -39,5 +39,5 @@ def config(
         steps=steps,
         batch=8,
         start=start,
-        every=Every(log=50, evaluate=200, save=400, sample=400),
+        every=Every(log=50, evaluate=700, save=350, sample=700),
     )
