@@ -8,8 +8,7 @@ from pathlib import Path
 
 # Before jax is imported. Subprocesses of tests inherit the caches; compiled programs are then built once a session.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of a test's time is compilation; without LLVM's optimization it is half (the operations stay the same).
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("LM_CACHE", str(Path(tempfile.gettempdir()) / f"lm-tests-{os.getuid()}"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(os.environ["LM_CACHE"]) / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

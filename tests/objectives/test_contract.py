@@ -161,7 +161,7 @@ def test_empty_rows_count_nothing(path):
 
 @each
 def test_learns_one_batch(path):
-    """Thirty steps of Adam on one batch bring the loss down."""
+    """Thirty steps of Adam on one batch bring the loss down; steps this large jump now and then, hence the median."""
     config, _, batch = prepared(path)
     optimizer, params = optax.adam(1e-2), parameters(path)
     keys_B, memory = jax.random.split(jax.random.key(3), ROWS), config.objective.initial_memory(ROWS)
@@ -177,7 +177,7 @@ def test_learns_one_batch(path):
         params, state, loss = step(params, state)
         losses.append(float(loss))
     assert np.isfinite(losses).all()
-    assert losses[-1] < 0.9 * losses[0], losses
+    assert np.median(losses[-5:]) < 0.9 * losses[0], losses
 
 
 @each
