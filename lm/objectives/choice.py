@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.examples import Example
-from lm.data.framing import Laid
+from lm.data.framing import Laid, cut
 from lm.data.packed import row_length
 from lm.errors import UserError, check, check_range
 from lm.objectives import trunk
@@ -97,7 +97,7 @@ class Choose(Tuned, Objective):
         found = []
         for option in self.offered(example):
             text = self.frame.encode(lead + option)
-            text = text[len(text) - self.longest :] if self.longest and len(text) > self.longest else text
+            text = cut(text, self.longest, "end") if self.longest else text
             found.append(self.frame.join([*context, text], trunk.limit(self.model, self.rows)))
         return found
 

@@ -6,13 +6,13 @@
 import dataclasses
 import string
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from lm.data import special
 from lm.data.examples import Example
-from lm.data.framing import Frame
+from lm.data.framing import Frame, Keep, cut
 from lm.data.packed import Examples, pair_lengths
 from lm.data.prompts import Prompt
 from lm.errors import check, check_choices, check_range
@@ -49,9 +49,9 @@ class Text2text(Objective):
     only the target is asked for.
 
     `lengths`: tokens of a source and of a target at most (0: an encoder-decoder's contexts; of a decoder half of it each);
-    what is longer loses its end, with `keep="end"` a source its beginning (dialogues). Rows hold as many examples as fit,
-    which see nothing of each other, unless `pack` is off; `row` is their length on each side. `smoothing` e gives every
-    wrong token e / (V - 1) (Szegedy et al. 2016; fairseq's form).
+    what is longer loses its end, with `keep="end"` a source its beginning (dialogues), with "both" its middle. Rows hold as
+    many examples as fit, which see nothing of each other, unless `pack` is off; `row` is their length on each side.
+    `smoothing` e gives every wrong token e / (V - 1) (Szegedy et al. 2016; fairseq's form).
     """
 
     paper: ClassVar[str] = "Raffel et al. 2020 (T5), 2.4; Radford et al. 2019 (GPT-2), decoders by prompt"
@@ -66,7 +66,7 @@ class Text2text(Objective):
     target: str = "{target}"
     bidirectional: bool = False
     lengths: tuple[int, int] = (0, 0)
-    keep: Literal["start", "end"] = "start"
+    keep: Keep = "start"
     pack: bool = True
     row: tuple[int, ...] = ()
     smoothing: float = 0.0
@@ -186,12 +186,11 @@ class Text2text(Objective):
     def asked(self, source: str) -> np.ndarray:
         """Give the ids of a source as the network reads it; special tokens written in it are text."""
         tail = (self.end,) if self.paired else ()
-        ids = self.cut(source, self.limits[0] - len(self.lead_ids) - len(tail), self.keep == "end")
+        ids = self.cut(source, self.limits[0] - len(self.lead_ids) - len(tail), self.keep)
         return np.array([*self.lead_ids, *ids, *tail], np.int32)
 
-    def cut(self, text: str, room: int, end: bool = False) -> list[int]:
-        ids = self.tokenizer.encode(text).tolist()
-        return ids[-room:] if end else ids[:room]
+    def cut(self, text: str, room: int, keep: Keep = "start") -> list[int]:
+        return cut(self.tokenizer.encode(text), room, keep).tolist()
 
     def sizes(self, example: Example) -> list[tuple[Any, int]]:
         sizes = tuple(map(len, self.lay(example)))

@@ -128,6 +128,16 @@ def test_numbers_cost_their_squared_error():
     np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("keep", "expected"), [("start", "one two three"), ("end", "six seven eight"), ("both", "one seven eight")]
+)
+def test_long_texts_keep_what_is_asked(keep, expected):
+    text = "one two three four five six seven eight"
+    objective, found = ready([{"text": text, "label": "a"}, {"text": "one", "label": "b"}], keep=keep, rows=Rows(length=5))
+    laid = objective.lay(found.train[0][1].examples[0]).tokens
+    np.testing.assert_array_equal(laid[1:-1], found.tokenizer.encode(expected))
+
+
 def test_pooled_states_are_those_of_the_right_tokens():
     """First, last and mean, of two texts in a row with padding behind."""
     objective, found = ready(ROWS)

@@ -96,7 +96,7 @@ def test_templates_lists_and_cuts():
     ({"source": "{0}"}, "write a value's name"),
     ({"lengths": (400, 8)}, "more than the model's context takes: 64 and 64"),
     ({"bidirectional": True}, "for a decoder alone"),
-    ({"keep": "both"}, "start"),
+    ({"keep": "middle"}, "start"),
 ])  # fmt: skip
 def test_mistakes_in_a_config_are_named(change, said):
     with pytest.raises(UserError, match=said):
