@@ -79,16 +79,12 @@ def attend(q_BNTH, k_BKSH, v_BKSH, *, mask: Mask, bias_NTS, cap, keys_B, rate) -
 
 def attend_block(q_BNTH, k_BKSH, v_BKSH, allowed_BTS, bias_NTS, cap, keys_B, rate) -> jax.Array:
     """Attend from one block of queries to keys; the query heads that share a key-value head go through as one matrix."""
-    batch, heads, length, head = q_BNTH.shape
-    kv, keys = k_BKSH.shape[1:3]
-    weights = attention_weights(q_BNTH, k_BKSH, allowed_BTS, bias_NTS, cap)
-    weights = dropout(weights, rate, keys_B, 0).astype(v_BKSH.dtype)
-    y_BKTH = jnp.einsum("bkts,bksh->bkth", weights.reshape(batch, kv, -1, keys), v_BKSH)
-    return y_BKTH.reshape(batch, heads, length, head)
+    scores_BNTS = masked(attention_scores(q_BNTH, k_BKSH, bias_NTS, cap), allowed_BTS)
+    return weighted_values(scores_BNTS, v_BKSH, keys_B, rate)
 
 
-def attention_weights(q_BNTH, k_BKSH, allowed_BTS, bias_NTS, cap) -> jax.Array:
-    """Return how much each query takes of each key, float32 (B, N, T, S); every row adds up to 1."""
+def attention_scores(q_BNTH, k_BKSH, bias_NTS, cap) -> jax.Array:
+    """Return how well each query matches each key, before mask and softmax: float32 (B, N, T, S)."""
     batch, heads, length, head = q_BNTH.shape
     kv, keys = k_BKSH.shape[1:3]
     q_BKTH = q_BNTH.reshape(batch, kv, -1, head)
@@ -96,11 +92,34 @@ def attention_weights(q_BNTH, k_BKSH, allowed_BTS, bias_NTS, cap) -> jax.Array:
     scores = scores.reshape(batch, heads, length, keys)
     if cap:
         scores = cap * jnp.tanh(scores / cap)
-    if bias_NTS is not None:
-        scores = scores + bias_NTS
-    if allowed_BTS is not None:
-        scores = jnp.where(allowed_BTS[:, None], scores, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, -1)
+    return scores if bias_NTS is None else scores + bias_NTS
+
+
+def masked(scores_BNTS, allowed_BTS) -> jax.Array:
+    """Put the scores of keys out of sight so low that their weights are 0; of a query that sees none, equal.
+
+    By a sum, whose gradient costs nothing, and not by a choice, whose gradient is one more pass over all scores.
+    """
+    if allowed_BTS is None:
+        return scores_BNTS
+    return scores_BNTS + jnp.where(allowed_BTS, 0, jnp.finfo(jnp.float32).min / 2)[:, None]
+
+
+def weighted_values(scores_BNTS, v_BKSH, keys_B, rate, site: int = 0) -> jax.Array:
+    """Return softmax(scores) with dropout, times values, (B, N, T, H); S is read as few times as can be.
+
+    The softmax's division comes after the product, as in FlashAttention (Dao et al. 2022): then the gradient of its sum
+    is one of (B, N, T, H) and no pass over all scores. In values times weights, in this order, XLA has the gradient of the
+    values as a product of plain matrices, too.
+    """
+    batch, heads, length, keys = scores_BNTS.shape
+    kv = v_BKSH.shape[1]
+    weights = jnp.exp(scores_BNTS - jax.lax.stop_gradient(scores_BNTS.max(-1, keepdims=True)))
+    total_BNT1 = weights.sum(-1, keepdims=True)
+    weights = dropout(weights, rate, keys_B, site).astype(v_BKSH.dtype).reshape(batch, kv, -1, keys)
+    y_BKHT = jnp.einsum("bksh,bkts->bkht", v_BKSH, weights, preferred_element_type=jnp.float32)
+    y_BNTH = y_BKHT.swapaxes(2, 3).reshape(batch, heads, length, -1)
+    return (y_BNTH / total_BNT1).astype(v_BKSH.dtype)
 
 
 class Cache(struct.PyTreeNode):
@@ -168,8 +187,8 @@ class Attention(nn.Module):
         if self.is_mutable_collection("intermediates"):  # somebody looks on
             whole = slice(0, q_BNTH.shape[2]), k_BKSH.shape[2]
             bias_whole = None if bias_NTS is None else bias_NTS(*whole)
-            seen_BTS = mask.allowed(*whole)
-            self.sow("intermediates", "weights", attention_weights(q_BNTH, k_BKSH, seen_BTS, bias_whole, c.attention_cap))
+            scores_BNTS = attention_scores(q_BNTH, k_BKSH, bias_whole, c.attention_cap)
+            self.sow("intermediates", "weights", jax.nn.softmax(masked(scores_BNTS, mask.allowed(*whole)), -1))
         y_BNTH = attend(
             q_BNTH,
             k_BKSH,

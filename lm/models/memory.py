@@ -10,6 +10,7 @@ from flax import struct
 
 from lm.errors import UserError, check, check_choices, check_range
 from lm.models.adaptive import Adaptive, AdaptiveHead, Order
+from lm.models.attention import masked, weighted_values
 from lm.models.layers import Linear, dropout, fold, named
 from lm.models.norms import normalise
 from lm.models.relative import distances, shift
@@ -200,9 +201,8 @@ class RelativeAttention(nn.Module):
         by_distance = jnp.einsum(equation, p_BNTH, r_RNH, preferred_element_type=jnp.float32)
         # The shift moves entries between rows, so a device needs whole rows of queries.
         scores = scores + shift(constrain(by_distance, "batch", "heads", None, None), keys)
-        scores = jnp.where(shared.allowed_BTS[:, None], scores, jnp.finfo(jnp.float32).min)
-        weights = dropout(jax.nn.softmax(scores, -1), c.attention_dropout, shared.keys_B, 0).astype(v_BNSH.dtype)
-        y_BTNH = jnp.einsum("bnts,bnsh->bnth", weights, v_BNSH).swapaxes(1, 2)
+        scores = masked(scores, shared.allowed_BTS)
+        y_BTNH = weighted_values(scores, v_BNSH, shared.keys_B, c.attention_dropout).swapaxes(1, 2)
         out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
         return Linear(*out, inputs=2, bias=False, std=c.init, name="out")(y_BTNH.reshape(-1, length, *out[0][:2]))
 

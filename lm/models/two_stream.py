@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax import struct
 
 from lm.errors import UserError, check_choices, check_range
+from lm.models.attention import masked, weighted_values
 from lm.models.heads import Head
 from lm.models.layers import Embed, Linear, dropout, fold, named
 from lm.models.lora import Lora
@@ -143,11 +144,9 @@ class RelativeAttention(nn.Module):
             if places_BT is None:  # content sees itself
                 memory = k_BNSH.shape[2] - length
                 allowed_BTS |= np.eye(length, k_BNSH.shape[2], memory, dtype=bool)
-            scores = jnp.where(allowed_BTS[:, None], scores, jnp.finfo(jnp.float32).min)
-            # Zero once more: a query that sees nothing would otherwise get the mean of what it must not see.
-            weights = jnp.where(allowed_BTS[:, None], jax.nn.softmax(scores, -1), 0)
-            weights = dropout(weights, c.attention_dropout, keys_B, site).astype(v_BNSH.dtype)
-            return jnp.einsum("bnts,bnsh->bnth", weights, v_BNSH)
+            y_BNTH = weighted_values(masked(scores, allowed_BTS), v_BNSH, keys_B, c.attention_dropout, site)
+            # A query that sees nothing would otherwise get the mean of what it must not see.
+            return jnp.where(allowed_BTS.any(-1)[:, None, :, None], y_BNTH, 0)
 
         y_BNQH = stream(q_BNQH[:, :, :length], None, 0)
         if shared.places_BP is not None:
