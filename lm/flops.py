@@ -1,5 +1,6 @@
 """Parameters, floating-point operations of a step, and the share of the machine's rate (MFU)."""
 
+import functools
 import math
 import re
 import time
@@ -58,8 +59,9 @@ def peak(device: jax.Device | None = None) -> float | None:
     return next((rate for name, rate in PEAKS.items() if re.search(rf"\b{name}\b", kind, re.IGNORECASE)), None)
 
 
-def matmul_rate(size: int = 2048, repeats: int = 15) -> float:
-    """Measure FLOP/s of one large float32 matrix product: the best of several, as a shared machine varies."""
+@functools.cache  # the machine does not change, and every run asks twice before its first step
+def matmul_rate(size: int = 1024, repeats: int = 15) -> float:
+    """Measure FLOP/s of one float32 matrix product, large enough for the full rate: the best of several, as machines vary."""
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a, b: a @ b)
     product(x, x).block_until_ready()

@@ -6,9 +6,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.processes import xla_flags
+
 # Before jax is imported. Subprocesses of tests inherit the caches; compiled programs are then built once a session.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = xla_flags(8)
 os.environ.setdefault("LM_CACHE", str(Path(tempfile.gettempdir()) / f"lm-tests-{os.getuid()}"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(os.environ["LM_CACHE"]) / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

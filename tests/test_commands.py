@@ -1,20 +1,19 @@
 """The other commands, as a user starts them."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.processes import environment
+
 TINY = "tests/configs/tiny.py"
 
 
-def start(module: str, *args: str, devices: int = 1) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    return subprocess.run(
-        [sys.executable, "-m", module, *args], env=environment, capture_output=True, text=True, timeout=600
-    )
+def start(module: str, *args: str, **kind) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", module, *args]
+    return subprocess.run(command, env=environment(**kind), capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def text(tmp_path_factory):
 
 def test_bench_measures_every_part(text, tmp_path):
     output = tmp_path / "bench.json"
-    done = start("launch.bench", f"--config={TINY}:text={text}", "--steps=2", "--tokens=4", f"--output={output}")
+    done = start("launch.bench", f"--config={TINY}:text={text}", "--steps=2", "--tokens=4", f"--output={output}", as_users=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
     for name in ("matmul_float32_flops", "memory_bytes_per_second", "step_seconds", "batch_tokens_per_second"):

@@ -13,6 +13,7 @@ from lm.config import load, override, to_json
 from lm.data.prepare import prepare
 from lm.errors import UserError
 from lm.objectives.base import resolve
+from tests.processes import xla_flags
 
 CONFIG = "tests/configs/tiny_classify.py"
 FLAGS = folds.VALUES
@@ -155,7 +156,7 @@ def test_a_prediction_of_other_data_is_told():
 
 @pytest.mark.slow
 def test_two_folds_trained(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
     folds.main([*overrides(tmp_path), ("stop.patience", "1")])
     consistent(tmp_path / "folds")
     trained = capfd.readouterr().out

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from lm.config import load
-from tests.test_runs import environment, identical, losses, run
+from tests.processes import environment
+from tests.test_runs import identical, losses, run
 
 STEPS = ("--config.steps=4", "--config.every.save=2", "--config.every.evaluate=4", "--config.every.log=1")
 

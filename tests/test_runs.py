@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lm.config import read_config
+from tests.processes import environment
 
 TINY = "tests/configs/tiny.py"
 
@@ -29,10 +30,6 @@ def text(tmp_path_factory) -> Path:
 
 def command(*args: str, config: str = TINY) -> list[str]:
     return [sys.executable, "-m", "lm.main", f"--config={config}", *args]
-
-
-def environment(devices: int = 1) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
 def run(*args: str, config: str = TINY, devices: int = 1) -> subprocess.CompletedProcess:

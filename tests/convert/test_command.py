@@ -16,7 +16,7 @@ from lm.models.memory import TransformerXL
 from lm.objectives.recurrent import Recurrent
 from lm.sharding import unbox
 from tests.convert.test_families import make
-from tests.test_runs import environment
+from tests.processes import environment
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import os
 import subprocess
 import sys
 
@@ -23,6 +22,7 @@ from lm.errors import UserError
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
+from tests.processes import environment
 
 TINY = {"vocab": 30, "context": 64, "width": 32, "depth": 2, "heads": 4, "init": 0.3, "init_positions": 0.3}
 KINDS = {
@@ -248,6 +248,5 @@ assert found[0].text == expected[0].text and abs(found[0].logprob - expected[0].
 
 
 def test_training_parameters_on_a_mesh():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run([sys.executable, "-c", MESHED], env=os.environ | flags, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", MESHED], env=environment(8), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]

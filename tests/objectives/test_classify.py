@@ -20,7 +20,7 @@ from lm.objectives.classify import Classify
 from lm.objectives.trunk import Head, Rows
 from lm.sharding import unbox
 from tests.objectives.labelled import model, words
-from tests.test_runs import environment
+from tests.processes import environment
 
 torch = pytest.importorskip("torch")
 
