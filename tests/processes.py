@@ -4,10 +4,13 @@ import os
 
 
 def xla_flags(devices: int) -> str:
-    """Simulated devices, and no optimization by LLVM: programs of tests run for moments and compile eight times as fast."""
+    """Simulated devices, and little optimization: programs of tests run for moments, and compile three times as fast so.
+
+    Not level 0: without fusion emitters it gave wrong samples (jaxlib 0.10, `tests/decode/test_masked.py` found it).
+    """
     return (
         f"--xla_force_host_platform_device_count={devices}"
-        " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        " --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
     )
 
 
