@@ -2,10 +2,12 @@
 
     python -m lm.main --config=configs/start_nano.py:text=reviews.jsonl --workdir=runs/start
     python -m lm.main --config=configs/start_nano.py:kind=denoise,text=pairs.jsonl --workdir=runs/start_pairs
+    python -m lm.main --config=configs/start_nano.py:text=mine.jsonl,start=runs/start --workdir=runs/adapted
 
 `kind` is what the task needs: an encoder (masked, RoBERTa's way), an encoder-decoder (denoise, BART) or a decoder (causal).
 Configs on real data take shapes and optimizer from here (AdamW for published starts). Rotary positions and Muon learn in
-minutes; with a table of positions masked tokens stay at their frequencies for 700 steps.
+minutes; with a table of positions masked tokens stay at their frequencies for 700 steps. With `start=RUN` a run of the same
+kind goes on with other text, by its tokenizer.
 """
 
 from dataclasses import replace
@@ -45,6 +47,7 @@ def config(
     kind: Literal["masked", "denoise", "causal"] = "masked",
     vocab: int = 8192,
     steps: int = 1200,
+    start: str | None = None,
 ) -> Config:
     masked = Masked(model=ENCODER, count="stochastic", specials=True, low=4)
     objectives = {"masked": masked, "denoise": Denoise(model=PAIR), "causal": Causal(model=DECODER)}
@@ -56,5 +59,6 @@ def config(
         schedule=Schedule(shape="linear", warmup=100),
         steps=steps,
         batch=64 if kind == "masked" else 32,  # the others are asked for every token
+        start=start,
         every=Every(log=50, evaluate=600, save=300, sample=600),
     )

@@ -179,19 +179,19 @@ def pretrained(task: Task, folder: Path) -> Path:
         with contextlib.suppress(Missing):
             MADE[data](folder / "data" / data, packages_of(folder), Path(XQUAD.value))
     write_texts(path, (text for data in domain.data for text in texts(data, folder / "data")))
-    spec = f"configs/start_nano.py:kind={domain.kind},steps={PRETRAINING.value}"
-    train(f"{spec},text={path}", workdir, [])
+    base = f"start_nano.py:kind={domain.kind},steps={PRETRAINING.value}"
+    train(f"configs/{base},text={path}", workdir, [])
     if task.adapted:
-        own, stage = folder / "data" / f"{task.data}.own.jsonl", folder / "starts" / f"{name}_{task.data}"
-        write_texts(own, texts(task.data, folder / "data"))
-        train(f"{spec},text={own}", stage, [("start", str(workdir))])
-        return stage
-    if not task.config.startswith("extract"):
+        stage, config, more = task.data, base, texts(task.data, folder / "data")
+    elif task.config.startswith("extract"):
+        stage, config = "cloze", f"extract_cloze.py:{domain.asking}"
+        more = (text for data in domain.cloze for text in articles(data, folder / "data"))
+    else:
         return workdir
-    asked, stage = folder / "data" / f"{name}.cloze.jsonl", folder / "starts" / f"{name}_cloze"
-    write_texts(asked, (text for data in domain.cloze for text in articles(data, folder / "data")))
-    train(f"configs/extract_cloze.py:text={asked},start={workdir},{domain.asking}", stage, [])
-    return stage
+    path, further = folder / "data" / f"{name}.{stage}.jsonl", folder / "starts" / f"{name}_{stage}"
+    write_texts(path, more)
+    train(f"configs/{config},text={path},start={workdir}", further, [])
+    return further
 
 
 def write_texts(path: Path, found: Iterable[str]) -> None:

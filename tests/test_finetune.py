@@ -223,18 +223,20 @@ def test_answers_are_learned_from_gaps_before_questions(tmp_path, monkeypatch):
 
 def test_reviews_are_read_once_more_alone(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(finetune, "train", lambda *spec_workdir_overrides: started.append(spec_workdir_overrides))
+    monkeypatch.setattr(finetune, "train", lambda spec, workdir, overrides: started.append((spec, workdir)))
     folder = tmp_path / "data" / "imdb"
     folder.mkdir(parents=True)
     review = json.dumps({"text": "A film.", "label": "positive"})
     folder.joinpath("train.jsonl").write_text(f"{review}\n{review}\n", encoding="utf-8")
     (folder.parent / "english.jsonl").write_text('{"text": "It rains."}\n')
     stage = finetune.pretrained(finetune.TASKS["imdb"], tmp_path)
-    (_, base, _), (spec, workdir, overrides) = started
+    (first, base), (second, workdir) = started
     assert (base.name, workdir, stage.name) == ("english", stage, "english_imdb")
-    assert overrides == [("start", str(base))]
-    assert load(spec).data.source.path == str(folder.parent / "imdb.own.jsonl")
-    assert list(lines(folder.parent / "imdb.own.jsonl")) == [{"text": "A film."}]
+    found = load(second)
+    assert found.start == str(base)
+    assert found.objective == load(first).objective
+    assert found.data.source.path == str(folder.parent / "english.imdb.jsonl")
+    assert list(lines(folder.parent / "english.imdb.jsonl")) == [{"text": "A film."}]
 
 
 def test_a_published_encoder_is_unpacked_and_its_absence_said(tmp_path, monkeypatch, capsys):

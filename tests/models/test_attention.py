@@ -63,8 +63,8 @@ def seen(allowed_BTS):
     return np.asarray(allowed_BTS).any(-1)[:, None, :, None]
 
 
-def test_half_precision_adds_up_in_single(drawn):
-    """In bfloat16 the result is off by the rounding of weights and values, not by that of sums."""
+def test_half_precision_is_near(drawn):
+    """Values in bfloat16 give a result in bfloat16, off by roundings."""
     scores, allowed, v, keys_B = drawn
     y = ours(scores, allowed, v.astype(jnp.bfloat16), keys_B, 0.0)
     assert y.dtype == jnp.bfloat16
