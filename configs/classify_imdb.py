@@ -37,7 +37,7 @@ def config(
             validation=Labelled(path=held_out),
             tokenizer=WordPiece(vocab=8192),
         ),
-        optimizer=replace(tuning(start, gently=2e-3), average=0.995),
+        optimizer=tuning(start, gently=2e-3, average=0.995),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,
         batch=8,

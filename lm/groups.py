@@ -1,8 +1,8 @@
 """Groups of parameters by their paths: which are trained, how fast beside the others, and from when on.
 
 A path is the names from the root of the parameters, joined by slashes: `stack/layers/attention/query/kernel`. A pattern is
-a regular expression that is searched in it. Repeated layers are one array with a leading axis, so that what differs from
-layer to layer is a vector over that axis.
+a regular expression that is searched in it, or the word `heads`: what a task has added on top of the network. Repeated
+layers are one array with a leading axis, so that what differs from layer to layer is a vector over that axis.
 """
 
 import re
@@ -17,6 +17,7 @@ from lm.errors import UserError, check, check_range
 EMBEDDINGS = {"embed", "input", "project", "query", "encoder_input", "decoder_input"}
 VOCABULARY = {"transform", "head_bias", "output"}  # pre-training's heads: no task draws them anew
 STACKS = {"stack", "encoder", "decoder"}
+HEADS = "heads"  # a pattern of its own, as heads are called differently from task to task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Groups:
 def matching(pattern: str, paths: Iterable[str], field: str) -> set[str]:
     """Find the paths of a pattern; raises UserError where there is none, as it would be passed over unnoticed."""
     paths = list(paths)
-    found = {path for path in paths if re.search(pattern, path)}
+    found = {path for path in paths if (is_task_head(path) if pattern == HEADS else re.search(pattern, path))}
     if not found:
         some = ", ".join(sorted(paths)[:: max(1, len(paths) // 6)][:6])
         raise UserError(f"{field}: '{pattern}' matches no parameter of this network; its paths are like {some}")

@@ -1,5 +1,6 @@
 """The one training loop: build, restore, step, look, save."""
 
+import contextlib
 import dataclasses
 import signal
 import sys
@@ -167,10 +168,11 @@ def train(config: Config, workdir: Path) -> None:
         f"stop.patience={config.stop.patience} looks at held-out data: set data.validation (a share or a source) or data.fold",
     )
     batches = training_batches(config, corpus, rows)
-    with Stop() as stop, jax.set_mesh(mesh):
+    with Stop() as stop, jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         batch = abstract_batch(place(batches[0], mesh, config.batch))
         abstract = abstract_state(config, batch, mesh)
         checkpoints = Checkpoints(workdir, config.keep, stop=config.stop)
+        stack.callback(checkpoints.close)  # after an error, too: a save that has begun comes to its end
         state, start, notes = restore(config, workdir, checkpoints, corpus, abstract, batch)
         watch = Watch(config.stop, notes)
         if line := done(config, workdir, start, watch):
@@ -195,7 +197,7 @@ def train(config: Config, workdir: Path) -> None:
             meter = Meter(config, writers, watch)
             step = loop(run, state, start, step_function, batches, meter, writers, stop)
             found = conclude(run, abstract, step, watch, writers.say)
-            checkpoints.close()
+            checkpoints.wait()
             if step < config.steps and not watch.over:
                 writers.say(f"stopped at step {step} and saved; the same command goes on from here")
             writers.close(summary(run, abstract, step) | privacy.promise(config, corpus, batches, step) | found)
@@ -240,7 +242,7 @@ def look(run: Run, step: int, state: TrainState, meter: Meter, writers: Writers,
     if run.tasks and (last or due(config.every.evaluate, step)):
         writers.write(step, measured(run, params))
     if ending or watch.over or due(config.every.save, step) or (improved and config.keep.best):
-        notes = {"seconds": run.seconds(), **watch.notes(), **identity(run.corpus)}
+        notes = {"seconds": run.seconds(), **watch.notes(), **run.corpus.identity()}
         run.checkpoints.save(step, state, notes, figures)
     if due(config.every.sample, step) or (config.every.sample and (last or watch.over)):
         for title, text in samples(run, params):
@@ -265,11 +267,6 @@ def abstract_batch(batch: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
 
 
-def identity(corpus: Corpus) -> dict[str, str]:
-    """What must be the same for a run to go on."""
-    return {"corpus": corpus.sha256, "tokenizer": corpus.tokenizer.sha256()}
-
-
 def restore(config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Corpus, abstract: TrainState, batch: Any):
     """Give (state, step, notes of the save): from the workdir, else weights from `config.start`, else random.
 
@@ -278,11 +275,7 @@ def restore(config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Cor
     step = checkpoints.latest()
     if step is not None:
         notes = checkpoints.notes(step)
-        for name, value in identity(corpus).items():
-            check(
-                notes[name] == value,
-                f"the {name} is not the one that {workdir} was trained with; bring it back or use another --workdir",
-            )
+        corpus.check_identity(notes, workdir, "use another --workdir")
         check(step <= config.steps, f"{workdir} is at step {step} already, past steps={config.steps}")
         return checkpoints.restore(step, abstract), step, notes
     state = initialise(config, batch, abstract)

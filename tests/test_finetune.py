@@ -221,7 +221,7 @@ def test_answers_are_learned_from_gaps_before_questions(tmp_path, monkeypatch):
     assert [text.count("\n") for text in texts] == [19, 19, 9]  # paragraphs of a newspaper, put together
 
 
-def test_reviews_are_read_once_more_alone(tmp_path, monkeypatch):
+def test_a_start_goes_on_with_reviews_alone(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(finetune, "train", lambda spec, workdir, overrides: started.append((spec, workdir)))
     folder = tmp_path / "data" / "imdb"
@@ -234,7 +234,9 @@ def test_reviews_are_read_once_more_alone(tmp_path, monkeypatch):
     assert (base.name, workdir, stage.name) == ("english", stage, "english_imdb")
     found = load(second)
     assert found.start == str(base)
-    assert found.objective == load(first).objective
+    before = load(first)
+    assert (found.objective.model.context, found.steps) == (256, 3 * before.steps)
+    assert found.objective == replace(before.objective, model=replace(before.objective.model, context=256))
     assert found.data.source.path == str(folder.parent / "english.imdb.jsonl")
     assert list(lines(folder.parent / "english.imdb.jsonl")) == [{"text": "A film."}]
 

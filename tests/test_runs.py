@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,10 +232,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(text, tmp_path):
         "--config.optimizer.lr=1e30",
         "--config.optimizer.clip=0",
         "--config.skip_limit=3",
+        "--config.every.save=1",
         config=f"{TINY}:text={text}",
     )
     assert done.returncode == 2, done.stderr
     assert "3 steps in a row" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    saved = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert saved and all(name.isdigit() for name in saved)  # what had begun to be saved, was
 
 
 def test_two_processes_train_what_one_does(straight, text, tmp_path):
@@ -292,3 +297,14 @@ def test_evaluate_scores_each_token_given_those_before_it(straight, tmp_path):
     past = evaluate(f"--workdir={straight}", "--text=" + "x" * 99)
     assert past.returncode == 2
     assert "99 tokens" in past.stderr
+
+
+def test_evaluate_refuses_text_that_is_not_the_runs(straight, text, tmp_path):
+    workdir, other = tmp_path / "run", tmp_path / "other.txt"
+    shutil.copytree(straight, workdir)
+    other.write_text("other lines\n" * 300)
+    path = workdir / "config.json"
+    path.write_text(path.read_text().replace(str(text), str(other)))
+    done = evaluate(f"--workdir={workdir}")
+    assert done.returncode == 2, done.stdout
+    assert f"the corpus is not the one that {workdir} was trained with" in done.stderr.splitlines()[-1]

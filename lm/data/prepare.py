@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lm.data.augment import Augmentation
 from lm.data.examples import ExampleSource, labelled
@@ -29,7 +29,7 @@ from lm.data.store import FORMAT, Tokens
 from lm.data.tokenise import Tokenisation
 from lm.data.tokenizers import BytePair, Bytes, Characters, Pretrained, Tokenizer, Vocabulary, WordPiece
 from lm.data.words import Segmented, Words
-from lm.errors import UserError
+from lm.errors import UserError, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,16 @@ class Corpus:
     bytes: int
     sha256: str
     folder: Path
+
+    def identity(self) -> dict[str, str]:
+        """What must be the same for a run to go on, and for its figures to come again."""
+        return {"corpus": self.sha256, "tokenizer": self.tokenizer.sha256()}
+
+    def check_identity(self, notes: dict[str, Any], workdir: Path, otherwise: str) -> None:
+        """Raise UserError unless these are the data that a save's notes tell of; an imported run was trained on none."""
+        for name, value in self.identity().items():
+            line = f"the {name} is not the one that {workdir} was trained with; bring it back or {otherwise}"
+            check(notes[name] in (value, ""), line)
 
 
 def prepare(data: Data, cache: str | os.PathLike | None = None, report: Callable[[str], None] | None = None) -> Corpus:

@@ -4,11 +4,13 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from lm import metrics
+from lm.checkpoint import Checkpoints
 from lm.config import Config
 from lm.data.pipeline import Evaluation, prefetch
 from lm.data.prepare import Corpus, prepare
@@ -103,9 +105,17 @@ def held_out_of(config: Config, corpus: Corpus, mesh: jax.sharding.Mesh) -> Held
     return (HeldOutTasks if config.objective.measured().apart else HeldOut)(config, corpus, mesh)
 
 
-def reopened(config: Config) -> HeldOut:
-    """Open the whole held-out split of a run once more, on this machine's first device."""
-    config, corpus = resolve(config, prepare(config.data, report=print))
+def reopened(config: Config, workdir: Path | None = None) -> HeldOut:
+    """Open the whole held-out split of a run once more, on this machine's first device.
+
+    Raises UserError where it is no longer that of the run in `workdir`: other text, or a vocabulary made of other text.
+    """
+    corpus = prepare(config.data, report=print)
+    if workdir:
+        checkpoints = Checkpoints(workdir, config.keep, read_only=True)
+        notes = checkpoints.notes(checkpoints.latest())
+        corpus.check_identity(notes, workdir, "name what to measure with --tasks")
+    config, corpus = resolve(config, corpus)
     check(len(corpus.validation) > 1, "this run held no text out: its config has validation=0")
     mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
     with jax.set_mesh(mesh):
@@ -120,7 +130,7 @@ class Validation:
     """
 
     def measure(self, subject: Subject) -> Figures:
-        held_out = reopened(subject.config)
+        held_out = reopened(subject.config, subject.workdir)
         with jax.set_mesh(held_out.mesh):
             report, found = subject.progress("validation", held_out.count), {}
             for prefix, one, params in held_out.alone(subject.params):

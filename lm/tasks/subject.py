@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from lm.data.prompts import Prompt
@@ -23,13 +24,14 @@ def silent(what: str, count: int) -> Callable[[int], None]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under test: its run's config, parameters and tokenizer. `tokens`: computed together."""
+    """A model under test: its run's config, parameters and tokenizer, and where the run lies. `tokens`: computed together."""
 
     config: Any
     params: Any
     tokenizer: Tokenizer
     seed: int = 0
     tokens: int = 8192
+    workdir: Path | None = None
     progress: Progress = field(default=silent, repr=False)
 
     @property

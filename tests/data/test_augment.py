@@ -272,7 +272,6 @@ def test_a_run_with_copies():
 
     from lm.objectives.base import resolve, training_batches
     from lm.sharding import unbox
-    from lm.train import identity
 
     plain = load(f"{CONFIGS / 'tiny_classify.py'}:dropout=0")
     config = replace(plain, data=replace(plain.data, augment=(Edits(copies=2), SpanCutoff(rate=0.2, mask=""))))
@@ -286,9 +285,9 @@ def test_a_run_with_copies():
     loss, gradient = jax.value_and_grad(lambda p: config.objective.loss(p, batch, None, keys_B)[0]["loss"][0])(params)
     assert np.isfinite(loss)
     assert 0 < sum(float(np.square(g).sum()) for g in jax.tree.leaves(gradient)) < np.inf
-    before, after = identity(prepare(plain.data)), identity(corpus)
+    before, after = prepare(plain.data).identity(), corpus.identity()
     assert before["corpus"] != after["corpus"]
-    assert before["tokenizer"] == identity(prepare(config.data))["tokenizer"]
+    assert before["tokenizer"] == prepare(config.data).identity()["tokenizer"]
 
 
 def test_a_mixture_keeps_its_sources_apart():

@@ -9,9 +9,11 @@ import optax
 import pytest
 
 from lm import groups
-from lm.config import Config, Optimizer, Schedule
+from lm.config import Config, Optimizer, Schedule, load
+from lm.data.prepare import prepare
 from lm.errors import UserError
 from lm.groups import Groups
+from lm.objectives.base import resolve, training_batches
 from lm.objectives.causal import Causal
 from lm.sharding import axes_of, unbox
 from lm.state import abstract_params, abstract_state, chain, create
@@ -165,6 +167,25 @@ def test_defaults_change_nothing():
     plain = chain(config(), BOXED).init(jax.tree.map(jnp.asarray, draw(MODEL)))
     frozen = chain(config(train=("",)), BOXED).init(jax.tree.map(jnp.asarray, draw(MODEL)))
     assert jax.tree.structure(plain) == jax.tree.structure(frozen)
+
+
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("classify", {"classifier", "pooler"}),
+        ("tag", {"classifier", "crf"}),
+        ("extract", {"answer"}),
+        ("tasks", {"reviews", "tags", "answers"}),
+    ],
+)
+def test_heads_are_found_by_one_word_whatever_their_names(task, names):
+    config = load(f"tests/configs/tiny_{task}.py")
+    config, corpus = resolve(config, prepare(config.data))
+    params = groups.flat(unbox(abstract_params(config.objective, training_batches(config, corpus)[0])))
+    assert {path.split("/")[0] for path in groups.trained(Groups(train=("heads",)), params)} == names
+    biases = groups.trained(Groups(train=("bias$", "heads")), params)
+    assert any(path.endswith("layers/norm0/bias") for path in biases)
+    assert not any(path.endswith("layers/norm0/scale") for path in biases)
 
 
 @pytest.mark.parametrize(
