@@ -78,7 +78,7 @@ TASKS = {
     for task in (
         Task("imdb", "classify_imdb", "imdb", "jsonl", ("accuracy", "f1/macro", "ece"), adapted=3),
         Task("bbc", "classify_bbc", "bbc", "jsonl", ("accuracy", "f1/macro", "ece"), "", "length=128,batch=4,steps=150", True),
-        Task("tweets", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "", "batch=8,steps=240"),
+        Task("tweets", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "", "batch=8,steps=240", True),
         Task("tweets_crf", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "crf=yes", "batch=8,steps=240"),
         Task("people", "tag_people", "people", "txt", ("f1", "accuracy")),
         Task("xquad_en", "extract_xquad", "xquad_en", "json", ("exact", "f1"), "", "batch=2,steps=600,types=second"),

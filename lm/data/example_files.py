@@ -7,15 +7,21 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from lm.data.examples import Columns, Example, Read, check_text
-from lm.data.files import Files, decode, signature
+from lm.data.examples import Columns, Example, Read, TfdsExamples, check_text
+from lm.data.files import Files, signature
 from lm.data.tagged import ARTICLE, UNIT, TaggedReader, parse
 from lm.errors import UserError, check
+
+SPACES = re.compile("[ \t]+")  # not all that Unicode calls white space: "10 000" with a narrow space is one word
+# CoNLL-U counts a sentence's words from 1; 1-2 tells of words written together, 0.1 of one that was left out.
+COUNTED = re.compile(r"1|1-(?!1\b)\d+|0\.1")
+NO_WORD = re.compile(r"\d+[-.]\d+")
+MEND_COLUMNS = "mend the line, or set separator, or comments if '# ' begins one"
 
 
 def texts(path: str) -> tuple[Files, Iterator[tuple[str, str]]]:
@@ -25,9 +31,20 @@ def texts(path: str) -> tuple[Files, Iterator[tuple[str, str]]]:
     def each() -> Iterator[tuple[str, str]]:
         for one in files.paths:
             with open(one, "rb") as file:
-                yield one, decode(file.read(), one, 0).removeprefix("\ufeff")
+                yield one, _decoded(file.read(), one)
 
     return files, each()
+
+
+def _decoded(raw: bytes, path: str) -> str:
+    """Decode UTF-8, with a byte-order mark or without; a byte that is none is a UserError with its line."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
+        raise UserError(
+            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; convert the file first: iconv -f ENCODING -t UTF-8"
+        ) from None
 
 
 def read_labelled(path: str, columns: tuple[str, ...], quoted: bool) -> Read:
@@ -76,42 +93,89 @@ def _lines(path: str, text: str) -> list[Example]:
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
         check(isinstance(values, dict), f"{where}: a {type(values).__name__}, not an object")
+        values = _tagged(located(values, where), where)
         for name, value in values.items():
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, str):
                     check_text(one, where, name)
-        found.append(Example(values, where))
+        context = values.get("context") if "starts" in values else ""  # questions about one paragraph stay together
+        found.append(Example(values, where, context if isinstance(context, str) else ""))
     return found
+
+
+def located(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Give answers to a question as lists "answers" and "starts", where Hugging Face and TFDS nest them, too; check them."""
+    answers = values.get("answers")
+    if isinstance(answers, dict) and "answer_start" in answers:
+        values = {**values, "answers": answers.get("text"), "starts": answers["answer_start"]}
+    if "answers" in values and "starts" in values:
+        for name, kind, what in (("answers", str, "texts"), ("starts", int, "the numbers of characters, from 0")):
+            check(isinstance(values[name], list), f"{where}: {name!r} is {type(values[name]).__name__}, not a list of {what}")
+            odd = [json.dumps(one) for one in values[name] if type(one) is not kind]
+            check(not odd, f"{where}: {name!r} holds {', '.join(odd)}, and should hold {what}; mend it")
+    return values
+
+
+def _tagged(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Give words and their tags as texts: exports write tags as numbers, and the word 3 without quotes."""
+    if not values.keys() & {"words", "tokens"}:
+        return values
+    names = [k for k, value in values.items() if re.fullmatch("words|tokens|(.+_)?tags", k) and isinstance(value, list)]
+    for name in names:
+        odd = [json.dumps(one) for one in values[name] if type(one) not in (str, int, float)]
+        check(not odd, f"{where}: {name!r} holds {', '.join(odd)}, and should hold texts; mend it")
+    return values | {name: [str(one) for one in values[name]] for name in names}
 
 
 def read_columns(source: Columns) -> Read:
     """Read sentences of tagged words."""
     files, found = texts(source.path)
-    examples: list[Example] = []
-    for path, text in found:
-        words: list[str] = []
-        tags: list[str] = []
-        first = 0
-        for number, line in enumerate([*text.split("\n"), ""], 1):
-            line = line.strip("\r")
-            if line.startswith("-DOCSTART-") or (source.comments and line.startswith("# ")):
-                continue
-            if not line.strip():
-                if words:
-                    examples.append(Example({"words": words, "tags": tags, "spaced": source.spaced}, f"{path}:{first}"))
-                words, tags = [], []
-                continue
-            first = first if words else number
-            fields = line.split(source.separator or None)
-            try:
-                words.append(fields[source.word])
-                tags.append(fields[source.tag])
-            except IndexError:
-                raise UserError(f"{path}:{number}: {len(fields)} columns in {line!r}; mend the line or set word, tag") from None
-            check(len(fields) > 1, f"{path}:{number}: {line!r} has a word and no tag; mend the line or set separator")
-            check(bool(words[-1].strip()), f"{path}:{number}: an empty word; mend the line")
+    examples = [example for path, text in found for example in _sentences(path, text, source)]
     choices = str(source.word), str(source.tag), source.separator, str(source.spaced), str(source.comments)
     return Read(files.name, tuple(examples), signature(files.paths, "columns", *choices))
+
+
+def _sentences(path: str, text: str, source: Columns) -> Iterator[Example]:
+    words: list[str] = []
+    tags: list[str] = []
+    first = 0
+    for number, fields in _columns(path, text, source):
+        if fields:
+            first = first if words else number
+            words.append(fields[source.word])
+            tags.append(fields[source.tag])
+            check(bool(words[-1] and tags[-1]), f"{path}:{number}: an empty word or tag; mend the line")
+        elif words:
+            yield Example({"words": words, "tags": tags, "spaced": source.spaced}, f"{path}:{first}")
+            words, tags = [], []
+
+
+def _columns(path: str, text: str, source: Columns) -> Iterator[tuple[int, list[str]]]:
+    """Give number and columns of each line, none of a blank one and behind the last; all lines have as many as the first."""
+    lines = [line.rstrip("\r") for line in [*text.split("\n"), ""]]
+    top = next((line for line in lines if line.strip() and not line.startswith(("-DOCSTART-", "#"))), "")
+    separator = source.separator or "\t" * ("\t" in top)
+    universal = bool(source.word) and separator == "\t" and bool(COUNTED.fullmatch(top.split("\t")[0]))
+    skipped = ("-DOCSTART-", *["#"] * universal, *["# "] * source.comments)
+    width = start = 0
+    for number, line in enumerate(lines, 1):
+        if line.startswith(skipped):
+            continue
+        if not line.strip(" \t"):
+            yield number, []
+            continue
+        fields = line.split(separator) if separator else SPACES.split(line.strip(" \t"))
+        if not width:
+            width, start = len(fields), number
+            check(width > 1, f"{path}:{number}: {line!r} has a word and no tag; {MEND_COLUMNS}")
+            there = all(-width <= column < width for column in (source.word, source.tag))
+            check(there, f"{path}:{number}: {width} columns in {line!r}; set word and tag to two of them, counted from 0")
+        check(
+            len(fields) == width,
+            f"{path}:{number}: {len(fields)} columns where the file has {width} (line {start}); {MEND_COLUMNS}",
+        )
+        if not (universal and NO_WORD.fullmatch(fields[0])):
+            yield number, [field.strip(" \t") for field in fields]
 
 
 def read_entities(path: str, kinds: dict[str, str]) -> Read:
@@ -160,20 +224,34 @@ def _kinds(line: str) -> list[str]:
     return found
 
 
-def read_tfds(name: str, split: str, field: str, data_dir: str | None) -> Read:
+def read_tfds(source: TfdsExamples) -> Read:
     """Read records of a TensorFlow Datasets split."""
+    import tensorflow_datasets as tfds
+
     from lm.data.published import TfdsReader
 
-    reader = TfdsReader(name, split, field, data_dir)
+    reader = TfdsReader(source.name, source.split, source.field, source.data_dir)
     features = reader.records.dataset_info.features
+    kinds = tfds.features.Translation, tfds.features.TranslationVariableLanguages
+    several = [name for name in sorted(features) if isinstance(features[name], kinds)]
+    check(bool(several) or not source.language, f"{reader.name}: no text in several languages; leave out language")
     examples = []
     for i in range(len(reader)):
-        values = {key: _plain(value, features[key]) for key, value in reader.records[i].items()}
-        answers = values.get("answers")
-        if isinstance(answers, dict) and "answer_start" in answers:
-            values |= {"answers": answers["text"], "starts": answers["answer_start"]}
-        examples.append(Example(values, f"{reader.name} {split}, record {i}", str(values.get("context", ""))))
-    return Read(reader.name, tuple(examples), reader.signature())
+        where = f"{reader.name} {source.split}, record {i}"
+        record = reader.records[i]
+        values = {key: _plain(record[key], features[key]) for key in sorted(record)}  # TFDS has them in no order
+        values |= {name: _spoken(values[name], source.language, f"{where}: {name!r}") for name in several}
+        examples.append(Example(located(values, where), where, str(values.get("context", ""))))
+    return Read(reader.name, tuple(examples), f"{reader.signature()} {source.language}".rstrip())
+
+
+def _spoken(texts: Mapping[str, Any], language: str, where: str) -> str:
+    """Pick one language of what TFDS holds by language, or (where records have them or not) as two lists."""
+    if "translation" in texts:
+        texts = dict(zip(texts["language"][::-1], texts["translation"][::-1]))  # of several the first
+    says = f"has no {language!r}" if language else "is in several languages"
+    check(language in texts, f"{where} {says}; set language to one of {', '.join(sorted(texts))}")
+    return texts[language]
 
 
 def _plain(value: Any, feature: Any) -> Any:

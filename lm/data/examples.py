@@ -6,12 +6,15 @@ every tokenizer. Sets that people label are small: they are read whole.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from lm.errors import UserError, check, check_choices, check_range
 
 Task = Literal["topic", "marks", "questions", "next", "alike", "summary"]
+# Names of values that are no text of an example: its number, its labels (ner, pos, chunks: CoNLL-2003 as TFDS has it).
+BESIDE = re.compile(r"(?i:(?:.+_)?(?:id|idx|index|guid|uuid|labels?|tags?)|ner|pos|chunks)|.+ID")
 
 
 class Example(NamedTuple):
@@ -76,8 +79,9 @@ class Labelled:
 class Columns:
     """Sentences of tagged words as CoNLL writes them: one word a line, blank lines between; "words" and "tags".
 
-    Columns are parted by white space (`separator`: by that) and counted from 0, or from the end below 0; -DOCSTART-
-    and, with `comments`, lines that begin with "# " are left out. `spaced=False`: no spaces between the words (Chinese).
+    Columns are parted by tabs where the first line has one, else by spaces (`separator`: by that), and counted from 0, or
+    from the end below 0. Left out are -DOCSTART-, lines that begin with "# " (with `comments`), and what CoNLL-U has beside
+    words. `spaced=False`: no spaces between the words (Chinese).
     """
 
     path: str
@@ -151,18 +155,20 @@ class Cloze:
 class TfdsExamples:
     """Whole records of a TensorFlow Datasets set (`lm.data.sources.Tfds`), class numbers as their names.
 
-    `field` is one that must be there. SQuAD's answers become "answers" and "starts".
+    `field` is one that must be there. SQuAD's answers become "answers" and "starts". Of texts that a set has in several
+    languages (XNLI) that in `language` is read.
     """
 
     name: str
     split: str = "train"
     field: str = "text"
+    language: str = ""
     data_dir: str | None = None
 
     def open(self) -> Read:
         from lm.data.example_files import read_tfds
 
-        return read_tfds(self.name, self.split, self.field, self.data_dir)
+        return read_tfds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,18 +199,38 @@ def labelled(source: Any) -> bool:
     return all(isinstance(one, ExampleSource) for one in getattr(source, "sources", (source,)))
 
 
-def examples_from(text: str | None, task: Task = "topic") -> ExampleSource:
-    """Turn the config argument `text=PATH` into a source by the file's name; without it, Documented examples of a task."""
+def examples_from(
+    text: str | None, task: Task = "topic", data: str | None = None, field: str = "text", language: str = ""
+) -> ExampleSource:
+    """Turn the config arguments `text=PATH` and `data=tfds:NAME[:SPLIT]` into a source: a file by its name, a set of
+    TensorFlow Datasets with `field` and `language` of `TfdsExamples`. Neither gives Documented examples of a task.
+    """
+    check(not (text and data), f"text={text} and data={data} both name examples: give one of them")
+    if data:
+        return _published(data, field, language)
     if text is None:
         return Documented(task=task)
     ending = text.lower().rpartition(".")[2]
+    if ending in ("conll", "bio", "iob", "iob2") or (task == "marks" and ending in ("txt", "tsv", "tab")):
+        return Columns(path=text)
+    if ending == "conllu":  # FORM and UPOS
+        return Columns(path=text, word=1, tag=3)
     if ending in ("csv", "tsv", "tab", "jsonl", "ndjson"):
         return Labelled(path=text)
-    if ending in ("conll", "bio", "iob", "iob2"):
-        return Columns(path=text)
     if ending == "json":
         return Questions(path=text)
-    raise UserError(f"text={text}: labelled examples come in .csv, .tsv, .jsonl, .conll or (questions) .json files")
+    raise UserError(
+        f"text={text}: labelled examples come in .csv, .tsv, .jsonl, .conll, .conllu, (questions) .json or (words with tags) "
+        ".txt files"
+    )
+
+
+def _published(data: str, field: str, language: str) -> TfdsExamples:
+    """Read tfds:NAME[:VERSION][:SPLIT]; a split may be train[:80%], and only a version begins with a digit."""
+    found = re.fullmatch(r"tfds:([^:\[\]]+(?::\d[\d.*]*)?)(?::([^\d:].*))?", data)
+    if found is None:
+        raise UserError(f"data={data}: write data=tfds:NAME or tfds:NAME:SPLIT, or text=PATH for files")
+    return TfdsExamples(name=found[1], split=found[2] or "train", field=field, language=language)
 
 
 class ExampleSet:
@@ -230,6 +256,11 @@ class ExampleSet:
         )
 
     tokens = starts = marks = separator
+
+
+def told(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out numbers and labels of an example, by their names: the rest is what it tells."""
+    return {name: value for name, value in values.items() if not BESIDE.fullmatch(name)}
 
 
 def strings(values: dict[str, Any]) -> list[str]:

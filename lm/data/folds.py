@@ -8,11 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.data.examples import Example, Read, strings
+from lm.data.examples import Example, Read, strings, told
 from lm.data.split import position
 from lm.errors import UserError, check
-
-LABELS = ("id", "label", "tags")  # not the text of an example
 
 
 def numbers(fold: str) -> tuple[int, int]:
@@ -24,9 +22,8 @@ def numbers(fold: str) -> tuple[int, int]:
 
 
 def key(example: Example) -> str:
-    """Say what keeps examples together: their group, without one their texts, whatever their labels."""
-    texts = strings({name: value for name, value in example.values.items() if name not in LABELS})
-    return example.group or json.dumps(texts or example.values, sort_keys=True, ensure_ascii=False)
+    """Say what keeps examples together: their group, without one their texts, whatever their labels and numbers."""
+    return example.group or json.dumps(strings(told(example.values)) or example.values, sort_keys=True, ensure_ascii=False)
 
 
 def dealt(examples: Sequence[Example], count: int) -> np.ndarray:

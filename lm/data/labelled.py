@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 
 from lm.data.augment import augmented
-from lm.data.examples import Example, ExampleSet, Read, labelled, strings
-from lm.data.folds import held
+from lm.data.examples import Example, ExampleSet, Read, labelled, strings, told
+from lm.data.folds import held, key
 from lm.data.sources import components
 from lm.data.split import position
 from lm.data.tokenizers import Characters, Pretrained, Tokenizer
 from lm.errors import UserError, check
-
-KEPT = ("id", "label", "tags")  # values that no vocabulary is made from
 
 
 def gather(data: Any, root: Path, report: Callable[[str], None]):
@@ -70,13 +68,17 @@ def text_of(example: Example) -> str:
 
 
 def split(read: Read, share: float) -> tuple[list[Example], list[Example]]:
-    """Hold out the groups of examples with the least hashes (without one: of all values), as near to the share as can be.
+    """Hold out the groups of examples with the least hashes (`folds.key`), as near to the share as can be.
 
     Both sides get one. Unlike a bound on the hash, which suits endless text, this holds a small set's share exactly.
     """
     if share == 0:
         return list(read), []
-    places = [position(example.group or text_of(example)) for example in read]
+    keys = [key(example) for example in read]
+    least: dict[str, float] = {}  # of the values of a group's examples: the same whatever their order
+    for name, example in zip(keys, read):
+        least[name] = min(position(example.group or text_of(example)), least.get(name, 1.0))
+    places = [least[name] for name in keys]
     order, sizes = np.unique(places, return_counts=True)
     if len(order) < 2:
         raise UserError(f"{read.name}: all examples are alike, so none can be held out; use validation=0")
@@ -96,7 +98,7 @@ def vocabulary(
     def texts() -> Iterator[str]:
         chosen = everything if isinstance(rule, Characters) else [x for side in train for x in side]
         for example in chosen:
-            found = {k: v for k, v in example.values.items() if k not in KEPT}
+            found = told(example.values)
             between = " " if example.values.get("spaced", True) else ""
             words = found.pop("words", [])
             yield from (between.join(words), *strings(found)) if words else strings(found)
@@ -104,8 +106,8 @@ def vocabulary(
     facts = [repr(rule), *map(text_of, everything)]
     if isinstance(rule, Pretrained):
         facts.append(Tokenizer.load(rule.path).sha256())
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    folder = root / f"{name.replace('/', '_').replace(':', '_')[:40]}-{key}"
+    own = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    folder = root / f"{name.replace('/', '_').replace(':', '_')[:40]}-{own}"
     path = folder / "tokenizer.json"
     if not path.exists():
         if not isinstance(rule, Pretrained):

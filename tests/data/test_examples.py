@@ -1,11 +1,21 @@
 """Files of labelled examples as they are read: every form, and what is said of each mistake."""
 
+import functools
 import json
 
-import numpy as np
 import pytest
 
-from lm.data.examples import Columns, Documented, Entities, ExampleSet, Labelled, Questions, examples_from, labelled
+from lm.data.examples import (
+    Columns,
+    Documented,
+    Entities,
+    ExampleSet,
+    Labelled,
+    Questions,
+    TfdsExamples,
+    examples_from,
+    labelled,
+)
 from lm.data.labelled import split
 from lm.data.prepare import Data, prepare
 from lm.data.sources import Mixture, Text
@@ -41,6 +51,61 @@ def test_sentences_of_words_with_tags(tmp_path):
     assert [e.where.rpartition(":")[2] for e in found] == ["3", "8"]
 
 
+def sentences(path: str, **choices) -> list[tuple[list[str], list[str]]]:
+    return [(one.values["words"], one.values["tags"]) for one in Columns(path=path, **choices).open()]
+
+
+def test_columns_are_parted_by_spaces_and_tabs_alone(tmp_path):
+    spaces = write(tmp_path / "a.conll", "\ufeff10\u00a0000  NN O\n Anna \t NN\tB-P \n \t\n\u3000 SP O\n")
+    assert sentences(spaces) == [(["10\u00a0000", "Anna"], ["O", "B-P"]), (["\u3000"], ["O"])]
+    tabs = write(tmp_path / "b.conll", "10 000\tNN\tO\nNew York\t\tB-P \n")  # a field may be empty, if nobody asks for it
+    assert sentences(tabs) == [(["10 000", "New York"], ["O", "B-P"])]
+
+
+CONLLU = """# sent_id = 1
+# text = Vámonos ya
+1-2\tVámonos\t_\t_\t_\t_\t_\t_\t_\t_
+1\tVamos\tir\tVERB\t_\t_\t0\troot\t_\t_
+2\tnos\tnosotros\tPRON\t_\t_\t1\tobj\t_\t_
+2.1\teh\t_\tINTJ\t_\t_\t_\t_\t_\t_
+3\tya\tya\tADV\t_\t_\t1\tadvmod\t_\t_
+
+#sent_id = 2
+1\t#\t#\tSYM\t_\t_\t0\troot\t_\t_
+"""
+
+
+def test_words_of_universal_dependencies(tmp_path):
+    path = write(tmp_path / "a.conllu", CONLLU)
+    found = examples_from(path, "marks").open()
+    assert [one.values["words"] for one in found] == [["Vamos", "nos", "ya"], ["#"]]
+    assert [one.values["tags"] for one in found] == [["VERB", "PRON", "ADV"], ["SYM"]]
+    assert [one.where for one in found] == [f"{path}:4", f"{path}:10"]
+    numbers = write(tmp_path / "b.conll", "2-1\tO\n1.1\tO\n#tag\tB-X\n")  # no ids where the word comes first
+    assert sentences(numbers) == [(["2-1", "1.1", "#tag"], ["O", "O", "B-X"])]
+    places = write(tmp_path / "c.tsv", "1-1\tAnna\tB-P\n1-2\tran\tO\n")  # WebAnno's ids: sentence and word
+    assert sentences(places, word=1) == [(["Anna", "ran"], ["B-P", "O"])]
+
+
+def test_words_and_tags_that_are_numbers(tmp_path):
+    lines = '{"tokens": ["a", 3], "ner_tags": [0, 1]}\n{"words": [1.5], "tags": ["O"]}\n{"text": "a", "tags": [7]}\n'
+    found = Labelled(path=write(tmp_path / "a.jsonl", lines)).open()
+    assert found[0].values == {"tokens": ["a", "3"], "ner_tags": ["0", "1"]}
+    assert found[1].values["words"] == ["1.5"]
+    assert found[2].values["tags"] == [7]  # of no words
+
+
+def test_answers_as_hugging_face_writes_them(tmp_path):
+    row = {"id": "1", "context": "Ana in Rome", "question": "?", "answers": {"text": ["Rome"], "answer_start": [7]}}
+    lines = Labelled(path=write(tmp_path / "a.jsonl", json.dumps(row))).open()
+    rows = Questions(path=write(tmp_path / "a.json", json.dumps({"data": [row]}))).open()
+    nested = {"data": [{"paragraphs": [{"context": row["context"], "qas": [row]}]}]}
+    inner = Questions(path=write(tmp_path / "b.json", json.dumps(nested))).open()
+    for (one,) in (lines, rows, inner):
+        assert one.values == {**row, "answers": ["Rome"], "starts": [7]}
+        assert one.group == "Ana in Rome"
+
+
 def test_entities_are_characters_of_the_right_kind(tmp_path):
     line = "19980101-01-001-001/m 江/nr 泽民/nr 在/p [北京/ns 大学/n]nt 和/c 上海/ns 说/v\n"
     (found,) = Entities(path=write(tmp_path / "a.txt", line)).open()
@@ -66,10 +131,39 @@ def test_questions_of_both_forms(tmp_path):
     assert (cmrc.values["answers"], cmrc.values["starts"]) == (["北京", "在北京"], [4, 3])
 
 
-def moved(start: int) -> str:
-    broken = json.loads(json.dumps(SQUAD))
-    broken["data"][0]["paragraphs"][0]["qas"][0]["answers"][0] |= {"answer_start": start, "text": "Paris"}
-    return json.dumps(broken)
+def asked(answers, context: str = "Ana was born in Rome.", **more) -> str:
+    """One question, its id in line 5."""
+    question = {"id": "x1", "question": "Where?", "answers": answers} | more
+    return json.dumps({"data": [{"paragraphs": [{"qas": [question], "context": context}]}]}, indent=0)
+
+
+FAR = "Rome. " + "So it goes. " * 30 + "She was born in Rome, in Rome."
+
+
+@pytest.mark.parametrize(("start", "place"), [(0, 0), (8, 0), (374, 382), (384, 382), (386, 382), (387, 391), (399, 391)])
+def test_an_answer_is_looked_for_near_its_start(start, place, tmp_path):
+    assert FAR[382:386] == FAR[391:395] == "Rome"
+    (one,) = Questions(path=write(tmp_path / "a.json", asked([{"text": "Rome", "answer_start": start}], FAR))).open()
+    assert one.values["starts"] == [place]
+
+
+def test_questions_tell_their_lines(tmp_path):
+    text = json.dumps(SQUAD, indent=1) + "\n"
+    first, second = (k for k, line in enumerate(text.split("\n"), 1) if '"id"' in line)
+    path = write(tmp_path / "a.json", text)
+    assert [one.where for one in Questions(path=path).open()] == [f"{path}:{first}, question 1", f"{path}:{second}, question 2"]
+    nameless = [{**CMRC[0], "qas": [{"query_text": "住哪里？", "answers": ["北京"]}] * 2}]
+    path = write(tmp_path / "b.json", json.dumps(nameless, indent=0))
+    assert [one.where for one in Questions(path=path).open()] == [f"{path}:{k}, question \"住哪里？\"" for k in (7, 13)]
+
+
+def test_answers_that_are_none(tmp_path):
+    for more in ({"is_impossible": True}, {"is_impossible": 1}):
+        (one,) = Questions(path=write(tmp_path / "a.json", asked([{"text": "Rome", "answer_start": 16}], **more))).open()
+        assert one.values["answers"] == one.values["starts"] == []
+    for answers in (None, [], {"text": [], "answer_start": []}):
+        (one,) = Questions(path=write(tmp_path / "b.json", asked(answers, is_impossible=None))).open()
+        assert one.values["answers"] == []
 
 
 MISTAKES = {
@@ -80,11 +174,49 @@ MISTAKES = {
     "no object": ("a.jsonl", "[1]\n", Labelled, ":1: a list, not an object"),
     "half a pair": ("a.jsonl", '{"text": "\\ud83d"}\n', Labelled, ":1: 'text' has half a surrogate pair"),
     "unknown form": ("a.xls", "x", Labelled, "name it .csv, .tsv or .jsonl"),
+    "another width": ("a.conll", "Anna N NP P\n\nran V O\n", Columns, ":3: 3 columns where the file has 4 (line 1); mend"),
+    "a column more": ("a.conll", "Anna B-P\nNew York B-P\n", Columns, ":2: 3 columns where the file has 2 (line 1)"),
+    "tabs, then spaces": ("a.conll", "Anna\tB-P\nran O\n", Columns, ":2: 1 columns where the file has 2 (line 1)"),
+    "an empty tag": ("a.conll", "Anna\tB-P\nran\t\n", Columns, ":2: an empty word or tag"),
+    "no such column": ("a.conll", "Anna P\n", functools.partial(Columns, tag=3), ":1: 2 columns in 'Anna P'; set word and tag"),
+    "no word": ("a.jsonl", '{"words": ["a", null], "tags": ["O", "O"]}', Labelled, ":1: 'words' holds null, and should hold"),
+    "no start": ("a.jsonl", '\n{"answers": ["a"], "starts": ["9"]}', Labelled, ":2: 'starts' holds \"9\", and should hold the"),
+    "no starts": ("a.jsonl", '{"answers": ["a"], "starts": 9}', Labelled, ":1: 'starts' is int, not a list"),
     "no tag": ("a.conll", "Anna\n", Columns, ":1: 'Anna' has a word and no tag"),
     "not tagged": ("a.txt", "江泽民 在\n", Entities, ":1: '江泽民' is not WORD/TAG"),
     "no questions": ("a.json", '{"x": 1}', Questions, "neither SQuAD's form"),
-    "answer elsewhere": ("a.json", moved(3), Questions, "question 1: the answer 'Paris' is not at character 3"),
-}
+    "answer nowhere": (
+        "a.json", asked([{"text": "Paris", "answer_start": 3}]), Questions,
+        ":8, question x1: the answer 'Paris' is not at character 3 of the paragraph or within 8 of it, where ' was ' stands; "
+        "mend answer_start, or the text, which is nowhere in it",
+    ),
+    "answer elsewhere": (
+        "a.json", asked([{"text": "Rome", "answer_start": 7}]), Questions,
+        ":8, question x1: the answer 'Rome' is not at character 7 of the paragraph or within 8 of it, where ' bor' stands; "
+        "mend answer_start (the text begins at 16)",
+    ),
+    "start in quotes": ("a.json", asked([{"text": "Rome", "answer_start": "16"}]), Questions,
+                        ":8, question x1: the answer_start of 'Rome' is '16', not a number from 0"),
+    "start null": ("a.json", asked([{"text": "Rome", "answer_start": None}]), Questions, "of 'Rome' is None, not a number"),
+    "start below 0": ("a.json", asked([{"text": "Rome", "answer_start": -5}]), Questions, "of 'Rome' is -5, not a number"),
+    "answer a number": ("a.json", asked([1843]), Questions, ":8, question x1: the answer 1843 has no text"),
+    "answer null": ("a.json", asked([{"text": None, "answer_start": 3}]), Questions, ":8, question x1: the answer {"),
+    "answers a text": ("a.json", asked("Rome"), Questions, ":8, question x1: 'answers' is \"Rome\", not a list"),
+    "blank answers": ("a.json", asked([{"text": " ", "answer_start": 3}]), Questions, "none of its answers stands"),
+    "lists of two lengths": ("a.json", asked({"text": ["Rome"], "answer_start": []}), Questions, "lists of one length"),
+    "question a number": ("a.json", asked([], question=3), Questions, ":8, question x1: its 'question' is 3, not a text"),
+    "half a pair, asked": ("a.json", asked([], question="\ud83d?"), Questions, ":8, question x1: 'question' has half a sur"),
+    "half a pair, nameless": ("a.json", asked([], question="\ud83d?", id=None), Questions, "half a surrogate pair"),
+    "half a pair, answered": ("a.json", asked(["\ud83d"]), Questions, ":8, question x1: 'answers' has half a surrogate"),
+    "half a pair, read": ("a.json", asked([], "\ud83d"), Questions, ":8, question x1: 'context' has half a surrogate"),
+    "impossible?": ("a.json", asked([], is_impossible="no"), Questions, "'is_impossible' is \"no\"; write true or false"),
+    "no object asked": ("a.json", '{"data": [{"paragraphs": [\n{"context": "c", "qas": ["why"]}]}]}', Questions,
+                        ":2, paragraph 1: 'qas' holds \"why\", which is no object"),
+    "qas null": ("a.json", '{"data": [{"context": "c", "qas": null}]}', Questions, ":1, paragraph 1: 'qas' is null"),
+    "no qas": ("a.json", '{"data": [{"context": "c"}]}', Questions, ":1, paragraph 1: no 'qas'"),
+    "no context": ("a.json", '{"data": [{"qas": []}]}', Questions, "paragraph 1: its 'context' is null, not a text"),
+    "an article of text": ("a.json", '["c"]', Questions, "'data' holds \"c\", which is no object"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -93,8 +225,17 @@ def test_mistakes_name_file_and_line(name, tmp_path):
     path = write(tmp_path / file, text)
     with pytest.raises(UserError) as error:
         source(path=path).open()
-    assert message in str(error.value)
+    assert f"{path}{message}" in str(error.value) if message.startswith(":") else message in str(error.value)
     assert path in str(error.value)
+    assert "\n" not in str(error.value)
+    str(error.value).encode()
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_bytes_that_are_not_utf8_have_a_line(mark, tmp_path):
+    (tmp_path / "a.csv").write_bytes(mark + b"text,label\nfine,x\ncaf\xe9,y\n")
+    with pytest.raises(UserError, match=r"a\.csv:3: byte 0xe9 is not UTF-8; convert"):
+        Labelled(path=str(tmp_path / "a.csv")).open()
 
 
 def test_a_share_is_held_out_the_same_way_whatever_the_order(tmp_path):
@@ -104,6 +245,21 @@ def test_a_share_is_held_out_the_same_way_whatever_the_order(tmp_path):
     sides = [[{e.values["text"] for e in side} for side in one] for one in found]
     assert sides[0] == sides[1]
     assert len(sides[0][1]) == 30
+
+
+def test_a_text_is_on_one_side_whatever_its_number_and_label(tmp_path):
+    rows = [f"text {i % 60},{'ab'[i % 7 % 2]},{i},{i}" for i in range(120)]
+    read = Labelled(path=write(tmp_path / "a.csv", "\n".join(["text,label,idx,question_id", *rows]))).open()
+    train, held_out = split(read, 0.2)
+    assert not {e.values["text"] for e in train} & {e.values["text"] for e in held_out}
+    assert len(held_out) == 24
+
+
+def test_without_doubles_the_same_are_held_out_as_ever(tmp_path):
+    """Runs that go on keep their split: this one is of the time before doubles were looked for."""
+    lines = [json.dumps({"text": f"text {i}", "label": i % 3}) for i in range(40)]
+    _, held_out = split(Labelled(path=write(tmp_path / "a.jsonl", "\n".join(lines))).open(), 0.1)
+    assert [e.values["text"] for e in held_out] == ["text 4", "text 12", "text 23", "text 26"]
 
 
 def test_questions_of_one_paragraph_stay_together(tmp_path):
@@ -138,8 +294,35 @@ def test_sources_by_name():
     assert examples_from(None, "next") == Documented(task="next")
     assert labelled(Documented())
     assert not labelled(Text(path="a"))
-    with pytest.raises(UserError, match=r"\.csv"):
-        examples_from("a.docx")
+    assert examples_from("a.conllu", "marks") == Columns(path="a.conllu", word=1, tag=3)
+    assert examples_from("a.txt", "marks") == examples_from("a.txt", "marks", data=None) == Columns(path="a.txt")
+    assert examples_from("a.tsv", "marks") == Columns(path="a.tsv")
+    for name in ("a.docx", "a.txt"):
+        with pytest.raises(UserError, match=r"\.csv"):
+            examples_from(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "split"),
+    [
+        ("tfds:glue/sst2", "glue/sst2", "train"),
+        ("tfds:glue/sst2:validation", "glue/sst2", "validation"),
+        ("tfds:glue/sst2:2.0.0", "glue/sst2:2.0.0", "train"),
+        ("tfds:imdb_reviews:1.0.0:train[:80%]", "imdb_reviews:1.0.0", "train[:80%]"),
+        ("tfds:imdb_reviews:train[10:20]+test", "imdb_reviews", "train[10:20]+test"),
+    ],
+)
+def test_sets_of_tensorflow_datasets_by_name(text, name, split):
+    assert examples_from(None, data=text) == TfdsExamples(name=name, split=split)
+
+
+def test_what_names_no_set():
+    assert examples_from(None, data="tfds:xnli", field="premise", language="ar").language == "ar"
+    for wrong in ("sst2", "tfds:", "tfds::train", "hf:sst2", "tfds:a:"):
+        with pytest.raises(UserError, match="write data=tfds:NAME"):
+            examples_from(None, data=wrong)
+    with pytest.raises(UserError, match="give one of them"):
+        examples_from("a.csv", data="tfds:glue/sst2")
 
 
 def test_the_documentation_has_answers_where_it_says():
@@ -150,19 +333,3 @@ def test_the_documentation_has_answers_where_it_says():
     assert len(found) > 1000
     assert 0 < sum(not e.values["answers"] for e in found) < len(found) / 2
     assert ExampleSet("x", list(found)).raw_bytes > 10**5
-
-
-def test_sets_of_tensorflow_datasets(tmp_path):
-    """A set written here and read back: names of classes, lists, SQuAD's nesting."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    from lm.data.example_files import _plain
-
-    features = tfds.features.FeaturesDict({
-        "text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["no", "yes"]),
-        "answers": tfds.features.Sequence({"text": tfds.features.Text(), "answer_start": tfds.features.Scalar(np.int32)}),
-        "tags": tfds.features.Sequence(tfds.features.ClassLabel(names=["O", "B"])),
-    })  # fmt: skip
-    record = {"text": "北京".encode(), "label": np.int64(1), "tags": np.array([0, 1]),
-              "answers": {"text": [b"a"], "answer_start": np.array([3])}}  # fmt: skip
-    found = {name: _plain(value, features[name]) for name, value in record.items()}
-    assert found == {"text": "北京", "label": "yes", "tags": ["O", "B"], "answers": {"text": ["a"], "answer_start": [3]}}

@@ -22,7 +22,8 @@ def some(count: int, seed: int) -> list[Example]:
     chance = random.Random(seed)
     found = []
     for i in range(count):
-        values = {"text": f"text {chance.randrange(count)}", "label": chance.choice("ab"), "id": str(i), "stars": i}
+        values = {"text": f"text {chance.randrange(count)}", "label": chance.choice("ab"), "stars": i}
+        values |= {"id": str(i), "idx": str(i)}
         found.append(Example(values, f"f:{i}", f"group {i % 5}" if chance.random() < 0.2 else ""))
     return found
 
