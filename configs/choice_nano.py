@@ -10,7 +10,7 @@ without pre-training stays there (0.27 after 100 steps); counting the words that
 """
 
 from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.examples import examples_from
+from lm.data.examples import examples_from, held_out_from
 from lm.data.prepare import Data
 from lm.data.tokenizers import WordPiece
 from lm.models.transformer import Transformer
@@ -20,6 +20,8 @@ from lm.objectives.trunk import Head, Rows
 
 def config(
     text: str | None = None,
+    data: str | None = None,
+    held_out: str | None = None,
     start: str | None = None,
     question: str = "",
     causal: bool = False,
@@ -36,7 +38,11 @@ def config(
             rows=Rows(causal=causal),
             head=Head(pool="auto" if start else "mean", dropout=0.1),
         ),
-        data=Data(source=examples_from(text, "next"), tokenizer=WordPiece(vocab=4096), validation=0.1),
+        data=Data(
+            source=examples_from(text, "next", data, "label"),
+            validation=held_out_from(held_out, "next", "label"),
+            tokenizer=WordPiece(vocab=4096),
+        ),
         optimizer=Optimizer(lr=5e-5 if start else 1e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,

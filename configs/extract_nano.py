@@ -1,7 +1,7 @@
 """Answers as spans, small enough for two CPU cores: what is this function for? Some questions have no answer.
 
     python -m lm.objectives.extract
-    python -m lm.main --config=configs/extract_nano.py:text=train-v2.0.json,start=bert-base-uncased,length=384
+    python -m lm.main --config=configs/extract_nano.py:text=train-v2.0.json,held_out=dev-v2.0.json,start=HF_DIR,length=384
 
 With `start=RUN` or `start=HF_DIR` the network and its tokenizer are that folder's, and only the head is new; `causal=yes`
 where it reads from left to right (GPT). Without it a network of 3 x 128 begins with nothing.
@@ -9,7 +9,7 @@ Look at eval/validation/exact: the share of windows with both ends right; a netw
 """
 
 from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.examples import examples_from
+from lm.data.examples import examples_from, held_out_from
 from lm.data.prepare import Data
 from lm.data.tokenizers import WordPiece
 from lm.models.transformer import Transformer
@@ -19,6 +19,8 @@ from lm.objectives.trunk import Rows
 
 def config(
     text: str | None = None,
+    data: str | None = None,
+    held_out: str | None = None,
     start: str | None = None,
     length: int = 192,
     stride: int = 128,
@@ -36,7 +38,11 @@ def config(
             dropout=0.1,
             rows=Rows(length=length, causal=causal),
         ),
-        data=Data(source=examples_from(text, "questions"), tokenizer=WordPiece(vocab=4096), validation=0.1),
+        data=Data(
+            source=examples_from(text, "questions", data, "question"),
+            validation=held_out_from(held_out, "questions", "question"),
+            tokenizer=WordPiece(vocab=4096),
+        ),
         optimizer=Optimizer(lr=5e-5 if start else 1e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,

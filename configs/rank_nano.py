@@ -10,7 +10,7 @@ pre-training learns these 1,330 pairs by heart (squared error 0.005, held out 0.
 """
 
 from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.examples import examples_from
+from lm.data.examples import examples_from, held_out_from
 from lm.data.prepare import Data
 from lm.data.tokenizers import WordPiece
 from lm.models.transformer import Transformer
@@ -20,6 +20,8 @@ from lm.objectives.trunk import Rows
 
 def config(
     text: str | None = None,
+    data: str | None = None,
+    held_out: str | None = None,
     start: str | None = None,
     fields: tuple[str, str] = ("sentence1", "sentence2"),
     label: str = "score",
@@ -37,7 +39,11 @@ def config(
             label=label,
             rows=Rows(length=96, causal=causal),
         ),
-        data=Data(source=examples_from(text, "alike"), tokenizer=WordPiece(vocab=4096), validation=0.1),
+        data=Data(
+            source=examples_from(text, "alike", data, fields[0]),
+            validation=held_out_from(held_out, "alike", fields[0]),
+            tokenizer=WordPiece(vocab=4096),
+        ),
         optimizer=Optimizer(lr=5e-5 if start else 1e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,

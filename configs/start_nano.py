@@ -1,13 +1,10 @@
 """Small networks to start fine-tuning from, pre-trained in ten minutes on two CPU cores on text of one's own.
 
-    python -m lm.main --config=configs/start_nano.py:text=reviews.jsonl --workdir=runs/start
-    python -m lm.main --config=configs/start_nano.py:kind=denoise,text=pairs.jsonl --workdir=runs/start_pairs
-    python -m lm.main --config=configs/start_nano.py:text=mine.jsonl,start=runs/start --workdir=runs/adapted
+    python -m lm.main --config=configs/start_nano.py:text=reviews.jsonl --workdir=runs/start      # or kind=denoise, kind=causal
 
-`kind` is what the task needs: an encoder (masked, RoBERTa's way), an encoder-decoder (denoise, BART) or a decoder (causal).
-Configs on real data take shapes and optimizer from here (AdamW for published starts). Rotary positions and Muon learn in
-minutes; with a table of positions masked tokens stay at their frequencies for 700 steps. With `start=RUN` a run of the same
-kind goes on with other text, by its tokenizer; `context` is a row's tokens, of which a step has as many whatever their rows.
+`kind` is an encoder (masked, RoBERTa's way), an encoder-decoder (denoise, BART) or a decoder (causal); with `start=RUN` a run
+of it goes on with other text. Rotary positions and Muon learn in minutes; with a table of positions masked tokens stay at
+their frequencies for 700 steps. Configs on real data take shapes and optimizer from here.
 """
 
 from dataclasses import replace
@@ -27,10 +24,12 @@ from lm.objectives.masked import Masked
 DECODER = Transformer(context=128, width=128, depth=3, heads=4, activation="gelu", positions="rotary", unroll=0)
 ENCODER = replace(DECODER, types=2, transform=True, head_bias=True, init_positions=0.02, init_truncate=True)
 PAIR = twice(replace(DECODER, depth=2))
+MASKED = Masked(model=ENCODER, count="stochastic", specials=True, low=4)
+OBJECTIVES = {"masked": MASKED, "denoise": Denoise(model=PAIR), "causal": Causal(model=DECODER)}
 
 
 def tuned(model: Transformer, context: int = 256) -> Transformer:
-    """Give a shape as fine-tuning wants it: longer texts, and dropout."""
+    """Give a shape as fine-tuning wants it: longer texts, dropout."""
     return replace(model, context=context, dropout=0.1, attention_dropout=0.1)
 
 
@@ -47,20 +46,15 @@ def config(
     kind: Literal["masked", "denoise", "causal"] = "masked",
     vocab: int = 8192,
     steps: int = 1200,
-    context: int = 128,
     start: str | None = None,
 ) -> Config:
-    encoder, half, decoder = (replace(model, context=context) for model in (ENCODER, PAIR.encoder, DECODER))
-    masked = Masked(model=encoder, count="stochastic", specials=True, low=4)
-    objectives = {"masked": masked, "denoise": Denoise(model=twice(half)), "causal": Causal(model=decoder)}
     tokenizer = WordPiece(vocab=vocab) if kind == "masked" else BytePair(vocab=vocab)
     return Config(
-        objective=objectives[kind],
+        objective=OBJECTIVES[kind],
         data=Data(source=source_from(text, data), tokenizer=tokenizer, validation=0.01),
         optimizer=Optimizer(name="muon", lr=4e-3, betas=(0.9, 0.98), eps=1e-6, decay=0.1, clip=1.0),
-        schedule=Schedule(shape="linear", warmup=100),
-        steps=steps,
-        batch=(8192 if kind == "masked" else 4096) // context,  # the others are asked for every token
+        schedule=Schedule(shape="linear", warmup=100), steps=steps,
+        batch=64 if kind == "masked" else 32,  # the others are asked for every token
         start=start,
         every=Every(log=50, evaluate=600, save=300, sample=600),
     )

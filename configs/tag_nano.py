@@ -1,7 +1,8 @@
 """A tagger that learns in minutes on two CPU cores: which mark follows each word of Python's documentation?
 
     python -m lm.objectives.tag
-    python -m lm.main --config=configs/tag_nano.py:text=train.conll,crf=yes,start=bert-base-cased
+    python -m lm.main --config=configs/tag_nano.py:text=train.conll,held_out=dev.conll,crf=yes,start=bert-base-cased
+    python -m lm.main --config=configs/tag_nano.py:data=tfds:conll2003,words=tokens,tags=ner,start=bert-base-cased
 
 With `start=RUN` or `start=HF_DIR` the network and its tokenizer are that folder's, and only the head is new; `causal=yes`
 where it reads from left to right (GPT). Without it a network of 3 x 128 learns from nothing but the examples.
@@ -10,7 +11,7 @@ CoNLL's (.conll); for the People's Daily write source=lm.data.examples.Entities(
 """
 
 from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.examples import examples_from
+from lm.data.examples import examples_from, held_out_from
 from lm.data.prepare import Data
 from lm.data.tokenizers import WordPiece
 from lm.models.transformer import Transformer
@@ -20,6 +21,10 @@ from lm.objectives.trunk import Rows
 
 def config(
     text: str | None = None,
+    data: str | None = None,
+    held_out: str | None = None,
+    words: str = "words",
+    tags: str = "tags",
     start: str | None = None,
     crf: bool = False,
     causal: bool = False,
@@ -32,11 +37,17 @@ def config(
     return Config(
         objective=Tag(
             model=model,
+            words=words,
+            tags=tags,
             crf=crf,
             dropout=0.1,
             rows=Rows(causal=causal),
         ),
-        data=Data(source=examples_from(text, "marks"), tokenizer=WordPiece(vocab=4096), validation=0.1),
+        data=Data(
+            source=examples_from(text, "marks", data, words),
+            validation=held_out_from(held_out, "marks", words),
+            tokenizer=WordPiece(vocab=4096),
+        ),
         optimizer=Optimizer(lr=5e-5 if start else 1e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,

@@ -11,15 +11,17 @@ pairs. Look at eval/validation/examples/rougeL at the end, and at predictions.js
 
 from configs.start_nano import DECODER, PAIR, tuned
 from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.examples import examples_from
+from lm.data.examples import examples_from, held_out_from
 from lm.data.prepare import Data
 from lm.data.tokenizers import BytePair
 from lm.models.presets import twice
-from lm.objectives.text2text import Text2text
+from lm.objectives.text2text import Text2text, fields
 
 
 def config(
     text: str | None = None,
+    data: str | None = None,
+    held_out: str | None = None,
     start: str | None = None,
     source: str = "{source}",
     target: str = "{target}",
@@ -29,7 +31,11 @@ def config(
     model = tuned(DECODER) if decoder else twice(tuned(PAIR.encoder))
     return Config(
         objective=Text2text(model=model, source=source, target=target, lengths=(128, 64), smoothing=0.1),
-        data=Data(source=examples_from(text, "summary"), tokenizer=BytePair(vocab=4096), validation=0.1),
+        data=Data(
+            source=examples_from(text, "summary", data, fields(source)[0]),
+            validation=held_out_from(held_out, "summary", fields(source)[0]),
+            tokenizer=BytePair(vocab=4096),
+        ),
         optimizer=Optimizer(lr=3e-4 if start else 1e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
         schedule=Schedule(shape="linear", warmup=steps // 10),
         steps=steps,

@@ -42,6 +42,8 @@ README = flags.DEFINE_bool("readme", False, "write the table into README.md, bet
 MARKS = "<!-- launch.finetune -->", "<!-- /launch.finetune -->"
 HEADER = ("task", "metric", "baseline", "from scratch", "own start", "MiniLM", "MiniLM, LoRA", "seconds")
 KINDS = ("scratch", "start", "published", "lora")
+# Reviews are longer than the rows of a start; as many tokens a step.
+LONGER = (("objective.model.context", "256"), ("batch", "32"))
 # Factors of rank 8 on every matrix of the attention: 0.7 % of MiniLM's parameters, at ten times the rate of full tuning.
 LORA = (
     ("objective.model.lora.rank", "8"),
@@ -181,8 +183,9 @@ def pretrained(task: Task, folder: Path) -> Path:
     write_texts(path, (text for data in domain.data for text in texts(data, folder / "data")))
     base = f"start_nano.py:kind={domain.kind},steps="
     train(f"configs/{base}{PRETRAINING.value},text={path}", workdir, [])
+    overrides: list[tuple[str, str]] = []
     if task.adapted:
-        stage, config = task.data, f"{base}{task.adapted * PRETRAINING.value},context=256"
+        stage, config, overrides = task.data, f"{base}{task.adapted * PRETRAINING.value}", [*LONGER]
         more = texts(task.data, folder / "data")
     elif task.config.startswith("extract"):
         stage, config = "cloze", f"extract_cloze.py:{domain.asking}"
@@ -191,7 +194,7 @@ def pretrained(task: Task, folder: Path) -> Path:
         return workdir
     path, further = folder / "data" / f"{name}.{stage}.jsonl", folder / "starts" / f"{name}_{stage}"
     write_texts(path, more)
-    train(f"configs/{config},text={path},start={workdir}", further, [])
+    train(f"configs/{config},text={path},start={workdir}", further, overrides)
     return further
 
 

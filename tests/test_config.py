@@ -278,8 +278,23 @@ def test_configs_take_text_and_data(path, tmp_path):
     (tmp_path / name).write_text("a")
     assert name in to_json(load(f"{path}:text={tmp_path}/{name}"))
     if labelled(plain.data.source) or isinstance(plain.objective.records, Documents):
-        return
+        return  # those of examples are test_configs_of_examples_take_sets_and_a_side_of_ones_own
     assert "wiki40b" in to_json(load(f"{path}:data=tfds:wiki40b"))
+
+
+@pytest.mark.parametrize("name", ["classify", "tag", "extract", "choice", "rank", "text2text"])
+def test_configs_of_examples_take_sets_and_a_side_of_ones_own(name, tmp_path):
+    path = f"configs/{name}_nano.py"
+    assert load(path).data.validation == 0.1
+    held_out = tmp_path / ("dev.conll" if name == "tag" else "dev.jsonl")
+    held_out.write_text("a")
+    data = load(f"{path}:data=tfds:xnli/plain:train[:80%],held_out={held_out}").data
+    assert (data.source.name, data.source.split) == ("xnli/plain", "train[:80%]")
+    assert data.validation.path == str(held_out)
+    data = load(f"{path}:held_out=tfds:xnli:validation").data
+    assert (data.validation.name, data.validation.split) == ("xnli", "validation")
+    fields = {"choice": "label", "extract": "question", "rank": "sentence1", "text2text": "source", "tag": "words"}
+    assert data.validation.field == fields.get(name, "text")
 
 
 def test_round_trip_of_everything():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import baselines, finetune, real_data
-from lm.config import load, to_json
+from lm.config import load, override, to_json
 from lm.data.examples import Example
 from lm.data.prepare import prepare
 
@@ -223,20 +223,20 @@ def test_answers_are_learned_from_gaps_before_questions(tmp_path, monkeypatch):
 
 def test_a_start_goes_on_with_reviews_alone(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(finetune, "train", lambda spec, workdir, overrides: started.append((spec, workdir)))
+    monkeypatch.setattr(finetune, "train", lambda *found: started.append(found))
     folder = tmp_path / "data" / "imdb"
     folder.mkdir(parents=True)
     review = json.dumps({"text": "A film.", "label": "positive"})
     folder.joinpath("train.jsonl").write_text(f"{review}\n{review}\n", encoding="utf-8")
     (folder.parent / "english.jsonl").write_text('{"text": "It rains."}\n')
     stage = finetune.pretrained(finetune.TASKS["imdb"], tmp_path)
-    (first, base), (second, workdir) = started
+    (first, base, _), (second, workdir, overrides) = started
     assert (base.name, workdir, stage.name) == ("english", stage, "english_imdb")
-    found = load(second)
+    before, found = load(first), override(load(second), overrides)
     assert found.start == str(base)
-    before = load(first)
-    assert (found.objective.model.context, found.steps) == (256, 3 * before.steps)
+    assert found.steps == 3 * before.steps
     assert found.objective == replace(before.objective, model=replace(before.objective.model, context=256))
+    assert found.batch * 256 == before.batch * before.objective.model.context
     assert found.data.source.path == str(folder.parent / "english.imdb.jsonl")
     assert list(lines(folder.parent / "english.imdb.jsonl")) == [{"text": "A film."}]
 

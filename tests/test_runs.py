@@ -239,7 +239,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(text, tmp_path):
     assert "3 steps in a row" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     saved = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-    assert saved and all(name.isdigit() for name in saved)  # what had begun to be saved, was
+    assert saved
+    assert all(name.isdigit() for name in saved)  # what had begun to be saved, was
 
 
 def test_two_processes_train_what_one_does(straight, text, tmp_path):

@@ -225,6 +225,16 @@ def examples_from(
     )
 
 
+def held_out_from(
+    held_out: str | None, task: Task = "topic", field: str = "text", language: str = "", share: float = 0.1
+) -> ExampleSource | float:
+    """Turn the config argument `held_out=PATH|tfds:NAME:SPLIT` into a source; without it a share of the training examples."""
+    if held_out is None:
+        return share
+    text, data = (None, held_out) if held_out.startswith("tfds:") else (held_out, None)
+    return examples_from(text, task, data, field, language)
+
+
 def _published(data: str, field: str, language: str) -> TfdsExamples:
     """Read tfds:NAME[:VERSION][:SPLIT]; a split may be train[:80%], and only a version begins with a digit."""
     found = re.fullmatch(r"tfds:([^:\[\]]+(?::\d[\d.*]*)?)(?::([^\d:].*))?", data)

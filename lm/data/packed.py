@@ -19,7 +19,7 @@ class Examples:
 
     `sizes` gives the parts of an example (the windows of a long text) as (tokens, places asked for); parts are packed
     on their own. A record is {"examples": [(Example, number of the part), ...], "room": the most places asked for in
-    any row of the stream}.
+    any row of the stream}. `field` is where a config sets `length`, for errors.
 
     Every epoch packs the parts anew, each into the place of one of about the same length (rounded up by at most a
     sixteenth): so rows are as full and as many as in the first, and any row of any epoch is found at once.
@@ -28,6 +28,7 @@ class Examples:
     length: int | tuple[int, ...]
     sizes: Callable[[Example], list[tuple[Any, int]]]
     pack: bool = True
+    field: str = "objective.rows.row"
 
     order = "shuffled"
     copies = 0
@@ -57,8 +58,8 @@ class ExampleStream:
         asked = np.array([places for *_, (_, places) in found], np.int64)
         for i, size in zip(self.parts[(sizes > limits).any(1), 0][:1], sizes[(sizes > limits).any(1)]):
             raise UserError(
-                f"{self.examples[i].where}: {written(size)} tokens, more than a row of {written(limits)}; raise "
-                "objective.rows.row or shorten it"
+                f"{self.examples[i].where}: {written(size)} tokens, more than a row of {written(limits)}; raise {spec.field}, "
+                "leave it out of the config to have it chosen, or shorten the example"
             )
         rounded = np.minimum(limits, -(-sizes // np.maximum(1, sizes // 16)) * np.maximum(1, sizes // 16))
         if spec.pack:
@@ -173,18 +174,20 @@ def row_length(sizes: Sequence[int], length: int, least: int = 1, goal: float = 
     return best[1]
 
 
-def pair_lengths(sizes: Sequence[Any], limits: tuple[int, ...], goal: float = 0.9) -> tuple[int, ...]:
+def pair_lengths(
+    sizes: Sequence[Any], limits: tuple[int, ...], least: Sequence[int] = (0,), goal: float = 0.9
+) -> tuple[int, ...]:
     """Choose the length of a row on each side, for parts of these sizes: the sides as long as the parts are on average.
 
     The longer side is its limit, or two or four times that, where rows would be badly filled; multiples of 8. Each side
-    has room for the longest part.
+    has room for the longest part, and for `least` tokens.
     """
     table = np.array(sizes, np.int64).reshape(-1, len(limits))
     check(len(table) > 0, "no example to pack")
     order, best = np.random.default_rng(0).permutation(len(table)), (-1.0, tuple(limits))
-    shares, longest = table.sum(0) / table.sum(0).max(), np.array(limits)
+    shares, longest, lowest = table.sum(0) / table.sum(0).max(), np.array(limits), np.maximum(table.max(0), least)
     for times in (1, 2, 4):
-        row = np.maximum(longest[shares.argmax()] * times * shares, table.max(0))
+        row = np.maximum(longest[shares.argmax()] * times * shares, lowest)
         row = (-(-row // 8) * 8).astype(np.int64)
         filled = float(table.sum() / (len(fit(table, order, row)) * row.sum()))
         best = max(best, (filled, tuple(row.tolist())), key=lambda pair: pair[0])

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import string
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ import numpy as np
 from lm.data.examples import Example
 from lm.data.framing import Laid, cut
 from lm.data.packed import row_length
+from lm.data.values import check_tokens, encoded, items_of, refuse_empties, refuse_empty
 from lm.errors import UserError, check, check_range
 from lm.objectives import trunk
 from lm.objectives.base import Objective
@@ -27,8 +29,8 @@ class Choose(Tuned, Objective):
 
     `context` names the text that all options share (""; there is none), `question` one that stands before each option,
     `options` the list of options or one column each. `label`: the number of the right one from 0, its letter from A, or
-    its text. Question and option together have at most `longest` tokens (0: no limit). The options of an example lie in
-    one row.
+    its text; a text that is one option's number or letter and another's text is an error, a number of JSON is a number.
+    Question and option together have at most `longest` tokens (0: no limit). The options of an example lie in one row.
     """
 
     paper: ClassVar[str] = "Radford et al. 2018 (GPT); Devlin et al. 2019 (BERT, SWAG)"
@@ -60,13 +62,17 @@ class Choose(Tuned, Objective):
         return self.rows.row or trunk.limit(self.model, self.rows) * max(1, self.most)
 
     def study(self, corpus):
-        """Count the options, and choose a row that holds those of one example."""
+        """Count the options, and choose a row that holds those of one example; refuse empty texts."""
         examples = [*trunk.examples_of(corpus), *corpus.validation.examples]
+        refuse_empties(examples, *filter(None, (self.context, self.question)))
         most = self.most or max(len(self.offered(example)) for example in examples)
         found = trunk.knowing(dataclasses.replace(self, most=most), self.frame)
         for example in examples:
             found.right(example)
-            count = len(found.offered(example))
+            options = found.offered(example)
+            for k, option in enumerate(options):
+                refuse_empty(option, example.where, f"option {k}")
+            count = len(options)
             check(1 < count <= most, f"{example.where}: {count} options where objective.most={most}; mend it or raise most")
         if self.rows.row:
             return found
@@ -77,26 +83,31 @@ class Choose(Tuned, Objective):
 
     def offered(self, example: Example) -> list[str]:
         """Give the texts of the options."""
-        values = [example.get(name, (str, list)) for name in self.options]
-        return [str(one) for value in values for one in (value if isinstance(value, list) else [value])]
+        return [one for name in self.options for one in items_of(example, name)]
 
     def right(self, example: Example) -> int:
-        """Give the number of the right option."""
-        value, options = example.get(self.label, (str, int)), self.offered(example)
-        if isinstance(value, str) and value in options:
-            return options.index(value)
+        """Give the number of the right option; raises UserError where the label names none, or two."""
+        value, options = example.get(self.label, (str, int)), [option.strip() for option in self.offered(example)]
         text = str(value).strip()
-        number = int(text) if text.isdigit() else ord(text.upper()) - ord("A") if len(text) == 1 else -1
-        if 0 <= number < len(options):
-            return number
-        raise UserError(f"{example.where}: {self.label!r} is {value!r}: give the option's number from 0, letter or text")
+        letter = string.ascii_uppercase.find(text.upper()) if len(text) == 1 else -1
+        counted = int(text) if text.isdecimal() else letter
+        spelt = options.index(text) if isinstance(value, str) and text in options else -1
+        places = [place for place in (spelt, counted) if 0 <= place < len(options)]
+        said = f"{example.where}: {self.label!r} is {value!r}: "
+        if not places:
+            raise UserError(f"{said}give the option's number from 0, letter or text")
+        kind, other = ("number", "letter") if text.isdecimal() else ("letter", "number")
+        two = f"option {spelt} by its text, option {counted} by its {kind}; give its {other}"
+        check(len(set(places)) == 1, said + two)
+        return places[0]
 
     def lay(self, example: Example) -> list[Laid]:
-        context = [self.frame.encode(example.get(self.context))] if self.context else []
+        context = [encoded(self.frame, example, self.context)] if self.context else []
         lead = f"{example.get(self.question)} " if self.question else ""
         found = []
-        for option in self.offered(example):
+        for k, option in enumerate(self.offered(example)):
             text = self.frame.encode(lead + option)
+            check_tokens(len(text), option, example.where, f"option {k}")
             text = cut(text, self.longest, "end") if self.longest else text
             found.append(self.frame.join([*context, text], trunk.limit(self.model, self.rows)))
         return found

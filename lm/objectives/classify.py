@@ -14,7 +14,8 @@ import numpy as np
 
 from lm.data.examples import Example
 from lm.data.framing import Keep, Laid
-from lm.errors import UserError, check, check_choices, check_range
+from lm.data.values import encoded, number_of, refuse_doubles, refuse_empties
+from lm.errors import check, check_choices, check_range
 from lm.models.layers import fold
 from lm.objectives import trunk
 from lm.objectives.base import Objective
@@ -64,6 +65,7 @@ class Classify(Tuned, Objective):
         check_range(self, 0, 1, "smoothing")
         check_range(self, 0, float("inf"), "mixup")
         trunk.check_rows(self.model, self.rows)
+        refuse_doubles(self.labels)
         check(len(self.fields) in (1, 2), f"fields={self.fields}: one text or two")
         weighted = self.balanced or self.class_weights or self.smoothing
         check(self.kind == "one" or not weighted, f"smoothing and class weights are for kind='one', not '{self.kind}'")
@@ -75,7 +77,7 @@ class Classify(Tuned, Objective):
     # -- host ----------------------------------------------------------------------------------------------------------
 
     def study(self, corpus):
-        """Find the labels and the length of a row; refuse held-out labels that training does not have."""
+        """Find the labels and the length of a row; refuse empty texts, and held-out labels that training does not have."""
         check(self.rows.pack or not self.mixup, "mixup mixes the examples of a row: rows.pack=False leaves one; mixup=0")
         examples = trunk.examples_of(corpus)
         counts = Counter(name for example in examples for name in self.names(example))
@@ -85,8 +87,10 @@ class Classify(Tuned, Objective):
         if self.balanced and not weights:
             weights = tuple(round(len(examples) / (len(labels) * max(1, counts[name])), 6) for name in labels)
         found = trunk.knowing(dataclasses.replace(self, labels=labels, class_weights=weights), self.frame)
-        for example in [*examples, *corpus.validation.examples]:
+        everything = [*examples, *corpus.validation.examples]
+        for example in everything:
             found.target(example)
+        refuse_empties(everything, *self.fields)
         return trunk.knowing(dataclasses.replace(found, rows=trunk.settled(found, corpus)), self.frame)
 
     def names(self, example: Example) -> list[str]:
@@ -105,11 +109,7 @@ class Classify(Tuned, Objective):
     def target(self, example: Example) -> tuple[np.ndarray, float]:
         """Give what is asked for, and how much it counts."""
         if self.kind == "number":
-            value = example.get(self.label, (str, int, float))
-            try:
-                return np.float32(value), 1.0
-            except ValueError:
-                raise UserError(f"{example.where}: {self.label!r} is {value!r}, not a number; mend it") from None
+            return np.float32(number_of(example, self.label)), 1.0
         names = self.names(example)
         places = [self.labels.index(name) if name in self.labels else -1 for name in names]
         if -1 in places and self.unknown == "refuse":
@@ -122,7 +122,7 @@ class Classify(Tuned, Objective):
         return chosen, float(-1 not in places)
 
     def lay(self, example: Example) -> Laid:
-        texts = [self.frame.encode(example.get(field)) for field in self.fields]
+        texts = [encoded(self.frame, example, field) for field in self.fields]
         return self.frame.join(texts, trunk.limit(self.model, self.rows), self.keep)
 
     def sizes(self, example: Example) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from lm.data.answers import Choice, Window, answer, candidates, token_span
 from lm.data.examples import Example
+from lm.data.values import check_tokens, refuse_empties, refuse_empty
 from lm.data.windows import owners, windows
 from lm.errors import check, check_choices, check_range
 from lm.models.layers import Linear, dropout, fold
@@ -65,11 +66,13 @@ class Extract(Tuned, Objective):
         return Choice(self.candidates, self.longest, self.threshold)
 
     def study(self, corpus):
-        """Find whether questions have no answer, and the length of a row."""
+        """Find whether questions have no answer, and the length of a row; refuse empty texts and answers that are elsewhere."""
         examples = trunk.examples_of(corpus)
+        refuse_empties([*examples, *corpus.validation.examples], "question", "context")
         for example in [*examples, *corpus.validation.examples]:
             for text, start in self.answers(example):
-                there = example.get("context")[start : start + len(text)] == text
+                refuse_empty(text, example.where, "a text in 'answers'")
+                there = start >= 0 and example.get("context")[start : start + len(text)] == text
                 check(there, f"{example.where}: the answer {text!r} is not at character {start} of the paragraph; mend it")
         null = any(not self.answers(example) for example in examples) if self.null is None else self.null
         return trunk.knowing(dataclasses.replace(self, null=null, rows=trunk.settled(self, corpus)), self.frame)
@@ -81,8 +84,10 @@ class Extract(Tuned, Objective):
 
     def lay(self, example: Example) -> list[Window]:
         """Lay the windows of an example out."""
-        asked = self.frame.encode(example.get("question").strip())[: self.question]
-        ids, spans = self.frame.spans(example.get("context"))
+        asked, context = self.frame.encode(example.get("question").strip())[: self.question], example.get("context")
+        ids, spans = self.frame.spans(context)
+        check_tokens(len(asked), example.get("question"), example.where, "'question'")
+        check_tokens(len(ids), context, example.where, "'context'")
         longest = trunk.limit(self.model, self.rows)
         room = longest - len(asked) - self.frame.overhead(2)
         check(room > 0, f"objective.rows.length={longest} leaves no token for paragraphs; raise it or lower question")

@@ -12,7 +12,8 @@ import numpy as np
 
 from lm.data.examples import Example
 from lm.data.framing import Laid
-from lm.errors import UserError, check, check_choices
+from lm.data.values import encoded, number_of, refuse_empties
+from lm.errors import check, check_choices
 from lm.objectives import trunk
 from lm.objectives.base import Objective
 from lm.objectives.trunk import Rows, Stacks
@@ -51,8 +52,9 @@ class Rank(Tuned, Objective):
         return self.rows.row or 2 * trunk.limit(self.model, self.rows)
 
     def study(self, corpus):
-        """Find the highest score."""
+        """Find the highest score; refuse empty texts."""
         examples = trunk.examples_of(corpus)
+        refuse_empties([*examples, *corpus.validation.examples], *self.fields)
         scores = [self.score(example) for example in [*examples, *corpus.validation.examples]]
         top = self.top or max(scores[: len(examples)])
         check(top > 0, f"no {self.label!r} above 0: nothing to bring together")
@@ -60,15 +62,11 @@ class Rank(Tuned, Objective):
         return trunk.knowing(dataclasses.replace(self, top=float(top), rows=rows), self.frame)
 
     def score(self, example: Example) -> float:
-        value = example.get(self.label, (str, int, float))
-        try:
-            return float(value)
-        except ValueError:
-            raise UserError(f"{example.where}: {self.label!r} is {value!r}, not a number; mend it") from None
+        return number_of(example, self.label)
 
     def lay(self, example: Example) -> list[Laid]:
         longest = trunk.limit(self.model, self.rows)
-        return [self.frame.join([self.frame.encode(example.get(field))], longest) for field in self.fields]
+        return [self.frame.join([encoded(self.frame, example, field)], longest) for field in self.fields]
 
     def sizes(self, example: Example) -> list[tuple[int, int]]:
         return [(sum(len(one.tokens) for one in self.lay(example)), 1)]

@@ -17,6 +17,7 @@ from lm.models.layers import fold
 from lm.models.pooling import Scores
 from lm.objectives.base import Objective
 from lm.objectives.classify import Classify
+from lm.objectives.mixture import Parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,10 @@ class Regularised(Objective):
         check(
             kind in ("one", "several") or not (self.rdrop or self.smoothness),
             "rdrop and smoothness compare probabilities of labels: the objective is Classify with kind one or several",
+        )
+        check(
+            not isinstance(self.objective, Parts),
+            f"parts of {type(self.objective).__name__} have rows of their own: put Regularised around the objective of each",
         )
         mixup = kind is not None and self.objective.mixup
         check(not (self.rdrop and mixup), "rdrop compares two passes of one text, which mixup mixes anew in each: one of them")
@@ -191,9 +196,11 @@ class Regularised(Objective):
     def climb(self, value: Callable, deltas: list[jax.Array], batch) -> list[jax.Array]:
         """Move vectors uphill within the ball around the texts' own; no gradient goes through the way."""
         stride = self.radius if self.climbs == 1 else self.stride
+        sides = [segments_of(i, delta.shape[:2], batch) for i, delta in enumerate(deltas)]
         for _ in range(self.climbs):
             slopes = jax.grad(value)(deltas)
-            deltas = [within(d + stride * unit(g, batch), self.radius, batch) for d, g in zip(deltas, slopes)]
+            moved = [d + stride * unit(g, segments) for d, g, segments in zip(deltas, slopes, sides)]
+            deltas = [within(d, self.radius, segments) for d, segments in zip(moved, sides)]
         return jax.lax.stop_gradient(deltas)
 
 
@@ -202,24 +209,28 @@ def draw(keys_B: jax.Array, site: int, shape: tuple[int, ...]) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(fold(keys_B, site))
 
 
-def lengths(x_BTE: jax.Array, batch) -> jax.Array:
+def segments_of(number: int, shape: tuple[int, ...], batch) -> jax.Array:
+    """Give the numbers of the texts in the rows that are looked up at this call of the table, from 0: a source's first."""
+    sides = [batch[name] for name in ("source_segments", "segments") if name in batch and batch[name].shape == shape]
+    return sides[number % len(sides)] if sides else jnp.ones(shape, jnp.int32)
+
+
+def lengths(x_BTE: jax.Array, segments_BT: jax.Array) -> jax.Array:
     """Give each token the 2-norm over the vectors of its text, float32 (B, T, 1): a row may hold several."""
     square_BT = jnp.square(x_BTE.astype(jnp.float32)).sum(-1)
-    sides = (batch[name] for name in ("segments", "source_segments") if name in batch)
-    segments = next((side for side in sides if side.shape == square_BT.shape), jnp.ones(square_BT.shape, jnp.int32))
-    same_BTT = (segments[:, :, None] == segments[:, None]).astype(jnp.float32)
+    same_BTT = (segments_BT[:, :, None] == segments_BT[:, None]).astype(jnp.float32)
     return jnp.sqrt(jnp.einsum("bts,bs->bt", same_BTT, square_BT))[..., None]
 
 
-def unit(x_BTE: jax.Array, batch) -> jax.Array:
+def unit(x_BTE: jax.Array, segments_BT: jax.Array) -> jax.Array:
     """Scale each text's vectors to norm 1; those of norm 0 stay."""
-    size_BT1 = lengths(x_BTE, batch)
+    size_BT1 = lengths(x_BTE, segments_BT)
     return (x_BTE / jnp.where(size_BT1 > 0, size_BT1, 1)).astype(x_BTE.dtype)
 
 
-def within(x_BTE: jax.Array, radius: float, batch) -> jax.Array:
+def within(x_BTE: jax.Array, radius: float, segments_BT: jax.Array) -> jax.Array:
     """Shorten each text's vectors to norm `radius` where they are longer."""
-    size_BT1 = lengths(x_BTE, batch)
+    size_BT1 = lengths(x_BTE, segments_BT)
     return (x_BTE * jnp.minimum(1.0, radius / jnp.where(size_BT1 > 0, size_BT1, 1))).astype(x_BTE.dtype)
 
 

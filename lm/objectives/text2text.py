@@ -15,6 +15,7 @@ from lm.data.examples import Example
 from lm.data.framing import Frame, Keep, cut
 from lm.data.packed import Examples, pair_lengths
 from lm.data.prompts import Prompt
+from lm.data.values import check_tokens, items_of, refuse_empty
 from lm.errors import check, check_choices, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
@@ -44,7 +45,8 @@ class Text2text(Objective):
     """Cross-entropy of each token of a target, given its source and the target's tokens before it.
 
     `source` and `target` are templates over the values of an example: "summarize: {text}". A value that is a list stands
-    one item a line in a source; as a target it is a list of references, of which the first is learned. An encoder reads
+    one item a line in a source; as a target it is a list of references, of which the first is learned. An example is refused
+    where all values of a template are empty: of "{instruction} {input}" one may be. An encoder reads
     the source; a decoder alone reads it as a prompt, whose tokens see each other with `bidirectional` (prefix-LM), and
     only the target is asked for.
 
@@ -130,7 +132,8 @@ class Text2text(Objective):
 
     @property
     def records(self):
-        return Examples(length=self.sides if self.paired else self.sides[0], sizes=self.sizes, pack=self.pack)
+        length = self.sides if self.paired else self.sides[0]
+        return Examples(length=length, sizes=self.sizes, pack=self.pack, field="objective.row")
 
     # -- host ----------------------------------------------------------------------------------------------------------
 
@@ -152,32 +155,36 @@ class Text2text(Objective):
     def study(self, corpus):
         """Look at every example once, and choose the length of a row by the first ones."""
         examples = trunk.examples_of(corpus)
-        for example in [*examples, *corpus.validation.examples]:
-            self.texts(example)
+        texts = [self.texts(example) for example in [*examples, *corpus.validation.examples]]
         if self.row or not self.pack:
             return self
         sizes = [size for example in examples[:2000] for size, _ in self.sizes(example)]
-        found = dataclasses.replace(self, row=pair_lengths(sizes, self.limits if self.paired else (sum(self.limits),)))
+        limits = self.limits if self.paired else (sum(self.limits),)
+        row = pair_lengths(sizes, limits)
+        if any(a < b for a, b in zip(row, limits)):  # a side that the first ones leave shorter than `lengths`: all must fit
+            ways = (lambda source, _: self.asked(source)), (lambda _, targets: self.told(targets[0]))
+            least = [max(len(way(*one)) for one in texts) if a < b else 0 for way, a, b in zip(ways, row, limits)]
+            row = pair_lengths(sizes, limits, least)
+        found = dataclasses.replace(self, row=row)
         object.__setattr__(found, "tokenizer", self.tokenizer)
         return found
 
     def texts(self, example: Example) -> tuple[str, list[str]]:
         """Give an example's source and its references; raises UserError where one is missing or empty."""
-        source, target = filled(self.source, example), example.values
         (name, *more) = fields(self.target)
-        several = not more and isinstance(target.get(name), list)
-        values = target[name] if several else [None]
-        found = [filled(self.target, example, one) for one in values]
-        check(bool(source.strip()), f"{example.where}: an empty source; mend or remove the example")
-        check(bool(found) and all(t.strip() for t in found), f"{example.where}: an empty target; mend or remove the example")
-        return source, found
+        several = not more and isinstance(example.values.get(name), list)
+        values = items_of(example, name) if several else [None]
+        if several:
+            refuse_empty("".join(values), example.where, repr(name))
+        return filled(self.source, example), [filled(self.target, example, one) for one in values]
 
     def lay(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
         """Give the ids of a source and of a target, int32, with what stands before and behind each."""
         source, targets = self.texts(example)
-        lead = self.lead_ids if self.paired else ()
-        target = self.cut(targets[0], self.limits[1] - len(lead) - 1)
-        return self.asked(source), np.array([*lead, *target, self.end], np.int32)
+        asked, told, lead = self.asked(source), self.told(targets[0]), len(self.lead_ids)
+        check_tokens(len(asked) - lead - self.paired, source, example.where, "the source")
+        check_tokens(len(told) - lead * self.paired - 1, targets[0], example.where, "the target")
+        return asked, told
 
     def answer(self, example: Example) -> np.ndarray:
         """Give the ids that are to be written after `prompt_of`, int32."""
@@ -188,6 +195,11 @@ class Text2text(Objective):
         tail = (self.end,) if self.paired else ()
         ids = self.cut(source, self.limits[0] - len(self.lead_ids) - len(tail), self.keep)
         return np.array([*self.lead_ids, *ids, *tail], np.int32)
+
+    def told(self, target: str) -> np.ndarray:
+        """Give the ids of a target as it is learned."""
+        lead = self.lead_ids if self.paired else ()
+        return np.array([*lead, *self.cut(target, self.limits[1] - len(lead) - 1), self.end], np.int32)
 
     def cut(self, text: str, room: int, keep: Keep = "start") -> list[int]:
         return cut(self.tokenizer.encode(text), room, keep).tolist()
@@ -281,8 +293,11 @@ def fields(template: str) -> list[str]:
 def filled(template: str, example: Example, one: str | None = None) -> str:
     """Put an example's values into a template, lists one item a line; `one` in place of the value where it is a list."""
     values = {name: example.get(name, (str, int, float, list)) for name in fields(template)}
-    shown = {name: "\n".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
-    return template.format_map(shown if one is None else dict.fromkeys(shown, one))
+    listed = {name: "\n".join(items_of(example, name)) for name, value in values.items() if isinstance(value, list)}
+    shown = values | listed if one is None else dict.fromkeys(values, one)
+    # What stands around the values would hide that there is nothing in them.
+    refuse_empty("".join(map(str, shown.values())), example.where, " and ".join(map(repr, shown)))
+    return template.format_map(shown)
 
 
 if __name__ == "__main__":

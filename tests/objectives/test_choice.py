@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from lm.data.examples import Example
+from lm.data.examples import Example, ExampleSet
 from lm.data.framing import Frame
+from lm.data.prepare import Corpus
 from lm.errors import UserError
 from lm.models.two_stream import XLNet
 from lm.objectives import trunk
@@ -32,10 +33,68 @@ def test_labels_are_numbers_letters_or_texts(label, right):
     assert ready().right(example(label)) == right
 
 
-@pytest.mark.parametrize("label", [3, "D", "ten", "", -1])
+@pytest.mark.parametrize("label", [3, "D", "ten", "", -1, "²", "ß", True])
 def test_a_label_that_is_no_option_is_refused(label):
     with pytest.raises(UserError, match="here: 'label' is"):
         ready().right(example(label))
+
+
+@pytest.mark.parametrize(("options", "label", "right"), [
+    (("1", "2", "3"), 1, 1),  # a number of JSON is a number
+    (("1", "2", "3"), "B", 1),
+    (("0", "1", "2"), "1", 1),  # both readings say the same
+    (("5", "7"), "7", 1),  # no option has that number
+    (("B", "C"), 0, 0),
+    ((4, 2.5), "2.5", 1),
+    (("one ", "two"), " one", 0),
+])  # fmt: skip
+def test_labels_beside_options_that_look_like_labels(options, label, right):
+    assert ready().right(example(label, options)) == right
+
+
+@pytest.mark.parametrize(("options", "label", "message"), [
+    (("1", "2", "3"), "1", "'1': option 0 by its text, option 1 by its number; give its letter"),
+    (("B", "C"), "B", "'B': option 0 by its text, option 1 by its letter; give its number"),
+])  # fmt: skip
+def test_a_label_of_two_options_is_refused(options, label, message):
+    with pytest.raises(UserError, match=f"here: 'label' is {message}"):
+        ready().right(example(label, options))
+
+
+def corpus(train, held=()) -> Corpus:
+    sets = [ExampleSet("x", list(side)) for side in (train, held)]
+    return Corpus(words(), ((1.0, sets[0]),), sets[1], "x", 0, "", None)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"options": ["one", " "]}, "here: option 1 is empty; mend or remove the example"),
+    ({"options": ["one", None]}, "here: 'options' has None in its list, not a text"),
+    ({"options": ["one", "\u200b"]}, "here: the tokenizer leaves nothing of option 1"),
+    ({"context": ""}, "here: 'context' is empty"),
+    ({"asked": "\n"}, "here: 'asked' is empty"),
+])  # fmt: skip
+def test_options_without_words_are_refused(values, message):
+    good = Example({"context": "six", "options": ["one", "two"], "label": 0, "asked": "ten"}, "good")
+    odd = Example({**good.values, **values}, "here")
+    question = "asked" if "asked" in values else ""
+    for sides in (([good, odd],), ([good], [odd])):
+        with pytest.raises(UserError, match=message):
+            ready(question=question, most=0, rows=Rows(length=12)).study(corpus(*sides))
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"sentence2": " "}, "here: 'sentence2' is empty; mend or remove the example"),
+    ({"sentence1": "\u200b"}, "here: the tokenizer leaves nothing of 'sentence1'"),
+    ({"score": "nan"}, "here: 'score' is 'nan', not a number to learn; mend it"),
+    ({"score": float("inf")}, "here: 'score' is inf, not a number to learn"),
+])  # fmt: skip
+def test_pairs_that_cannot_be_compared_are_refused(values, message):
+    good = Example({"sentence1": "one", "sentence2": "two", "score": 1.0}, "good")
+    odd = Example({**good.values, **values}, "here")
+    for sides in (([good, odd],), ([good], [odd])):
+        found, objective = corpus(*sides), Rank(model=model(), rows=Rows(length=16))
+        with pytest.raises(UserError, match=message):
+            objective.resolve(words()).study(found).records.open(ExampleSet("both", [good, odd]))
 
 
 def test_options_stand_behind_context_and_question():

@@ -66,12 +66,49 @@ def test_a_label_of_held_out_examples_alone_is_refused_or_counts_nothing():
         ({"text": "one", "label": ""}, {}, "train.csv:7: 'label' is empty"),
         ({"text": 3, "label": "a"}, {}, "train.csv:7: 'text' is int, not str"),
         ({"text": "one", "label": "a"}, {"kind": "number"}, "train.csv:2: 'label' is 'a', not a number"),
+        ({"text": "", "label": "a"}, {}, "train.csv:7: 'text' is empty; mend or remove the example"),
+        ({"text": " \t\u3000", "label": "a"}, {}, "train.csv:7: 'text' is empty"),
         ({"text": "one", "label": ["a"]}, {}, "train.csv:7: a list of labels; set objective.kind=several"),
     ],
 )
 def test_mistakes_name_the_example(values, fields, message):
     with pytest.raises(UserError, match=message.replace("'", ".").replace("[", r"\[")):
         ready([*ROWS, values], **fields)
+
+
+def test_held_out_texts_may_not_be_empty_either():
+    pairs = [{**row, "other": "one"} for row in ROWS]
+    with pytest.raises(UserError, match=r"held.csv:3: 'other' is empty"):
+        ready(pairs, [pairs[0], {**pairs[1], "other": "\n"}], fields=("text", "other"))
+
+
+@pytest.mark.parametrize("side", ["train", "held"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_text_that_the_tokenizer_drops_is_refused(side, causal):
+    """Without a token of its own a decoder's example would be scored at the last one of its neighbour."""
+    dropped = {"text": "\u200b", "label": "a"}
+    rows, held = ([*ROWS, dropped], ROWS) if side == "train" else (ROWS, [*ROWS, dropped])
+
+    def opened():
+        objective, found = ready(rows, held, rows=Rows(length=16, causal=causal))
+        return objective.records.open(found.validation)
+
+    with pytest.raises(UserError, match=rf"{side}.csv:7: the tokenizer leaves nothing of 'text', '\\u200b'; mend"):
+        opened()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", float("nan"), float("-inf"), "1e39", 10**400, "x"], ids=lambda v: str(v)[:4])
+def test_numbers_that_nobody_can_learn_are_refused(value):
+    numbers = [{**row, "label": 1.0} for row in ROWS]
+    odd = {"text": "one", "label": value}
+    for sides, where in ((([*numbers, odd],), "train.csv:7"), ((numbers, [odd]), "held.csv:2")):
+        with pytest.raises(UserError, match=f"{where}: 'label' is .*, not a number to learn; mend it"):
+            ready(*sides, kind="number")
+
+
+def test_labels_listed_twice_are_refused():
+    with pytest.raises(UserError, match=r"labels=\('a', 'b', 'a'\): 'a' is listed twice"):
+        Classify(model=model(), labels=("a", "b", "a"))
 
 
 def test_one_label_is_nothing_to_tell_apart():

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.data.examples import Example, Questions
+from lm.data.examples import Example, ExampleSet, Questions
 from lm.data.framing import Frame
+from lm.data.prepare import Corpus
 from lm.errors import UserError
 from lm.objectives import trunk
 from lm.objectives.extract import Extract
@@ -119,6 +120,24 @@ def test_mistakes_name_the_question():
         objective.answers(Example({"answers": ["a"], "starts": []}, "x"))
     with pytest.raises(UserError, match="no token for paragraphs"):
         ready(rows=Rows(length=4)).lay(long(None))
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"question": " "}, "x:2: 'question' is empty; mend or remove the example"),
+    ({"context": ""}, "x:2: 'context' is empty"),
+    ({"question": "\u200b"}, "x:2: the tokenizer leaves nothing of 'question'"),
+    ({"context": "\u200b"}, "x:2: the tokenizer leaves nothing of 'context'"),
+    ({"answers": [""], "starts": [0]}, "x:2: a text in 'answers' is empty"),
+    ({"answers": ["one"], "starts": [-7]}, "x:2: the answer 'one' is not at character -7"),
+])  # fmt: skip
+@pytest.mark.parametrize("held", [False, True])
+def test_texts_without_words_are_refused(values, message, held):
+    plain = {"question": "ten", "context": "one two", "answers": [], "starts": []}
+    good, odd = (Example({**plain, **more}, f"x:{k}") for k, more in ((1, {}), (2, values)))
+    sides = [ExampleSet(name, [good, *[odd] * here]) for name, here in (("train", not held), ("held", held))]
+    corpus = Corpus(words(), ((1.0, sides[0]),), sides[1], "x", 0, "", None)
+    with pytest.raises(UserError, match=message):
+        ready().study(corpus).records.open(sides[1])
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from lm.config import load
 from lm.convert.convert import load as load_folder
-from lm.data.examples import Example
+from lm.data.examples import Example, ExampleSet
 from lm.data.packed import balanced_fit, pair_lengths
-from lm.data.prepare import prepare
+from lm.data.prepare import Corpus, prepare
 from lm.data.tokenizers import Bytes
 from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
@@ -104,15 +104,51 @@ def test_mistakes_in_a_config_are_named(change, said):
 
 
 @pytest.mark.parametrize(("one", "said"), [
-    (example(source=" "), "f:1: an empty source"),
-    (example(target=""), "f:1: an empty target"),
-    (example(target=[]), "f:1: an empty target"),
+    (example(source=" "), "f:1: 'source' is empty; mend or remove the example"),
+    (example(target=""), "f:1: 'target' is empty"),
+    (example(target=[]), "f:1: 'target' is empty"),
+    (example(target=["one", " "]), "f:1: 'target' is empty"),
+    (example(target=["one", None]), "f:1: 'target' has None in its list, not a text"),
+    (example(source=["one", None]), "f:1: 'source' has None in its list, not a text"),
+    (example(source="\u200b"), "f:1: the tokenizer leaves nothing of the source"),
+    (example(target="\u200b"), "f:1: the tokenizer leaves nothing of the target"),
     (Example({"source": "one"}, "f:1"), "f:1: no 'target'; it has source"),
 ])  # fmt: skip
 def test_mistakes_in_an_example_are_named(one, said):
     with pytest.raises(UserError, match=said):
-        small().texts(one)
+        small().lay(one)
     assert fields("{a} and {b}: {a}") == ["a", "b"]
+
+
+def test_a_template_does_not_hide_that_nothing_is_in_it():
+    with pytest.raises(UserError, match=r"^f:1: 'source' is empty; mend"):
+        small(source="one {source}").texts(example(source=" "))
+    both = small(source="{a} {b}")
+    one = Example({"a": "one", "b": "", "target": "two"}, "f:1")
+    assert both.texts(one)[0] == "one "  # an instruction without an input
+    with pytest.raises(UserError, match="f:1: 'a' and 'b' is empty"):
+        both.texts(one._replace(values={**one.values, "a": ""}))
+
+
+@pytest.mark.parametrize("later", ["held out", "training"])
+@pytest.mark.parametrize("long", ["source", "target"])
+@pytest.mark.parametrize("paired", [True, False])
+def test_rows_hold_texts_that_are_longer_than_the_first_ones(later, long, paired):
+    """A side that is chosen by the first 2,000 examples holds `lengths`, and rows stay full."""
+    many, few, most = " ".join(["one"] * 30), "two three four", 2000
+    plain = example(many, few) if long == "target" else example(few, many)
+    odd = Example(dict.fromkeys(("source", "target"), many), "f:9")
+    train = [plain] * most + [odd] * (later == "training")
+    sides = [ExampleSet("x", side) for side in (train, [plain, odd])]
+    found = small(paired, lengths=(32, 24)).study(Corpus(words(), ((1.0, sides[0]),), sides[1], "x", 0, "", None))
+    for side in sides:
+        assert found.records.open(side).filled > (0.85 if side is sides[0] else 0)
+
+
+def test_a_row_that_is_too_short_is_named_by_its_own_field():
+    found = small(lengths=(12, 8), row=(12, 4))
+    with pytest.raises(UserError, match=r"f:1: 4 \+ 5 tokens, more than a row of 12 \+ 4; raise objective.row, leave it"):
+        found.records.open(ExampleSet("x", [example(target="one two three")]))
 
 
 @pytest.mark.parametrize("trunk", KINDS)
