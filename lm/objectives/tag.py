@@ -16,7 +16,19 @@ from lm.data.examples import Example
 from lm.data.framing import Laid
 from lm.data.windows import owners, word_windows
 from lm.errors import check, check_choices, check_range
-from lm.models.crf import Chain, forbid, log_partition, path_score, viterbi
+from lm.models.crf import (
+    NOISE,
+    Chain,
+    Places,
+    Weights,
+    best_path,
+    forbid,
+    log_partition,
+    nearest,
+    odd_step,
+    path_score,
+    viterbi,
+)
 from lm.models.heads import gather
 from lm.models.layers import Linear, dropout, fold
 from lm.objectives import trunk
@@ -30,12 +42,16 @@ class Tag(Tuned, Objective):
     """Score tags at the first token of each word; the loss is in nats a word.
 
     `words` and `tags` name the lists of an example. Sentences longer than a row are read in windows that overlap by up to
-    `overlap` tokens; each word counts in the one where it has most context. `crf` learns which tag follows which;
-    `forbid` keeps from it what BIO does not allow, when it "decodes", or "always". `dropout` before the scores.
+    `overlap` tokens; each word counts in the one where it has most context. `dropout` before the scores.
+
+    `crf` learns which tag follows which; `forbid` keeps from it what the `scheme` of the tags does not allow, when
+    "decoding", or "always", in the loss, too. "auto" finds the scheme in the training examples: IOB1, IOB2 (BIO), IOBES
+    (BILOU, BMES), or "none", with one line that says why. Of a sentence in windows the loss takes each one's words as a
+    chain cut out of it, with no start and no end at a cut; so do `accuracy` and `inside`. `merge` decodes it as a whole.
     """
 
     paper: ClassVar[str] = "Devlin et al. 2019 (BERT); Lafferty et al. 2001, Lample et al. 2016 (CRF)"
-    holds: ClassVar[str] = "tokens types segments positions (B, T); places targets weights begins (B, W)"
+    holds: ClassVar[str] = "tokens types segments positions (B, T); places targets weights begins opens closes (B, W)"
 
     model: Trunk
     words: str = "words"
@@ -44,6 +60,7 @@ class Tag(Tuned, Objective):
     unknown: Literal["refuse", "skip"] = "refuse"
     crf: bool = False
     forbid: Literal["never", "decoding", "always"] = "decoding"
+    scheme: Literal["auto", "none", "IOB1", "IOB2", "IOBES"] = "auto"
     overlap: int = 32
     dropout: float = 0.0
     rows: Rows = Rows()
@@ -66,7 +83,27 @@ class Tag(Tuned, Objective):
         found = trunk.knowing(dataclasses.replace(self, labels=labels), self.frame)
         for example in [*examples, *corpus.validation.examples]:
             found.targets(example)
-        return trunk.knowing(dataclasses.replace(found, rows=trunk.settled(found, corpus)), self.frame)
+        scheme = self.scheme_of(examples, corpus.validation.examples) if self.crf and self.forbid != "never" else self.scheme
+        found = dataclasses.replace(found, scheme=scheme, rows=trunk.settled(found, corpus))
+        return trunk.knowing(found, self.frame)
+
+    def scheme_of(self, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
+        """Find the scheme, or "none"; refuse tags against it where they would cost 1e4 nats, else say how many there are."""
+        scheme, share = self.scheme, 0.0
+        if scheme == "auto":
+            scheme, share = nearest(example.get(self.tags, list) for example in examples)
+        always = self.forbid == "always"
+        looked = [*examples, *held_out] if always else examples
+        steps = ((one, odd_step(scheme, one.get(self.tags, list))) for one in looked if scheme != "none")
+        odd = [(one.where, step) for one, step in steps if step]
+        if odd and (always or self.scheme == "auto"):  # what config.json tells was said when it was found
+            where, step = odd[0]
+            said = f"{where}: {step} is not {scheme}, as in {len(odd):,} of {len(looked):,} sentences"
+            check(not always, f"{said}; mend the tags, or set objective.forbid=decoding: always makes them impossible")
+            if jax.process_index() == 0:
+                none = f"; no scheme fits better, so nothing is forbidden: set objective.scheme={scheme} to forbid it"
+                print(said + (none if share > NOISE else "; decoding gives no such tags: objective.forbid=never"), flush=True)
+        return "none" if share > NOISE else scheme
 
     def targets(self, example: Example) -> np.ndarray:
         """Give the number of each word's tag, int32 [words]; -1 where it is not known."""
@@ -105,13 +142,16 @@ class Tag(Tuned, Objective):
         row, begins = trunk.lay_row(sequences, self.model, self.frame, self.row)
         room, at = record["room"], 0
         row |= {name: np.zeros(room, np.int32) for name in ("places", "targets")}
-        row |= {"weights": np.zeros(room, np.float32), "begins": np.zeros(room, bool)}
+        row |= {"weights": np.zeros(room, np.float32)}
+        row |= {name: np.zeros(room, bool) for name in ("begins", "opens", "closes")}
         for ((_, own, places), targets), begin in zip(laid, begins):
             here = slice(at, at + len(own))
             row["places"][here] = begin + places
             row["targets"][here] = np.maximum(targets[own], 0)
             row["weights"][here] = targets[own] >= 0
-            row["begins"][at : at + 1] = len(own) > 0
+            row["begins"][here] = own == own[:1]
+            row["opens"][here] = own == 0
+            row["closes"][here] = own == len(targets) - 1
             at += len(own)
         return row
 
@@ -135,18 +175,22 @@ class Tag(Tuned, Objective):
         h_BWD = dropout(gather(h_BTD, batch["places"]), self.dropout, fold(keys_B, 1000), 1)
         return self.scorer.apply({"params": params["classifier"]}, h_BWD).astype(jnp.float32)
 
-    def chain(self, params, when: str):
+    def chain(self, params, when: str) -> Weights:
         """Give the weights of the random field, with what is forbidden then."""
         weights = Chain(len(self.labels)).apply({"params": params["crf"]})
-        return forbid(weights, self.labels) if self.forbid in ("always", when) else weights
+        known = self.scheme not in ("auto", "none")
+        return forbid(weights, self.labels, self.scheme) if known and self.forbid in ("always", when) else weights
+
+    @staticmethod
+    def places(batch) -> Places:
+        return Places(batch["weights"] > 0, *(batch[name] for name in ("begins", "opens", "closes")))
 
     def loss(self, params, batch, memory, keys_B):
         logits_BWC, targets, weights_BW = self.logits(params, batch, keys_B), batch["targets"], batch["weights"]
-        count, real_BW = weights_BW.sum(), weights_BW > 0
+        count = weights_BW.sum()
         if self.crf:
-            weights = self.chain(params, "training")
-            places = real_BW, batch["begins"]
-            total = jnp.sum(log_partition(logits_BWC, *places, weights) - path_score(logits_BWC, targets, *places, weights))
+            weights, places = self.chain(params, "training"), self.places(batch)
+            total = jnp.sum(log_partition(logits_BWC, places, weights) - path_score(logits_BWC, targets, places, weights))
         else:
             log_BWC = jax.nn.log_softmax(logits_BWC)
             total = -jnp.sum(jnp.take_along_axis(log_BWC, targets[..., None], -1)[..., 0] * weights_BW)
@@ -163,11 +207,21 @@ class Tag(Tuned, Objective):
         if not self.crf:
             return logits_BWC.argmax(-1).astype(jnp.int32)
         weights = jax.lax.stop_gradient(self.chain(params, "decoding"))
-        return viterbi(logits_BWC, batch["weights"] > 0, batch["begins"], weights)
+        return viterbi(logits_BWC, self.places(batch), weights)
 
     def predict(self, params, batch):
-        """Give the tag of each word (B, W)."""
-        return {"guess": self.best(params, self.logits(params, batch), batch)}
+        """Give the tag of each word (B, W); of a random field also what decodes a sentence that lies in several rows.
+
+        That is the `scores` of the tags (B, W, C) and, the same for all rows, the `chain` of transitions, start and end
+        (B, C + 2, C).
+        """
+        logits_BWC = self.logits(params, batch)
+        found = {"guess": self.best(params, logits_BWC, batch)}
+        if not self.crf:
+            return found
+        steps_CC, start_C, end_C = self.chain(params, "decoding")
+        chain_KC = jnp.concatenate([steps_CC, start_C[None], end_C[None]])
+        return found | {"scores": logits_BWC, "chain": jnp.broadcast_to(chain_KC, (len(logits_BWC), *chain_KC.shape))}
 
     # -- for people ----------------------------------------------------------------------------------------------------
 
@@ -175,17 +229,26 @@ class Tag(Tuned, Objective):
         """Say of each part of a record which words it tags, and how; `merge` puts the parts of a sentence together."""
         rows, at = [], 0
         for example, part in record["examples"]:
-            own = self.lay(example)[part][1]
-            guess = [self.labels[int(tag)] for tag in found["guess"][at : at + len(own)]]
-            rows.append({"where": example.where, "words": own.tolist(), "guess": guess})
-            at += len(own)
+            windows = self.lay(example)
+            own = windows[part][1]
+            here = slice(at, at + len(own))
+            guess = [self.labels[int(tag)] for tag in found["guess"][here]]
+            row = {"where": example.where, "words": own.tolist(), "guess": guess}
+            if self.crf and len(windows) > 1:
+                row |= {"scores": found["scores"][here], "chain": found["chain"]}
+            rows.append(row)
+            at = here.stop
         return rows
 
-    @staticmethod
-    def merge(parts: Sequence[dict[str, Any]]) -> list[str]:
-        """Put the parts of one example in the order of its words."""
-        pairs = [pair for part in parts for pair in zip(part["words"], part["guess"])]
-        return [tag for _, tag in sorted(pairs)]
+    def merge(self, parts: Sequence[dict[str, Any]]) -> list[str]:
+        """Put the parts of one example in the order of its words; a random field tags the whole sentence at once."""
+        order = np.argsort(np.concatenate([part["words"] for part in parts]))
+        if "chain" in parts[0]:
+            scores_WC = np.concatenate([part["scores"] for part in parts])[order]
+            chain_KC = parts[0]["chain"]
+            return [self.labels[tag] for tag in best_path(scores_WC, (chain_KC[:-2], chain_KC[-2], chain_KC[-1]))]
+        guess = [tag for part in parts for tag in part["guess"]]
+        return [guess[i] for i in order]
 
     def show(self, tokenizer, example, found=None):
         """Write words with their tags: WORD/TAG, /TAG>GUESS where the guess is another one."""

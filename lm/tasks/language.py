@@ -110,12 +110,11 @@ def reopened(config: Config, workdir: Path | None = None) -> HeldOut:
 
     Raises UserError where it is no longer that of the run in `workdir`: other text, or a vocabulary made of other text.
     """
-    corpus = prepare(config.data, report=print)
+    config, corpus = resolve(config, prepare(config.data, report=print))
     if workdir:
         checkpoints = Checkpoints(workdir, config.keep, read_only=True)
         notes = checkpoints.notes(checkpoints.latest())
         corpus.check_identity(notes, workdir, "name what to measure with --tasks")
-    config, corpus = resolve(config, corpus)
     check(len(corpus.validation) > 1, "this run held no text out: its config has validation=0")
     mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
     with jax.set_mesh(mesh):
