@@ -5,7 +5,8 @@
 A run does this by itself at its end; the command does it again for another checkpoint or another folder. Files, of each
 task of several with its name (predictions-NAME.jsonl):
 
-    predictions.jsonl  one object an example: where, gold, guess, right, confidence, probabilities
+    predictions.jsonl  one object an example: where, its id, gold, guess, right, confidence, probabilities
+    squad.json         of questions with ids: {id: answer}, which SQuAD's own script reads
     figures.json       every figure with its error and the ends of its 95 % interval
     confusion.png      true against predicted classes or tags    reliability.png  confidence against accuracy
     errors.html        the worst errors, the surest first        learning.png     the headline figures over the steps
@@ -14,6 +15,7 @@ task of several with its name (predictions-NAME.jsonl):
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +26,11 @@ import numpy as np
 from lm.data.examples import Example, ExampleSet
 from lm.data.pipeline import prefetch
 from lm.sharding import place
+from lm.tasks import qa
 from lm.tasks.calibration import binned, expected_error
 from lm.tasks.classification import confusion
 from lm.tasks.errors_page import page
-from lm.tasks.outcomes import BINS, Form, Prediction, form_of
+from lm.tasks.outcomes import ANSWERS, BINS, RULES, Form, Prediction, Row, form_of
 from lm.tasks.pictures import draw_confusion, draw_reliability
 from lm.tasks.replies import replies
 from lm.tasks.statistics import Figures, divide, flat
@@ -36,15 +39,18 @@ PREFIX = "examples/"  # of the figures' names: others are means over rows of the
 
 
 class Found(NamedTuple):
-    """Predictions with their examples, those that count."""
+    """Predictions with their examples, those that count; `parts`: the rows that each was read from."""
 
     form: Form
     objective: Any
     predictions: list[Prediction]
     examples: list[Example]
+    parts: Sequence[Sequence[Row]] = ()
 
     def figures(self, seed: int = 0) -> Figures:
-        return self.form.measure(self.objective, self.predictions, seed)
+        figures = self.form.measure(self.objective, self.predictions, seed)
+        unanswered = self.form is ANSWERS and any(not one["gold"] for one in self.predictions)
+        return figures | bounds(self.predictions) if unanswered else figures
 
 
 def ask(held_out: Any, params: Any) -> Found | None:
@@ -65,9 +71,15 @@ def ask(held_out: Any, params: Any) -> Found | None:
     if not said:
         return None
     form = form_of(said[0][1][0])
-    pairs = [(form.read(objective, example, rows), example) for example, rows in said]
-    pairs = [({"where": one.where, **found}, one) for found, one in pairs if found is not None]
-    return Found(form, objective, [found for found, _ in pairs], [one for _, one in pairs]) if pairs else None
+    read = [(form.read(objective, example, rows), example, rows) for example, rows in said]
+    kept = [({"where": one.where, **named(one), **found}, one, rows) for found, one, rows in read if found is not None]
+    return Found(form, objective, *map(list, zip(*kept))) if kept else None
+
+
+def named(example: Example) -> dict[str, Any]:
+    """Give the id of an example, under that name; nothing where it has none."""
+    name = example.values.get("id", "")
+    return {"id": name} if isinstance(name, str | int) and name != "" else {}
 
 
 def outcomes(held_out: Any, params: Any) -> list[tuple[Example, list[Any]]]:
@@ -83,6 +95,20 @@ def outcomes(held_out: Any, params: Any) -> list[tuple[Example, list[Any]]]:
             for (example, _), one in zip(record["examples"], said, strict=True):
                 parts[id(example)].append(one)
     return [(example, parts[id(example)]) for example in stream.examples if parts[id(example)]]
+
+
+def bounds(found: Sequence[Prediction]) -> Figures:
+    """Find the best bounds on the odds of no answer; the best span is the likeliest answer that is not ""."""
+    rule = RULES[Counter(one["rule"] for one in found).most_common(1)[0][0]]
+    spans = [next(filter(None, one["probabilities"]), "") for one in found]
+    odds_N = np.array([one["odds"] or 0.0 for one in found])  # none: there is no span, so that no bound matters
+    return qa.best_thresholds(spans, [one["gold"] for one in found], odds_N, rule)
+
+
+def squad(found: Sequence[Prediction]) -> dict[str, str]:
+    """Give answers by the ids of their questions, the form that SQuAD's script reads; {} where not every one has its own."""
+    answers = {str(one["id"]): one["guess"] for one in found if "id" in one}
+    return answers if len(answers) == len(found) else {}
 
 
 def examined(held_out: Any, params: Any, seed: int = 0) -> Figures:
@@ -121,6 +147,9 @@ def leave(found: Found, figures: Figures, folder: Path, task: str = "") -> list[
     paths[0].write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
     paths[1].write_text(json.dumps(flat(figures, intervals=True), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     paths[2].write_text(page(folder.absolute().name + end, found, figures), encoding="utf-8", errors="backslashreplace")
+    if found.form is ANSWERS and (answers := squad(found.predictions)):
+        paths.append(folder / f"squad{end}.json")
+        paths[-1].write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
     if found.form.classes:
         paths.append(folder / f"confusion{end}.png")
         draw_confusion(*confusion(*found.form.classes(found.objective, found.predictions)), paths[-1])
@@ -146,7 +175,7 @@ def again(workdir: Path, step: str, output: Path) -> list[Path]:
     from lm.tasks.learning_curve import learning_curve
 
     config, params, _ = opened(str(workdir), None, step)
-    held_out = reopened(config)
+    held_out = reopened(config, workdir)
     with jax.set_mesh(held_out.mesh):
         found = asked(held_out, params)
     check(bool(found), f"'{workdir}' was trained on running text: python -m lm.evaluate --workdir={workdir}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 import string
 import unicodedata
@@ -12,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm.errors import check
-from lm.tasks.statistics import Figures, mean, same_length
+from lm.tasks.statistics import Figure, Figures, mean, same_length
 
 Answers = Sequence[str]  # the references of one question; none: it has no answer
 Rule = tuple[Callable[[str, str], float], Callable[[str, str], float]]  # exact match, F1
 
 
+@functools.lru_cache(maxsize=1 << 16)  # answers and references are compared several times over
 def normalise(text: str) -> str:
     """Write an answer in lower case without punctuation, articles and spare white space (Rajpurkar et al. 2016)."""
     kept = "".join(c for c in text.lower() if c not in string.punctuation)
@@ -152,3 +155,18 @@ def with_threshold(predictions: Sequence[str], odds_N: np.ndarray, bound: float)
     """Leave a question unanswered, "", where its odds of no answer lie above the bound."""
     same_length(predictions=predictions, odds=odds_N)
     return ["" if odds > bound else text for text, odds in zip(predictions, odds_N)]
+
+
+def best_thresholds(spans: Sequence[str], golds: Sequence[Answers], odds_N: np.ndarray, rule: Rule = SQUAD) -> Figures:
+    """Measure what the best bounds give, and the bounds: best_exact, best_exact_threshold, best_f1, best_f1_threshold.
+
+    Names and meaning are those of SQuAD 2.0's script, for odds in place of its probabilities; see `best_threshold`. A bound
+    that answers nothing is one below the lowest odds.
+    """
+    figures = {}
+    for k, metric in enumerate(("exact", "f1")):
+        bound = max(best_threshold(spans, golds, odds_N, metric, rule).bound, float(np.min(odds_N)) - 1)
+        texts = with_threshold(spans, odds_N, bound)
+        figures[f"best_{metric}"] = mean(np.array([best(text, g, rule)[k] for text, g in zip(texts, golds)]))
+        figures[f"best_{metric}_threshold"] = Figure.of(bound, math.nan)
+    return figures

@@ -14,6 +14,7 @@ from lm.tasks.classification import averaged, ratios
 from lm.tasks.statistics import Figures, bootstrap_sums, divide, same_length
 
 Tags = Sequence[str]
+SORTS = ("type", "bounds", "both", "missed", "spurious")
 SCHEMES = {"IOB1": "OIB", "IOB2": "OIB", "IOE1": "OIE", "IOE2": "OIE", "IOBES": "OIBES", "BILOU": "OBILU"}
 
 
@@ -50,7 +51,8 @@ def spans(tags: Tags, scheme: str | None = None) -> list[Span]:
 def entities(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None = None, seed: int = 0) -> Figures:
     """Measure sentences of tags: precision, recall and f1 over entities (pooled: the headline) and the accuracy of tags.
 
-    Also NAME/macro, NAME/weighted (by gold entities) and NAME/TYPE for each type in either. Sentences are resampled.
+    Also NAME/macro, NAME/weighted (by gold entities) and NAME/TYPE for each type in either. `mistakes`/SORT is the share of
+    the gold entities (spurious: of the predicted ones) that are wrong in this way. Sentences are resampled.
     """
     pairs = _spans_of_all(gold, predicted, scheme)
     kinds = sorted({span.kind for pair in pairs for side in pair for span in side})
@@ -59,6 +61,9 @@ def entities(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None
     for row, (true, guessed) in zip(rows, pairs):
         for part, found in zip(row, (true & guessed, true, guessed)):
             np.add.at(part, [place[span.kind] for span in found], 1)
+    wrong = np.zeros((len(pairs), len(SORTS)))
+    for mistake in mistakes(gold, predicted, scheme=scheme):
+        wrong[mistake.sentence, SORTS.index(mistake.sort)] += 1
     tags = np.array([(sum(g == p for g, p in zip(*pair)), len(pair[0])) for pair in zip(gold, predicted)], float)
     formulas: dict[str, Callable] = {}
     for which, name in enumerate(("precision", "recall", "f1")):
@@ -66,11 +71,17 @@ def entities(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None
         formulas |= {f"{name}/{how}": partial(_averaged, which=which, how=how) for how in ("macro", "weighted")}
         formulas |= {f"{name}/{kind}": partial(_one, which=which, k=k) for k, kind in enumerate(kinds)}
     formulas["accuracy"] = lambda sums: divide(sums[..., -2], sums[..., -1], np.nan)
-    return bootstrap_sums(np.concatenate([rows.reshape(len(pairs), -1), tags], 1), formulas, seed)
+    formulas |= {f"mistakes/{sort}": partial(_wrong, k=k) for k, sort in enumerate(SORTS)}
+    return bootstrap_sums(np.concatenate([rows.reshape(len(pairs), -1), wrong, tags], 1), formulas, seed)
 
 
 def _parts(sums: np.ndarray) -> tuple[np.ndarray, ...]:
-    return tuple(np.split(sums[..., :-2], 3, -1))
+    return tuple(np.split(sums[..., : -len(SORTS) - 2], 3, -1))
+
+
+def _wrong(sums: np.ndarray, k: int) -> np.ndarray:
+    _, gold, guessed = (part.sum(-1) for part in _parts(sums))
+    return divide(sums[..., k - len(SORTS) - 2], guessed if SORTS[k] == "spurious" else gold)
 
 
 def _one(sums: np.ndarray, which: int, k: int) -> np.ndarray:

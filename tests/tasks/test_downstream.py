@@ -9,7 +9,7 @@ import pytest
 
 from lm.data.answers import Candidate
 from lm.data.examples import Example
-from lm.tasks import downstream, errors_page, outcomes
+from lm.tasks import downstream, errors_page, outcomes, qa, tagging
 from lm.tasks.downstream import Found, leave
 from lm.tasks.learning_curve import learning_curve
 from lm.tasks.outcomes import FORMS, form_of
@@ -230,6 +230,48 @@ def test_answers_by_squads_rules_and_by_cmrcs_for_chinese():
     assert found.figures()["f1"].value == pytest.approx(2 * 3 / 7)  # characters, three of four and three
 
 
+def some_questions() -> Found:
+    """Two questions with an answer and two without; the best bound lies between odds of -1 and 2."""
+    context, asked = "The Cat sat on the mat.", (("a", ["Cat"], -3.0), ("b", ["mat"], -1.0), ("c", [], 2.0), ("d", [], 4.0))
+    examples = [
+        example(f"q:{name}", id=name, context=context, question="?", answers=golds, starts=[0] * len(golds))
+        for name, golds, _ in asked
+    ]
+    rows = [[{"where": "", "none": odds, "spans": [Candidate(0.0, *span)]}]
+            for (_, _, odds), span in zip(asked, [(4, 7), (19, 22), (8, 11), (0, 7)])]  # fmt: skip
+    one = reader(null=True)
+    form = form_of(rows[0][0])
+    read = [{"where": e.where, **downstream.named(e), **form.read(one, e, parts)} for e, parts in zip(examples, rows)]
+    return Found(form, one, read, examples)
+
+
+def test_the_best_bounds_on_no_answer_are_among_the_figures():
+    found = some_questions()
+    for one in found.predictions:  # as a reader says them whose own bound is far off
+        one["guess"] = ""
+    figures = found.figures()
+    assert (figures["best_exact"].value, figures["best_f1"].value) == (1, 1)
+    assert figures["best_f1_threshold"].value == -1
+    assert figures["exact"].value == 0.5
+    answered = Found(*found[:2], found.predictions[:2], found.examples[:2])
+    assert not [name for name in answered.figures() if name.startswith("best")]  # no question is without an answer
+    silent = qa.best_thresholds(["x", "y"], [[], []], np.array([0.5, 3.0]))
+    assert (silent["best_f1"].value, silent["best_f1_threshold"].value) == (1, -0.5)
+    none = [{**one, "odds": None, "probabilities": {"": 1.0}} for one in found.predictions]  # not one span to choose
+    assert Found(*found[:2], none, found.examples).figures()["best_exact"].value == 0.5
+
+
+def test_squads_script_finds_each_answer_by_its_id(tmp_path):
+    found = some_questions()
+    leave(found, found.figures(), tmp_path, "part/")
+    assert json.loads((tmp_path / "squad-part.json").read_text()) == {"a": "Cat", "b": "mat", "c": "", "d": ""}
+    for lacking in ({"id": "a"}, {}):  # the same id twice, none at all
+        again = [{k: v for k, v in one.items() if k != "id"} | lacking for one in found.predictions]
+        assert downstream.squad(again) == {}
+    assert downstream.named(example(id="")) == downstream.named(example(id=["a"])) == downstream.named(example()) == {}
+    assert downstream.named(example(id=7)) == {"id": 7}
+
+
 def test_options_of_different_number():
     rows = [[{"where": "", "gold": 1, "guess": 1, "probabilities": [0.4, 0.6]}]]
     rows += [[{"where": "", "gold": 0, "guess": 2, "probabilities": [0.2, 0.3, 0.5]}]]
@@ -302,6 +344,8 @@ def test_entities_are_marked_by_what_is_wrong_with_them():
     ):  # fmt: skip
         assert part in page
     assert Parsed(page).said.count("York") == 1
+    shares = {sort: found.figures()[f"mistakes/{sort}"].value for sort in tagging.SORTS}
+    assert shares == {"type": 1 / 4, "bounds": 1 / 4, "both": 0, "missed": 1 / 4, "spurious": 1 / 4}
 
 
 def test_overlapping_answers_are_marked_once():

@@ -1,0 +1,300 @@
+"""Answer new examples with a fine-tuned run: classes, tags, spans, options, numbers, texts. They need no labels.
+
+    python -m lm.predict --workdir=RUN|--model=HF_DIR --input=FILE [--output=F.jsonl] [--step=auto] [--task=NAME]
+
+FILE has the fields that the run reads, in .csv or .tsv (as the run's own: with a first row of names, or without) or .jsonl:
+
+    .txt, or -     for runs that read one text: one a line (-: standard input); for taggers one sentence a line, its words
+                   parted by spaces (where the run's words have none between them, every character is one)
+    .conll .tsv    for taggers: words in columns, as the run's own, or one word a line; blank lines between sentences
+                   (.bio .iob .iob2 .conllu .tab too)
+    .json          questions about paragraphs in SQuAD's form
+
+Labels in it are not looked at. Each example becomes one JSON object, in the file's order, on the screen or in --output: what
+the run's predictions.jsonl says of its held-out ones, without what needs a label; of tags that are spans also "entities",
+of answers the place where they begin, "start", and the best few with their scores, "candidates". --output=F.json, of a
+reader, writes {id: answer} instead, which SQuAD's own script takes.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from lm.config import Config
+from lm.data.example_files import texts
+from lm.data.examples import Columns, Entities, Example, ExampleSet, Labelled, Questions
+from lm.data.prepare import Corpus
+from lm.data.sources import components
+from lm.data.tagged import UNIT
+from lm.data.tokenizers import Tokenizer
+from lm.errors import UserError, check, unknown
+from lm.objectives.base import resolve
+from lm.objectives.text2text import fields
+from lm.sharding import AXES, make_mesh
+from lm.tasks.downstream import Found, ask, squad
+from lm.tasks.language import held_out_of
+from lm.tasks.outcomes import ANSWERS, TAGS, Prediction, Row, scheme_of
+from lm.tasks.tagging import spans
+
+TABLES, LINES = (".csv", ".tsv", ".tab"), (".jsonl", ".ndjson")
+WORDS = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".tsv", ".tab")  # words in columns
+MEASURED = ("gold", "right", "error", "f1", "rule", "reference_logprob", "reference_bytes")  # against a label
+BEST = 5  # candidates of an answer
+
+
+# -- what is asked -----------------------------------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """What objectives of a kind read of an example, and what stands in the place of its label.
+
+    Rows are laid out with a label; only the loss looks at it, so that any valid one will do. `mark` is what objectives of
+    this kind have and those before it in KINDS do not.
+    """
+
+    mark: str
+    reads: Callable[[Any], Sequence[str]]
+    filler: Callable[[Any, Example], dict[str, Any]]
+
+
+def some_label(objective: Any) -> Any:
+    return {"one": "".join(objective.labels[:1]), "several": [], "number": 0}[objective.kind]
+
+
+def answered(objective: Any) -> list[str]:
+    return [name for name in fields(objective.target) if name not in fields(objective.source)]
+
+
+KINDS = {
+    "tagger": Kind("tags", lambda o: [o.words], lambda o, one: {o.tags: [o.labels[0]] * len(one.get(o.words, list))}),
+    "writer": Kind("reply", lambda o: fields(o.source), lambda o, _: dict.fromkeys(answered(o), ".")),
+    "chooser": Kind("options", lambda o: [*filter(None, (o.context, o.question)), *o.options], lambda o, _: {o.label: 0}),
+    "ranker": Kind("top", lambda o: o.fields, lambda o, _: {o.label: 0}),
+    "reader": Kind("stride", lambda _: ["question", "context"], lambda *_: {"answers": [], "starts": []}),
+    "classifier": Kind("fields", lambda o: o.fields, lambda o, _: {o.label: some_label(o)}),
+}  # fmt: skip
+
+
+def kind_of(objective: Any, run: str) -> str:
+    """Say of what kind a run is; raises UserError for one of running text."""
+    kind = next((name for name, kind in KINDS.items() if hasattr(objective, kind.mark)), "")
+    asked = kind and any(hasattr(objective, name) for name in ("reply", "outcomes"))
+    check(
+        bool(asked),
+        f"'{run}' learned from running text ({type(objective).__name__}), so it has no answers to give: "
+        f"python -m lm.generate lets it write or fill in, python -m lm.evaluate --text scores texts",
+    )
+    return kind
+
+
+def of_task(config: Config, params: Any, task: str | None) -> tuple[Config, Any, Any]:
+    """Take one task of a run that has several: (config, parameters, the source of its training examples)."""
+    objective, sources = config.objective.measured(), [source for _, source in components(config.data.source)]
+    if not objective.apart:
+        check(task is None, f"--task={task}: this run has one task; leave it out")
+        return dataclasses.replace(config, objective=objective), params, sources[0]
+    names = [part.name for part in objective.parts]
+    check(task is not None, f"this run has several tasks: --task={' or '.join(names)}")
+    if task not in names:
+        raise unknown("task", task, names)
+    part, source = next(pair for pair in zip(objective.parts, sources) if pair[0].name == task)
+    return dataclasses.replace(config, objective=part.objective.measured()), part.params(params), source
+
+
+# -- what a file holds -------------------------------------------------------------------------------------------------
+
+
+def read(path: str, objective: Any, kind: str, own: Any) -> list[Example]:
+    """Read the examples of a file, which is like those of the run's `own` source; raises UserError where it is not."""
+    ending, reads = Path(path).suffix.lower(), list(KINDS[kind].reads(objective))
+    if kind == "tagger" and (path == "-" or ending in (*WORDS, ".txt")):
+        plain = sentences(path, objective.labels, own)
+        found = [one._replace(values={**one.values, objective.words: one.values["words"]}) for one in plain]
+    elif kind == "reader" and ending == ".json":
+        found = Questions(path=path).open().examples
+    elif ending in LINES or (ending in (*TABLES, ".json") and kind != "tagger"):
+        found = table(path, reads, own)
+    elif len(reads) == 1 and (path == "-" or ending == ".txt"):
+        found = [Example({reads[0]: line.strip()}, where) for where, line in lines(path) if line.strip()]
+    else:
+        forms = "a .jsonl file" if kind == "tagger" else "a .csv, .tsv or .jsonl file"
+        forms += {"tagger": ", words in a .conll or .txt one", "reader": ", or SQuAD's .json"}.get(kind, "")
+        forms += ", or one a line in a .txt file" * (len(reads) == 1 and kind != "tagger")
+        raise UserError(f"--input={path}: this {kind} reads {', '.join(map(repr, reads))}: give {forms}")
+    check(bool(found), f"{path} has no example in it; give at least one")
+    for one in found:
+        lacking = next((name for name in reads if name not in one.values), None)
+        has = ", ".join(map(repr, one.values)) or "nothing"
+        check(lacking is None, f"{one.where}: no {lacking!r}, which this {kind} reads; it has {has}: rename one")
+    return [one._replace(values={**one.values, **KINDS[kind].filler(objective, one)}) for one in found]
+
+
+def lines(path: str) -> Iterator[tuple[str, str]]:
+    """Give the lines of text files, each with where it stands; a blank one ends each file."""
+    for name, text in texts("/dev/stdin" if path == "-" else path)[1]:
+        for number, line in enumerate([*text.split("\n"), ""], 1):
+            yield f"{name}:{number}", line
+
+
+def table(path: str, reads: Sequence[str], own: Any) -> Sequence[Example]:
+    """Read rows and JSON lines. Where the run's tables had no row of names, this one has none, and perhaps no labels."""
+    own = own if isinstance(own, Labelled) else Labelled(path=path)
+    columns, ending = own.columns, Path(path).suffix.lower()
+    if columns and ending in TABLES:
+        quoting = csv.QUOTE_MINIMAL if own.quoted else csv.QUOTE_NONE
+        text = io.StringIO(next(texts(path)[1])[1], newline="")
+        first = next(csv.reader(text, delimiter="," if ending == ".csv" else "\t", quoting=quoting), [])
+        columns = columns if len(first) == len(columns) else tuple(name for name in columns if name in reads)
+    return dataclasses.replace(own, path=path, columns=columns).open().examples
+
+
+def sentences(path: str, labels: Sequence[str], own: Any) -> Sequence[Example]:
+    """Read sentences: words with tags as the run's own have them, words in columns, one word or one sentence a line."""
+    spaced = getattr(own, "spaced", True) and not isinstance(own, Entities)
+    found, columns = list(lines(path)), own if isinstance(own, Columns) else Columns(path=path)
+    real = [line.strip() for _, line in found if line.strip() and not line.startswith(("-DOCSTART-", "# "))]
+    if path != "-" and isinstance(own, Entities) and real and all(UNIT.match(word) for word in real[0].split()):
+        return dataclasses.replace(own, path=path).open().examples
+    below = path != "-" and (not path.lower().endswith(".txt") or is_tagged(real, labels))
+    if not below:
+        split = str.split if spaced else lambda line: [c for c in line if not c.isspace()]
+        return [Example({"words": split(line), "spaced": spaced}, where) for where, line in found if line.strip()]
+    if real and len(real[0].split("\t" if "\t" in real[0] else columns.separator or None)) > 1:
+        if path.lower().endswith(".conllu") and not isinstance(own, Columns):
+            columns = dataclasses.replace(columns, word=1)
+        # There may be no column of tags: that of the words does for it.
+        return dataclasses.replace(columns, path=path, tag=columns.word, spaced=spaced).open().examples
+    groups: list[list[tuple[str, str]]] = [[]]
+    for where, line in found:
+        if not line.strip():
+            groups.append([])
+        elif not line.startswith("-DOCSTART-"):
+            groups[-1].append((where, line.strip()))
+    return [Example({"words": [word for _, word in one], "spaced": spaced}, one[0][0]) for one in groups if one]
+
+
+def is_tagged(real: Sequence[str], labels: Sequence[str]) -> bool:
+    """Tell words with tags below each other, of which runs learn from .txt files too, from sentences."""
+    rows = [line.split() for line in real[:5]]
+    return len({len(row) for row in rows}) == 1 and all(len(row) > 1 and row[-1] in labels for row in rows)
+
+
+# -- what is answered --------------------------------------------------------------------------------------------------
+
+
+def predict(config: Config, params: Any, tokenizer: Tokenizer, path: str, run: str, task: str | None = None) -> Found:
+    """Answer the examples of a file, in its order, on this machine's first device; of their figures none means anything."""
+    check(jax.process_count() == 1, "lm.predict runs in one process: start it on one machine")
+    config, params, own = of_task(config, params, task)
+    kind = kind_of(config.objective, run)
+    examples = read(path, config.objective, kind, own)
+    objective = roomy(config.objective, kind, tokenizer, examples)
+    # `study` is of the training side too, where something was left open (a published model's length of rows). One example
+    # comes twice, as held-out sets are refused that have a single one, of which no error can be told.
+    given = ExampleSet(path, [*examples, *[one._replace() for one in examples if len(examples) == 1]])
+    corpus = Corpus(tokenizer, ((1.0, given),), given, path, given.raw_bytes, "", Path())
+    config, corpus = resolve(dataclasses.replace(config, objective=objective, evaluate_batches=0), corpus)
+    mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
+    with jax.set_mesh(mesh):
+        found = ask(held_out_of(config, corpus, mesh), params)
+    if found is None or len(found.predictions) != len(given):
+        raise ValueError(f"{len(given)} examples and {found and len(found.predictions)} answers")
+    return found._replace(**{name: getattr(found, name)[: len(examples)] for name in ("predictions", "examples", "parts")})
+
+
+def roomy(objective: Any, kind: str, tokenizer: Tokenizer, examples: Sequence[Example]) -> Any:
+    """Take away bounds that a run chose by its own examples, or for looks at some of them."""
+    if kind == "writer":
+        return dataclasses.replace(objective, reply=dataclasses.replace(objective.reply, most=0), pack=False, row=())
+    if kind == "reader" and objective.null is None:  # of a published one it is not known; it answers, as its makers have it
+        return dataclasses.replace(objective, null=False)
+    if kind == "chooser":
+        known = objective.resolve(tokenizer)
+        most = max(len(known.offered(one)) for one in examples)
+        if most > known.most or max(size for one in examples for size, _ in known.sizes(one)) > known.row:
+            return dataclasses.replace(objective, most=0, rows=dataclasses.replace(objective.rows, row=0))
+    return objective
+
+
+def told(found: Found) -> list[Prediction]:
+    """Say of each example what can be said without its label, and a little more."""
+    more = {TAGS: entities, ANSWERS: candidates}.get(found.form, lambda *_: {})
+    rows = []
+    for prediction, example, parts in zip(found.predictions, found.examples, found.parts):
+        kept = {name: value for name, value in prediction.items() if name not in MEASURED}
+        rows.append(kept | more(found.objective, kept, example, parts))
+    return rows
+
+
+def entities(objective: Any, row: Prediction, example: Example, parts: Sequence[Row]) -> dict[str, Any]:
+    """List the spans that tags write, in words from 0, `stop` behind the last."""
+    scheme = scheme_of(objective.labels)
+    if scheme is None:
+        return {}
+    between = " " if example.values.get("spaced", True) else ""
+    found = spans(row["guess"], None if scheme == "conlleval" else scheme)
+    return {"entities": [{**one._asdict(), "text": between.join(row["words"][one.start : one.stop])} for one in found]}
+
+
+def candidates(objective: Any, row: Prediction, example: Example, parts: Sequence[Row]) -> dict[str, Any]:
+    """List the best spans, and say at which character of the paragraph the answer begins."""
+    offers = objective.merge(example, parts)["candidates"]
+    start = next((one["start"] for one in offers if one["text"] == row["guess"]), None)
+    return {"start": start, "candidates": offers[:BEST]}
+
+
+def write(found: Found, output: Path | None) -> None:
+    """Write the answers to a file, one of SQuAD's form where it is named so, or to the screen."""
+    if output and output.suffix.lower() == ".json":
+        check(found.form is ANSWERS, f"--output={output}: SQuAD's form is of answers to questions; name it .jsonl")
+        answers = squad(found.predictions)
+        check(bool(answers), f"--output={output}: not every question has an id of its own; add them, or name it .jsonl")
+        output.write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+    else:
+        text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in told(found))
+        if not output:
+            sys.stdout.write(text)
+            return
+        output.write_text(text, encoding="utf-8", errors="backslashreplace")
+    print(f"{output}: the answers to {len(found.predictions):,} examples")
+
+
+if __name__ == "__main__":
+    from absl import flags
+
+    from lm.command import run
+
+    WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+    MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
+    STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best, a step")
+    INPUT = flags.DEFINE_string("input", None, "file of examples, or - for lines of standard input; see above", required=True)
+    TASK = flags.DEFINE_string("task", None, "of a run with several tasks: the one to answer for")
+    OUTPUT = flags.DEFINE_string("output", None, "write to this file: one JSON object an example; .json: SQuAD's form")
+
+    def main(overrides: list[tuple[str, str]]) -> None:
+        """Read the flags, load the run, answer."""
+        from lm import platform
+        from lm.data.files import expand
+
+        check(not overrides, "lm.predict takes no --config.* flags: a run's config is its own")
+        output = Path(OUTPUT.value) if OUTPUT.value else None
+        if output:
+            check(output.parent.is_dir(), f"--output={output}: there is no folder '{output.parent}'; make it first")
+            check(not output.is_dir(), f"--output={output} is a folder; name a file")
+        check(INPUT.value == "-" or bool(expand(INPUT.value)), f"--input={INPUT.value}: there is no such file")
+        platform.prepare()
+        from lm.convert.run import opened
+
+        loaded = opened(WORKDIR.value, MODEL.value, STEP.value)
+        write(predict(*loaded, INPUT.value, WORKDIR.value or MODEL.value, TASK.value), output)
+
+    run(main)
