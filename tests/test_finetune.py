@@ -191,15 +191,15 @@ def test_finished_runs_are_used_again_and_others_go_on(tmp_path, monkeypatch):
     (folder / "data" / "english.jsonl").write_text('{"text": "Rome is"}\n')  # else all sets of the domain are fetched
     FLAGS.seeds = 2
     (first, second) = finetune.measured(task, folder, [])
-    assert first == ("tweets", "f1", "commonest tag of the word 1.000", *["0.550 ± 0.071"] * 3, "", "2 / 2 / 2")
+    assert first == ("tweets", "f1", "commonest tag of the word 1.000", *["0.550 ± 0.071"] * 4, "2 / 2 / 2 / 2")
     assert second[1] == "accuracy"
     assert started[0] == "english"  # the start comes first
-    assert len(started) == 7
+    assert len(started) == 9
     finetune.measured(task, folder, [])
-    assert len(started) == 7
+    assert len(started) == 9
     (folder / "runs" / "tweets-scratch-1" / "summary.json").write_text('{"steps": 3}')
     finetune.measured(task, folder, [])
-    assert started[7:] == ["tweets-scratch-1"]
+    assert started[9:] == ["tweets-scratch-1"]
 
 
 def test_answers_are_learned_from_gaps_before_questions(tmp_path, monkeypatch):
