@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from lm.errors import UserError, check
@@ -40,6 +41,14 @@ def run(main: Callable[[list[tuple[str, str]]], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def output_file(name: str) -> Path:
+    """Give the file of --output; raises UserError at once, not after the work, where it cannot be written."""
+    output = Path(name)
+    check(output.parent.is_dir(), f"--output={output}: there is no folder '{output.parent}'; make it first")
+    check(not output.is_dir(), f"--output={output} is a folder; name a file")
+    return output
 
 
 def parse_flags(flag_values: Any, argv: Sequence[str]) -> list[str]:

@@ -32,7 +32,7 @@ from typing import Any
 
 from absl import flags
 
-from lm.command import run
+from lm.command import output_file, run
 from lm.errors import check
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
@@ -47,10 +47,7 @@ OUTPUT = flags.DEFINE_string("output", None, "write the figures to this file as 
 def main(overrides: list[tuple[str, str]]) -> None:
     """Read the flags, load the run, print tables."""
     check(not overrides, "lm.evaluate takes no --config.* flags: a run's config is its own")
-    output = Path(OUTPUT.value) if OUTPUT.value else None
-    if output:
-        check(output.parent.is_dir(), f"--output={output}: there is no folder '{output.parent}'; make it first")
-        check(not output.is_dir(), f"--output={output} is a folder; name a file")
+    output = output_file(OUTPUT.value) if OUTPUT.value else None
     from lm import platform
 
     platform.prepare()

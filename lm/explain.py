@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from lm.command import run
+from lm.command import output_file, run
 from lm.errors import UserError, check
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
@@ -39,9 +39,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     check(TOP.value > 0, f"--top={TOP.value} must be positive")
     numbers(LAYERS.value, 1, "layers")
     numbers(ATTRIBUTE.value, 1, "attribute")
-    output = Path(OUTPUT.value)
-    check(output.parent.is_dir(), f"--output={output}: there is no folder '{output.parent}'; make it first")
-    check(not output.is_dir(), f"--output={output} is a folder; name a file")
+    output = output_file(OUTPUT.value)
     from lm import platform  # jax starts here: a mistake in the flags is told before
 
     platform.prepare()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lm.command import run
+from lm.command import output_file, run
 from lm.errors import UserError, check, unknown
 
 STEPWISE, WRITING = ("greedy", "sample"), ("greedy", "sample", "beam", "contrastive", "speculative")
@@ -107,10 +107,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     """Read the flags, load the run, write and show the samples."""
     check(not overrides, "lm.generate takes no --config.* flags: a run's config is its own")
     agree()
-    output = Path(OUTPUT.value) if OUTPUT.value else None
-    if output:
-        check(output.parent.is_dir(), f"--output={output}: there is no folder '{output.parent}'; make it first")
-        check(not output.is_dir(), f"--output={output} is a folder; name a file")
+    output = output_file(OUTPUT.value) if OUTPUT.value else None
     options = {name: flag.value for name, flag in GIVEN.items() if flag.value not in (None, [])}
     from lm import platform  # jax starts here: a mistake in the flags is told before
 

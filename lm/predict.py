@@ -168,18 +168,12 @@ def sentences(path: str, labels: Sequence[str], own: Any) -> Sequence[Example]:
     if not below:
         split = str.split if spaced else lambda line: [c for c in line if not c.isspace()]
         return [Example({"words": split(line), "spaced": spaced}, where) for where, line in found if line.strip()]
-    if real and len(real[0].split("\t" if "\t" in real[0] else columns.separator or None)) > 1:
-        if path.lower().endswith(".conllu") and not isinstance(own, Columns):
-            columns = dataclasses.replace(columns, word=1)
-        # There may be no column of tags: that of the words does for it.
-        return dataclasses.replace(columns, path=path, tag=columns.word, spaced=spaced).open().examples
-    groups: list[list[tuple[str, str]]] = [[]]
-    for where, line in found:
-        if not line.strip():
-            groups.append([])
-        elif not line.startswith("-DOCSTART-"):
-            groups[-1].append((where, line.strip()))
-    return [Example({"words": [word for _, word in one], "spaced": spaced}, one[0][0]) for one in groups if one]
+    if path.lower().endswith(".conllu") and not isinstance(own, Columns):
+        columns = dataclasses.replace(columns, word=1)
+    alone = bool(real) and len(real[0].split("\t" if "\t" in real[0] else columns.separator or None)) == 1
+    word = 0 if alone else columns.word
+    # There may be no column of tags: that of the words does for it.
+    return dataclasses.replace(columns, path=path, word=word, tag=word, spaced=spaced).open().examples
 
 
 def is_tagged(real: Sequence[str], labels: Sequence[str]) -> bool:
@@ -198,9 +192,7 @@ def predict(config: Config, params: Any, tokenizer: Tokenizer, path: str, run: s
     kind = kind_of(config.objective, run)
     examples = read(path, config.objective, kind, own)
     objective = roomy(config.objective, kind, tokenizer, examples)
-    # `study` is of the training side too, where something was left open (a published model's length of rows). One example
-    # comes twice, as held-out sets are refused that have a single one, of which no error can be told.
-    given = ExampleSet(path, [*examples, *[one._replace() for one in examples if len(examples) == 1]])
+    given = ExampleSet(path, examples)  # as both sides: `study` looks at that of training where something was left open
     corpus = Corpus(tokenizer, ((1.0, given),), given, path, given.raw_bytes, "", Path())
     config, corpus = resolve(dataclasses.replace(config, objective=objective, evaluate_batches=0), corpus)
     mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
@@ -208,7 +200,7 @@ def predict(config: Config, params: Any, tokenizer: Tokenizer, path: str, run: s
         found = ask(held_out_of(config, corpus, mesh), params)
     if found is None or len(found.predictions) != len(given):
         raise ValueError(f"{len(given)} examples and {found and len(found.predictions)} answers")
-    return found._replace(**{name: getattr(found, name)[: len(examples)] for name in ("predictions", "examples", "parts")})
+    return found
 
 
 def roomy(objective: Any, kind: str, tokenizer: Tokenizer, examples: Sequence[Example]) -> Any:
@@ -271,7 +263,7 @@ def write(found: Found, output: Path | None) -> None:
 if __name__ == "__main__":
     from absl import flags
 
-    from lm.command import run
+    from lm.command import output_file, run
 
     WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
     MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
@@ -286,10 +278,7 @@ if __name__ == "__main__":
         from lm.data.files import expand
 
         check(not overrides, "lm.predict takes no --config.* flags: a run's config is its own")
-        output = Path(OUTPUT.value) if OUTPUT.value else None
-        if output:
-            check(output.parent.is_dir(), f"--output={output}: there is no folder '{output.parent}'; make it first")
-            check(not output.is_dir(), f"--output={output} is a folder; name a file")
+        output = output_file(OUTPUT.value) if OUTPUT.value else None
         check(INPUT.value == "-" or bool(expand(INPUT.value)), f"--input={INPUT.value}: there is no such file")
         platform.prepare()
         from lm.convert.run import opened

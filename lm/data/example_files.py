@@ -167,7 +167,7 @@ def _columns(path: str, text: str, source: Columns) -> Iterator[tuple[int, list[
         fields = line.split(separator) if separator else SPACES.split(line.strip(" \t"))
         if not width:
             width, start = len(fields), number
-            check(width > 1, f"{path}:{number}: {line!r} has a word and no tag; {MEND_COLUMNS}")
+            check(width > 1 or source.tag == source.word, f"{path}:{number}: {line!r} has a word and no tag; {MEND_COLUMNS}")
             there = all(-width <= column < width for column in (source.word, source.tag))
             check(there, f"{path}:{number}: {width} columns in {line!r}; set word and tag to two of them, counted from 0")
         check(

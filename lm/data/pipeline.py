@@ -183,7 +183,7 @@ class Evaluation:
         shard: tuple[int, int] | None = None,
     ):
         _check(batch, shard)
-        if len(tokens) < 2:
+        if len(tokens) < (1 if isinstance(records, Examples) else 2):  # a token has to be told from those before it
             raise UserError("nothing to evaluate: the held-out text is empty; set validation to a share or a source")
         self.stream = records.open(tokens, packing, seed)
         self.batch, self.shard, self.corrupt, self.draws = batch, shard or (0, batch), corrupt, Draws(derive(seed, -1))

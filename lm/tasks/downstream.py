@@ -15,7 +15,6 @@ task of several with its name (predictions-NAME.jsonl):
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +25,10 @@ import numpy as np
 from lm.data.examples import Example, ExampleSet
 from lm.data.pipeline import prefetch
 from lm.sharding import place
-from lm.tasks import qa
 from lm.tasks.calibration import binned, expected_error
 from lm.tasks.classification import confusion
 from lm.tasks.errors_page import page
-from lm.tasks.outcomes import ANSWERS, BINS, RULES, Form, Prediction, Row, form_of
+from lm.tasks.outcomes import ANSWERS, BINS, Form, Prediction, Row, form_of
 from lm.tasks.pictures import draw_confusion, draw_reliability
 from lm.tasks.replies import replies
 from lm.tasks.statistics import Figures, divide, flat
@@ -48,9 +46,7 @@ class Found(NamedTuple):
     parts: Sequence[Sequence[Row]] = ()
 
     def figures(self, seed: int = 0) -> Figures:
-        figures = self.form.measure(self.objective, self.predictions, seed)
-        unanswered = self.form is ANSWERS and any(not one["gold"] for one in self.predictions)
-        return figures | bounds(self.predictions) if unanswered else figures
+        return self.form.measure(self.objective, self.predictions, seed)
 
 
 def ask(held_out: Any, params: Any) -> Found | None:
@@ -95,14 +91,6 @@ def outcomes(held_out: Any, params: Any) -> list[tuple[Example, list[Any]]]:
             for (example, _), one in zip(record["examples"], said, strict=True):
                 parts[id(example)].append(one)
     return [(example, parts[id(example)]) for example in stream.examples if parts[id(example)]]
-
-
-def bounds(found: Sequence[Prediction]) -> Figures:
-    """Find the best bounds on the odds of no answer; the best span is the likeliest answer that is not ""."""
-    rule = RULES[Counter(one["rule"] for one in found).most_common(1)[0][0]]
-    spans = [next(filter(None, one["probabilities"]), "") for one in found]
-    odds_N = np.array([one["odds"] or 0.0 for one in found])  # none: there is no span, so that no bound matters
-    return qa.best_thresholds(spans, [one["gold"] for one in found], odds_N, rule)
 
 
 def squad(found: Sequence[Prediction]) -> dict[str, str]:

@@ -174,9 +174,13 @@ def read_answer(objective: Any, example: Example, parts: Sequence[Row]) -> Predi
 
 
 def measure_answers(objective: Any, found: Sequence[Prediction], seed: int) -> Figures:
-    """By the rule of most of the paragraphs: SQuAD's, or CMRC's for Chinese."""
-    rule = RULES[Counter(one["rule"] for one in found).most_common(1)[0][0]]
-    figures = qa.answers([one["guess"] for one in found], [one["gold"] for one in found], rule)
+    """By the rule of most of the paragraphs: SQuAD's, or CMRC's for Chinese; where some have no answer, the best bounds."""
+    rule, golds = RULES[Counter(one["rule"] for one in found).most_common(1)[0][0]], [one["gold"] for one in found]
+    figures = qa.answers([one["guess"] for one in found], golds, rule)
+    if not all(golds):
+        spans = [next(filter(None, one["probabilities"]), "") for one in found]  # the likeliest that is not ""
+        odds_N = np.array([one["odds"] or 0.0 for one in found])  # none: there is no span, so that no bound matters
+        figures |= qa.best_thresholds(spans, golds, odds_N, rule)
     sure_N, right_N = (np.array([one[name] for one in found]) for name in ("confidence", "right"))
     rows = calibration.binned(sure_N, right_N, BINS, "width")
     return figures | bootstrap_sums(rows, {"ece": calibration.expected_error}, seed)

@@ -62,7 +62,7 @@ def entities(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None
         for part, found in zip(row, (true & guessed, true, guessed)):
             np.add.at(part, [place[span.kind] for span in found], 1)
     wrong = np.zeros((len(pairs), len(SORTS)))
-    for mistake in mistakes(gold, predicted, scheme=scheme):
+    for mistake in mistakes(gold, predicted, scheme):
         wrong[mistake.sentence, SORTS.index(mistake.sort)] += 1
     tags = np.array([(sum(g == p for g, p in zip(*pair)), len(pair[0])) for pair in zip(gold, predicted)], float)
     formulas: dict[str, Callable] = {}
@@ -102,21 +102,15 @@ def _spans_of_all(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str |
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrong entity: the gold one (None if there is none there), the predicted one, and the words of both."""
+    """One wrong entity: the gold one (None if there is none there) and the predicted one."""
 
     sentence: int
     sort: Literal["type", "bounds", "both", "missed", "spurious"]
     gold: Span | None
     predicted: Span | None
-    words: str = ""
 
 
-def mistakes(
-    gold: Sequence[Tags],
-    predicted: Sequence[Tags],
-    words: Sequence[Sequence[str]] | None = None,
-    scheme: str | None = None,
-) -> list[Mistake]:
+def mistakes(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None = None) -> list[Mistake]:
     """List wrong entities sentence by sentence, each gold one beside the predicted one that it overlaps most."""
     found = []
     for i, (true, guessed) in enumerate(_spans_of_all(gold, predicted, scheme)):
@@ -129,7 +123,7 @@ def mistakes(
             left.remove(partner)
             found.append(Mistake(i, _sort(span, partner), span, partner))
         found += [Mistake(i, "spurious", None, span) for span in left]
-    return found if words is None else [_worded(mistake, words[mistake.sentence]) for mistake in found]
+    return found
 
 
 def _overlap(a: Span, b: Span) -> int:
@@ -139,9 +133,3 @@ def _overlap(a: Span, b: Span) -> int:
 def _sort(a: Span, b: Span) -> str:
     same_bounds = (a.start, a.stop) == (b.start, b.stop)
     return "type" if same_bounds else "bounds" if a.kind == b.kind else "both"
-
-
-def _worded(mistake: Mistake, words: Sequence[str]) -> Mistake:
-    sides = [span for span in (mistake.gold, mistake.predicted) if span]
-    text = " ".join(words[min(s.start for s in sides) : max(s.stop for s in sides)])
-    return Mistake(mistake.sentence, mistake.sort, mistake.gold, mistake.predicted, text)

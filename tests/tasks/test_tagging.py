@@ -111,14 +111,13 @@ def test_mistakes_of_shape_are_told():
 def test_mistakes_are_sorted():
     gold = [["B-PER", "I-PER", "O", "B-LOC", "I-LOC", "O", "B-LOC", "O", "O", "O"], ["B-ORG", "O"]]
     predicted = [["B-ORG", "I-ORG", "O", "B-LOC", "O", "O", "O", "O", "B-PER", "O"], ["B-LOC", "I-LOC"]]
-    words = [["John", "Smith", "saw", "New", "York", "near", "Rome", "and", "Anna", "."], ["Apple", "Inc"]]
-    found = mistakes(gold, predicted, words)
-    assert [(m.sentence, m.sort, m.words) for m in found] == [
-        (0, "type", "John Smith"),
-        (0, "bounds", "New York"),
-        (0, "missed", "Rome"),
-        (0, "spurious", "Anna"),
-        (1, "both", "Apple Inc"),
+    found = mistakes(gold, predicted)
+    assert [(m.sentence, m.sort, m.gold and m.gold[1:], m.predicted and m.predicted[1:]) for m in found] == [
+        (0, "type", (0, 2), (0, 2)),
+        (0, "bounds", (3, 5), (3, 4)),
+        (0, "missed", (6, 7), None),
+        (0, "spurious", None, (8, 9)),
+        (1, "both", (0, 1), (0, 2)),
     ]
     assert mistakes(gold, gold) == []
 
