@@ -81,7 +81,7 @@ def top_p(scores: jax.Array, mass: float) -> jax.Array:
 
 def min_p(scores: jax.Array, share: float) -> jax.Array:
     """Keep tokens at least `share` times as probable as the likeliest (Nguyen et al. 2024)."""
-    return jnp.where(scores >= scores.max(-1, keepdims=True) + math.log(share), scores, -jnp.inf)
+    return kept_above(scores, scores, scores.max(-1, keepdims=True) + math.log(share))
 
 
 def typical(scores: jax.Array, mass: float) -> jax.Array:
@@ -102,9 +102,11 @@ def eta(scores: jax.Array, least: float) -> jax.Array:
     return kept_above(scores, log_p, jnp.minimum(math.log(least), 0.5 * math.log(least) - entropy))
 
 
-def kept_above(scores: jax.Array, log_p: jax.Array, threshold: float | jax.Array) -> jax.Array:
-    """Keep what reaches the threshold and, always, the largest."""
-    return jnp.where((log_p >= threshold) | (scores == scores.max(-1, keepdims=True)), scores, -jnp.inf)
+def kept_above(scores: jax.Array, measured: jax.Array, threshold: float | jax.Array) -> jax.Array:
+    """Keep what is measured at or above the threshold and, always, the largest score and its equals."""
+    first = jnp.arange(scores.shape[-1]) == argmax(scores)[..., None]
+    kept = (measured >= threshold) | (scores == scores.max(-1, keepdims=True)) | first
+    return jnp.where(kept, scores, -jnp.inf)
 
 
 def surprise(scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -118,18 +120,21 @@ def leading(scores: jax.Array, weights: jax.Array, goal: float) -> jax.Array:
     """Mark the fewest largest scores whose weights add up to the goal, ties with the last of them included.
 
     No sort, which costs milliseconds a row for a large vocabulary: the threshold is found bit by bit, in 32 sums, among
-    the floats read as whole numbers of the same order.
+    the floats read as whole numbers of the same order. The marks come out of the loop, too: compared after it, scores
+    that XLA computes anew may be rounded otherwise than those the threshold was found among.
     """
     bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
     order = jnp.where(bits & sign, ~bits, bits | sign)
 
-    def settle(i, low):
+    def settle(i, found):
+        low, marked = found
         candidate = low | (sign >> i.astype(jnp.uint32))
-        enough = total(jnp.where(order >= candidate, weights, 0)) >= goal
-        return jnp.where(enough, candidate, low)
+        above = order >= candidate
+        enough = total(jnp.where(above, weights, 0)) >= goal
+        return jnp.where(enough, candidate, low), jnp.where(enough, above, marked)
 
-    return order >= jax.lax.fori_loop(0, 32, settle, jnp.zeros_like(order[..., :1]))
+    return jax.lax.fori_loop(0, 32, settle, (jnp.zeros_like(order[..., :1]), jnp.ones_like(order, bool)))[1]
 
 
 LANES = 256
@@ -142,9 +147,12 @@ def total(x: jax.Array) -> jax.Array:
 
 
 def argmax(x: jax.Array) -> jax.Array:
-    """Give the index of the largest entry, the first of several, by two plain reductions: quicker than one of pairs."""
-    index = jnp.arange(x.shape[-1], dtype=jnp.int32)
-    return jnp.where(x == x.max(-1, keepdims=True), index, x.shape[-1] - 1).min(-1)
+    """Give the index of the largest entry, the first of several.
+
+    As quick as two plain reductions, where `jnp.argmax` takes two to five times as long. Those two, the largest and the
+    first place equal to it, can go wrong: XLA may compute x anew for each use and round otherwise, and then no entry is.
+    """
+    return jax.lax.top_k(x, 1)[1][..., 0]
 
 
 def noise(key: jax.Array, size: int) -> jax.Array:

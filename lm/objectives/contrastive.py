@@ -258,7 +258,8 @@ def retrieve(z_BKD: jax.Array, temperature: float, hard_weight: float) -> tuple[
     own_B = jnp.diagonal(logits[:, 0])
     anchor_B = there_BK[:, :2].all(1).astype(jnp.float32)
     nll_B = jax.nn.logsumexp(logits, axis=(1, 2)) - own_B
-    hits_B = own_B >= logits.max((1, 2))
+    own_BKC = jnp.eye(len(logits), dtype=bool)[:, None] & (jnp.arange(logits.shape[1]) == 0)[:, None]
+    hits_B = own_B >= jnp.where(own_BKC, -jnp.inf, logits).max((1, 2))
     return jnp.where(anchor_B > 0, nll_B, 0), hits_B * anchor_B, anchor_B
 
 

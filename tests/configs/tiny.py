@@ -15,7 +15,7 @@ def config(text: str | None = None, data: str | None = None, dropout: float = 0.
                 context=32, width=32, depth=2, heads=2, pad_vocab=8, dropout=dropout, attention_dropout=dropout
             )
         ),
-        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1),
+        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1 if text else 0.005),
         optimizer=Optimizer(lr=1e-2, decay=0.1, clip=1.0, average=0.9),
         schedule=Schedule(shape="cosine", warmup=2),
         steps=12,

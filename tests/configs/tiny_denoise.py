@@ -16,7 +16,7 @@ def config(text: str | None = None, data: str | None = None, dropout: float = 0.
     )  # fmt: skip
     return Config(
         objective=Denoise(model=twice(model), random=0.1),
-        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1),
+        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1 if text else 0.005),
         optimizer=Optimizer(lr=1e-2, decay=0.1, clip=1.0, average=0.9),
         schedule=Schedule(shape="linear", warmup=2),
         steps=3,

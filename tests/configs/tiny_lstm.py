@@ -14,7 +14,7 @@ def config(
     model = LSTM(context=32, width=32, depth=2, pad_vocab=8, dropout=dropout)
     return Config(
         objective=LSTMLanguageModel(model=model, carry=carry),
-        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1),
+        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1 if text else 0.005),
         optimizer=Optimizer(lr=1e-2, decay=0.1, clip=1.0),
         schedule=Schedule(shape="cosine", warmup=2),
         steps=steps,

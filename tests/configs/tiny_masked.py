@@ -15,7 +15,7 @@ def config(text: str | None = None, data: str | None = None, dropout: float = 0.
     )  # fmt: skip
     return Config(
         objective=Masked(model=model, sentence="nsp", copies=3),
-        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1),
+        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1 if text else 0.005),
         optimizer=Optimizer(lr=1e-2, decay=0.01, clip=1.0),
         steps=3,
         batch=8,

@@ -22,7 +22,7 @@ def config(text: str | None = None, data: str | None = None, take: str = "all") 
             ),
             take=take,
         ),
-        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1),
+        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1 if text else 0.005),
         optimizer=Optimizer(lr=1e-2),
         steps=3,
         batch=8,

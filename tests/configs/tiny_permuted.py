@@ -14,7 +14,7 @@ def config(text: str | None = None, data: str | None = None, dropout: float = 0.
     )
     return Config(
         objective=Permuted(model=model, predictions=8),
-        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1, packing="windows"),
+        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1 if text else 0.005, packing="windows"),
         optimizer=Optimizer(lr=1e-2, decay=0.1, clip=1.0),
         schedule=Schedule(shape="cosine", warmup=2),
         steps=3,

@@ -15,7 +15,7 @@ def config(text: str | None = None, data: str | None = None, dropout: float = 0.
     )  # fmt: skip
     return Config(
         objective=Prefix(model=model),
-        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1, packing="documents"),
+        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1 if text else 0.005, packing="documents"),
         optimizer=Optimizer(lr=1e-2, clip=1.0),
         schedule=Schedule(shape="cosine"),
         steps=3,

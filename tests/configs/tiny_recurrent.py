@@ -27,7 +27,7 @@ def config(text: str | None = None, data: str | None = None, dropout: float = 0.
             ),
             evaluation=Lengths(context=8, memory=24, clamp=20),
         ),
-        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1),
+        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1 if text else 0.005),
         optimizer=Optimizer(lr=1e-2, decay=0.1, clip=1.0),
         schedule=Schedule(shape="cosine"),
         steps=3,

@@ -25,7 +25,7 @@ def config(text: str | None = None, data: str | None = None, dropout: float = 0.
             ),
             generator_width=0.5,
         ),
-        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1),
+        data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1 if text else 0.005),
         optimizer=Optimizer(lr=1e-2, clip=1.0),
         schedule=Schedule(shape="cosine"),
         steps=3,

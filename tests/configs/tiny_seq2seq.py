@@ -16,7 +16,7 @@ def config(text: str | None = None, dropout: float = 0.1) -> Config:
     )  # fmt: skip
     return Config(
         objective=Seq2seq(model=twice(model), smoothing=0.1),
-        data=Data(source=pairs_from(text), tokenizer=Bytes(), validation=0.1),
+        data=Data(source=pairs_from(text), tokenizer=Bytes(), validation=0.1 if text else 0.005),
         optimizer=Optimizer(lr=1e-2, decay=0.1, clip=1.0, average=0.9),
         schedule=Schedule(shape="rsqrt", warmup=2),
         steps=3,
