@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -67,6 +68,22 @@ def summary(run: Any, abstract: TrainState, steps: int) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def compiled() -> list[float]:
+    """Give the seconds that each program took which this process compiled (or read from the cache) since the first call.
+
+    The list grows by itself; a run in which it goes on growing has arrays of ever new shapes.
+    """
+    seconds: list[float] = []
+
+    def see(event: str, duration: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(see)
+    return seconds
+
+
 class Meter:
     """Adds the sums of steps up and writes their means with the rates at every log step."""
 
@@ -77,7 +94,7 @@ class Meter:
         peak = flops.peak()
         work = config.objective.flops() / config.objective.records.tokens
         self.share = work / (peak * jax.device_count()) if peak else None
-        self.mark = time.monotonic()
+        self.mark, self.programs = time.monotonic(), len(compiled())
 
     def add(self, step: int, sums: Any) -> None:
         """Count one finished step; raises UserError after `skip_limit` non-finite ones in a row."""
@@ -99,6 +116,7 @@ class Meter:
         values = metrics.means(self.total, "train") | {"train/tokens_per_second": rate}
         if self.share:
             values["train/mfu"] = rate * self.share
+        values["train/programs"] = len(compiled()) - self.programs
         self.writers.write(step, values)
         self.total, self.steps, self.mark = {}, 0, time.monotonic()
 

@@ -25,7 +25,9 @@ def read_questions(path: str) -> Read:
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"{one}:{error.lineno}: not JSON ({error.msg}); for one object a line take Labelled") from None
+            raise UserError(
+                f"{one}:{error.lineno}: not JSON ({error.msg}); a file of one object a line is named .jsonl"
+            ) from None
         places = Places(one, text)
         for context, question in _questions(content, places):
             examples.append(_example(context, question, places))

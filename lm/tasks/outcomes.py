@@ -132,7 +132,7 @@ def read_tags(objective: Any, example: Example, parts: Sequence[Row]) -> Predict
 def scheme_of(labels: Sequence[str]) -> str | None:
     """Say how tags write spans: "conlleval" for the letters it knows, "BILOU"; None where they are no spans."""
     inside = [name for name in labels if name != "O"]
-    if not inside or any(name[1:2] != "-" or not name[2:] or name[0] not in "BIESLU" for name in inside):
+    if not inside or any(name[1:2] != "-" or not name[2:] or name[0] not in "BIMESLU" for name in inside):
         return None
     return "BILOU" if any(name[0] in "LU" for name in inside) else "conlleval"
 

@@ -29,19 +29,20 @@ class Span(NamedTuple):
 def spans(tags: Tags, scheme: str | None = None) -> list[Span]:
     """Find the entities of one sentence.
 
-    Without a scheme as conlleval does, whatever the tags (BIO, IOB1, IOBES): an I- that nothing leads to begins an entity,
-    too. With one of SCHEMES only what that scheme calls well formed counts (seqeval's strict mode).
+    Without a scheme as conlleval does, whatever the tags (BIO, IOB1, IOBES, BMES): an I- that nothing leads to begins an
+    entity, too. With one of SCHEMES only what that scheme calls well formed counts (seqeval's strict mode).
     """
     if scheme is not None and scheme not in SCHEMES:
         raise unknown("scheme", scheme, [*SCHEMES])
-    letters = "OIBES" if scheme is None else SCHEMES[scheme]
+    letters = "OIBESM" if scheme is None else SCHEMES[scheme]
     wrong = next((t for t in tags if not (t == "O" or (t[:1] in letters[1:] and t[1:2] == "-" and t[2:]))), None)
     allowed = ", ".join(f"{letter}-TYPE" for letter in letters[1:])
     check(wrong is None, f"tag {wrong!r} is neither O nor one of {allowed}" + (f" ({scheme})" if scheme else ""))
     if scheme is None:
         from seqeval.metrics.sequence_labeling import get_entities
 
-        return [Span(kind, start, last + 1) for kind, start, last in get_entities(list(tags))]
+        plain = [f"I{t[1:]}" if t[0] == "M" else t for t in tags]  # in BMES the middle of a span is M
+        return [Span(kind, start, last + 1) for kind, start, last in get_entities(plain)]
     import seqeval.scheme
 
     (found,) = seqeval.scheme.Entities([list(tags)], getattr(seqeval.scheme, scheme)).entities

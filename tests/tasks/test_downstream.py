@@ -34,8 +34,13 @@ QUICK = "tiny_tag.py"  # one of them always; a run and its evaluation are half a
 
 @pytest.mark.parametrize("spec", [QUICK, *(pytest.param(s, marks=pytest.mark.slow) for s in RUNS if s != QUICK)])
 def test_a_run_leaves_its_answers_and_evaluate_repeats_them(spec, tmp_path):
-    done = run(f"--workdir={tmp_path}", config=f"tests/configs/{spec}")
+    often = ("--config.every.log=1", "--config.every.evaluate=1", "--config.every.sample=1")
+    done = run(f"--workdir={tmp_path}", *often, config=f"tests/configs/{spec}")
     assert done.returncode == 0, done.stderr
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    before, *later = [line["train/programs"] for line in lines if "train/programs" in line]
+    assert before == 0 < later[0]  # what evaluation, answers and samples need is built the first time
+    assert set(later) == {later[0]}
     *names, pictures = RUNS[spec]
     there = {path.name for path in tmp_path.iterdir()}
     assert FILES | pictures <= there
@@ -194,6 +199,7 @@ def test_tags_that_are_no_spans_are_measured_word_by_word():
     expected = f1_score(["O", "O", "STOP"], ["O", "COMMA", "STOP"], average="macro", labels=labels)
     assert found.figures()["f1"].value == pytest.approx(expected)
     assert outcomes.scheme_of(("O", "B-A", "L-A", "U-A")) == "BILOU"
+    assert outcomes.scheme_of(("B-A", "E-A", "M-A", "S-A")) == "conlleval"
 
 
 def reader(null: bool):

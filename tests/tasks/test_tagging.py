@@ -83,6 +83,7 @@ def test_published_examples():
         ("S-PER B-LOC I-LOC E-LOC", None, [("PER", 0, 1), ("LOC", 1, 4)]),
         ("S-PER B-LOC I-LOC E-LOC", "IOBES", [("PER", 0, 1), ("LOC", 1, 4)]),
         ("B-LOC I-LOC O", "IOBES", []),  # never ended
+        ("S-PER B-LOC M-LOC M-LOC E-LOC B-LOC E-LOC", None, [("PER", 0, 1), ("LOC", 1, 5), ("LOC", 5, 7)]),  # BMES
         ("U-PER B-LOC L-LOC", "BILOU", [("PER", 0, 1), ("LOC", 1, 3)]),
         ("I-PER", "IOB2", []),
         ("B-first-name I-first-name", None, [("first-name", 0, 2)]),
