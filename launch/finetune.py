@@ -65,20 +65,33 @@ class Task:
     published: str = ""  # of the config, where it starts from MiniLM; empty: it does not
     lora: tuple[tuple[str, str], ...] = ()  # how it is tuned from there by factors, too; empty: it is not
     adapted: int = 0  # its start has gone on with the text of this task alone, longer rows, for so many times the steps
+    few: int = 0  # trains on so many of the examples, which are the lines of a file; 0: on all
 
     def spec(self, folder: Path, start: Path | None = None, *more: str) -> str:
         """The config with its arguments, as lm.main takes it."""
-        parts = [f"{side}={folder / 'data' / self.data / name}.{self.ending}" for side, name in SIDES]
+        parts = [f"{side}={path}" for side, path in zip(("text", "held_out"), self.sides(folder))]
         parts += [text for text in (self.arguments, f"start={start}" if start else "", *more) if text]
         return f"configs/{self.config}.py:{','.join(parts)}"
 
+    def sides(self, folder: Path) -> list[Path]:
+        """The files to train on and to be measured on."""
+        names = f"train_{self.few}" if self.few else "train", "held_out"
+        return [folder / "data" / self.data / f"{name}.{self.ending}" for name in names]
 
-SIDES = (("text", "train"), ("held_out", "held_out"))
+    def choose_few(self, folder: Path) -> None:
+        """Write the file of few examples: lines at equal distances, as files are sorted by label."""
+        path = self.sides(folder)[0]
+        if self.few and not path.exists():
+            lines = path.with_name(f"train.{self.ending}").read_text(encoding="utf-8").splitlines(keepends=True)
+            path.write_text("".join(lines[i * len(lines) // self.few] for i in range(self.few)), encoding="utf-8")
+
+
 TASKS = {
     task.name: task
     for task in (
         Task("imdb", "classify_imdb", "imdb", "jsonl", ("accuracy", "f1/macro", "ece"), adapted=3),
         Task("bbc", "classify_bbc", "bbc", "jsonl", ("accuracy", "f1/macro", "ece"), "", "length=128,batch=4,steps=150", FAST),
+        Task("bbc_50", "classify_bbc", "bbc", "jsonl", ("accuracy", "f1/macro"), "steps=100", "length=128,batch=4", few=50),
         Task("tweets", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "", "batch=8,steps=240", LONG),
         Task("tweets_crf", "tag_tweets", "tweets", "conll", ("f1", "accuracy"), "crf=yes", "batch=8,steps=240"),
         Task("people", "tag_people", "people", "txt", ("f1", "accuracy")),
@@ -100,6 +113,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     for task in [TASKS[name] for name in NAMES.value or TASKS]:
         try:
             MADE[task.data](folder / "data" / task.data, packages_of(folder), Path(XQUAD.value))
+            task.choose_few(folder)
         except Missing as error:
             left.append(f"{task.name} is left out: {error}")
             print(left[-1], flush=True)
@@ -212,7 +226,7 @@ def packages_of(folder: Path) -> Path:
 
 def baselines(task: Task, folder: Path) -> dict[str, dict[str, float | None]]:
     """Give the figures of the baselines that suit a task, kept in a file beside its data."""
-    path = folder / "data" / task.data / "baselines.json"
+    path = folder / "data" / task.data / f"baselines{f'_{task.few}' if task.few else ''}.json"
     if not path.exists():
         data: Any = load(task.spec(folder)).data
         found = BASELINES[task.config.partition("_")[0]](list(data.source.open()), list(data.validation.open()))

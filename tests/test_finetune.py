@@ -131,11 +131,24 @@ def test_without_a_network_a_task_is_left_out(tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "ft").glob("runs/*"))
 
 
+def test_few_examples_are_of_all_parts_of_the_file(tmp_path):
+    task = finetune.TASKS["bbc_50"]
+    folder = tmp_path / "data" / "bbc"
+    folder.mkdir(parents=True)
+    rows = [json.dumps({"text": f"Body {i}", "label": "tech" if i < 60 else "sports"}) + "\n" for i in range(120)]
+    (folder / "train.jsonl").write_text("".join(rows))
+    (folder / "held_out.jsonl").write_text("".join(rows[:2]))
+    task.choose_few(tmp_path)
+    found = [example.values["label"] for example in load(task.spec(tmp_path)).data.source.open()]
+    assert (len(found), found.count("tech")) == (50, 25)
+    assert "train_50" not in finetune.TASKS["bbc"].spec(tmp_path)
+
+
 def test_every_task_has_a_config_that_takes_it(tmp_path):
     for task in finetune.TASKS.values():
         config = load(task.spec(tmp_path, tmp_path / "start"))
         assert config.start == str(tmp_path / "start")
-        assert f"{task.data}/train.{task.ending}" in to_json(config)
+        assert all(str(path) in to_json(config) for path in task.sides(tmp_path))
         assert set(task.metrics)
         assert task.config.partition("_")[0] in baselines.BASELINES
         assert [name for name, domain in real_data.DOMAINS.items() if task.data in domain.data]
