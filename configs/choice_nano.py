@@ -1,7 +1,7 @@
 """Multiple choice, small enough for two CPU cores: which of four texts belongs to this name?
 
     python -m lm.objectives.choice
-    python -m lm.main --config=configs/choice_nano.py:text=race.jsonl,question=question,start=roberta-base
+    python -m lm.main --config=configs/choice_nano.py:text=race.jsonl,question=question,start=HF_DIR
 
 With `start=RUN` or `start=HF_DIR` the network and its tokenizer are that folder's, and only the head is new; `causal=yes`
 where it reads from left to right (GPT). Without it a network of 3 x 128 begins with nothing.

@@ -4,8 +4,8 @@
     python -m lm.main --config=configs/classify_bbc.py:text=TRAIN,held_out=HELD_OUT,start=RUN
 
 A network of 3 x 128 and a vocabulary of 8,192; minutes on two CPU cores. It sees each article about twice and is trained as
-`classify_imdb` is: without dropout, weights averaged. With `start=RUN` network and tokenizer are that run's, pre-trained on the
-same kind of text. 133 articles that occur twice are left out.
+`classify_imdb` is: dropout at the head alone, weights averaged. With `start=RUN` network and tokenizer are that run's,
+pre-trained on the same kind of text. 133 articles that occur twice are left out.
 """
 
 from dataclasses import replace

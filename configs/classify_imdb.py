@@ -4,8 +4,8 @@
     python -m lm.main --config=configs/classify_imdb.py:text=TRAIN,held_out=HELD_OUT,start=RUN
 
 A network of 3 x 128 and a vocabulary of 8,192; a quarter of an hour on one CPU core. It sees each review about once, so it has
-no dropout, and figures are of the mean of the last 200 steps' weights or so, as steps this large are noisy. With `start=RUN`
-network and tokenizer are that run's, pre-trained on the same kind of text.
+dropout at the head alone, and figures are of the mean of the last 200 steps' weights or so, as steps this large are noisy.
+With `start=RUN` network and tokenizer are that run's, pre-trained on the same kind of text.
 """
 
 from dataclasses import replace

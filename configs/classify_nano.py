@@ -1,7 +1,7 @@
 """A classifier that learns in minutes on two CPU cores: which package of Python is a paragraph of documentation from?
 
     python -m lm.objectives.classify
-    python -m lm.main --config=configs/classify_nano.py:text=pairs.tsv,fields=premise,hypothesis,start=bert-base-uncased
+    python -m lm.main --config=configs/classify_nano.py:text=pairs.tsv,fields=premise,hypothesis,start=HF_DIR
     python -m lm.main --config=configs/classify_nano.py:data=tfds:glue/sst2,held_out=tfds:glue/sst2:validation,fields=sentence
 
 With `start=RUN` or `start=HF_DIR` the network and its tokenizer are that folder's, and only the head is new; `causal=yes`

@@ -28,7 +28,7 @@ def config(
     steps: int = 1000,
 ) -> Config:
     model = Transformer(
-        context=192, width=128, depth=3, heads=4, types=0 if causal else 2, activation="gelu", init_positions=0.02,
+        context=max(192, length), width=128, depth=3, heads=4, types=0 if causal else 2, activation="gelu", init_positions=0.02,
         dropout=0.1, attention_dropout=0.1, unroll=0,
     )  # fmt: skip
     return Config(

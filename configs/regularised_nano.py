@@ -1,7 +1,7 @@
 """The classifier of classify_nano, with two dropout passes that must agree (R-Drop) and adversarial vectors of tokens.
 
     python -m lm.objectives.regularised
-    python -m lm.main --config=configs/regularised_nano.py:text=reviews.csv,label=stars,start=bert-base-uncased
+    python -m lm.main --config=configs/regularised_nano.py:text=reviews.csv,label=stars,start=HF_DIR
     python -m lm.main --config=configs/regularised_nano.py --config.objective.rdrop=0 --config.objective.climbs=3
 
 A step costs four passes of the plain one. The weight of R-Drop is 1 to 5 in its paper; a radius is to be tuned beside the

@@ -1,8 +1,8 @@
 """A tagger that learns in minutes on two CPU cores: which mark follows each word of Python's documentation?
 
     python -m lm.objectives.tag
-    python -m lm.main --config=configs/tag_nano.py:text=train.conll,held_out=dev.conll,crf=yes,start=bert-base-cased
-    python -m lm.main --config=configs/tag_nano.py:data=tfds:conll2003,words=tokens,tags=ner,start=bert-base-cased
+    python -m lm.main --config=configs/tag_nano.py:text=train.conll,held_out=dev.conll,crf=yes,start=HF_DIR
+    python -m lm.main --config=configs/tag_nano.py:data=tfds:conll2003,words=tokens,tags=ner,start=HF_DIR
 
 With `start=RUN` or `start=HF_DIR` the network and its tokenizer are that folder's, and only the head is new; `causal=yes`
 where it reads from left to right (GPT). Without it a network of 3 x 128 learns from nothing but the examples.

@@ -1,7 +1,7 @@
 """Two tasks on one network, in minutes on two CPU cores: the package of a paragraph, and the mark behind each word.
 
     python -m lm.objectives.tasks
-    python -m lm.main --config=configs/tasks_nano.py:text=reviews.csv,tags=train.conll,temperature=5,start=bert-base-cased
+    python -m lm.main --config=configs/tasks_nano.py:text=reviews.csv,tags=train.conll,temperature=5,start=HF_DIR
 
 A step is a batch of one task (Liu et al. 2019, MT-DNN); tasks are drawn as often as they have examples, to the power
 1 / temperature (Arivazhagan et al. 2019). Look at eval/validation/examples/topic/accuracy beside configs/classify_nano.py

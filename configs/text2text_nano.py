@@ -1,7 +1,7 @@
 """A text from a text, small enough for two CPU cores: the first line of a docstring from the paragraphs below it.
 
     python -m lm.objectives.text2text
-    python -m lm.main --config=configs/text2text_nano.py:text=pairs.jsonl,start=t5-small
+    python -m lm.main --config=configs/text2text_nano.py:text=pairs.jsonl,start=HF_DIR
     python -m lm.main --config=configs/text2text_nano.py:text=news.csv,source='{article} TL;DR:',target='{summary}',decoder=yes
 
 `source` and `target` are templates over the columns of a csv or tsv or the keys of JSON lines. `decoder=yes` asks a network

