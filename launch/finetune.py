@@ -82,8 +82,9 @@ class Task:
         """Write the file of few examples: lines at equal distances, as files are sorted by label."""
         path = self.sides(folder)[0]
         if self.few and not path.exists():
-            lines = path.with_name(f"train.{self.ending}").read_text(encoding="utf-8").splitlines(keepends=True)
-            path.write_text("".join(lines[i * len(lines) // self.few] for i in range(self.few)), encoding="utf-8")
+            lines = path.with_name(f"train.{self.ending}").read_text(encoding="utf-8").split("\n")[:-1]
+            chosen = [lines[i * len(lines) // self.few] for i in range(self.few)]
+            path.write_text("\n".join([*chosen, ""]), encoding="utf-8")
 
 
 TASKS = {

@@ -4,7 +4,8 @@
 
 Trains one run a fold, one after another, in WORKDIR/1, WORKDIR/2 ...; the same command again goes on where it was, and
 trains no finished fold twice. What the config holds out itself is not looked at (`Data.fold`). Labels are those of all
-examples: a label that only one fold has is known to every network, though that fold's never learned it. With
+examples: a label that only one fold has is known to every network, though that fold's never learned it (of several tasks,
+each fold's are those of its training side). Of texts to write every one is answered, not the first 200. With
 `stop.patience` each fold is measured by the checkpoint that is best on it, which flatters a little. In WORKDIR:
 
     folds.json         every figure: of each fold, mean, standard deviation, and of all predictions together
@@ -51,7 +52,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     check(labelled(config.data.source), "folds are of labelled examples; this config reads running text: train it once")
     folder = Path(WORKDIR.value or f"runs/{Path(spec.partition(':')[0]).stem}-folds")
     asked = {"config": spec, "folds": count, "overrides": [list(pair) for pair in overrides]}
-    more = [*overrides, *labels_of(config, overrides, count)]
+    more = [*whole_answers(config), *overrides, *labels_of(config, overrides, count)]
     begin(folder, asked)
     for number in range(1, count + 1):
         workdir = folder / str(number)
@@ -64,6 +65,11 @@ def main(overrides: list[tuple[str, str]]) -> None:
     (folder / "folds.json").write_text(written(asked | {"figures": found}), encoding="utf-8")
     print(shown(found, count))
     print(f"{folder}/folds.json" + ", predictions.jsonl: every example by a network that has not seen it" * bool(together))
+
+
+def whole_answers(config: Config) -> list[tuple[str, str]]:
+    """Give the override with which a run that writes texts answers all held-out sources."""
+    return [("objective.reply.most", "0")] if hasattr(config.objective, "reply") else []
 
 
 def begin(folder: Path, asked: dict[str, Any]) -> None:
@@ -153,7 +159,7 @@ def gathered(config: Config, folder: Path, count: int) -> Figures:
     part_N = dealt(examples, count)
     found: dict[int, dict[str, Any]] = {}
     for number in range(1, count + 1):
-        lines = (folder / str(number) / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / str(number) / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         places = matched([json.loads(line) for line in lines], examples, np.flatnonzero(part_N == number - 1))
         found |= {place: {**one, "fold": f"{number}/{count}"} for place, one in places}
     predictions = [found[place] for place in sorted(found)]

@@ -164,7 +164,8 @@ def sentences(path: str, labels: Sequence[str], own: Any) -> Sequence[Example]:
     real = [line.strip() for _, line in found if line.strip() and not line.startswith(("-DOCSTART-", "# "))]
     if path != "-" and isinstance(own, Entities) and real and all(UNIT.match(word) for word in real[0].split()):
         return dataclasses.replace(own, path=path).open().examples
-    below = path != "-" and (not path.lower().endswith(".txt") or is_tagged(real, labels))
+    named = path.lower().endswith(".txt")
+    below = path != "-" and (not named or (columns is own and own.path.lower().endswith(".txt") and is_tagged(real, labels)))
     if not below:
         split = str.split if spaced else lambda line: [c for c in line if not c.isspace()]
         return [Example({"words": split(line), "spaced": spaced}, where) for where, line in found if line.strip()]
@@ -177,8 +178,8 @@ def sentences(path: str, labels: Sequence[str], own: Any) -> Sequence[Example]:
 
 
 def is_tagged(real: Sequence[str], labels: Sequence[str]) -> bool:
-    """Tell words with tags below each other, of which runs learn from .txt files too, from sentences."""
-    rows = [line.split() for line in real[:5]]
+    """Tell words with tags below each other, for a run that learned from such a .txt file, from sentences."""
+    rows = [line.split() for line in real]
     return len({len(row) for row in rows}) == 1 and all(len(row) > 1 and row[-1] in labels for row in rows)
 
 
@@ -209,6 +210,8 @@ def roomy(objective: Any, kind: str, tokenizer: Tokenizer, examples: Sequence[Ex
         return dataclasses.replace(objective, reply=dataclasses.replace(objective.reply, most=0), pack=False, row=())
     if kind == "reader" and objective.null is None:  # of a published one it is not known; it answers, as its makers have it
         return dataclasses.replace(objective, null=False)
+    if kind == "tagger" and objective.forbid == "always":  # decodes as that does, and does not look at the tags filled in
+        return dataclasses.replace(objective, forbid="decoding")
     if kind == "chooser":
         known = objective.resolve(tokenizer)
         most = max(len(known.offered(one)) for one in examples)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lm.groups import is_added
 from lm.state import TrainState
 
 MOST = 8  # names listed of each kind
+LAST = re.compile(r"classifier/(out/)?(kernel|bias)|crf/.*")  # what scores labels one by one
 
 
 def begin(config: Config, state: TrainState, abstract: TrainState) -> tuple[TrainState, list[str]]:
@@ -31,8 +33,8 @@ def begin(config: Config, state: TrainState, abstract: TrainState) -> tuple[Trai
 def from_run(path: Path, config: Config, state: TrainState, abstract: TrainState) -> tuple[TrainState, list[str]]:
     """Take from a run the arrays that this objective has, too, straight into this mesh's shardings.
 
-    Heads that the run lacks stay as drawn, those that this objective has not are left out. Raises UserError where
-    shapes differ or nothing fits.
+    Heads that the run lacks stay as drawn, those that this objective has not are left out, and scores of other labels than
+    its own are drawn anew. Raises UserError where shapes differ or nothing fits.
     """
     run = read_config(path)
     part = "average" if run.optimizer.average else "params"
@@ -40,7 +42,8 @@ def from_run(path: Path, config: Config, state: TrainState, abstract: TrainState
     step = other.result()
     check(step is not None, f"start='{path}' has no finished checkpoint")
     wanted, theirs = (flatten_dict(tree, sep="/") for tree in (abstract.params, plain(other.stored(step)[part])))
-    both = matched(wanted, theirs)
+    other_labels = relabelled(config.objective, run.objective)
+    both = {name: one for name, one in matched(wanted, theirs).items() if not other_labels(name)}
     lost = sorted(name for name in set(theirs) - set(both.values()) if is_added(name))
     if lost:
         raise UserError(
@@ -57,6 +60,20 @@ def from_run(path: Path, config: Config, state: TrainState, abstract: TrainState
     lines = [f"started from {path}, step {step}: {len(both)} of {len(wanted)} arrays"]
     lines += listed("drawn anew", set(wanted) - set(both)) + listed("left out", set(theirs) - set(both.values()))
     return state.replace(params=params, average=average), lines
+
+
+def relabelled(objective: Any, other: Any) -> Callable[[str], bool]:
+    """Tell the arrays that score the labels of a task which `other` has with other labels, or of another kind."""
+    mine, theirs = labels_of(objective), labels_of(other)
+    odd = [name for name, labels in mine.items() if theirs.get(name, labels) != labels]
+    return lambda path: any(path.startswith(name) and LAST.fullmatch(path.removeprefix(name)) for name in odd)
+
+
+def labels_of(objective: Any) -> dict[str, tuple[Any, Any]]:
+    """Give (labels, kind) of each task by what its arrays' names begin with; of one that has none (None, None)."""
+    objective = getattr(objective, "objective", objective)  # what Regularised trains
+    parts = {f"{part.name}/": part.objective for part in getattr(objective, "parts", ())} or {"": objective}
+    return {name: (getattr(one, "labels", None), getattr(one, "kind", None)) for name, one in parts.items()}
 
 
 def matched(wanted: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:

@@ -164,7 +164,7 @@ def train(config: Config, workdir: Path) -> None:
     corpus = prepare(config.data, report=lambda line: lead and print(line, flush=True))
     config, corpus = resolve(config, corpus)
     check(
-        not config.stop.patience or len(corpus.validation) > 1,
+        not config.stop.patience or corpus.holds_out,
         f"stop.patience={config.stop.patience} looks at held-out data: set data.validation (a share or a source) or data.fold",
     )
     batches = training_batches(config, corpus, rows)
@@ -179,7 +179,8 @@ def train(config: Config, workdir: Path) -> None:
             if lead:
                 print(line)
             return
-        held_out = held_out_of(config, corpus, mesh) if len(corpus.validation) > 1 else None
+        held_out = held_out_of(config, corpus, mesh) if corpus.holds_out else None
+        check_figure(config, held_out)
         run = Run(config, workdir, corpus, mesh, checkpoints, held_out, tasks, lead, began - notes["seconds"])
         if lead:  # after restore: a config that does not fit the run must not replace the run's own
             workdir.mkdir(parents=True, exist_ok=True)
@@ -205,6 +206,15 @@ def train(config: Config, workdir: Path) -> None:
         curves(workdir)
     if stop.signal == signal.SIGINT:
         sys.exit(130)
+
+
+def check_figure(config: Config, held_out: HeldOut | None) -> None:
+    """Raise UserError where patience would wait for a figure of answers that looks of this run do not give."""
+    metric = config.stop.metric
+    if config.stop.patience and held_out and metric.startswith("examples/"):
+        whole = held_out.count >= len(held_out.batches)
+        check(whole, f"stop.metric={metric} is of the whole held-out split: set evaluate_batches=0, or take loss or accuracy")
+        check(jax.process_count() == 1, f"stop.metric={metric} is measured in one process: take loss or accuracy")
 
 
 def loop(run: Run, state, start, step_function, batches, meter: Meter, writers: Writers, stop: Stop) -> int:

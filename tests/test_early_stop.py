@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from lm.config import Keep, from_json, load, override, to_json
 from lm.errors import UserError
 from lm.state import TrainState
 from lm.stopping import EarlyStop, Watch
+from lm.train import check_figure
 from tests.test_objective_runs import command
 from tests.test_runs import parameters, run
 
@@ -97,6 +99,11 @@ def test_mistakes_are_told(tmp_path):
     assert done.returncode == 2
     assert "data.validation" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+    part = SimpleNamespace(count=1, batches=range(2))
+    config = override(config, [("stop.patience", "2"), ("stop.metric", "examples/f1"), ("evaluate_batches", "1")])
+    with pytest.raises(UserError, match="evaluate_batches=0"):
+        check_figure(config, part)
+    check_figure(config, SimpleNamespace(count=2, batches=range(2)))
 
 
 def test_configs_of_before_are_read():

@@ -188,7 +188,8 @@ CHARACTERS = Entities(path="none.txt")
         ("a.txt", "Anna lives .\n\nBonn\n", None, [["Anna", "lives", "."], ["Bonn"]]),
         ("a.txt", "安娜 来了\n", CHARACTERS, [["安", "娜", "来", "了"]]),
         ("a.txt", "安娜/nr 来/v 了/u\n", CHARACTERS, [["安", "娜", "来", "了"]]),
-        ("a.txt", "Anna B-PER\nlives O\n\nBonn O\n", None, [["Anna", "lives"], ["Bonn"]]),  # trained from .txt, too
+        ("a.txt", "Anna B-PER\nlives O\n\nBonn O\n", Columns(path="b.txt"), [["Anna", "lives"], ["Bonn"]]),
+        ("a.txt", "Anna O\nlives O\n", Columns(path="b.conll"), [["Anna", "O"], ["lives", "O"]]),  # sentences, as said
         ("a.conll", "-DOCSTART-\n\nAnna\nlives\n\n\nBonn", None, [["Anna", "lives"], ["Bonn"]]),
         ("a.bio", "Anna NNP\nlives VBZ\n", None, [["Anna", "lives"]]),
         ("a.tsv", "1\tAnna\tX\n2\tlives\tO\n", Columns(path="none", word=1), [["Anna", "lives"]]),

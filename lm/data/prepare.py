@@ -77,6 +77,13 @@ class Corpus:
     sha256: str
     folder: Path
 
+    @property
+    def holds_out(self) -> bool:
+        """Tell whether there is something to measure: an example, or a token behind another one."""
+        from lm.data.examples import ExampleSet
+
+        return len(self.validation) > (0 if isinstance(self.validation, ExampleSet) else 1)
+
     def identity(self) -> dict[str, str]:
         """What must be the same for a run to go on, and for its figures to come again."""
         return {"corpus": self.sha256, "tokenizer": self.tokenizer.sha256()}

@@ -29,7 +29,8 @@ class Dense(nn.Module):
         x_BPD = dropout(x_BPD, self.rate, keys_B, 0)
         x_BPD = Linear((self.width, self.width), ("embed", None), name="dense", **init)(x_BPD)
         x_BPD = dropout(ACTIVATIONS[self.activation](x_BPD), self.rate, keys_B, 1)
-        return Linear((self.width, self.outputs), ("embed", None), name="out", **init)(x_BPD)
+        last = Linear((self.width, self.outputs), ("embed", None), name="out", **init)
+        return last(x_BPD.astype(jnp.float32))
 
 
 class Scores(nn.Module):
@@ -55,7 +56,7 @@ class Scores(nn.Module):
         init = {"std": self.std, "truncate": self.truncate}
         if self.inner == "dense":
             dense = Dense(self.width, self.outputs, self.activation, self.rate, **init, name="classifier")
-            return dense(x_BPD, keys_B).astype(jnp.float32)
+            return dense(x_BPD, keys_B)
         if self.inner == "pooler":
             x_BPD = Pooler(self.width, name="pooler", **init)(x_BPD.reshape(-1, 1, self.width)).reshape(*lead, -1)
         elif self.inner == "summary":
@@ -63,4 +64,4 @@ class Scores(nn.Module):
             x_BPD = ACTIVATIONS[self.activation](x_BPD)
         x_BPD = dropout(x_BPD, self.rate, keys_B, 1)
         last = Linear((self.width, self.outputs), ("embed", None), bias=self.bias, name="classifier", **init)
-        return last(x_BPD).astype(jnp.float32)
+        return last(x_BPD.astype(jnp.float32))  # a number to learn can lie between two of bfloat16

@@ -148,7 +148,7 @@ class Extract(Tuned, Objective):
         """Score each token as the first and the last of an answer: float32 (B, T, 2)."""
         h_BTD = trunk.states(self.model, params, batch, keys_B, self.rows.causal)
         h_BTD = dropout(h_BTD, self.dropout, fold(keys_B, 1000), 1)
-        return self.scorer.apply({"params": params["answer"]}, h_BTD).astype(jnp.float32)
+        return self.scorer.apply({"params": params["answer"]}, h_BTD.astype(jnp.float32))
 
     def loss(self, params, batch, memory, keys_B):
         logits_BT2, weights_BP = self.logits(params, batch, keys_B), batch["weights"]

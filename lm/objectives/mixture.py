@@ -18,6 +18,7 @@ from lm.objectives.base import Objective
 
 # Parameters that parts share by name; all else (heads, poolers) each part has for itself.
 TRUNK = ("embed", "input", "project", "stack", "encoder_input", "encoder", "decoder_input", "decoder")
+INNER = ("layers", "buckets", "query", "transform", "head_bias", "output")  # what networks have inside (`lm.groups`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Part:
     weight: float = 1.0
 
     def __post_init__(self):
-        plain = self.name.isidentifier() and self.name not in ("trunk", *TRUNK)
+        plain = self.name.isidentifier() and self.name not in ("trunk", *TRUNK) and self.name not in INNER
         check(plain, f"part '{self.name}' of a mixture: give it a plain word for a name, not one of the network's")
         check(self.weight > 0, f"part '{self.name}' of a mixture has weight {self.weight}; it must be above 0")
 

@@ -19,6 +19,8 @@ from lm.objectives.base import Objective
 from lm.objectives.classify import Classify
 from lm.objectives.mixture import Parts
 
+LEAST = 1e-2  # noise that bfloat16 can add to the vectors of tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class Regularised(Objective):
@@ -58,6 +60,12 @@ class Regularised(Objective):
         check(
             not isinstance(self.objective, Parts),
             f"parts of {type(self.objective).__name__} have rows of their own: put Regularised around the objective of each",
+        )
+        dtype = getattr(self.objective.model, "dtype", "float32")
+        check(
+            not self.smoothness or dtype == "float32" or self.noise >= LEAST,
+            f"noise={self.noise} is lost among vectors in {dtype}, and smoothness would climb by rounding: set "
+            f"model.dtype=float32, or noise={LEAST} or more",
         )
         mixup = kind is not None and self.objective.mixup
         check(not (self.rdrop and mixup), "rdrop compares two passes of one text, which mixup mixes anew in each: one of them")

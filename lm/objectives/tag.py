@@ -173,7 +173,7 @@ class Tag(Tuned, Objective):
         """Score the tags of each word, float32 (B, W, tags)."""
         h_BTD = trunk.states(self.model, params, batch, keys_B, self.rows.causal)
         h_BWD = dropout(gather(h_BTD, batch["places"]), self.dropout, fold(keys_B, 1000), 1)
-        return self.scorer.apply({"params": params["classifier"]}, h_BWD).astype(jnp.float32)
+        return self.scorer.apply({"params": params["classifier"]}, h_BWD.astype(jnp.float32))
 
     def chain(self, params, when: str) -> Weights:
         """Give the weights of the random field, with what is forbidden then."""

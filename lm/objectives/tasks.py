@@ -94,9 +94,9 @@ class Tasks(Parts, Objective):
         for k, part in enumerate(self.parts):
             held_out = corpus.validation.of(k)
             check(
-                len(held_out) > 1 or not len(corpus.validation),
-                f"part '{part.name}' has {len(held_out)} held-out example(s), at least 2 are needed: let data.validation be a "
-                "share, or a Mixture with one source a part",
+                len(held_out) or not len(corpus.validation),
+                f"part '{part.name}' has no held-out example: let data.validation be a share, or a Mixture with one source a "
+                "part",
             )
             own = dataclasses.replace(corpus, train=corpus.train[k : k + 1], validation=held_out)
             parts.append(dataclasses.replace(part, objective=part.objective.study(own)))

@@ -51,13 +51,18 @@ def scores(
         formulas |= {
             f"{name}/{how}": partial(_averaged, which=which, how=how) for how in ("macro", "micro", "weighted")
         }
-        formulas |= {f"{name}/{label}": partial(_one, which=which, k=k) for k, label in enumerate(classes)}
+        formulas |= {f"{name}/{apart(label)}": partial(_one, which=which, k=k) for k, label in enumerate(classes)}
     rows, times = _cells(counts_KK)
     total = int(counts_KK.sum())
     return {
         "accuracy": proportion(int(np.trace(counts_KK)), total),
         **bootstrap_sums(rows, formulas, seed, counts=times),
     }
+
+
+def apart(label: Label) -> Label:
+    """Put a class in quotes whose name is that of an average."""
+    return f"'{label}'" if label in ("macro", "micro", "weighted") else label
 
 
 def _cells(counts_KK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +126,7 @@ def multilabel(truth_NK: np.ndarray, predicted_NK: np.ndarray, names: Sequence[s
     check(len(names) in (0, truth_NK.shape[1]), f"{len(names)} names for {truth_NK.shape[1]} labels")
     t, p = truth_NK.astype(bool), predicted_NK.astype(bool)
     formulas = {f"f1/{how}": partial(_averaged, which=2, how=how) for how in ("micro", "macro", "weighted")}
-    formulas |= {f"f1/{name}": partial(_one, which=2, k=k) for k, name in enumerate(names)}
+    formulas |= {f"f1/{apart(name)}": partial(_one, which=2, k=k) for k, name in enumerate(names)}
     return {
         "subset_accuracy": proportion(int((t == p).all(1).sum()), len(t)),
         "hamming": mean((t != p).mean(1)),
@@ -131,7 +136,10 @@ def multilabel(truth_NK: np.ndarray, predicted_NK: np.ndarray, names: Sequence[s
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:
     """Pearson's correlation; NaN where one side is constant."""
-    a, b = (x - x.mean() for x in (np.asarray(first, float), np.asarray(second, float)))
+    sides = np.asarray(first, float), np.asarray(second, float)
+    if any(len(x) and np.ptp(x) == 0 for x in sides):  # the mean of equal numbers may be one ulp beside them
+        return math.nan
+    a, b = (x - x.mean() for x in sides)
     return float(divide(a @ b, math.sqrt((a @ a) * (b @ b)), math.nan))
 
 

@@ -167,7 +167,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     data = override(load(flag.config), overrides).data
     check(min(flag.order) >= 1, f"--order={min(flag.order)} must be at least 1")
     corpus = prepare(data, report=print)
-    check(len(corpus.validation) > 1, "nothing is held out: the config has validation=0")
+    check(corpus.holds_out, "nothing is held out: the config has validation=0")
     rows = []
     for order in flag.order:
         began = time.monotonic()

@@ -115,7 +115,7 @@ def reopened(config: Config, workdir: Path | None = None) -> HeldOut:
         checkpoints = Checkpoints(workdir, config.keep, read_only=True)
         notes = checkpoints.notes(checkpoints.latest())
         corpus.check_identity(notes, workdir, "name what to measure with --tasks")
-    check(len(corpus.validation) > 1, "this run held no text out: its config has validation=0")
+    check(corpus.holds_out, "this run held no text out: its config has validation=0")
     mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
     with jax.set_mesh(mesh):
         return held_out_of(dataclasses.replace(config, evaluate_batches=0), corpus, mesh)

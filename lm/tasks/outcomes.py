@@ -166,7 +166,8 @@ def read_answer(objective: Any, example: Example, parts: Sequence[Row]) -> Predi
     offers = {one["text"]: one["score"] for one in found["candidates"]}
     if objective.null:
         offers[""] = min(part["none"] for part in parts)
-    shares = dict(zip(offers, map(float, calibration.softmax(np.array([*offers.values()])))))
+    scores = np.array([*offers.values()])  # none: every likely end lies before every likely start
+    shares = dict(zip(offers, map(float, calibration.softmax(scores)))) if offers else {}
     more = {"right": exact, "f1": f1, "confidence": shares.get(found["text"], 0.0), "rule": rule}
     listed = dict(sorted(shares.items(), key=lambda pair: -pair[1])[:5])
     odds = found["odds"] if math.isfinite(found["odds"]) else None

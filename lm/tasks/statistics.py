@@ -157,8 +157,11 @@ def jackknife(
         return {name: Figure.of(value, math.nan) for name, value in whole.items()}
     parts = np.array_split(order, min(groups, size))
     found = [statistic(np.sort(np.concatenate([p for j, p in enumerate(parts) if j != i]))) for i in range(len(parts))]
-    values = {name: np.array([f[name] for f in found], float) for name in whole}
-    errors = {name: math.sqrt((len(parts) - 1) * np.mean((v - v.mean()) ** 2)) for name, v in values.items()}
+    values = {name: np.array([f.get(name, math.nan) for f in found], float) for name in whole}
+    known = {name: v[np.isfinite(v)] for name, v in values.items()}  # without a group nothing may be left to measure
+    errors = {
+        name: math.sqrt((len(v) - 1) * np.mean((v - v.mean()) ** 2)) if len(v) > 1 else math.nan for name, v in known.items()
+    }
     return {name: Figure.of(value, errors[name]) for name, value in whole.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lm.errors import check, unknown
-from lm.tasks.classification import averaged, ratios
+from lm.tasks.classification import apart, averaged, ratios
 from lm.tasks.statistics import Figures, bootstrap_sums, divide, same_length
 
 Tags = Sequence[str]
@@ -70,7 +70,7 @@ def entities(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None
     for which, name in enumerate(("precision", "recall", "f1")):
         formulas[name] = partial(_averaged, which=which, how="micro")
         formulas |= {f"{name}/{how}": partial(_averaged, which=which, how=how) for how in ("macro", "weighted")}
-        formulas |= {f"{name}/{kind}": partial(_one, which=which, k=k) for k, kind in enumerate(kinds)}
+        formulas |= {f"{name}/{apart(kind)}": partial(_one, which=which, k=k) for k, kind in enumerate(kinds)}
     formulas["accuracy"] = lambda sums: divide(sums[..., -2], sums[..., -1], np.nan)
     formulas |= {f"mistakes/{sort}": partial(_wrong, k=k) for k, sort in enumerate(SORTS)}
     return bootstrap_sums(np.concatenate([rows.reshape(len(pairs), -1), wrong, tags], 1), formulas, seed)

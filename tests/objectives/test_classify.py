@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm import groups
 from lm.config import load
+from lm.convert.run import write_run
 from lm.data.examples import Example, ExampleSet
 from lm.data.framing import Frame
 from lm.data.prepare import Corpus, prepare
@@ -19,8 +22,11 @@ from lm.objectives.base import resolve, training_batches
 from lm.objectives.classify import Classify
 from lm.objectives.trunk import Head, Rows
 from lm.sharding import unbox
+from lm.start import begin, relabelled
+from lm.state import abstract_state, initialise
 from tests.objectives.labelled import model, words
 from tests.processes import environment
+from tests.test_optimizer import one_device
 
 torch = pytest.importorskip("torch")
 
@@ -249,6 +255,43 @@ def test_a_head_on_the_network_of_another_run(tmp_path):
     summary = json.loads((tmp_path / "labels" / "summary.json").read_text())
     assert 0 <= summary["eval/validation/accuracy"] <= 1
     assert "guess" in (tmp_path / "labels" / "samples" / "3.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("labels", "kept"), [(("neg", "pos"), True), (("cat", "dog"), False), (("cat", "dog", "emu"), False)]
+)
+def test_scores_of_other_labels_are_drawn_anew(labels, kept, tmp_path):
+    """From one classifier to the next: the network comes along, the scores only where they are of the same labels."""
+    config = load("tests/configs/tiny_classify.py")
+    config, found = resolve(config, prepare(config.data))
+    rows, mesh = training_batches(config, found)[0], one_device()
+
+    def of(labels):
+        objective = trunk.knowing(dataclasses.replace(config.objective, labels=labels), config.objective.frame)
+        return dataclasses.replace(config, objective=objective, start=str(tmp_path))
+
+    theirs = jax.jit(lambda key: unbox(of(("neg", "pos")).objective.init(key, rows)))(jax.random.key(7))
+    write_run(of(("neg", "pos")), theirs, found.tokenizer, tmp_path)
+    with jax.set_mesh(mesh):
+        abstract = abstract_state(of(labels), rows, mesh)
+        fresh = initialise(of(labels), rows, abstract)
+        state, lines = begin(of(labels), jax.tree.map(jnp.copy, fresh), abstract)
+    mine, drawn, theirs = (groups.flat(tree) for tree in (state.params, fresh.params, theirs))
+    for path, x in mine.items():
+        source = theirs if kept or not path.startswith("classifier/") else drawn
+        np.testing.assert_array_equal(x, source[path], err_msg=path)
+    assert ("drawn anew: classifier/bias, classifier/kernel" in lines) == (not kept)
+
+
+def test_each_task_has_labels_of_its_own():
+    config = load("tests/configs/tiny_tasks.py")
+    ours = resolve(config, prepare(config.data))[0].objective
+    name = ours.parts[0].name
+    parts = (dataclasses.replace(ours.parts[0], objective=dataclasses.replace(ours.parts[0].objective, labels=("x",))),)
+    other = relabelled(ours, dataclasses.replace(ours, parts=(*parts, *ours.parts[1:])))
+    assert other(f"{name}/classifier/kernel")
+    assert not other(f"{ours.parts[1].name}/classifier/kernel")
+    assert not other("trunk/stack/layers/mlp/up/kernel")
 
 
 @pytest.mark.slow

@@ -94,6 +94,7 @@ def test_evaluation_measures_all_parts():
         ([("a", {})], "different names"),
         ([("a", {}), ("a", {})], "different names"),
         ([("a b", {}), ("c", {})], "plain word"),
+        ([("query", {}), ("c", {})], "plain word"),  # what XLNet's network has
         ([("a", {}), ("b", {"weight": 0.0})], "above 0"),
     ],
 )

@@ -115,6 +115,15 @@ def test_regression_equals_scipy():
     theory = (1 - found["pearson"].value ** 2) / np.sqrt(90)  # large-sample error of normal data
     assert found["pearson"].error == pytest.approx(theory, rel=0.35)
     assert np.isnan(cl.regression([1.0, 1.0], [1.0, 2.0])["pearson"].value)
+    assert np.isnan(cl.pearson([0.1] * 3, [0.1] * 3))  # the mean of which is not 0.1
+    assert np.isnan(cl.pearson([1, 2, 3], [0.1] * 3))
+
+
+def test_a_class_may_be_called_like_an_average():
+    truth, guess = ["micro", "macro", "macro", "b"], ["micro", "b", "macro", "b"]
+    found = cl.scores(truth, guess)
+    assert found["f1/macro"].value == pytest.approx(sk.f1_score(truth, guess, average="macro"))
+    assert found["f1/'macro'"].value == pytest.approx(sk.f1_score(truth, guess, average=None, labels=["macro"])[0])
 
 
 def test_glue():

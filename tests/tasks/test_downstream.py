@@ -229,6 +229,11 @@ def test_answers_by_squads_rules_and_by_cmrcs_for_chinese():
     weights = np.exp([1.0, 0.0, -9.0])
     assert found.predictions[0]["confidence"] == pytest.approx(weights[0] / weights.sum())
 
+    rows = [[{"where": "", "none": 0.0, "spans": []}]]  # every likely end lies before every likely start
+    empty = SimpleNamespace(null=False, merge=lambda *_: {"text": "", "odds": np.inf, "candidates": []}, answers=lambda _: [])
+    (nothing,) = made(empty, rows, [none]).predictions
+    assert (nothing["confidence"], nothing["probabilities"], nothing["odds"]) == (0.0, {}, None)
+
     chinese = example(context="黑豹队的防守只丢了分。", question="谁？", answers=["黑豹队"], starts=[0])
     rows = [[{"where": "", "none": 0.0, "spans": [Candidate(1.0, 0, 4)]}]]
     found = made(reader(null=False), rows, [chinese])

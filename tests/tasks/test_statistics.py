@@ -168,6 +168,8 @@ def test_one_example_has_no_spread():
     assert math.isnan(st.bootstrap_sums(st.as_rows(one), {"m": st.total}, counts=[1])["m"].error)
     assert math.isnan(st.bootstrap(lambda i: {"m": one[i].mean()}, 1)["m"].error)
     assert math.isnan(st.jackknife(lambda i: {"m": one[i].mean()}, 1)["m"].error)
+    rare = st.jackknife(lambda i: {"m": 1.0} if 0 in i else {}, 3)["m"]  # one batch alone has what is measured
+    assert (rare.value, rare.error) == (1.0, 0.0)
     assert st.paired_bootstrap(one, one - 0.2).p_value == st.paired_permutation(one, one - 0.2) == 1
 
 

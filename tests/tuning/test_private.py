@@ -150,7 +150,11 @@ def test_neither_parts_nor_a_mesh_change_anything():
 
 
 def abstract(name: str, optimizer: Optimizer) -> None:
+    name, _, balanced = name.partition(":")
     config = load(name)
+    if balanced:
+        rows = dataclasses.replace(config.objective.rows, pack=False)
+        config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, balanced=True, rows=rows))
     config, corpus = resolve(dataclasses.replace(config, optimizer=optimizer), prepare(config.data))
     mesh = one_device()
     with jax.set_mesh(mesh):
@@ -165,6 +169,7 @@ def abstract(name: str, optimizer: Optimizer) -> None:
         ("tests/configs/tiny_recurrent.py", "memory"),
         ("tests/configs/tiny_tasks.py", "one task"),
         ("tests/configs/tiny_contrastive.py", "compares the rows"),
+        ("tests/configs/tiny_classify.py:balanced", "class_weights and balanced"),
     ],
 )
 def test_rows_that_do_not_stand_alone_are_an_error(name, word):

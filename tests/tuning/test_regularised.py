@@ -131,3 +131,8 @@ def test_what_does_not_apply_is_an_error():
     with pytest.raises(UserError, match="probabilities of labels"):
         Regularised(objective=load("tests/configs/tiny_tag.py").objective, smoothness=1.0)
     Regularised(objective=subject("number")[0], adversarial=1.0)
+    coarse = subject("one")[0]
+    coarse = dataclasses.replace(coarse, model=dataclasses.replace(coarse.model, dtype="bfloat16"))
+    with pytest.raises(UserError, match="lost among vectors in bfloat16"):
+        Regularised(objective=coarse, smoothness=1.0)
+    Regularised(objective=coarse, smoothness=1.0, noise=0.02)
