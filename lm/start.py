@@ -65,8 +65,15 @@ def from_run(path: Path, config: Config, state: TrainState, abstract: TrainState
 def relabelled(objective: Any, other: Any) -> Callable[[str], bool]:
     """Tell the arrays that score the labels of a task which `other` has with other labels, or of another kind."""
     mine, theirs = labels_of(objective), labels_of(other)
-    odd = [name for name, labels in mine.items() if theirs.get(name, labels) != labels]
+    odd = [name for name in mine if name in theirs and not alike(mine[name], theirs[name])]
     return lambda path: any(path.startswith(name) and LAST.fullmatch(path.removeprefix(name)) for name in odd)
+
+
+def alike(mine: tuple[Any, Any], theirs: tuple[Any, Any]) -> bool:
+    """Tell whether scores of the one serve the other; a published folder without names calls its labels LABEL_0 and on."""
+    (own, kind), (names, other) = mine, theirs
+    unnamed = bool(own) and bool(names) and len(own) == len(names) and all(re.fullmatch(r"LABEL_\d+", x) for x in names)
+    return kind == other and (own == names or unnamed)
 
 
 def labels_of(objective: Any) -> dict[str, tuple[Any, Any]]:

@@ -32,6 +32,7 @@ from lm.objectives.classify import Classify
 from lm.objectives.extract import Extract
 from lm.objectives.tag import Tag
 from lm.objectives.trunk import Head, Rows
+from lm.start import alike
 
 TASKS: dict[str, type] = {SEQUENCE: Classify, TOKEN: Tag, ANSWER: Extract, CHOICE: Choose}
 # What their files may have besides: heads of pre-training and of other tasks, vectors that no task reads.
@@ -216,12 +217,11 @@ def remodelled(objective: Any, model: Any) -> Any:
 
 def labelled(objective: Any, theirs: Any, leaves: dict[str, Any]) -> dict[str, Any]:
     """Give a folder's leaves with our labels' scores in our order; without the last layer where its labels are others."""
-    mine, other = (getattr(one, "labels", ()) for one in (objective, theirs))
-    alike = getattr(objective, "kind", None) == getattr(theirs, "kind", None)
+    (mine, kind), (other, known) = ((getattr(one, "labels", ()), getattr(one, "kind", None)) for one in (objective, theirs))
     last = {name for name in leaves if re.fullmatch(r"classifier/(out/)?(kernel|bias)", name)}
-    if alike and (mine == other or (len(mine) == len(other) and all(re.fullmatch(r"LABEL_\d+", name) for name in other))):
+    if alike((mine, kind), (other, known)):
         return leaves
-    if alike and sorted(mine) == sorted(other):
+    if kind == known and sorted(mine) == sorted(other):
         order = np.array([other.index(name) for name in mine])
         return {name: x[..., order] if name in last else x for name, x in leaves.items()}
     return {name: x for name, x in leaves.items() if name not in last}

@@ -22,7 +22,7 @@ from lm.objectives.base import resolve, training_batches
 from lm.objectives.classify import Classify
 from lm.objectives.trunk import Head, Rows
 from lm.sharding import unbox
-from lm.start import begin, relabelled
+from lm.start import alike, begin, relabelled
 from lm.state import abstract_state, initialise
 from tests.objectives.labelled import model, words
 from tests.processes import environment
@@ -292,6 +292,9 @@ def test_each_task_has_labels_of_its_own():
     assert other(f"{name}/classifier/kernel")
     assert not other(f"{ours.parts[1].name}/classifier/kernel")
     assert not other("trunk/stack/layers/mlp/up/kernel")
+    assert alike((("neg", "pos"), "one"), (("LABEL_0", "LABEL_1"), "one"))
+    assert not alike((("neg", "pos"), "one"), (("LABEL_0", "LABEL_1"), "several"))
+    assert not alike((("neg", "pos"), "one"), (("LABEL_0",), "one"))
 
 
 @pytest.mark.slow

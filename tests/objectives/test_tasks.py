@@ -299,7 +299,7 @@ def test_sources_that_do_not_fit(tmp_path):
     with pytest.raises(UserError, match=r"3 parts and 2 source\(s\)"):
         resolve(two, prepare(two.data))
     held_out = changed(validation=reviews)
-    with pytest.raises(UserError, match=r"'tags' has 0 held-out"):
+    with pytest.raises(UserError, match=r"'tags' has no held-out"):
         resolve(held_out, prepare(held_out.data))
     swapped = changed(source=Mixture(sources=(tags, reviews, answers)))
     with pytest.raises(UserError, match="'label'"):
