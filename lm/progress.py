@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
+from collections import Counter
 from typing import Any
 
 import jax
@@ -68,20 +69,15 @@ def summary(run: Any, abstract: TrainState, steps: int) -> dict[str, Any]:
     }
 
 
+BUILT = "/jax/core/compile/backend_compile_duration"  # of a program, or of reading it from the cache
+
+
 @functools.cache
-def compiled() -> list[float]:
-    """Give the seconds that each program took which this process compiled (or read from the cache) since the first call.
-
-    The list grows by itself; a run in which it goes on growing has arrays of ever new shapes.
-    """
-    seconds: list[float] = []
-
-    def see(event: str, duration: float, **_: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            seconds.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(see)
-    return seconds
+def events() -> Counter[str]:
+    """Count what jax reports of itself since the first call; a run that goes on building has arrays of ever new shapes."""
+    found: Counter[str] = Counter()
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: found.update([event]))
+    return found
 
 
 class Meter:
@@ -94,7 +90,7 @@ class Meter:
         peak = flops.peak()
         work = config.objective.flops() / config.objective.records.tokens
         self.share = work / (peak * jax.device_count()) if peak else None
-        self.mark, self.programs = time.monotonic(), len(compiled())
+        self.mark, self.programs = time.monotonic(), events()[BUILT]
 
     def add(self, step: int, sums: Any) -> None:
         """Count one finished step; raises UserError after `skip_limit` non-finite ones in a row."""
@@ -116,7 +112,7 @@ class Meter:
         values = metrics.means(self.total, "train") | {"train/tokens_per_second": rate}
         if self.share:
             values["train/mfu"] = rate * self.share
-        values["train/programs"] = len(compiled()) - self.programs
+        values["train/programs"] = events()[BUILT] - self.programs
         self.writers.write(step, values)
         self.total, self.steps, self.mark = {}, 0, time.monotonic()
 

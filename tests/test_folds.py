@@ -14,6 +14,7 @@ from lm.data.prepare import prepare
 from lm.errors import UserError
 from lm.objectives.base import resolve
 from tests.processes import xla_flags
+from tests.test_objective_runs import command
 
 CONFIG = "tests/configs/tiny_classify.py"
 FLAGS = folds.VALUES
@@ -43,7 +44,7 @@ def overrides(tmp_path: Path) -> list[tuple[str, str]]:
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def consistent(folder: Path) -> None:
@@ -82,9 +83,10 @@ def fake(tmp_path: Path, started: list[list[str]]):
             shares = dict(zip(config.objective.labels, map(float, chance.dirichlet(np.ones(3)))))
             guess, gold = max(shares, key=shares.get), one.values["label"]
             right = {"right": float(guess == gold), "confidence": max(shares.values())}
-            found.append({"where": one.where, "gold": gold, "guess": guess, **right, "probabilities": shares})
+            said = {"gold": gold, "guess": guess, **right, "probabilities": shares}
+            found.append({"where": one.where, "id": "a\u2028b", **said})  # what str.splitlines cuts at
         accuracy = float(np.mean([one["right"] for one in found]))
-        (workdir / "predictions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found))
+        (workdir / "predictions.jsonl").write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found))
         figures = {"accuracy": accuracy, "accuracy_error": 0.1, "accuracy_low": 0.0, "nll": 1.0, "nll_error": 0.1}
         (workdir / "figures.json").write_text(json.dumps(figures))
         (workdir / "summary.json").write_text(json.dumps({"steps": 1, "eval/validation/loss": 1.5}))
@@ -144,6 +146,17 @@ def test_labels_that_need_no_telling_or_cannot_be_told(tmp_path):
     path.write_text('text,label\nx,"a, b"\ny,c\nz,d\n')
     with pytest.raises(UserError, match=r"set objective\.labels in the config"):
         folds.labels_of(override(config, [("data.source.path", str(path))]), [], 2)
+
+
+def test_every_text_to_write_is_answered():
+    assert folds.whole_answers(load("tests/configs/tiny_text2text.py")) == [("objective.reply.most", "0")]
+    assert folds.whole_answers(load(CONFIG)) == []
+
+
+@pytest.mark.parametrize("module", ["launch.folds", "launch.finetune"])
+def test_help_lists_the_flags(module):
+    done = command(module, "--help")
+    assert "--workdir" in done.stdout
 
 
 def test_a_prediction_of_other_data_is_told():

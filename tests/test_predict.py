@@ -12,7 +12,7 @@ from lm.config import load
 from lm.convert.run import opened
 from lm.data.examples import Columns, Entities, Example, Labelled
 from lm.errors import UserError
-from lm.predict import KINDS, kind_of, predict, read, told, write
+from lm.predict import KINDS, kind_of, predict, read, roomy, told, write
 from lm.tasks.downstream import Found
 from lm.tasks.outcomes import TAGS
 from tests.test_objective_runs import command
@@ -205,6 +205,12 @@ def test_sentences_are_read_in_every_form(file, text, own, words, tmp_path):
     assert [one.values["words"] for one in found] == words
     assert [one.values["tags"] for one in found] == [["O"] * len(one) for one in words]  # whatever stood there
     assert all(one.values.get("spaced", True) == (own is not CHARACTERS) for one in found)
+
+
+def test_tags_that_are_filled_in_break_no_rule():
+    """A joint segmenter's first label never follows itself; forbidden steps are so when decoding all the same."""
+    objective, _ = learned("tag", labels=("B-n", "E-n", "S-v"), crf=True, forbid="always", scheme="IOBES")
+    assert roomy(objective, "tagger", None, ()).forbid == "decoding"
 
 
 def test_a_sentence_ends_with_its_file(tmp_path):

@@ -32,7 +32,7 @@ from lm.objectives.classify import Classify
 from lm.objectives.extract import Extract
 from lm.objectives.tag import Tag
 from lm.objectives.trunk import Head, Rows
-from lm.start import alike
+from lm.start import LAST, alike
 
 TASKS: dict[str, type] = {SEQUENCE: Classify, TOKEN: Tag, ANSWER: Extract, CHOICE: Choose}
 # What their files may have besides: heads of pre-training and of other tasks, vectors that no task reads.
@@ -218,7 +218,7 @@ def remodelled(objective: Any, model: Any) -> Any:
 def labelled(objective: Any, theirs: Any, leaves: dict[str, Any]) -> dict[str, Any]:
     """Give a folder's leaves with our labels' scores in our order; without the last layer where its labels are others."""
     (mine, kind), (other, known) = ((getattr(one, "labels", ()), getattr(one, "kind", None)) for one in (objective, theirs))
-    last = {name for name in leaves if re.fullmatch(r"classifier/(out/)?(kernel|bias)", name)}
+    last = {name for name in leaves if LAST.fullmatch(name)}
     if alike((mine, kind), (other, known)):
         return leaves
     if kind == known and sorted(mine) == sorted(other):

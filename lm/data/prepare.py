@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm.data.augment import Augmentation
-from lm.data.examples import ExampleSource, labelled
+from lm.data.examples import ExampleSet, ExampleSource, labelled
 from lm.data.folds import numbers
 from lm.data.sources import Documentation, Reader, Source, components, source_from
 from lm.data.store import FORMAT, Tokens
@@ -80,8 +80,6 @@ class Corpus:
     @property
     def holds_out(self) -> bool:
         """Tell whether there is something to measure: an example, or a token behind another one."""
-        from lm.data.examples import ExampleSet
-
         return len(self.validation) > (0 if isinstance(self.validation, ExampleSet) else 1)
 
     def identity(self) -> dict[str, str]:

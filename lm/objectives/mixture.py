@@ -30,7 +30,7 @@ class Part:
     weight: float = 1.0
 
     def __post_init__(self):
-        plain = self.name.isidentifier() and self.name not in ("trunk", *TRUNK) and self.name not in INNER
+        plain = self.name.isidentifier() and self.name not in ("trunk", *TRUNK, *INNER)
         check(plain, f"part '{self.name}' of a mixture: give it a plain word for a name, not one of the network's")
         check(self.weight > 0, f"part '{self.name}' of a mixture has weight {self.weight}; it must be above 0")
 

@@ -17,6 +17,7 @@ from lm.data.examples import Example, ExampleSet
 from lm.data.framing import Frame
 from lm.data.prepare import Corpus, prepare
 from lm.errors import UserError
+from lm.models.pooling import Scores
 from lm.objectives import trunk
 from lm.objectives.base import resolve, training_batches
 from lm.objectives.classify import Classify
@@ -255,6 +256,22 @@ def test_a_head_on_the_network_of_another_run(tmp_path):
     summary = json.loads((tmp_path / "labels" / "summary.json").read_text())
     assert 0 <= summary["eval/validation/accuracy"] <= 1
     assert "guess" in (tmp_path / "labels" / "samples" / "3.txt").read_text(encoding="utf-8")
+
+
+def test_one_example_is_held_out():
+    train = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    assert [corpus(train, train[:n]).holds_out for n in (0, 1, 2)] == [False, True, True]
+
+
+def test_numbers_of_a_head_are_float32():
+    """1987.3 lies between two numbers of bfloat16, 1984 and 1992."""
+    for inner in ("none", "dense"):
+        head = Scores(width=4, outputs=1, inner=inner)
+        states = jnp.ones((1, 1, 4), jnp.bfloat16)
+        params = jax.tree.map(jnp.zeros_like, unbox(head.init(jax.random.key(0), states)["params"]))
+        last = params["classifier"]["out"] if inner == "dense" else params["classifier"]
+        last["bias"] = last["bias"] + 1987.3
+        assert float(head.apply({"params": params}, states)[0, 0, 0]) == pytest.approx(1987.3)
 
 
 @pytest.mark.parametrize(
