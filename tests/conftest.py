@@ -27,17 +27,11 @@ def _seed():
 
 @pytest.fixture(scope="module", autouse=True)
 def _room():
-    """Drop compiled programs once they take many memory maps, of which a process has 65,530: LLVM crashes without one.
-
-    What is left is frozen: looking through the millions of objects of other files' programs for garbage, again and again,
-    made tests at the end of the suite take up to ten times as long as alone.
-    """
+    """Drop compiled programs once they take many memory maps, of which a process has 65,530: LLVM crashes without one."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 15_000:
         import jax
 
-        gc.unfreeze()
         jax.clear_caches()
         gc.collect()
-    gc.freeze()

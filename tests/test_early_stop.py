@@ -5,7 +5,6 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,7 +16,6 @@ from lm.config import Keep, from_json, load, override, to_json
 from lm.errors import UserError
 from lm.state import TrainState
 from lm.stopping import EarlyStop, Watch
-from lm.train import check_figure
 from tests.test_objective_runs import command
 from tests.test_runs import parameters, run
 
@@ -99,11 +97,11 @@ def test_mistakes_are_told(tmp_path):
     assert done.returncode == 2
     assert "data.validation" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    part = SimpleNamespace(count=1, batches=range(2))
-    config = override(config, [("stop.patience", "2"), ("stop.metric", "examples/f1"), ("evaluate_batches", "1")])
-    with pytest.raises(UserError, match="evaluate_batches=0"):
-        check_figure(config, part)
-    check_figure(config, SimpleNamespace(count=2, batches=range(2)))
+    partial = ("--config.evaluate_batches=1", "--config.batch=1", "--config.stop.metric=examples/f1/macro")
+    done = run(f"--workdir={tmp_path / 'r'}", "--config.stop.patience=2", *partial, config="tests/configs/tiny_classify.py")
+    assert done.returncode == 2
+    assert "evaluate_batches=0" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "r" / "metrics.jsonl").exists()  # before the first step
 
 
 def test_configs_of_before_are_read():
