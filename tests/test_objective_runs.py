@@ -1,6 +1,7 @@
 """Whole runs of other objectives than the causal one: resumed with their memory, looked at, measured again."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -15,14 +16,18 @@ STEPS = ("--config.steps=4", "--config.every.save=2", "--config.every.evaluate=4
 
 @pytest.mark.parametrize("spec", ["tiny_recurrent.py", pytest.param("tiny_mixture.py:take=one", marks=pytest.mark.slow)])
 def test_memory_goes_on_where_it_was(spec, tmp_path):
-    """Four steps at once, and two and two: the same to the bit, what is carried from step to step included."""
-    steps = ("--config.every.save=2", "--config.every.evaluate=4", "--config.every.log=1", "--config.schedule.shape=constant")
-    for workdir, count in (("straight", 4), ("pieces", 2), ("pieces", 4)):
-        more = (f"--workdir={tmp_path / workdir}", f"--config.steps={count}")
-        done = run(*more, *steps, config=f"tests/configs/{spec}")
+    """Steps again from a checkpoint in the middle: the same to the bit, what is carried from step to step included."""
+    steps = ("--config.steps=4", "--config.every.save=2", "--config.every.evaluate=4", "--config.every.log=1")
+    straight, again = tmp_path / "straight", tmp_path / "again"
+    for workdir in (straight, again):
+        done = run(f"--workdir={workdir}", *steps, config=f"tests/configs/{spec}")
         assert done.returncode == 0, done.stderr
-    identical(tmp_path / "straight", tmp_path / "pieces", step=4)
-    assert set(losses(tmp_path / "pieces")) == {1, 2, 3, 4}
+        if workdir == straight:
+            shutil.copytree(straight, again)
+            shutil.rmtree(again / "checkpoints" / "4")
+    assert "going on from step 2" in done.stdout
+    identical(straight, again, step=4)
+    assert set(losses(again)) == {1, 2, 3, 4}
 
 
 def test_masked_tokens_are_shown_and_measured(tmp_path):

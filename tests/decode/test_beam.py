@@ -206,7 +206,7 @@ def test_enough_beams_find_the_best_of_all_texts(model):
         np.testing.assert_allclose(h.logprob, logprobs[h.ids @ [36, 6, 1]], atol=1e-4)
 
 
-@pytest.mark.parametrize("layers", ["bart", "t5"])
+@pytest.mark.parametrize("layers", ["bart", pytest.param("t5", marks=pytest.mark.slow)])
 def test_coverage_counts_what_every_source_token_got(layers):
     """All 36 texts of two out of six tokens, by whole passes with their attention; the penalty changes their order."""
     shape = {"vocab": 6, "context": 20, "width": 16, "depth": 2, "heads": 2, "init": 0.5}
@@ -220,18 +220,20 @@ def test_coverage_counts_what_every_source_token_got(layers):
     rows = np.concatenate([np.zeros((len(texts), 1), np.int32), texts[:, :1]], 1)
     steps = Seq2SeqSteps(network.config)
     prompts = batch_prompts([Prompt(np.zeros(1, np.int32), source) for source in sources])
-    orders = []
+    passes, orders = [], []
+    for source in sources:
+        given = np.broadcast_to(source, (len(rows), len(source)))
+        h_BTD, seen = network.apply({"params": params}, given, rows, mutable=["intermediates"])
+        logits = network.apply({"params": params}, method="head").logits(h_BTD)
+        logprobs = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), texts[..., None], 2)[..., 0].sum(1)
+        (weights_LBNTS,) = seen["intermediates"]["decoder"]["layers"]["cross"]["weights"]
+        got_BS = np.asarray(weights_LBNTS)[-1].mean(1).sum(1)
+        passes.append((logprobs, np.log(np.clip(got_BS, 1e-30, 1)).sum(1)))
     for weight in (0.0, 0.8):
         beams = Beams(count=36, returned=36, length_penalty=0.0, coverage_penalty=weight)
         found = beam_search(steps, steps.prepare(params, 72), prompts, beams=beams, rules=Rules(), new=2, stops=())
-        for source, hypotheses in zip(sources, found, strict=True):
-            given = np.broadcast_to(source, (len(rows), len(source)))
-            h_BTD, seen = network.apply({"params": params}, given, rows, mutable=["intermediates"])
-            logits = network.apply({"params": params}, method="head").logits(h_BTD)
-            logprobs = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), texts[..., None], 2)[..., 0].sum(1)
-            (weights_LBNTS,) = seen["intermediates"]["decoder"]["layers"]["cross"]["weights"]
-            got_BS = np.asarray(weights_LBNTS)[-1].mean(1).sum(1)
-            wanted = logprobs + weight * np.log(np.clip(got_BS, 1e-30, 1)).sum(1)
+        for (logprobs, covered), hypotheses in zip(passes, found, strict=True):
+            wanted = logprobs + weight * covered
             np.testing.assert_allclose([h.score for h in hypotheses], np.sort(wanted)[::-1], atol=1e-4, rtol=1e-5)
             orders.append([h.ids @ [6, 1] for h in hypotheses])
     assert orders[0] != orders[2]

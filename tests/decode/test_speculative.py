@@ -100,7 +100,12 @@ def test_a_stop_ends_a_text_and_rules_hold():
 
 
 @pytest.mark.parametrize(
-    ("sampling", "gamma"), [(Sampling(), 2), (Sampling(temperature=0.7, top_p=0.9), 3), (Sampling(top_k=3), 1)]
+    ("sampling", "gamma"),
+    [
+        (Sampling(temperature=0.7, top_p=0.9), 3),
+        pytest.param(Sampling(), 2, marks=pytest.mark.slow),
+        pytest.param(Sampling(top_k=3), 1, marks=pytest.mark.slow),
+    ],
 )
 def test_texts_follow_the_targets_distribution(sampling, gamma):
     """100,000 texts of three tokens over five, against the target's exact probabilities of all 125."""

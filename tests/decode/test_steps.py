@@ -40,6 +40,7 @@ MODELS = {
 }
 
 
+@functools.cache  # jit knows a method of the same object again
 def steps_of(name):
     model = MODELS[name]
     return StackSteps(model, prefix=name == "prefix") if isinstance(model, Transformer) else KINDS[type(model)](model)
@@ -59,22 +60,23 @@ def whole(name):
     key, ids = jax.random.key(1), np.ones((1, 4), np.int32)
     kind = {LSTM: LSTMModel, TransformerXL: MemoryModel, XLNet: TwoStream, EncoderDecoder: Seq2Seq}.get(type(model), Model)
     network = kind(model)
-    params = unbox(network.init(key, *[ids] * (2 if kind is Seq2Seq else 1))["params"])
+    params = unbox(jax.jit(network.init)(key, *[ids] * (2 if kind is Seq2Seq else 1))["params"])
     variables, found = {"params": params}, []
-    head = network.apply(variables, method="head")
+    ask = jax.jit(functools.partial(asked, network))
+    run = jax.jit(lambda variables, *args, **more: network.apply(variables, *args, **more))
+    logits = jax.jit(lambda variables, h_TD: network.apply(variables, method="head").logits(h_TD))
     for ids, source, length in zip(tokens, sources, LENGTHS):
         row = ids[None]
         if kind is Seq2Seq:
-            h_TD = network.apply(variables, source[None], row)[0]
+            h_TD = run(variables, source[None], row)[0]
         elif kind is TwoStream:  # every place by a pass of its own, over what stands before it
-            ask = jax.jit(functools.partial(asked, network))
             h_TD = jnp.stack([ask(variables, ids, at + 1) for at in range(len(ids))])
         elif name == "prefix":
             prefix = (np.arange(len(ids)) < length)[None]
-            h_TD = network.apply(variables, row, prefix_BT=prefix, segments_BT=np.ones_like(row))[0][0]
+            h_TD = run(variables, row, prefix_BT=prefix, segments_BT=np.ones_like(row))[0][0]
         else:
-            h_TD = network.apply(variables, row)[0][0]
-        found.append(np.asarray(head.logits(h_TD))[length - 1 :])
+            h_TD = run(variables, row)[0][0]
+        found.append(np.asarray(logits(variables, h_TD))[length - 1 :])
     return params, np.stack(found)
 
 

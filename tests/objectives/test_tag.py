@@ -74,13 +74,13 @@ def test_the_loss_is_that_of_each_sentence_alone(crf):
     examples = [sentence(n, seed) for seed, n in enumerate((3, 7, 1, 9))]
     packed = objective.corrupt(None, {"examples": [(one, 0) for one in examples], "room": 20})
     batch = {name: x[None] for name, x in packed.items()}
-    params = unbox(objective.init(jax.random.key(1), batch))
+    params = unbox(jax.jit(objective.init)(jax.random.key(1), batch))
     params["classifier"]["kernel"] += np.random.default_rng(0).normal(size=params["classifier"]["kernel"].shape)
-    sums, _ = objective.loss(params, batch, None, None)
+    sums, _ = jax.jit(objective.loss)(params, batch, None, None)
     total, hits, guesses = 0.0, 0.0, []
     for one in examples:
         alone = {name: x[None] for name, x in objective.corrupt(None, {"examples": [(one, 0)], "room": 9}).items()}
-        logits = np.asarray(objective.logits(params, alone))[0, : len(one.values["words"])]
+        logits = np.asarray(jax.jit(objective.logits)(params, alone))[0, : len(one.values["words"])]
         gold = objective.targets(one)
         if crf:
             weights = objective.chain(params, "training")
@@ -91,11 +91,11 @@ def test_the_loss_is_that_of_each_sentence_alone(crf):
         else:
             log = logits - np.logaddexp.reduce(logits, -1, keepdims=True)
             total -= log[np.arange(len(gold)), gold].sum()
-        guesses.append(np.asarray(objective.predict(params, alone)["guess"])[0, : len(gold)])
+        guesses.append(np.asarray(jax.jit(objective.predict)(params, alone)["guess"])[0, : len(gold)])
         hits += (guesses[-1] == gold).sum()
     np.testing.assert_allclose(sums["loss"][0], total, rtol=1e-4)
     np.testing.assert_allclose(sums["accuracy"][0], hits)
-    found = jax.device_get(objective.predict(params, batch))
+    found = jax.device_get(jax.jit(objective.predict)(params, batch))
     outcomes = objective.outcomes({"examples": [(one, 0) for one in examples]}, {k: v[0] for k, v in found.items()})
     for outcome, guess in zip(outcomes, guesses):
         assert outcome["guess"] == [LABELS[i] for i in guess]
@@ -140,7 +140,7 @@ def laid(objective, example, room: int = 48):
 def decoded(objective, params, example) -> tuple[list[str], list[str]]:
     """The tags of a sentence as `merge` gives them, and those that its windows have by themselves."""
     records, batch = laid(objective, example)
-    found = jax.device_get(objective.predict(params, batch))
+    found = jax.device_get(jax.jit(objective.predict)(params, batch))
     parts = [
         one
         for row, record in enumerate(records)
@@ -169,17 +169,19 @@ def test_an_entity_longer_than_a_window_is_found_and_costs_nothing(scheme, forbi
     )
     _, batch = laid(objective, example)
     assert len(batch["tokens"]) >= 5
-    params = unbox(objective.init(jax.random.key(0), batch))
+    params = unbox(jax.jit(objective.init)(jax.random.key(0), batch))
     params["crf"] = jax.tree.map(np.zeros_like, params["crf"])
     params["crf"] |= {name: np.array([-50.0 if one == "I-X" else 0.0 for one in labels]) for name in ("start", "end")}
     merged, alone = decoded(objective, params, example)
     assert merged == alone == example.values["tags"]
-    sums, _ = objective.loss(params, batch, None, None)
+    sums, _ = jax.jit(objective.loss)(params, batch, None, None)
     assert float(sums["loss"][0]) < 1
     assert float(sums["accuracy"][0]) == 40
 
 
-@pytest.mark.parametrize("forbid", ["never", "decoding", "always"])
+@pytest.mark.parametrize(
+    "forbid", ["decoding", pytest.param("never", marks=pytest.mark.slow), pytest.param("always", marks=pytest.mark.slow)]
+)
 def test_a_sentence_in_windows_is_decoded_as_one(forbid):
     """Of all taggings of the whole sentence the best; the loss is that of the windows' own words, cut out of it."""
     objective = ready(rows=Rows(length=7, row=14), overlap=2, crf=True, forbid=forbid, scheme="IOB2")
@@ -189,11 +191,11 @@ def test_a_sentence_in_windows_is_decoded_as_one(forbid):
         example.values["words"] = sentence(8, seed).values["words"]
         _, batch = laid(objective, example, 10)
         assert len(batch["tokens"]) > 1
-        params = unbox(objective.init(jax.random.key(seed), batch))
+        params = unbox(jax.jit(objective.init)(jax.random.key(seed), batch))
         params["classifier"]["kernel"] += 2 * rng.normal(size=params["classifier"]["kernel"].shape)
         params["crf"] = {name: rng.normal(size=x.shape).astype(np.float32) for name, x in params["crf"].items()}
         gold, cuts, scores = objective.targets(example), [], np.zeros((8, 3))
-        logits = np.asarray(objective.logits(params, batch))
+        logits = np.asarray(jax.jit(objective.logits)(params, batch))
         owns = [own for _, own, _ in objective.lay(example)]
         for own, row in zip(owns[1:] + owns[:1], logits):
             scores[own] = row[: len(own)]
@@ -207,7 +209,7 @@ def test_a_sentence_in_windows_is_decoded_as_one(forbid):
         for own, *edges in cuts:
             total += np.logaddexp.reduce(list(every(scores[own], weights, *edges).values()))
             total -= by_hand(scores[own], weights, gold[own], *edges)
-        np.testing.assert_allclose(objective.loss(params, batch, None, None)[0]["loss"][0], total, rtol=1e-4)
+        np.testing.assert_allclose(jax.jit(objective.loss)(params, batch, None, None)[0]["loss"][0], total, rtol=1e-4)
     assert differ  # windows alone are not enough
 
 
@@ -242,7 +244,7 @@ def test_tags_of_every_scheme_are_decoded(tags, scheme, odd, capsys):
     assert objective.scheme == scheme
     sure = trunk.knowing(Sure(**{f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}), objective.frame)
     _, batch = laid(sure, example, 6)
-    params = unbox(sure.init(jax.random.key(0), batch))
+    params = unbox(jax.jit(sure.init)(jax.random.key(0), batch))
     assert decoded(sure, params, example)[0] == example.values["tags"]
     wrong = told(odd)
     assert decoded(sure, params, wrong)[0] != wrong.values["tags"]
@@ -290,7 +292,7 @@ def test_where_no_scheme_fits_nothing_is_forbidden(capsys):
     assert found.scheme == "none"
     said = capsys.readouterr().out
     assert said.startswith("here:0: I-X after O at word 2 is not IOB2, as in 20 of 40 sentences; no scheme fits better, so")
-    params = unbox(found.init(jax.random.key(0), laid(found, train[0])[1]))
+    params = unbox(jax.jit(found.init)(jax.random.key(0), laid(found, train[0])[1]))
     assert max(float(np.abs(x).max()) for x in found.chain(params, "decoding")) < 1
     with pytest.raises(UserError, match="here:0: I-X after O"):
         studied(train, forbid="always")

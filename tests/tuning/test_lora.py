@@ -133,7 +133,10 @@ def taken(config, tree, rows):
     return jax.jit(lambda *args: gradients(config, *args))(tree, rows, None, keys_B)[:2]
 
 
-@pytest.mark.parametrize("trunk", ["encoder", "pair", "xlnet"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("trunk", ["pair", pytest.param("encoder", marks=SLOW), pytest.param("xlnet", marks=SLOW)])
 def test_accumulation_and_mesh_change_nothing(trunk):
     """Dropout before the factors has one key a row; factors are cut over the mesh as their matrix is."""
     config, _, rows = labelled(trunk, dropout=0.3)
