@@ -13,7 +13,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = xla_flags(8)
 os.environ.setdefault("LM_CACHE", str(Path(tempfile.gettempdir()) / f"lm-tests-{os.getuid()}"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(os.environ["LM_CACHE"]) / "compiled"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import pytest
 

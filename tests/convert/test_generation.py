@@ -11,6 +11,7 @@ from lm.decode.open import batch_prompts, opened_steps
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
 from tests.convert.test_families import CASES
+from tests.marks import quick
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -68,7 +69,7 @@ def drawn():
     return [rng.integers(3, 50, n).astype(np.int32) for n in LENGTHS]
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", quick(WRITERS, ("gpt2", "gemma3", "t5", "bart", "xlnet")))
 def test_greedy_text_is_theirs(name, tmp_path):
     model, prompts = make(name, tmp_path), drawn()
     loaded = load(tmp_path)
@@ -89,13 +90,7 @@ def test_greedy_text_is_theirs(name, tmp_path):
     assert len(set(np.concatenate(wanted).tolist())) > 6
 
 
-QUICK = ("gpt2", "mistral", "t5", "bart")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in WRITERS if name != "xlnet"],
-)
+@pytest.mark.parametrize("name", quick(WRITERS[:-1], ("mistral", "t5")))
 def test_beams_are_theirs(name, tmp_path):
     model, prompts = make(name, tmp_path), drawn()
     loaded = load(tmp_path)

@@ -28,6 +28,7 @@ from lm.objectives.trunk import Head, Rows
 from lm.sharding import AXES, make_mesh, unbox
 from lm.state import TrainState
 from tests.convert.test_families import ALBERT, BART, BERT, DISTIL, LLAMA, T5, XLNET
+from tests.marks import quick
 from tests.objectives.labelled import model as small
 
 torch = pytest.importorskip("torch")
@@ -180,9 +181,7 @@ def same(ours, theirs):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "task"), [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES]
-)
+@pytest.mark.parametrize(("name", "task"), quick(CASES, QUICK))
 def test_there_and_back(name, task, tmp_path):
     """The reference's scores of padded pairs; and a folder that it loads, without a name too many, bit for bit."""
     model = make(name, task, tmp_path / "theirs")
@@ -368,8 +367,11 @@ def test_a_folder_becomes_a_run_and_a_folder_again(tmp_path):
     assert as_config(load(tmp_path / "back"), str(tmp_path / "back")).objective.labels == ("bad", "good")
 
 
-@pytest.mark.parametrize(("name", "task"), [("Bert", CHOICE), ("Albert", ANSWER), ("Llama", TOKEN), ("GPT2", SEQUENCE),
-                                            ("XLNet", SEQUENCE), ("Bart", SEQUENCE), ("T5", ANSWER)])  # fmt: skip
+CHECKED = [("Bert", CHOICE), ("Albert", ANSWER), ("Llama", TOKEN), ("GPT2", SEQUENCE), ("XLNet", SEQUENCE), ("Bart", SEQUENCE),
+           ("T5", ANSWER)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "task"), quick(CHECKED, CHECKED[:1] + CHECKED[-1:]))
 def test_check_compares_the_scores_too(name, task, tmp_path):
     make(name, task, tmp_path)
     lines = [line for line in compare(str(tmp_path)).splitlines() if re.search(r"\de[-+]\d", line)]

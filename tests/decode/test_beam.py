@@ -22,6 +22,7 @@ from lm.models.lstm import LSTM, LSTMModel
 from lm.models.memory import MemoryModel, TransformerXL
 from lm.models.transformer import Transformer
 from lm.sharding import unbox
+from tests.marks import quick
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -124,7 +125,7 @@ CASES = [("gpt2", True, 1.0), ("gpt2", False, 0.6), ("gpt2", "never", 2.0), ("gp
          ("bart", True, -0.5)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "early", "penalty"), CASES)
+@pytest.mark.parametrize(("kind", "early", "penalty"), quick(CASES, (*CASES[1:4:2], *CASES[5:7])))
 def test_texts_and_scores_are_theirs(kind, early, penalty, models):
     beams = Beams(count=4, returned=3, early_stopping=early, length_penalty=penalty)
     ended = compare(kind, models, beams, STOPS[:6])
@@ -206,7 +207,7 @@ def test_enough_beams_find_the_best_of_all_texts(model):
         np.testing.assert_allclose(h.logprob, logprobs[h.ids @ [36, 6, 1]], atol=1e-4)
 
 
-@pytest.mark.parametrize("layers", ["bart", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layers", quick(["bart", "t5"], ["bart"]))
 def test_coverage_counts_what_every_source_token_got(layers):
     """All 36 texts of two out of six tokens, by whole passes with their attention; the penalty changes their order."""
     shape = {"vocab": 6, "context": 20, "width": 16, "depth": 2, "heads": 2, "init": 0.5}

@@ -22,6 +22,7 @@ from lm.errors import UserError
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
+from tests.marks import quick
 from tests.processes import environment
 
 TINY = {"vocab": 30, "context": 64, "width": 32, "depth": 2, "heads": 4, "init": 0.3, "init_positions": 0.3}
@@ -71,7 +72,9 @@ def decode(kind, prompts, new, sampling=GREEDY, samples=1, **options):
 
 
 # One row has a layout of its own.
-@pytest.mark.parametrize(("kind", "rows"), [*((kind, 3) for kind in KINDS), ("grouped", 1)])
+@pytest.mark.parametrize(
+    ("kind", "rows"), quick([*((kind, 3) for kind in KINDS), ("grouped", 1)], [("grouped", 1), ("alibi", 3), ("untied", 3)])
+)
 def test_cached_steps_give_the_logits_of_the_full_forward(kind, rows):
     steps = StackSteps(config(kind))
     lengths = (5, 2, 9)[:rows]

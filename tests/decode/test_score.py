@@ -10,6 +10,7 @@ from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.sharding import make_mesh
 from tests.decode.test_steps import LENGTHS, MODELS, NEW, rows, whole
+from tests.marks import quick
 
 
 class Asked:
@@ -30,7 +31,7 @@ def pairs_of(name):
     return [Pair(Prompt(ids[:n], s), ids[n:]) for ids, n, s in zip(tokens, LENGTHS, source)]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", quick(MODELS, ("causal", "prefix", "t5", "memory", "lstm")))
 def test_scores_are_those_of_the_whole_pass(name):
     params, logits_BTV = whole(name)
     found = Scorer(Asked(name), params)(pairs_of(name))

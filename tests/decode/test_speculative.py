@@ -17,6 +17,7 @@ from lm.decode.steps import Prompts, StackSteps
 from lm.errors import UserError
 from lm.models.model import Model
 from lm.models.transformer import Transformer
+from tests.marks import quick
 
 TINY = {"context": 28, "depth": 2, "heads": 2, "init": 0.3, "init_positions": 0.3}
 GREEDY = Sampling(strategy="greedy")
@@ -99,14 +100,10 @@ def test_a_stop_ends_a_text_and_rules_hold():
             assert ids.tolist() == greedily(target, text, 20, stops)[0]
 
 
-@pytest.mark.parametrize(
-    ("sampling", "gamma"),
-    [
-        (Sampling(temperature=0.7, top_p=0.9), 3),
-        pytest.param(Sampling(), 2, marks=pytest.mark.slow),
-        pytest.param(Sampling(top_k=3), 1, marks=pytest.mark.slow),
-    ],
-)
+DRAWS = [(Sampling(temperature=0.7, top_p=0.9), 3), (Sampling(), 2), (Sampling(top_k=3), 1)]
+
+
+@pytest.mark.parametrize(("sampling", "gamma"), quick(DRAWS, DRAWS[:1]))
 def test_texts_follow_the_targets_distribution(sampling, gamma):
     """100,000 texts of three tokens over five, against the target's exact probabilities of all 125."""
     vocab, draws = 5, 100_000

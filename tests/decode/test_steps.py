@@ -104,7 +104,7 @@ def close(steps, prepared, h_BTD, wanted_BTV):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("rows_of", [(0, 1, 2), (2,)], ids=["ragged", "single"])
+@pytest.mark.parametrize("rows_of", [(0, 1, 2), pytest.param((2,), marks=pytest.mark.slow)], ids=["ragged", "single"])
 def test_token_by_token_is_the_whole_pass(name, rows_of):
     steps, prepared, h_BTD, state, new, wanted = begin(name, rows_of)
     close(steps, prepared, h_BTD[:, -1:], wanted[:, :1])

@@ -5,6 +5,7 @@
 writes the files beside this one anew; `git diff tests/golden` then shows what a change of code did.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def losses() -> str:
     return json.dumps([round(x, 6) for x in found]) + "\n"
 
 
+@functools.cache
 def everything() -> dict[str, str]:
     """File name -> text; the losses, which have a tolerance, apart."""
     return {**configs(), **{f"{name}.parameters.txt": parameters(model) for name, model in MODELS.items()}}

@@ -18,6 +18,7 @@ from lm.objectives.__main__ import default, objectives
 from lm.objectives.base import resolve, training_batches
 from lm.sharding import AXES, make_mesh, place, shardings, unbox
 from lm.train import gradients
+from tests.marks import quick
 
 CONFIGS = sorted(Path("tests/configs").glob("tiny*.py"))
 ROWS = 8
@@ -50,9 +51,8 @@ def parameters(path: Path):
     config, _, batch = prepared(path)
     params = jax.jit(lambda key, batch: unbox(config.objective.init(key, batch)))(jax.random.key(0), batch)
     # Zeros and ones hide mistakes: biases and norms get some noise.
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(tree, [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+    draw = np.random.default_rng(1)
+    return jax.tree.map(lambda x: x + 0.02 * draw.normal(size=x.shape).astype(x.dtype), jax.device_get(params))
 
 
 @functools.cache
@@ -131,10 +131,8 @@ LIKE_ANOTHER = {
 
 @pytest.mark.parametrize(
     "path",
-    [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem.removeprefix("tiny_") in LIKE_ANOTHER))
-        for path in CONFIGS
-    ],
+    quick(CONFIGS, [path for path in CONFIGS if path.stem.removeprefix("tiny_") not in LIKE_ANOTHER]),
+    ids=lambda path: path.stem,
 )
 def test_neither_parts_nor_a_mesh_change_anything(path):
     """Both at once, as each costs a compilation; one by one in the slow proofs, to see which it is."""

@@ -29,6 +29,7 @@ from lm.sharding import axes_of, place, unbox
 from lm.start import begin
 from lm.state import abstract_state, initialise
 from lm.train import gradients
+from tests.marks import quick
 from tests.objectives.labelled import model, words
 from tests.test_optimizer import one_device
 from tests.tuning.test_lora import noisy
@@ -60,7 +61,7 @@ def sown(net, params, batch, causal: bool) -> np.ndarray:
     return np.concatenate([mine["input"][0][None], mine["layers"]["states"][0]])
 
 
-@pytest.mark.parametrize("trunk_", ["encoder", "decoder", "pair"])
+@pytest.mark.parametrize("trunk_", quick(["encoder", "decoder", "pair"], ["decoder", "pair"]))
 def test_the_mix_is_peters_sum(trunk_):
     config, _, batch, params = subject("one", trunk_, True)
     objective, causal = config.objective, trunk_ == "decoder"
@@ -126,7 +127,7 @@ def test_an_example_is_mixed_alike_alone_and_among_others():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), left, right)
 
 
-@pytest.mark.parametrize("name", ["tag", "extract", "choice", "rank"])
+@pytest.mark.parametrize("name", quick(["tag", "extract", "choice", "rank"], ["tag", "choice"]))
 def test_every_head_reads_the_mix(name):
     config = load(f"tests/configs/tiny_{name}.py")
     rows = dataclasses.replace(config.objective.rows, mix=True)
@@ -187,7 +188,7 @@ def test_shares_are_betas_and_a_rows_own():
     np.testing.assert_array_equal(classify.shares(keys[7:9], 0.4, 20), found[7:9])
 
 
-@pytest.mark.parametrize("kind", ["one", "several", "number"])
+@pytest.mark.parametrize("kind", quick(["one", "several", "number"], ["one", "several"]))
 def test_the_loss_of_mixtures_is_that_by_hand(kind, monkeypatch):
     """Two packed rows, in which one place is empty and one example weighs double; torch's losses, share by share."""
     torch = pytest.importorskip("torch")

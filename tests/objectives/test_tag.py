@@ -18,6 +18,7 @@ from lm.objectives.tag import Tag
 from lm.objectives.trunk import Rows
 from lm.sharding import unbox
 from tests.data.test_framing import KINDS, TEXT
+from tests.marks import quick
 from tests.models.test_crf import by_hand, every
 from tests.objectives.labelled import WORDS, model, words
 
@@ -179,9 +180,7 @@ def test_an_entity_longer_than_a_window_is_found_and_costs_nothing(scheme, forbi
     assert float(sums["accuracy"][0]) == 40
 
 
-@pytest.mark.parametrize(
-    "forbid", ["decoding", pytest.param("never", marks=pytest.mark.slow), pytest.param("always", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("forbid", quick(["never", "decoding", "always"], ["decoding"]))
 def test_a_sentence_in_windows_is_decoded_as_one(forbid):
     """Of all taggings of the whole sentence the best; the loss is that of the windows' own words, cut out of it."""
     objective = ready(rows=Rows(length=7, row=14), overlap=2, crf=True, forbid=forbid, scheme="IOB2")

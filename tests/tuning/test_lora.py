@@ -31,6 +31,7 @@ from lm.sharding import AXES, make_mesh, place, shardings, unbox
 from lm.start import begin
 from lm.state import abstract_params, abstract_state, chain, initialise
 from lm.train import gradients
+from tests.marks import quick
 from tests.models.reference import tiny
 from tests.test_optimizer import batch, one_device
 
@@ -133,10 +134,7 @@ def taken(config, tree, rows):
     return jax.jit(lambda *args: gradients(config, *args))(tree, rows, None, keys_B)[:2]
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize("trunk", ["pair", pytest.param("encoder", marks=SLOW), pytest.param("xlnet", marks=SLOW)])
+@pytest.mark.parametrize("trunk", quick(["pair", "encoder", "xlnet"], ["pair"]))
 def test_accumulation_and_mesh_change_nothing(trunk):
     """Dropout before the factors has one key a row; factors are cut over the mesh as their matrix is."""
     config, _, rows = labelled(trunk, dropout=0.3)
@@ -266,7 +264,7 @@ def test_decoding_is_the_merged_models(rows):
     assert [list(s.tokens) for s in tuned] == [list(s.tokens) for s in bare]
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor", "lamb"])
+@pytest.mark.parametrize("name", quick(["adamw", "muon", "adafactor", "lamb"], ["adamw", "muon"]))
 def test_factors_decay_and_are_matrices(name):
     boxed = abstract_params(Causal(model=MODEL), batch())
     optimizer = chain(Config(objective=Causal(model=MODEL), optimizer=Optimizer(name=name, decay=0.5)), boxed)

@@ -130,6 +130,7 @@ def test_what_is_frozen_gets_no_noise_and_does_not_count_in_the_norm():
         np.testing.assert_allclose(grads[path], x, atol=2e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_neither_parts_nor_a_mesh_change_anything():
     """Noise and all: in two parts, with rows, parameters and heads over eight devices."""
     config, _, batches, _ = subject()
