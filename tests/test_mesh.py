@@ -13,6 +13,7 @@ from lm.objectives.causal import Causal
 from lm.sharding import make_mesh, place
 from lm.state import abstract_state, initialise
 from lm.train import abstract_batch, compile_step
+from tests.marks import quick
 
 ROWS, LENGTH = 16, 64
 ONE = Mesh(data=1)
@@ -74,12 +75,7 @@ MESHES = [
     Mesh(data=1, fsdp=2, tensor=2, context=2),
     Mesh(data=2, fsdp=2, tensor=2),
 ]
-QUICK = (MESHES[1], MESHES[5])
-
-
-@pytest.mark.parametrize(
-    "mesh", [pytest.param(m, marks=[] if m in QUICK else pytest.mark.slow, id=str(m)[5:-1]) for m in MESHES]
-)
+@pytest.mark.parametrize("mesh", quick(MESHES, (MESHES[1], MESHES[5])), ids=lambda mesh: str(mesh)[5:-1])
 def test_a_mesh_changes_neither_loss_nor_parameters(mesh):
     losses, first, last, program = run(mesh)
     expected, expected_first, expected_last, _ = run(ONE)
@@ -92,7 +88,7 @@ def test_a_mesh_changes_neither_loss_nor_parameters(mesh):
         assert "all-reduce" in program
 
 
-@pytest.mark.parametrize("micro_batches", [4, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("micro_batches", quick([2, 4], [4]))
 def test_micro_batches_change_nothing(micro_batches):
     losses, _, last, _ = run(ONE, micro_batches)
     expected, _, expected_last, _ = run(ONE)

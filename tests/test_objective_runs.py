@@ -8,13 +8,14 @@ import sys
 import pytest
 
 from lm.config import load
+from tests.marks import quick
 from tests.processes import environment
 from tests.test_runs import identical, losses, run
 
 STEPS = ("--config.steps=4", "--config.every.save=2", "--config.every.evaluate=4", "--config.every.log=1")
 
 
-@pytest.mark.parametrize("spec", ["tiny_recurrent.py", pytest.param("tiny_mixture.py:take=one", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("spec", quick(["tiny_recurrent.py", "tiny_mixture.py:take=one"], ["tiny_recurrent.py"]))
 def test_memory_goes_on_where_it_was(spec, tmp_path):
     """Steps again from a checkpoint in the middle: the same to the bit, what is carried from step to step included."""
     steps = ("--config.steps=4", "--config.every.save=2", "--config.every.evaluate=4", "--config.every.log=1")
@@ -74,7 +75,7 @@ def test_the_list_of_objectives():
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("name", ["tiny_seq2seq", "tiny_mixture"])
+@pytest.mark.parametrize("name", quick(["tiny_seq2seq", "tiny_mixture"], ["tiny_mixture"]))
 def test_compiles_without_a_corpus(name):
     """Whole documents, and a model that each part of a mixture has for itself."""
     done = command("lm.compile", f"--config=tests/configs/{name}.py")

@@ -12,6 +12,7 @@ from lm.schedules import factor
 from lm.state import abstract_params, chain, create
 from lm.train import train_step
 from tests import test_optimizer
+from tests.marks import quick
 from tests.models import test_mup
 from tests.models.reference import stirred
 from tests.test_optimizer import AXES, MATRICES, SHAPES, follow, run, same, trees
@@ -169,7 +170,7 @@ def compare(model, batches, folder, optimizer, schedule, again):
 CASES = {"adamw": ("linear", 2), "adamw_bert": ("linear_bert", 1)}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, ["adamw_bert"]))
 def test_bert_steps_are_torchs(name, tmp_path):
     """Both losses, padding, decay by name, clipping and the schedule."""
     shape, warmup = CASES[name]
@@ -178,7 +179,7 @@ def test_bert_steps_are_torchs(name, tmp_path):
     compare(model, bert_batches(), tmp_path / "a", optimizer, schedule, tmp_path)
 
 
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("gated", quick([False, True], [True]))
 def test_t5_steps_are_torchs(gated, tmp_path):
     """Teacher forcing, padding on both sides, tied and own tables."""
     model = t5(tmp_path / "a", gated)

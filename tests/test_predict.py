@@ -15,6 +15,7 @@ from lm.errors import UserError
 from lm.predict import KINDS, kind_of, predict, read, roomy, told, write
 from lm.tasks.downstream import Found
 from lm.tasks.outcomes import TAGS
+from tests.marks import quick
 from tests.test_objective_runs import command
 from tests.test_runs import run
 
@@ -65,7 +66,7 @@ def lines(path: Path, *objects) -> Path:
 # -- the run's own answers ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SPECS])
+@pytest.mark.parametrize("name", quick(SPECS, QUICK))
 def test_held_out_examples_get_the_answers_that_the_run_left(name, trained):
     """Of the whole file, in its order; the held-out ones among them lie in other rows than they did."""
     workdir, path = trained(name), CONFIGS / SPECS[name]

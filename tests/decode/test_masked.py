@@ -17,6 +17,7 @@ from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.objectives.replaced import Replaced
 from lm.sharding import unbox
+from tests.marks import quick
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -220,7 +221,7 @@ def test_all_at_once_reads_the_text_as_it_stands(bert):
     np.testing.assert_allclose(logprobs[0], np.asarray(values)[0, :, 0], rtol=1e-4)
 
 
-@pytest.mark.parametrize("walk", ["random", "left_to_right", "parallel"])
+@pytest.mark.parametrize("walk", quick(["random", "left_to_right", "parallel"], ["random"]))
 def test_texts_are_drawn_behind_a_prefix(bert, walk):
     loaded = bert[2]
     how = {"length": 6, "prefix": "the cat", "walk": walk, "iterations": 40, "burn_in": 20, "seed": 1}

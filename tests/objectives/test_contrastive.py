@@ -19,6 +19,7 @@ from lm.models.transformer import Transformer
 from lm.objectives.contrastive import Contrastive, retrieve, uniformity
 from lm.sharding import unbox
 from lm.train import gradients
+from tests.marks import quick
 
 PAD, CLS, SEP, MASK, EDGE, STOP, LOW, VOCAB = 0, 1, 2, 3, 4, 5, 6, 90
 ENDS = np.arange(VOCAB) == STOP
@@ -259,7 +260,7 @@ def close(left, right):
         np.testing.assert_allclose(sums[name], expected_sums[name], rtol=2e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", [pytest.param("alone", marks=pytest.mark.slow), "triples"])
+@pytest.mark.parametrize("name", quick(["alone", "triples"], ["triples"]))
 def test_parts_and_order_change_nothing(name):
     """Negatives come from the whole batch however it is cut: gradients of 1 part = 4 parts = rows turned round."""
     _, params, batch = case(name)

@@ -24,6 +24,7 @@ from lm.objectives.denoise import Denoise
 from lm.objectives.text2text import Reply, Text2text, fields
 from lm.sharding import unbox
 from lm.tasks.replies import replies
+from tests.marks import quick
 from tests.objectives.labelled import configs, model, prepared, words
 
 PAD, UNK, CLS, SEP = range(4)
@@ -170,7 +171,7 @@ def test_packed_or_alone_the_loss_is_the_same(trunk):
         np.testing.assert_allclose(found[0][name], found[1][name], rtol=2e-5)
 
 
-@pytest.mark.parametrize("trunk", ["pair", "decoder"])
+@pytest.mark.parametrize("trunk", quick(["pair", "decoder"], ["decoder"]))
 def test_the_texts_are_those_of_generate_and_their_cost_is_the_loss(trunk):
     config, corpus, batch = prepared(f"{configs('tiny_text2text.py')}:trunk={trunk},dropout=0")
     objective, side = dataclasses.replace(config.objective, reply=Reply(tokens=6, most=0)), corpus.validation

@@ -15,6 +15,7 @@ from lm.objectives.tag import Tag
 from lm.objectives.trunk import Head, Rows
 from lm.sharding import unbox
 from tests.convert.test_families import ALBERT, BART, BERT, T5, XLNET
+from tests.marks import quick
 from tests.objectives.labelled import model as small
 from tests.objectives.labelled import words
 
@@ -106,7 +107,7 @@ CLASSIFIERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", quick(CLASSIFIERS, ("bert", "bart", "xlnet")))
 def test_scores_of_sequences(name, tmp_path):
     """Two texts in one row, each as if alone."""
     architecture, settings, style, head, how, table = CLASSIFIERS[name]

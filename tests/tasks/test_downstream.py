@@ -13,6 +13,7 @@ from lm.tasks import downstream, errors_page, outcomes, qa, tagging
 from lm.tasks.downstream import Found, leave
 from lm.tasks.learning_curve import learning_curve
 from lm.tasks.outcomes import FORMS, form_of
+from tests.marks import quick
 from tests.test_objective_runs import command
 from tests.test_runs import run
 
@@ -32,7 +33,7 @@ FILES = {"predictions.jsonl", "figures.json", "errors.html", "learning.png"}
 QUICK = "tiny_tag.py"  # one of them always; a run and its evaluation are half a minute of a busy machine
 
 
-@pytest.mark.parametrize("spec", [QUICK, *(pytest.param(s, marks=pytest.mark.slow) for s in RUNS if s != QUICK)])
+@pytest.mark.parametrize("spec", quick(RUNS, [QUICK]))
 def test_a_run_leaves_its_answers_and_evaluate_repeats_them(spec, tmp_path):
     often = ("--config.every.log=1", "--config.every.evaluate=1", "--config.every.sample=1")
     done = run(f"--workdir={tmp_path}", *often, config=f"tests/configs/{spec}")

@@ -19,6 +19,7 @@ from lm.models.model import Model
 from lm.objectives.causal import Causal
 from lm.sharding import unbox
 from lm.state import abstract_params
+from tests.marks import quick
 from tests.models.reference import tiny
 from tests.test_optimizer import batch
 from tests.tuning.test_lora import noisy
@@ -48,7 +49,7 @@ def test_the_formula_is_torchs(activation):
 
 
 @pytest.mark.parametrize("placement", ["pre", "post", "sandwich"])
-@pytest.mark.parametrize("after", ["both", "mlp"])
+@pytest.mark.parametrize("after", quick(["both", "mlp"], ["both"]))
 def test_at_first_nearly_nothing(placement, after):
     model = dataclasses.replace(MODEL, placement=placement, adapter=Adapter(size=5, after=after))
     params, plain = drawn(model), dataclasses.replace(model, adapter=Adapter())
