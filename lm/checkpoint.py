@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Checkpoints:
         if keep.best:
             ranked = {"get_metric_fn": stop.rank, "reverse": True, "n": keep.best}
             kept.append(policies.BestN(**ranked, keep_checkpoints_without_metrics=False))  # else all that were not evaluated
+        before = set(threading.enumerate())
         self.manager = ocp.CheckpointManager(
             Path(workdir).absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
@@ -43,6 +45,7 @@ class Checkpoints:
                 read_only=read_only,
             ),
         )
+        self.begun = [x for x in threading.enumerate() if x not in before and not x.daemon]
 
     def latest(self) -> int | None:
         """Step of the newest finished checkpoint, None when there is none."""
@@ -108,6 +111,9 @@ class Checkpoints:
         """Finish the saves and release the manager."""
         self.manager.wait_until_finished()
         self.manager.close()
+        # Orbax does not wait for its removal of half-written saves: at the interpreter's end that would die with a traceback.
+        for thread in self.begun:
+            threading.Thread.join(thread)  # not Orbax's own `join`: it raises, which would hide why we close
 
 
 def to_tree(state: Any) -> dict[str, Any]:

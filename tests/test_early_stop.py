@@ -133,6 +133,15 @@ def test_the_best_by_the_chosen_figure_stays_the_first_of_equal_ones(tmp_path):
     assert (found.best(), found.result()) == (1, 5)
 
 
+def test_closing_waits_until_half_written_saves_are_removed(tmp_path):
+    half = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp" / "state"
+    half.mkdir(parents=True)
+    for name in range(3000):
+        (half / str(name)).touch()
+    Checkpoints(tmp_path, Keep()).close()
+    assert not half.parent.exists()
+
+
 def test_checkpoints_without_figures_do_not_pile_up(tmp_path):
     """Saved more often than evaluated, over four sittings: the newest stays, and the best of those with a figure."""
     good, poor, better = ({"loss": loss} for loss in (0.5, 0.9, 0.4))
