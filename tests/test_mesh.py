@@ -75,6 +75,8 @@ MESHES = [
     Mesh(data=1, fsdp=2, tensor=2, context=2),
     Mesh(data=2, fsdp=2, tensor=2),
 ]
+
+
 @pytest.mark.parametrize("mesh", quick(MESHES, (MESHES[1], MESHES[5])), ids=lambda mesh: str(mesh)[5:-1])
 def test_a_mesh_changes_neither_loss_nor_parameters(mesh):
     losses, first, last, program = run(mesh)

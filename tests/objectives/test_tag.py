@@ -243,7 +243,7 @@ def test_tags_of_every_scheme_are_decoded(tags, scheme, odd, capsys):
     assert objective.scheme == scheme
     sure = trunk.knowing(Sure(**{f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}), objective.frame)
     _, batch = laid(sure, example, 6)
-    params = unbox(jax.jit(sure.init)(jax.random.key(0), batch))
+    params = unbox(sure.init(jax.random.key(0), batch))
     assert decoded(sure, params, example)[0] == example.values["tags"]
     wrong = told(odd)
     assert decoded(sure, params, wrong)[0] != wrong.values["tags"]
@@ -291,7 +291,7 @@ def test_where_no_scheme_fits_nothing_is_forbidden(capsys):
     assert found.scheme == "none"
     said = capsys.readouterr().out
     assert said.startswith("here:0: I-X after O at word 2 is not IOB2, as in 20 of 40 sentences; no scheme fits better, so")
-    params = unbox(jax.jit(found.init)(jax.random.key(0), laid(found, train[0])[1]))
+    params = unbox(found.init(jax.random.key(0), laid(found, train[0])[1]))
     assert max(float(np.abs(x).max()) for x in found.chain(params, "decoding")) < 1
     with pytest.raises(UserError, match="here:0: I-X after O"):
         studied(train, forbid="always")

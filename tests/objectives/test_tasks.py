@@ -282,8 +282,9 @@ def test_mistakes():
         Tasks(parts=parts(Classify(model=net), Tag(model=other)))
     with pytest.raises(UserError, match="different names"):
         Tasks(parts=parts(Classify(model=net))[:1])
-    with pytest.raises(UserError, match="not one of the network's"):
-        Part(name="trunk", objective=Tag(model=net))
+    for name in ("trunk", "embed", "query"):
+        with pytest.raises(UserError, match="not one of the network's"):
+            Part(name=name, objective=Tag(model=net))
     assert Tasks(parts=parts(Regularised(objective=Classify(model=net), adversarial=1.0), Tag(model=net))).measured()
 
 
