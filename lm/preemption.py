@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C turned into a question asked between two steps."""
 
+import os
 import signal
 
 import jax
@@ -24,10 +25,14 @@ class Stop:
             signal.signal(number, handler)
 
     def note(self, number: int, frame: object) -> None:
-        """Keep the signal; give a second one its usual effect."""
+        """Keep the signal and say what comes of it, as a step may take minutes; give a second one its usual effect."""
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+        if number == signal.SIGINT:
+            os.write(2, b"\nsaving after this step; Ctrl-C again ends at once\n")  # `print` may be interrupted by itself
+            if jax.process_count() > 1:
+                os.kill(os.getpid(), signal.SIGTERM)  # the others end after the same step
 
     def reached(self, step: int) -> bool:
         """Tell whether to save and end after this step; the same answer in every process."""

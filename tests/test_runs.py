@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from lm.config import read_config
+from lm.preemption import Stop
 from tests.processes import environment
 
 TINY = "tests/configs/tiny.py"
@@ -117,6 +119,16 @@ def test_sigterm_saves_and_the_next_run_ends_bit_identical(straight, text, tmp_p
     assert saved
     assert run(f"--workdir={tmp_path}", config=f"{TINY}:text={text}").returncode == 0
     identical(straight, tmp_path)
+
+
+def test_the_first_ctrl_c_is_answered_at_once_and_the_second_ends(capfd):
+    with Stop() as stop:
+        assert not stop.reached(1)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.reached(1)
+        assert capfd.readouterr().err.strip() == "saving after this step; Ctrl-C again ends at once"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def kill_and_resume(straight, text, workdir, times: int, seed: int) -> None:
@@ -243,20 +255,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(text, tmp_path):
     assert all(name.isdigit() for name in saved)  # what had begun to be saved, was
 
 
-def test_two_processes_train_what_one_does(straight, text, tmp_path):
+def two_processes(text, workdir, *args: str) -> list[subprocess.Popen]:
+    """Start a run of two processes with two devices each."""
     import socket
 
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    processes = [
+    flags = (f"--workdir={workdir}", "--config.mesh.fsdp=4", *args)
+    return [
         subprocess.Popen(
-            command(
-                f"--workdir={tmp_path}",
-                f"--distributed=127.0.0.1:{port},2,{i}",
-                "--config.mesh.fsdp=4",
-                config=f"{TINY}:text={text}",
-            ),
+            command(*flags, f"--distributed=127.0.0.1:{port},2,{i}", config=f"{TINY}:text={text}"),
             env=environment(2),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -264,10 +273,28 @@ def test_two_processes_train_what_one_does(straight, text, tmp_path):
         )
         for i in range(2)
     ]
+
+
+def test_two_processes_train_what_one_does(straight, text, tmp_path):
+    processes = two_processes(text, tmp_path)
     outputs = [p.communicate(timeout=600) for p in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
     expected, found = losses(straight), losses(tmp_path)
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_one_of_two_processes_saves_the_run(text, tmp_path):
+    processes = two_processes(text, tmp_path, "--config.steps=100000", "--config.every.evaluate=0", "--config.every.save=0")
+    log = tmp_path / "metrics.jsonl"
+    while not (log.exists() and "train/loss" in log.read_text()):
+        assert all(p.poll() is None for p in processes)
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGINT)
+    outputs = [p.communicate(timeout=600) for p in processes]
+    assert [p.returncode for p in processes] == [0, 130], outputs
+    stopped = re.search(r"stopped at step (\d+) and saved", outputs[0][0])
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [stopped[1]]
 
 
 def evaluate(*args: str) -> subprocess.CompletedProcess:
