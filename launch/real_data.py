@@ -225,8 +225,8 @@ class Domain:
 
 
 DOMAINS = {
-    "english": Domain("masked", ("imdb", "bbc", "tweets", "xquad_en"), ("bbc", "xquad_en"), "gap=what,limit=800"),
-    "chinese": Domain("masked", ("people", "xquad_zh"), ("people", "xquad_zh"), "gap=什么,limit=260"),
+    "english": Domain("masked", ("imdb", "bbc", "tweets", "xquad_en"), ("bbc", "xquad_en"), "gap=what,limit=720"),
+    "chinese": Domain("masked", ("people", "xquad_zh"), ("people", "xquad_zh"), "gap=什么,limit=260,steps=800"),
     "pairs": Domain("denoise", ("docstrings", "verses")),
     "chat": Domain("causal", ("chitchat",)),
 }

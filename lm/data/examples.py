@@ -138,7 +138,7 @@ class Cloze:
     """
 
     path: str
-    limit: int = 800
+    limit: int = 720
     gap: str = "what"
 
     def __post_init__(self):
