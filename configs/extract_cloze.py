@@ -5,7 +5,7 @@
 
 A sentence with a gap is the question, a stretch of the same document the paragraph. Begins with a network of 3 x 128, or
 with RUN's; minutes on two CPU cores. With 720 characters two questions fill a row of 512 tokens. 560 steps read some 12,000
-questions once; reading half of them twice made a worse reader. Chinese: `gap=什么,limit=260,steps=800`.
+questions once; reading half of them twice did not help. Chinese: `gap=什么,limit=260,steps=800`.
 """
 
 from dataclasses import replace

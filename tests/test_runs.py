@@ -1,5 +1,6 @@
 """Whole runs as a user starts them: resumed, killed, moved to another mesh, and mistaken."""
 
+import contextlib
 import json
 import os
 import random
@@ -255,15 +256,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(text, tmp_path):
     assert all(name.isdigit() for name in saved)  # what had begun to be saved, was
 
 
-def two_processes(text, workdir, *args: str) -> list[subprocess.Popen]:
-    """Start a run of two processes with two devices each."""
+@contextlib.contextmanager
+def two_processes(text, workdir, *args: str):
+    """Start a run of two processes with two devices each; none outlives the test."""
     import socket
 
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     flags = (f"--workdir={workdir}", "--config.mesh.fsdp=4", *args)
-    return [
+    processes = [
         subprocess.Popen(
             command(*flags, f"--distributed=127.0.0.1:{port},2,{i}", config=f"{TINY}:text={text}"),
             env=environment(2),
@@ -273,11 +275,16 @@ def two_processes(text, workdir, *args: str) -> list[subprocess.Popen]:
         )
         for i in range(2)
     ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def test_two_processes_train_what_one_does(straight, text, tmp_path):
-    processes = two_processes(text, tmp_path)
-    outputs = [p.communicate(timeout=600) for p in processes]
+    with two_processes(text, tmp_path) as processes:
+        outputs = [p.communicate(timeout=600) for p in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
     expected, found = losses(straight), losses(tmp_path)
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
@@ -285,13 +292,14 @@ def test_two_processes_train_what_one_does(straight, text, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_in_one_of_two_processes_saves_the_run(text, tmp_path):
-    processes = two_processes(text, tmp_path, "--config.steps=100000", "--config.every.evaluate=0", "--config.every.save=0")
+    endless = ("--config.steps=100000", "--config.every.evaluate=0", "--config.every.save=0")
     log = tmp_path / "metrics.jsonl"
-    while not (log.exists() and "train/loss" in log.read_text()):
-        assert all(p.poll() is None for p in processes)
-        time.sleep(0.05)
-    processes[1].send_signal(signal.SIGINT)
-    outputs = [p.communicate(timeout=600) for p in processes]
+    with two_processes(text, tmp_path, *endless) as processes:
+        while not (log.exists() and "train/loss" in log.read_text()):
+            assert all(p.poll() is None for p in processes)
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGINT)
+        outputs = [p.communicate(timeout=120) for p in processes]
     assert [p.returncode for p in processes] == [0, 130], outputs
     stopped = re.search(r"stopped at step (\d+) and saved", outputs[0][0])
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [stopped[1]]
