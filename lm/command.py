@@ -1,11 +1,19 @@
 """How an entry point starts: flags, overrides, one line for a user's mistake."""
 
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm.errors import UserError, check
+from lm.errors import UserError, check, translate
+from lm.outputs import Output, output_file
+
+BUG = (
+    "error: this is a defect of lm, not a mistake of yours: please report it with the command and the lines above; what was "
+    "saved before is whole"
+)
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -24,7 +32,10 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
 
 
 def run(main: Callable[[list[tuple[str, str]]], None]) -> None:
-    """Run an entry point under absl: `main(overrides)`; a user's mistake is one line on stderr and exit status 2."""
+    """Run an entry point under absl: `main(overrides)`; errors of users and of the machine are one line and exit status 2.
+
+    A traceback is for our own defects; LM_TRACEBACK=1 shows it for every error.
+    """
     from absl import app, flags, logging
 
     from lm.platform import keep_freed_memory
@@ -35,20 +46,36 @@ def run(main: Callable[[list[tuple[str, str]]], None]) -> None:
     try:
         argv, overrides = split_overrides(sys.argv)
         app.run(lambda _: main(overrides), argv=argv, flags_parser=lambda args: parse_flags(flags.FLAGS, args))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
+        sys.exit(141)
+    except BaseException as error:  # a panic of Rust code is no Exception
+        if isinstance(error, SystemExit):
+            raise
+        line = translate(error)
+        if line is None or os.environ.get("LM_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {line}" if line else BUG, file=sys.stderr, flush=True)
+        sys.exit(2 if line else 1)
 
 
-def output_file(name: str) -> Path:
-    """Give the file of --output; raises UserError at once, not after the work, where it cannot be written."""
-    output = Path(name)
-    check(output.parent.is_dir(), f"--output={output}: there is no folder '{output.parent}'; make it first")
-    check(not output.is_dir(), f"--output={output} is a folder; name a file")
-    return output
+def define_output(text: str, default: str | None = None) -> Any:
+    """Define --output, explained by `text`, and --overwrite; return the holder of --output."""
+    from absl import flags
+
+    flags.DEFINE_bool("overwrite", False, "let --output replace a file that is there")
+    return flags.DEFINE_string("output", default, text)
+
+
+def output(command: str, inputs: Sequence[str | Path | None] = ()) -> Output | None:
+    """Check --output before the work (`lm.outputs.output_file`); None where it was not given."""
+    from absl import flags
+
+    name = flags.FLAGS.output
+    return None if name is None else output_file(name, command, [one for one in inputs if one], flags.FLAGS.overwrite)
 
 
 def parse_flags(flag_values: Any, argv: Sequence[str]) -> list[str]:

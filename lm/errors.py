@@ -1,6 +1,8 @@
-"""The one exception that means "the user can fix this", and the checks that raise it."""
+"""The one exception that means "the user can fix this", the checks that raise it, and errors of the platform in one line."""
 
 import difflib
+import errno
+import json
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -40,3 +42,86 @@ def check_range(instance: Any, low: float, high: float, *names: str) -> None:
         value = getattr(instance, name)
         above = f" and below {high:g}" if high < float("inf") else ""
         check(low <= value < high, f"{name}={value} must be at least {low:g}{above}")
+
+# -- errors of the environment in one line ------------------------------------------------------------------------------
+
+# errno -> (what happened, what to do); the file's name goes in front.
+BY_ERRNO = {
+    errno.ENOSPC: ("the disk is full", "make room or name a folder on another disk; what was finished is kept"),
+    errno.EDQUOT: ("the disk quota is used up", "make room or name a folder on another disk; what was finished is kept"),
+    errno.EROFS: ("the file system is read-only", "name a folder that can be written"),
+    errno.EACCES: ("no permission", "change its permissions or name another"),
+    errno.EPERM: ("not permitted", "change its permissions or name another"),
+    errno.ENAMETOOLONG: ("the name is too long", "name a shorter one"),
+    errno.EISDIR: ("is a folder where a file is needed", "name a file"),
+    errno.ENOTDIR: ("a part of this path is a file, not a folder", "name another folder"),
+    errno.ENOENT: ("does not exist", "check the path"),
+    errno.EEXIST: ("exists already", "remove it or name another"),
+    errno.ENOTEMPTY: ("the folder is not empty", "is another process using it? name another folder"),
+    errno.ELOOP: ("its links lead in a circle", "name another"),
+    errno.EMFILE: ("too many open files", "raise the limit with `ulimit -n`"),
+    errno.ENOMEM: ("out of memory", "make the batch, the model or the input smaller"),
+    errno.EADDRINUSE: ("the port is taken", "name another port"),
+    errno.EIO: ("the disk reports an error", "check the disk"),
+}
+# Text inside errors of libraries that have no errno -> the line.
+BY_TEXT = (
+    ("No space left on device", "the disk is full: make room or name a folder on another disk; what was finished is kept"),
+    ("Disk quota exceeded", "the disk quota is used up: make room or name a folder on another disk"),
+    ("Read-only file system", "the file system is read-only: name a folder that can be written"),
+    ("Permission denied", "no permission to read or write a file: {text}"),
+)
+ARCHIVES = {"zlib.error", "zipfile.BadZipFile", "tarfile.ReadError", "gzip.BadGzipFile", "lzma.LZMAError", "builtins.EOFError"}
+
+
+def translate(error: BaseException) -> str | None:
+    """Word an error of the environment or of an input as one line; None for what is a defect of this code.
+
+    What is known of a file's place in the work (its line, its role) is said where it is read, by UserError; this is the
+    border behind all of it, so that no reader has to catch every error of the platform.
+    """
+    name, text = f"{type(error).__module__}.{type(error).__qualname__}", one_line(str(error))
+    if isinstance(error, UserError):
+        return str(error)
+    if name == "pyo3_runtime.PanicException":  # no Exception: tokenizers' Rust code gave up on an expression
+        return f"the tokenizer library gave up: {text}; its tokenizer.json or the text is beyond what it can do"
+    if isinstance(error, OSError):
+        return os_error(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"a file is not UTF-8 near byte {error.start}: convert it first"
+    if isinstance(error, UnicodeEncodeError):
+        return f"text holds a character that cannot be written as {error.encoding} (position {error.start}): remove it"
+    if isinstance(error, RecursionError):
+        return "an input is nested too deeply: flatten it"
+    if isinstance(error, MemoryError):
+        return "out of memory: make the batch, the model or the input smaller"
+    if isinstance(error, OverflowError):
+        return f"a number is too large ({text}): give a smaller one"
+    if isinstance(error, json.JSONDecodeError):
+        return f"broken JSON: {text}"
+    if name in ARCHIVES:
+        return f"a compressed file is damaged or cut short ({text or 'unexpected end'}): fetch it again"
+    for part, line in BY_TEXT:
+        if part in text:
+            return line.format(text=text)
+    if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:  # jax has one class for every failure of XLA
+        return (
+            f"the device is out of memory ({text[:200]}): lower batch, raise micro_batches, set objective.model.remat, or "
+            "shard over a larger mesh"
+        )
+    return None
+
+
+def os_error(error: OSError) -> str:
+    """Word an OSError: file, what happened, what to do."""
+    where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    happened, remedy = BY_ERRNO.get(error.errno, (one_line(error.strerror or str(error)) or type(error).__name__, ""))
+    if len(where) > 200:
+        where = f"{where[:80]}...{where[-40:]}"
+    return f"{where + ': ' if where else ''}{happened}{': ' + remedy if remedy else ''}"
+
+
+def one_line(text: str, most: int = 400) -> str:
+    """Fold white space; cut what is longer than `most` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -25,15 +25,15 @@ had patience (`--config.stop.patience`): with it a run ends early, and its figur
 sheets for human judges and reads them.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from lm.command import output_file, run
+from lm.command import define_output, output, run
 from lm.errors import check
+from lm.strict_json import dump_json
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
@@ -41,13 +41,13 @@ STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience
 TASKS = flags.DEFINE_string("tasks", None, "what to measure, joined by commas; see above")
 TEXT = flags.DEFINE_multi_string("text", [], "text whose tokens are scored, several allowed")
 SEED = flags.DEFINE_integer("seed", 0, "seed of what is drawn: solved examples, noise, resamples for the errors")
-OUTPUT = flags.DEFINE_string("output", None, "write the figures to this file as JSON")
+OUTPUT = define_output("write the figures to this file as JSON")
 
 
 def main(overrides: list[tuple[str, str]]) -> None:
     """Read the flags, load the run, print tables."""
     check(not overrides, "lm.evaluate takes no --config.* flags: a run's config is its own")
-    output = output_file(OUTPUT.value) if OUTPUT.value else None
+    file = output("lm.evaluate")
     from lm import platform
 
     platform.prepare()
@@ -66,8 +66,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
     results = {name: measured(name, task, subject) for name, task in tasks.items()}
     if TEXT.value:
         results["text"] = texts(subject)
-    if output:
-        output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if file:
+        file.write(dump_json(results, indent=1) + "\n")
 
 
 def measured(name: str, task: Any, subject: Any) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from lm.command import output_file, run
+from lm.command import define_output, output, run
 from lm.errors import UserError, check
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
@@ -21,7 +21,7 @@ MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layou
 STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
 TEXT = flags.DEFINE_string("text", None, "text to explain")
 TARGET = flags.DEFINE_string("target", None, "what an encoder-decoder is asked for (default: what it answers by itself)")
-OUTPUT = flags.DEFINE_string("output", "explain.html", "file to write")
+OUTPUT = define_output("file to write", "explain.html")
 LAYERS = flags.DEFINE_string("layers", "auto", "layers whose attention is shown: 'auto' (a few MB), 'all' or numbers: 1,6,12")
 ATTRIBUTE = flags.DEFINE_string(
     "attribute", "auto", "predictions whose inputs are weighed: 'auto' (about a minute's worth), 'all' or numbers from 1: 3,5"
@@ -39,13 +39,12 @@ def main(overrides: list[tuple[str, str]]) -> None:
     check(TOP.value > 0, f"--top={TOP.value} must be positive")
     numbers(LAYERS.value, 1, "layers")
     numbers(ATTRIBUTE.value, 1, "attribute")
-    output = output_file(OUTPUT.value)
+    file = output("lm.explain")
     from lm import platform  # jax starts here: a mistake in the flags is told before
 
     platform.prepare()
     from lm.convert.run import opened
     from lm.page import page
-    from lm.writers import replace_file
 
     config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value)
     found = explain(
@@ -54,8 +53,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
     )  # fmt: skip
     found["name"] = Path(WORKDIR.value or MODEL.value).name
     html = page(found)
-    replace_file(output, html)
-    print(f"{output}: {len(found['predictions'])} predictions, {len(html) / 1e6:.1f} MB; open it in a browser")
+    file.write(html)
+    print(f"{file}: {len(found['predictions'])} predictions, {len(html) / 1e6:.1f} MB; open it in a browser")
 
 
 def numbers(text: str, low: int, name: str) -> list[int] | None:

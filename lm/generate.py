@@ -7,13 +7,13 @@ Strategies: greedy and sample (the default) take one token after another; beam s
 speculative lets a small model (--draft) propose; fill, gibbs (masked models) and mask_predict (conditional ones) fill in.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
 
-from lm.command import output_file, run
+from lm.command import define_output, output, run
 from lm.errors import UserError, check, unknown
+from lm.strict_json import dump_json
 
 STEPWISE, WRITING = ("greedy", "sample"), ("greedy", "sample", "beam", "contrastive", "speculative")
 STRATEGIES = (*WRITING, "fill", "gibbs", "mask_predict")
@@ -30,7 +30,7 @@ STRATEGY = flags.DEFINE_string("strategy", "sample", f"one of {', '.join(STRATEG
 NEW = flags.DEFINE_integer("max_new_tokens", None, "longest continuation (default: 256, or what the context leaves)")
 STOP = flags.DEFINE_multi_string("stop", [], "text that ends a continuation and is cut off, several allowed")
 SEED = flags.DEFINE_integer("seed", 0, "seed of the draws")
-OUTPUT = flags.DEFINE_string("output", None, "write the samples to this file, one JSON object a line")
+OUTPUT = define_output("write the samples to this file, one JSON object a line")
 SHOW = flags.DEFINE_bool("show_probabilities", False, "colour each token by its probability, or list them")
 CHAT = flags.DEFINE_bool("chat", False, "the prompt is what a user says; lay it out by the model's chat template")
 SYSTEM = flags.DEFINE_string("system", None, "with --chat: what the system message says")
@@ -107,7 +107,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     """Read the flags, load the run, write and show the samples."""
     check(not overrides, "lm.generate takes no --config.* flags: a run's config is its own")
     agree()
-    output = output_file(OUTPUT.value) if OUTPUT.value else None
+    file = output("lm.generate", [PROMPTS.value])
     options = {name: flag.value for name, flag in GIVEN.items() if flag.value not in (None, [])}
     from lm import platform  # jax starts here: a mistake in the flags is told before
 
@@ -121,15 +121,15 @@ def main(overrides: list[tuple[str, str]]) -> None:
         from lm.decode.batching import complete
         from lm.show import FileProgress
 
-        count = complete(job, Path(PROMPTS.value), output, command.settings(), FileProgress)
-        print(f"{output}: the samples of {count:,} prompts")
+        count = complete(job, Path(PROMPTS.value), file.path, command.settings(), FileProgress)
+        print(f"{file}: the samples of {count:,} prompts")
         return
     samples = command.say(job, PROMPT.value)
-    if output:
+    if file:
         from lm.decode.jobs import as_object
 
-        lines = (json.dumps(as_object(sample), ensure_ascii=False) + "\n" for sample in samples)
-        output.write_text("".join(lines), encoding="utf-8")
+        lines = (dump_json(as_object(sample)) + "\n" for sample in samples)
+        file.write("".join(lines))
 
 
 def agree() -> None:

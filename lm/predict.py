@@ -21,7 +21,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -39,7 +38,9 @@ from lm.data.tokenizers import Tokenizer
 from lm.errors import UserError, check, unknown
 from lm.objectives.base import resolve
 from lm.objectives.text2text import fields
+from lm.outputs import Output
 from lm.sharding import AXES, make_mesh
+from lm.strict_json import dump_json
 from lm.tasks.downstream import Found, ask, squad
 from lm.tasks.language import held_out_of
 from lm.tasks.outcomes import ANSWERS, TAGS, Prediction, Row, scheme_of
@@ -247,33 +248,33 @@ def candidates(objective: Any, row: Prediction, example: Example, parts: Sequenc
     return {"start": start, "candidates": offers[:BEST]}
 
 
-def write(found: Found, output: Path | None) -> None:
+def write(found: Found, output: Output | None) -> None:
     """Write the answers to a file, one of SQuAD's form where it is named so, or to the screen."""
-    if output and output.suffix.lower() == ".json":
+    if output and output.path.suffix.lower() == ".json":
         check(found.form is ANSWERS, f"--output={output}: SQuAD's form is of answers to questions; name it .jsonl")
         answers = squad(found.predictions)
         check(bool(answers), f"--output={output}: not every question has an id of its own; add them, or name it .jsonl")
-        output.write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+        output.write(dump_json(answers, indent=1) + "\n")
     else:
-        text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in told(found))
+        text = "".join(dump_json(one) + "\n" for one in told(found))
         if not output:
             sys.stdout.write(text)
             return
-        output.write_text(text, encoding="utf-8", errors="backslashreplace")
+        output.write(text, errors="backslashreplace")
     print(f"{output}: the answers to {len(found.predictions):,} examples")
 
 
 if __name__ == "__main__":
     from absl import flags
 
-    from lm.command import output_file, run
+    from lm.command import define_output, output, run
 
     WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
     MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
     STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best, a step")
     INPUT = flags.DEFINE_string("input", None, "file of examples, or - for lines of standard input; see above", required=True)
     TASK = flags.DEFINE_string("task", None, "of a run with several tasks: the one to answer for")
-    OUTPUT = flags.DEFINE_string("output", None, "write to this file: one JSON object an example; .json: SQuAD's form")
+    define_output("write to this file: one JSON object an example; .json: SQuAD's form")
 
     def main(overrides: list[tuple[str, str]]) -> None:
         """Read the flags, load the run, answer."""
@@ -281,12 +282,12 @@ if __name__ == "__main__":
         from lm.data.files import expand
 
         check(not overrides, "lm.predict takes no --config.* flags: a run's config is its own")
-        output = output_file(OUTPUT.value) if OUTPUT.value else None
+        file = output("lm.predict", [] if INPUT.value == "-" else expand(INPUT.value))
         check(INPUT.value == "-" or bool(expand(INPUT.value)), f"--input={INPUT.value}: there is no such file")
         platform.prepare()
         from lm.convert.run import opened
 
         loaded = opened(WORKDIR.value, MODEL.value, STEP.value)
-        write(predict(*loaded, INPUT.value, WORKDIR.value or MODEL.value, TASK.value), output)
+        write(predict(*loaded, INPUT.value, WORKDIR.value or MODEL.value, TASK.value), file)
 
     run(main)

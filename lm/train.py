@@ -20,6 +20,7 @@ from lm.data.pipeline import prefetch
 from lm.data.prepare import Corpus, prepare
 from lm.errors import check
 from lm.objectives.base import resolve, training_batches
+from lm.outputs import replace_file
 from lm.preemption import Stop
 from lm.progress import Meter, announce, changes, summary
 from lm.results import conclude, done, measured, samples
@@ -33,7 +34,7 @@ from lm.tasks.language import HeldOut, held_out_of
 from lm.tasks.learning_curve import curves
 from lm.tasks.open import named
 from lm.tasks.subject import Task
-from lm.writers import Writers, replace_file
+from lm.writers import Writers
 
 
 def train_step(config: Config, optimizer: optax.GradientTransformation, state: TrainState, batch: Any):

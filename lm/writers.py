@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lm.console import Console
 from lm.errors import UserError
+from lm.outputs import replace_file
 from lm.tensorboard import EventFile
 
 
@@ -154,16 +155,6 @@ def parse_metrics(path: Path) -> list[dict]:
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
     return lines
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file in one piece: readers and a crash see the old one or the new one."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 def start_wandb(workdir: Path):

@@ -1,0 +1,198 @@
+"""Who may write what: one owner of a folder or file at a time, and outputs that replace nothing of the user's."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from lm.errors import UserError, check
+
+# Names that mean something in a run or model folder, whether they are there already or not.
+RESERVED = {"config.json", "tokenizer.json", "tokenizer_config.json", "metrics.jsonl", "summary.json", "published.json",
+            "predictions.jsonl", "figures.json", "generation_config.json"}  # fmt: skip
+
+
+# -- one owner ---------------------------------------------------------------------------------------------------------
+
+
+class Claim:
+    """The only right to write a folder or file, held while open; the kernel frees it when its holder dies.
+
+    The lock file is FOLDER/.lock, for a file .NAME.lock beside it; inside stand process id and host, for people. A file
+    system without locks gives the right to everybody.
+    """
+
+    def __init__(self, path: Path, otherwise: str):
+        """Claim `path`, a folder that exists or a file; raises UserError with the holder, and `otherwise` as the way out."""
+        self.path = Path(path)
+        inside = self.path.is_dir()
+        self.lock = self.path / ".lock" if inside else self.path.with_name(f".{self.path.name}.lock")
+        self.file: IO[str] | None = None
+        while self.file is None:
+            file = self.lock.open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = holder_of(file)
+                file.close()
+                raise UserError(f"{self.path} is in use by {holder}: wait for it to end, or {otherwise}") from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+                    file.close()
+                    raise
+            # Its holder removed the file between our two calls: what we locked is no longer there for others to see.
+            if same_file(self.lock, file):
+                self.file = file
+            else:
+                file.close()
+        with contextlib.suppress(OSError):  # a full disk does not take the right away
+            self.file.seek(0)
+            self.file.truncate()
+            self.file.write(f"process {os.getpid()} on {os.uname().nodename}")
+            self.file.flush()
+
+    def close(self) -> None:
+        """Give the right back."""
+        if self.file:
+            self.lock.unlink(missing_ok=True)
+            self.file.close()
+            self.file = None
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+def holder_of(file: IO[str]) -> str:
+    """Read who holds a lock."""
+    file.seek(0)
+    return file.read(200).strip() or "another process"
+
+
+def same_file(path: Path, file: IO[str]) -> bool:
+    """Tell whether an open file is what stands at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+# -- outputs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a command may write: `path` is as named, `command` the one that asked."""
+
+    path: Path
+    command: str
+
+    def write(self, text: str, errors: str = "strict") -> None:
+        """Write the whole file in one piece, and remember that this command wrote it."""
+        if self.path.exists() and not self.path.is_file():  # a pipe or a terminal: nothing to replace
+            self.path.write_text(text, encoding="utf-8", errors=errors)
+            return
+        replace_file(self.path.resolve(), text, errors)
+        self.remember()
+
+    def remember(self) -> None:
+        """Note the file's digest, so that the same command may replace it as long as nobody changed it."""
+        with contextlib.suppress(OSError):  # without the note the next call asks for --overwrite
+            note = receipt(self.path)
+            note.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(note, json.dumps({"command": self.command, "sha256": digest(self.path)}) + "\n")
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def output_file(name: str, command: str, inputs: Sequence[str | Path] = (), overwrite: bool = False) -> Output:
+    """Decide whether `command` may write the file `name`; raises UserError before any work where it may not.
+
+    Never an input, a folder, or what belongs to a run or a model folder; a file that exists only if this same command wrote
+    it and it is as it was then, or with `overwrite`.
+    """
+    path = Path(name).expanduser()
+    flag = f"--output={name}"
+    check(bool(name), "--output is empty: name a file")
+    check(path.parent.is_dir(), f"{flag}: there is no folder '{path.parent}'; make it first")
+    check(not path.is_dir(), f"{flag} is a folder; name a file")
+    for one in inputs:
+        same = os.path.exists(one) and path.exists() and os.path.samefile(path, one)
+        check(not same, f"{flag} is the input itself; name another file")
+    if owner := folder_of(path):
+        raise UserError(f"{flag} belongs to '{owner}', a {kind_of(owner)}; name a file elsewhere")
+    if path.is_file():
+        check(
+            overwrite or wrote(path, command),
+            f"{flag} exists and was not written by this command, or was changed since; name another file or add --overwrite",
+        )
+    writable = os.access(path if path.exists() else path.parent, os.W_OK)
+    check(writable, f"{flag}: no permission to write there; name another file")
+    longest = os.pathconf(path.parent, "PC_NAME_MAX")
+    check(len(os.fsencode(path.name)) + 16 <= longest, f"{flag[:60]}...: the name is too long; name a shorter one")
+    return Output(path, command)
+
+
+def folder_of(path: Path) -> Path | None:
+    """Return the run or model folder that has this file as a part of itself; None for files of the user's own.
+
+    The user's own are new names directly in such a folder, and those that a command wrote there.
+    """
+    real = path.resolve()
+    folder = next((one for one in real.parents if kind_of(one)), None)
+    if folder is None or (folder == real.parent and real.name not in RESERVED and (not real.exists() or wrote(path, None))):
+        return None
+    return folder
+
+
+def kind_of(folder: Path) -> str:
+    """Say whether a folder is a run or a model folder; empty: neither."""
+    if not (folder / "config.json").is_file():
+        return ""
+    if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file():
+        return "run"
+    return "model folder" if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*")) else ""
+
+
+def wrote(path: Path, command: str | None) -> bool:
+    """Tell whether `command` (None: any command) wrote this file and nobody changed it since."""
+    try:
+        note = json.loads(receipt(path).read_text(encoding="utf-8"))
+        return (command is None or note["command"] == command) and note["sha256"] == digest(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def receipt(path: Path) -> Path:
+    """Return where the note on a written file lies: in the cache, so that no second file stands beside the user's."""
+    root = Path(os.environ.get("LM_CACHE") or "~/.cache/lm").expanduser()
+    return root / "outputs" / (hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32] + ".json")
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_file(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a file in one piece: readers and a crash see the old one or the new one."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with fresh.open("w", encoding="utf-8", errors=errors, newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,86 @@
+"""JSON from anywhere, with bounds; JSON to anywhere, without NaN."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm.errors import UserError, check, one_line
+
+DEPTH = 200  # levels of nesting; configs, tokenizers and annotations have fewer than twenty
+BYTES = 2 << 30  # of one document; what is larger belongs into JSON lines
+WORDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def parse_json(text: str | bytes, where: str, kind: type | tuple[type, ...] | None = None) -> Any:
+    """Parse one JSON document; `where` names it in errors, `kind` is the type (or types) that it must be of.
+
+    Raises UserError for broken JSON, bytes that are not UTF-8, numbers of more digits than Python converts, more than DEPTH
+    levels and a document of another kind.
+    """
+    check(len(text) <= BYTES, f"{where}: {len(text):,} bytes are more than one JSON document may have; use JSON lines")
+    try:
+        value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise UserError(f"{where}: no valid JSON ({error.msg} at {place}); mend it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 near byte {error.start}; convert it first") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested deeper than {DEPTH} levels; flatten it") from None
+    except ValueError as error:  # an integer past sys.get_int_max_str_digits()
+        raise UserError(f"{where}: a number of too many digits ({one_line(str(error), 80)})") from None
+    check(depth(value) <= DEPTH, f"{where}: nested deeper than {DEPTH} levels; flatten it")
+    if kind is not None:
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        # bool is a subclass of int in Python, not in JSON.
+        fits = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
+        words = " or ".join(WORDS.get(one, one.__name__) for one in kinds)
+        check(fits, f"{where}: {words} is needed, not {WORDS.get(type(value), 'null')}")
+    return value
+
+
+def load_json(path: str | Path, kind: type | tuple[type, ...] | None = None) -> Any:
+    """Read a JSON file; see `parse_json`. Errors of the file system pass on as they are (`lm.errors.translate`)."""
+    path = Path(path).expanduser()
+    size = path.stat().st_size
+    check(size <= BYTES, f"{path}: {size:,} bytes are more than one JSON document may have; use JSON lines")
+    return parse_json(path.read_bytes(), str(path), kind)
+
+
+def load_json_lines(path: str | Path, kind: type | tuple[type, ...] | None = dict) -> Iterator[tuple[int, Any]]:
+    """Yield (line number from 1, value) of a file with one JSON document a line; blank lines are passed over."""
+    with Path(path).expanduser().open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, parse_json(line, f"{path}, line {number}", kind)
+
+
+def depth(value: Any) -> int:
+    """Count the levels of nested objects and lists, level by level: recursion would be what is guarded against."""
+    level, count = [value], 0
+    while level := [one for one in level if isinstance(one, (dict, list))]:
+        count += 1
+        if count > DEPTH:
+            break
+        level = list(itertools.chain.from_iterable(one.values() if isinstance(one, dict) else one for one in level))
+    return count
+
+
+def dump_json(value: Any, indent: int | None = None) -> str:
+    """Write JSON text; NaN and infinity, which JSON does not have, become null."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def without_nan(value: Any) -> Any:
+    """Replace numbers that are not finite by None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: without_nan(one) for name, one in value.items()}
+    return [without_nan(one) for one in value] if isinstance(value, (list, tuple)) else value
