@@ -70,6 +70,13 @@ def define_output(text: str, default: str | None = None) -> Any:
     return flags.DEFINE_string("output", default, text)
 
 
+def define_new_heads() -> Any:
+    """Define --allow_new_heads of a command that opens model folders; return its holder."""
+    from absl import flags
+
+    return flags.DEFINE_bool("allow_new_heads", False, "draw heads that a model folder lacks at random, instead of an error")
+
+
 def output(command: str, inputs: Sequence[str | Path | None] = ()) -> Output | None:
     """Check --output before the work (`lm.outputs.output_file`); None where it was not given."""
     from absl import flags

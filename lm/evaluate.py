@@ -31,13 +31,14 @@ from typing import Any
 
 from absl import flags
 
-from lm.command import define_output, output, run
+from lm.command import define_new_heads, define_output, output, run
 from lm.errors import check
 from lm.strict_json import dump_json
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
 STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
+NEW_HEADS = define_new_heads()
 TASKS = flags.DEFINE_string("tasks", None, "what to measure, joined by commas; see above")
 TEXT = flags.DEFINE_multi_string("text", [], "text whose tokens are scored, several allowed")
 SEED = flags.DEFINE_integer("seed", 0, "seed of what is drawn: solved examples, noise, resamples for the errors")
@@ -56,7 +57,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     from lm.tasks.subject import Subject
 
     tasks = named(TASKS.value or ("" if TEXT.value else "validation"))
-    config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value)
+    config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value)
     check(
         WORKDIR.value is not None or "validation" not in tasks,
         "a model folder has no held-out split of its own: name other --tasks, for example perplexity:FILE, or --text",

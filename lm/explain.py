@@ -13,12 +13,13 @@ from typing import Any
 
 from absl import flags
 
-from lm.command import define_output, output, run
+from lm.command import define_new_heads, define_output, output, run
 from lm.errors import UserError, check
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
 STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
+NEW_HEADS = define_new_heads()
 TEXT = flags.DEFINE_string("text", None, "text to explain")
 TARGET = flags.DEFINE_string("target", None, "what an encoder-decoder is asked for (default: what it answers by itself)")
 OUTPUT = define_output("file to write", "explain.html")
@@ -46,7 +47,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     from lm.convert.run import opened
     from lm.page import page
 
-    config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value)
+    config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value)
     found = explain(
         config.objective, params, tokenizer, TEXT.value, target=TARGET.value, layers=LAYERS.value,
         attribute=ATTRIBUTE.value, baseline=BASELINE.value, top=TOP.value,

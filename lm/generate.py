@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lm.command import define_output, output, run
+from lm.command import define_new_heads, define_output, output, run
 from lm.errors import UserError, check, unknown
 from lm.strict_json import dump_json
 
@@ -22,6 +22,7 @@ DRAWN = ("sample", "speculative")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
 STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
+NEW_HEADS = define_new_heads()
 PROMPT = flags.DEFINE_multi_string("prompt", [""], "text to continue, several allowed; empty begins a document")
 PROMPTS = flags.DEFINE_string(
     "prompts", None, 'file of prompts: one a line, or .jsonl with "prompt" or "messages"; needs --output'
@@ -116,7 +117,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     from lm.writing import Command
 
     command = Command(STRATEGY.value, options, flags.FLAGS.flag_values_dict())
-    job = command.job(*opened(WORKDIR.value, MODEL.value, STEP.value))
+    job = command.job(*opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value))
     if PROMPTS.value:
         from lm.decode.batching import complete
         from lm.show import FileProgress

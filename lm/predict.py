@@ -267,11 +267,12 @@ def write(found: Found, output: Output | None) -> None:
 if __name__ == "__main__":
     from absl import flags
 
-    from lm.command import define_output, output, run
+    from lm.command import define_new_heads, define_output, output, run
 
     WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
     MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
     STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best, a step")
+    NEW_HEADS = define_new_heads()
     INPUT = flags.DEFINE_string("input", None, "file of examples, or - for lines of standard input; see above", required=True)
     TASK = flags.DEFINE_string("task", None, "of a run with several tasks: the one to answer for")
     define_output("write to this file: one JSON object an example; .json: SQuAD's form")
@@ -287,7 +288,7 @@ if __name__ == "__main__":
         platform.prepare()
         from lm.convert.run import opened
 
-        loaded = opened(WORKDIR.value, MODEL.value, STEP.value)
+        loaded = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value)
         write(predict(*loaded, INPUT.value, WORKDIR.value or MODEL.value, TASK.value), file)
 
     run(main)

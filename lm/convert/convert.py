@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from lm.convert import albert, bart, distilbert, electra, encoders, gemma, gpt, llama, t5, tasks, transfoxl, xlnet
+from lm.convert.absent import present
 from lm.convert.family import Family, canonical
 from lm.convert.folder import INDEX, SINGLE, Folder
 from lm.convert.leaves import fill
@@ -254,7 +255,7 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
     settings = {**special_ids(tokenizer, settings), **settings}
     final, folder = folder, folder.with_name(folder.name + ".partial")  # a kill leaves nothing that looks whole
     folder.mkdir(parents=True, exist_ok=True)
-    found = flat(params)
+    found = present(params)
     boxed = jax.eval_shape(family.objective(settings).init, jax.eval_shape(lambda: jax.random.key(0)), BATCH)
     rows = {name: x.shape[:1] for name, x in flat(unbox(boxed)).items()}  # without those that fill a table up
     leaves = {name: np.asarray(x)[: rows[name][0]] if rows.get(name) else np.asarray(x) for name, x in found.items()}

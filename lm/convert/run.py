@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 from lm.checkpoint import Checkpoints, load_params
 from lm.config import Config, Every, read_config, to_json
 from lm.convert import tasks
+from lm.convert.absent import without
 from lm.convert.convert import Loaded, family_of, flat, load, nested, save, some
 from lm.convert.folder import read_json
 from lm.data.prepare import Data
@@ -24,21 +27,47 @@ from lm.models.lora import merged
 from lm.objectives.base import Objective
 from lm.start import matched
 from lm.state import TrainState
+from lm.strict_json import dump_json, load_json
 
 PUBLISHED = "published.json"  # in a run made of a folder: what that was
 
 
-def opened(workdir: str | None, model: str | None, step: str = "auto") -> tuple[Config, Any, Tokenizer]:
-    """Give config, parameters and tokenizer of a run, or of a published folder."""
+def opened(
+    workdir: str | None, model: str | None, step: str = "auto", new_heads: bool = False
+) -> tuple[Config, Any, Tokenizer]:
+    """Return config, parameters and tokenizer of a run, or of a published folder.
+
+    Heads that the folder lacks are said on stderr. `new_heads` has them drawn at random; else they are `Absent`, and an
+    error for whatever reads them.
+    """
     check(bool(workdir) != bool(model), "name one of them: --workdir=RUN, a trained run, or --model=HF_DIR, a model folder")
     if workdir:
         config = read_config(Path(workdir))
         within = getattr(config.objective, "objective", config.objective)  # what Regularised trains
         config = dataclasses.replace(config, objective=within)
         tokenizer = Tokenizer.load(Path(workdir) / "tokenizer.json")
-        return config, load_params(config, Path(workdir), step), tokenizer
+        params, drawn = load_params(config, Path(workdir), step), untrained(Path(workdir), step)
+        return config, told(params, drawn, workdir, new_heads), tokenizer
     loaded = load(model)
-    return as_config(loaded, model), loaded.params, whole(loaded, model).tokenizer
+    params = told(loaded.params, loaded.drawn, model, new_heads)
+    return as_config(loaded, model), params, whole(loaded, model).tokenizer
+
+
+def told(params: Any, drawn: Sequence[str], folder: str, new_heads: bool) -> Any:
+    """Say on stderr which heads a folder lacks; return its parameters, with those absent unless `new_heads`."""
+    if not drawn:
+        return params
+    how = "drawn at random: what they give is noise" if new_heads else "what reads them is an error (--allow_new_heads)"
+    print(f"{folder}: not in the file: {some(set(drawn))}; {how}", file=sys.stderr, flush=True)
+    return params if new_heads else without(params, drawn, folder)
+
+
+def untrained(workdir: Path, step: str = "auto") -> tuple[str, ...]:
+    """Return the parameters of an imported run that its folder lacked, none once it has been trained."""
+    file = workdir / PUBLISHED
+    drawn = load_json(file, dict).get("drawn", []) if file.is_file() else []
+    steps = {path.name for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()}
+    return tuple(drawn) if step == "0" or steps <= {"0"} else ()
 
 
 def whole(loaded: Loaded, model: str) -> Loaded:
@@ -62,8 +91,13 @@ def import_run(model: str, workdir: Path) -> list[str]:
     check(not (workdir / "config.json").exists(), f"{workdir} is a run already; name another --workdir")
     loaded = load(model)
     write_run(as_config(loaded, model), loaded.params, loaded.tokenizer, workdir)
-    (workdir / PUBLISHED).write_text(json.dumps({"model_type": loaded.kind}) + "\n")
+    remember(workdir, loaded.kind, loaded.drawn)
     return [*said(loaded, model), f"{workdir}: a run at step 0; lm.generate and lm.evaluate take it, start={workdir} trains it"]
+
+
+def remember(workdir: Path, kind: str, drawn: Sequence[str]) -> None:
+    """Write beside a run which published model it was, and which of its parameters were drawn at random."""
+    (workdir / PUBLISHED).write_text(dump_json({"model_type": kind, "drawn": list(drawn)}) + "\n", encoding="utf-8")
 
 
 def write_run(config: Config, params: Any, tokenizer: Tokenizer, workdir: Path) -> None:

@@ -23,8 +23,9 @@ import jax
 import numpy as np
 
 from lm.config import Config
+from lm.convert.absent import without
 from lm.convert.convert import flat, load, nested, save, some
-from lm.convert.run import kind_of, opened, whole, write_run
+from lm.convert.run import kind_of, opened, remember, untrained, whole, write_run
 from lm.convert.spelling import Match, Spelling, match
 from lm.convert.tasks import framed
 from lm.data.prepare import Data
@@ -198,13 +199,14 @@ def convert(
           "--workdir with --model)")  # fmt: skip
     target = Path(output or workdir)
     check(not target.exists() or (target.is_dir() and not any(target.iterdir())), f"{target} exists; name a new folder")
-    kind = ""
+    kind, drawn = "", ()
     if model:  # its objective is settled with the new tokenizer: the old one may lack what that needs (T5's sentinels)
         loaded = whole(load(model), model)
         objective, params, old, data = loaded.objective, loaded.params, loaded.tokenizer, Data(source=Documentation())
-        kind = loaded.kind
+        kind, drawn = loaded.kind, loaded.drawn
     else:
-        config, params, old = opened(workdir, None, step)
+        drawn = untrained(Path(workdir), step)
+        config, params, old = opened(workdir, None, step, new_heads=True)
         objective, data = framed(config.objective, old), config.data
     new, lines = Tokenizer.load(tokenizer) if tokenizer else old, []
     if add_tokens:
@@ -212,13 +214,16 @@ def convert(
         lines = [f"tokens that were there already: {some(set(known))}"] if known else []
     objective, params, new, more = operate(objective, params, old, new, initialise, multiple, seed)
     lines = [f"{model or workdir}: {type(objective).__name__}", *lines, *more]
+    if drawn:
+        lines.append(f"not in {model or workdir}, so not in {target}: {some(set(drawn))}")
     if output:
         card = "\n".join(["---", "library_name: transformers", "---", "", f"# {target.name}", "", *lines, ""])
-        left = save(objective, params, new, target, card, kind or kind_of(Path(workdir)))
+        left = save(objective, without(params, drawn, str(target)), new, target, card, kind or kind_of(Path(workdir)))
         describe(target, Path(model).expanduser() if model else None, old, new)
         return [*lines, f"{target}: config.json, weights, tokenizer and card" + (f"; left out: {some(left)}" if left else "")]
     data = dataclasses.replace(data, tokenizer=Pretrained(str(target.absolute() / "tokenizer.json")))
     write_run(Config(objective=objective, data=data, steps=1, batch=8), params, new, target)
+    remember(target, kind or kind_of(Path(model or workdir)), drawn)
     return [*lines, f"{target}: a run at step 0; start={target} trains it"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from lm.command import run
+from lm.command import define_new_heads, run
 from lm.data.prompts import Prompt
 from lm.errors import UserError, check
 
@@ -115,7 +115,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
     from lm.convert.run import opened
     from lm.tasks.subject import Subject
 
-    subject = Subject(*opened(values.workdir, values.model, values.step), seed=values.seed, progress=progress_bar)
+    loaded = opened(values.workdir, values.model, values.step, values.allow_new_heads)
+    subject = Subject(*loaded, seed=values.seed, progress=progress_bar)
     model = adapter(subject)
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -147,6 +148,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of the run")
     flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
     flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
+    define_new_heads()
     flags.DEFINE_string("tasks", None, "tasks of the harness, joined by commas")
     flags.DEFINE_string("include", None, "folder with task files (YAML) of your own")
     flags.DEFINE_integer("shots", None, "solved examples before each question (default: as the task says)")

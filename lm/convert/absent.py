@@ -1,0 +1,52 @@
+"""Parameters that a published folder lacks: told, and an error wherever one would be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import jax
+
+from lm.errors import UserError
+from lm.groups import flat, nested
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Absent:
+    """A parameter without numbers: `name` in the model of `folder`.
+
+    Static in a tree of parameters, so that jax passes over it: what does not read the head works, whatever it is, and what
+    does raises UserError, with no table of which command reads what.
+    """
+
+    name: str
+    folder: str
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):  # protocols that are asked for, not numbers
+            raise AttributeError(attribute)
+        self.refuse()
+
+    def __jax_array__(self) -> NoReturn:
+        self.refuse()
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        self.refuse()
+
+    def refuse(self) -> NoReturn:
+        raise UserError(
+            f"{self.folder} has no weights for '{self.name}', which is asked here: take a folder with that head, train it "
+            "(start=FOLDER), or measure one drawn at random with --allow_new_heads"
+        )
+
+
+def without(params: Mapping[str, Any], names: Iterable[str], folder: str) -> dict[str, Any]:
+    """Return parameters in which those named are absent."""
+    return nested({**flat(params), **{name: Absent(name, folder) for name in names}})
+
+
+def present(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters by path that have numbers."""
+    return {name: x for name, x in flat(params).items() if not isinstance(x, Absent)}
