@@ -91,7 +91,21 @@ def parse_flags(flag_values: Any, argv: Sequence[str]) -> list[str]:
 
     try:
         rest = flag_values(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(unknown_flag(flag_values, error)) from error
     except flags.Error as error:
         raise UserError(str(error).replace("\n", " ")) from error
     check(len(rest) == 1, f"'{' '.join(rest[1:])}' is not a flag; flags look like --name=value, see --help")
     return rest
+
+
+def unknown_flag(flag_values: Any, error: Any) -> str:
+    """Word the error for an unknown flag; of a command that takes a config it may be a field of that."""
+    message = str(error).replace("\n", " ")
+    if "config" in flag_values and "Did you mean" not in message:
+        from lm.config import Config
+        from lm.suggestions import flag
+
+        found = flag(Config, error.flagname)
+        return f"unknown flag --{error.flagname}: did you mean {found}?" if found else message
+    return message

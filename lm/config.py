@@ -24,6 +24,7 @@ from lm.errors import UserError, check, check_choices, check_range, unknown
 from lm.groups import Groups
 from lm.privacy import Private
 from lm.stopping import EarlyStop
+from lm.suggestions import no_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +198,8 @@ def hints(cls: type) -> dict[str, Any]:
     return {f.name: found[f.name] for f in dataclasses.fields(cls) if f.init}
 
 
-def override(config: Any, pairs: Sequence[tuple[str, str]], seen: str = "") -> Any:
-    """Replace fields at dotted paths by parsed values, all at once; unknown names fail with the nearest valid one."""
+def override(config: Any, pairs: Sequence[tuple[str, str]], seen: str = "", whole: Any = None) -> Any:
+    """Replace fields at dotted paths by parsed values, all at once; unknown names fail with the one in `whole` they mean."""
     valid = hints(type(config))
     changes: dict[str, Any] = {}
     groups: dict[str, list[tuple[str, str]]] = {}
@@ -206,7 +207,7 @@ def override(config: Any, pairs: Sequence[tuple[str, str]], seen: str = "") -> A
         name, _, rest = path.partition(".")
         where = f"{seen}{name}"
         if name not in valid:
-            raise unknown("config field", where, [f"{seen}{v}" for v in valid])
+            raise no_field(whole or config, f"{seen}{path}")
         value = getattr(config, name)
         if rest:
             check(dataclasses.is_dataclass(value), f"{where} has no fields of its own (it is {value!r})")
@@ -215,7 +216,8 @@ def override(config: Any, pairs: Sequence[tuple[str, str]], seen: str = "") -> A
             raise UserError(f"{where} is a group of fields; set one of them: {', '.join(hints(type(value)))}")
         else:
             changes[name] = parse(text, valid[name], where)
-    changes |= {name: override(getattr(config, name), inner, f"{seen}{name}.") for name, inner in groups.items()}
+    for name, inner in groups.items():
+        changes[name] = override(getattr(config, name), inner, f"{seen}{name}.", whole or config)
     return dataclasses.replace(config, **changes)
 
 

@@ -7,6 +7,8 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+SHORT = 12  # names that an error lists beside the nearest one
+
 
 class UserError(Exception):
     """A user's mistake, worded as one line that names the thing and the way out.
@@ -21,11 +23,18 @@ def check(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def unknown(kind: str, name: str, valid: Sequence[str]) -> UserError:
-    """Word the error for a name that is not among the valid ones, with the nearest one."""
-    near = difflib.get_close_matches(str(name), valid, 1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return UserError(f"unknown {kind} '{name}': {hint}valid: {', '.join(valid)}")
+def unknown(kind: str, name: str, valid: Sequence[str], meant: Sequence[str] = ()) -> UserError:
+    """Word the error for a name that is not among the valid ones, with the nearest, unless the caller knows what is meant.
+
+    A group's name that all have in front says nothing about which is near. Long lists are left out where one is near.
+    """
+    group = "".join(str(name).rpartition(".")[:2])
+    size = len(group) if all(one.startswith(group) for one in valid) else 0
+    tails = {one[size:]: one for one in valid}
+    near = meant or [tails[tail] for tail in difflib.get_close_matches(str(name)[size:], tails, 1)]
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    listed = "" if near and len(valid) > SHORT else f"valid: {', '.join(valid)}"
+    return UserError(f"unknown {kind} '{name}': {hint}{listed}".rstrip())
 
 
 def check_choices(instance: Any) -> None:

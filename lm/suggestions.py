@@ -1,0 +1,122 @@
+"""Which field of a config a mistaken name means: words of other programs, then the nearest spelling."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from lm.errors import UserError, unknown
+
+# What PyTorch, transformers, Megatron, fairseq and T5X call it -> the field here, as a plain config has it.
+SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "max_lr", "peak_lr", "base_lr", "optimizer.rate"), "optimizer.lr"),
+    **dict.fromkeys(("weight_decay", "wd"), "optimizer.decay"),
+    **dict.fromkeys(("grad_clip", "max_grad_norm", "clip_norm", "gradient_clipping", "clip_grad"), "optimizer.clip"),
+    **dict.fromkeys(("adam_epsilon", "adam_eps", "epsilon"), "optimizer.eps"),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "beta1", "beta2"), "optimizer.betas"),
+    **dict.fromkeys(("ema", "ema_decay"), "optimizer.average"),
+    **dict.fromkeys(("optim", "optimizer_name", "optimizer_type"), "optimizer.name"),
+    **dict.fromkeys(("warmup_steps", "num_warmup_steps", "warmup_iters", "lr_warmup_steps"), "schedule.warmup"),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "lr_schedule", "lr_decay_style"), "schedule.shape"),
+    **dict.fromkeys(("min_lr", "final_lr"), "schedule.final"),
+    **dict.fromkeys(("batch_size", "train_batch_size", "global_batch_size", "per_device_train_batch_size"), "batch"),
+    **dict.fromkeys(("gradient_accumulation_steps", "grad_accum", "accumulation_steps"), "micro_batches"),
+    **dict.fromkeys(("max_steps", "max_iters", "train_iters", "num_steps", "num_train_steps", "total_steps"), "steps"),
+    **dict.fromkeys(("logging_steps", "log_interval", "log_every"), "every.log"),
+    **dict.fromkeys(("eval_steps", "eval_interval", "eval_every", "every.eval"), "every.evaluate"),
+    **dict.fromkeys(("save_steps", "save_interval", "save_every", "checkpoint_interval"), "every.save"),
+    **dict.fromkeys(("save_total_limit", "max_to_keep"), "keep.last"),
+    **dict.fromkeys(("patience", "early_stopping_patience"), "stop.patience"),
+    **dict.fromkeys(("init_from", "resume_from", "pretrained", "checkpoint", "model_name_or_path"), "start"),
+    "random_seed": "seed",
+    "use_wandb": "wandb",
+    **dict.fromkeys(("layers", "n_layer", "n_layers", "num_layers", "num_hidden_layers"), "objective.model.depth"),
+    **dict.fromkeys(("hidden_size", "hidden_dim", "d_model", "n_embd", "dim", "embed_dim"), "objective.model.width"),
+    **dict.fromkeys(("n_head", "n_heads", "num_heads", "num_attention_heads"), "objective.model.heads"),
+    **dict.fromkeys(("n_kv_heads", "num_kv_heads", "num_key_value_heads"), "objective.model.kv_heads"),
+    **dict.fromkeys(("head_dim", "d_kv"), "objective.model.head"),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "d_inner", "n_inner", "mlp_dim"), "objective.model.mlp"),
+    **dict.fromkeys(("vocab_size", "n_vocab"), "objective.model.vocab"),
+    **dict.fromkeys(("hidden_act", "activation_function"), "objective.model.activation"),
+    **dict.fromkeys(("context_length", "max_length", "block_size", "seq_len", "seq_length"), "objective.model.context"),
+    **dict.fromkeys(("n_positions", "n_ctx", "max_seq_len", "max_seq_length"), "objective.model.context"),
+    **dict.fromkeys(("max_position_embeddings", "sequence_length", "length"), "objective.model.context"),
+    **dict.fromkeys(("rope", "rotary", "use_rope"), "objective.model.positions=rotary"),
+    "alibi": "objective.model.positions=alibi",
+    **dict.fromkeys(("rope_theta", "rotary.theta"), "objective.model.rotary.base"),
+    **dict.fromkeys(("position_embedding", "position_embedding_type", "pos_emb"), "objective.model.positions"),
+    **dict.fromkeys(("rmsnorm", "rms_norm"), "objective.model.norm=rms"),
+    **dict.fromkeys(("layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon"), "objective.model.eps"),
+    **dict.fromkeys(("sliding_window", "window"), "objective.model.windows"),
+    **dict.fromkeys(("tie_word_embeddings", "tie_embeddings", "weight_tying"), "objective.model.tied"),
+    **dict.fromkeys(("hidden_dropout_prob", "resid_pdrop", "dropout_rate"), "objective.model.dropout"),
+    **dict.fromkeys(("attention_probs_dropout_prob", "attn_pdrop"), "objective.model.attention_dropout"),
+    "initializer_range": "objective.model.init",
+    **dict.fromkeys(("gradient_checkpointing", "checkpoint_activations"), "objective.model.remat"),
+    **dict.fromkeys(("bf16", "fp16", "mixed_precision", "precision"), "objective.model.dtype"),
+    **dict.fromkeys(("mask_rate", "mlm_probability", "masked_lm_prob", "mask_prob", "mask_ratio"), "objective.rate"),
+    **dict.fromkeys(("lora_rank", "lora_r", "lora.r"), "objective.model.lora.rank"),
+    "lora_alpha": "objective.model.lora.alpha",
+    **dict.fromkeys(("train_file", "dataset", "dataset_name", "data_path"), "data.source"),
+}
+MOST = 3  # names in one suggestion
+
+
+def paths(config: Any) -> Iterator[str]:
+    """Yield the dotted path of every field of a dataclass tree, groups included; of a class those its defaults have."""
+    for field in (f for f in dataclasses.fields(config) if f.init):
+        yield field.name
+        value = getattr(config, field.name, None)
+        if value is None and field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        if dataclasses.is_dataclass(value):
+            yield from (f"{field.name}.{inner}" for inner in paths(value))
+
+
+def ends(path: str, tail: str) -> int:
+    """Count the last parts that two dotted paths have in common."""
+    pairs = zip(reversed(path.split(".")), reversed(tail.split(".")), strict=False)
+    return next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), min(path.count("."), tail.count(".")) + 1)
+
+
+def best(valid: list[str], wanted: str) -> list[str]:
+    """Choose the paths with the last part of `wanted`: most last parts in common, then most first ones, then shortest."""
+    found = [path for path in valid if ends(path, wanted)]
+
+    def rank(path: str) -> tuple[int, int, int]:
+        first = ends(".".join(reversed(path.split("."))), ".".join(reversed(wanted.split("."))))
+        return -ends(path, wanted), -first, path.count(".")
+
+    lowest = min(map(rank, found), default=None)
+    return [path for path in found if rank(path) == lowest][:MOST]
+
+
+def meant(config: Any, path: str) -> list[str]:
+    """Name the fields that have the last part of `path`, or that other programs call so; empty: none.
+
+    `config` may be the class; its objective is then taken to be a plain one.
+    """
+    plain = [target.partition("=")[0] for target in SYNONYMS.values()] if isinstance(config, type) else []
+    valid, parts = list(dict.fromkeys([*paths(config), *plain])), path.lower().split(".")
+    said = SYNONYMS.get(".".join(parts[-2:])) or (not best(valid, path) and SYNONYMS.get(parts[-1])) or path
+    field, equals, value = said.partition("=")
+    return [one + equals + value for one in best(valid, field)]
+
+
+def no_field(config: Any, path: str) -> UserError:
+    """Word the error for a dotted path that the config does not have, with the full path that is meant."""
+    parent, _, name = path.rpartition(".")
+    valid = list(paths(config))
+    while parent and parent not in valid:
+        parent = parent.rpartition(".")[0]
+    siblings = [one for one in valid if one.rpartition(".")[0] == parent]
+    found = meant(config, path)
+    for choices in (siblings, valid):
+        near = difflib.get_close_matches(name, [one.rpartition(".")[2] for one in choices], 1, cutoff=0.7)
+        found = found or (near and best(choices, f"{parent}.{near[0]}"))
+    return unknown("config field", path, siblings, found)
+
+
+def flag(config: Any, name: str) -> str:
+    """Word what an unknown flag may mean as a field of the config; empty: nothing."""
+    return " or ".join(f"--config.{one}" if "=" in one else f"--config.{one}=VALUE" for one in meant(config, name))
