@@ -58,9 +58,9 @@ class Folder:
             plain = Path(file).name == file and "\\" not in file and Path(file).suffix in (".bin", ".safetensors")
             check(plain, f"{index} names '{file}', which is not a file of tensors beside it")
             check((self.path / file).is_file(), f"{self.path} lacks '{file}', a part that {index} names")
-            if index == INDEX:
-                odd = sorted(set(self._names(self.path / file)) ^ {name for name, part in named.items() if part == file})
-                check(not odd, f"{index} and '{file}' do not agree about {', '.join(odd[:8])}")
+            have, said = set(self._names(self.path / file)), {name for name, part in named.items() if part == file}
+            odd = sorted(have ^ said if index == INDEX else said - have)
+            check(not odd, f"{index} and '{file}' do not agree about {', '.join(odd[:8])}")
         return {name: self.path / file for name, file in named.items()}
 
     def __contains__(self, name: str) -> bool:
