@@ -30,7 +30,8 @@ def tensors():
         "offset": base[3:7, 2:9], "steps": base[::3, ::5], "column": base[:, 4], "scalar": torch.tensor(1.5),
         "one of many": base[2, 3], "empty": torch.zeros(0, 4), "expanded": torch.arange(4.0)[None].expand(3, 4),
         "same storage": half[1:], "half, transposed": base.to(torch.bfloat16).T[2:],
-        "3d": torch.randn(3, 4, 5).permute(2, 0, 1), "parameter": torch.nn.Parameter(torch.ones(2, 3)), "name with / and ü": torch.ones(1),
+        "3d": torch.randn(3, 4, 5).permute(2, 0, 1), "parameter": torch.nn.Parameter(torch.ones(2, 3)),
+        "name with / and ü": torch.ones(1),
     }  # fmt: skip
     return found
 
