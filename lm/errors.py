@@ -23,15 +23,12 @@ def check(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def unknown(kind: str, name: str, valid: Sequence[str], meant: Sequence[str] = ()) -> UserError:
-    """Word the error for a name that is not among the valid ones, with the nearest, unless the caller knows what is meant.
+def unknown(kind: str, name: str, valid: Sequence[str], meant: Sequence[str] | None = None) -> UserError:
+    """Word the error for a name that is not among the valid ones, with the nearest, or with those that are `meant`.
 
-    A group's name that all have in front says nothing about which is near. Long lists are left out where one is near.
+    A long list is left out where one is near.
     """
-    group = "".join(str(name).rpartition(".")[:2])
-    size = len(group) if all(one.startswith(group) for one in valid) else 0
-    tails = {one[size:]: one for one in valid}
-    near = meant or [tails[tail] for tail in difflib.get_close_matches(str(name)[size:], tails, 1)]
+    near = difflib.get_close_matches(str(name), valid, 1) if meant is None else meant
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     listed = "" if near and len(valid) > SHORT else f"valid: {', '.join(valid)}"
     return UserError(f"unknown {kind} '{name}': {hint}{listed}".rstrip())
