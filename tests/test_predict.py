@@ -243,7 +243,7 @@ def test_a_label_that_stands_in_for_the_one_not_there_is_of_the_objectives_kind(
     [
         ("classify", "a.csv", "label,body\ngood,x\n", "a.csv:2: no 'text', which this classifier reads; it has 'label'"),
         ("classify", "a.csv", "text,label\nx\n", "a.csv:2: 1 fields where there are 2 columns; mend the line"),
-        ("classify", "a.jsonl", '{"text": "a"}\n{"text"\n', "a.jsonl:2: not JSON"),
+        ("classify", "a.jsonl", '{"text": "a"}\n{"text"\n', "a.jsonl:2: no valid JSON"),
         ("classify", "a.jsonl", "", "no example in it; give at least one"),
         ("classify", "a.parquet", "x", "this classifier reads 'text': give a .csv, .tsv or .jsonl file, or one a line"),
         ("classify", "a.txt", b"x\n\xff", "a.txt:2: byte 0xff is not UTF-8"),

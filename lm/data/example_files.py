@@ -16,6 +16,7 @@ from lm.data.examples import Columns, Example, Read, TfdsExamples, check_text
 from lm.data.files import Files, signature
 from lm.data.tagged import ARTICLE, UNIT, TaggedReader, parse
 from lm.errors import UserError, check
+from lm.strict_json import parse_json
 
 SPACES = re.compile("[ \t]+")  # not all that Unicode calls white space: "10 000" with a narrow space is one word
 # CoNLL-U counts a sentence's words from 1; 1-2 tells of words written together, 0.1 of one that was left out.
@@ -88,11 +89,7 @@ def _lines(path: str, text: str) -> list[Example]:
         where = f"{path}:{number}"
         if not line.strip():
             continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
-        check(isinstance(values, dict), f"{where}: a {type(values).__name__}, not an object")
+        values = parse_json(line, where, dict)
         values = _tagged(located(values, where), where)
         for name, value in values.items():
             for one in value if isinstance(value, list) else [value]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import glob
 import itertools
-import json
 import mmap
 import os
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from lm.data.sources import Piece, joined
 from lm.errors import UserError
+from lm.strict_json import parse_json
 
 PIECE = 1 << 20  # bytes of a long document read at once
 
@@ -198,12 +198,7 @@ class JsonLinesReader:
     def _piece(self, line: str, where: str) -> Piece:
         if not line.strip():
             return Piece("")
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{where}: not JSON ({error.msg} at column {error.colno}); mend or remove the line"
-            ) from None
+        record = parse_json(line, where)
         if not isinstance(record, dict):
             raise UserError(f'{where}: a {type(record).__name__}, not an object; write {{"{self.fields[0]}": ...}}')
         return joined([text for field in self.fields for text in self._texts(record, field, where)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 import numpy as np
@@ -61,8 +62,6 @@ class Pieces:
 
 
 def _model(core) -> dict:
-    import json
-
     return json.loads(core.to_str())["model"]
 
 

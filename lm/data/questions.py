@@ -12,6 +12,7 @@ from lm.data.example_files import texts
 from lm.data.examples import Example, Read, check_text
 from lm.data.files import signature
 from lm.errors import UserError, check
+from lm.strict_json import parse_json
 
 REACH = 8  # characters that a start may be off: counted in bytes, or before the text was cleaned
 NAMED = re.compile(r'"(?:id|query_id|question|query_text|context|context_text)"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
@@ -22,12 +23,7 @@ def read_questions(path: str) -> Read:
     files, found = texts(path)
     examples = []
     for one, text in found:
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{one}:{error.lineno}: not JSON ({error.msg}); a file of one object a line is named .jsonl"
-            ) from None
+        content = parse_json(text, one, (dict, list))
         places = Places(one, text)
         for context, question in _questions(content, places):
             examples.append(_example(context, question, places))
@@ -44,7 +40,7 @@ class Places:
         for match in NAMED.finditer(text):
             line += text.count("\n", at, match.start())
             at = match.start()
-            self.lines[json.loads(match[1])].append(line)
+            self.lines[parse_json(match[1], f"{path}:{line}")].append(line)
 
     def of(self, name: str, *values: Any) -> str:
         """Say where the thing of that name stands whose id or text is the first of the values that is in the file."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from lm.data.examples import Example
 from lm.decode.score import NO_MESH
 from lm.errors import UserError, check, check_choices
+from lm.strict_json import load_json
 from lm.tasks.adversarial import attacks
 from lm.tasks.files import Item, items
 from lm.tasks.label_shift import reweighted
@@ -135,13 +134,9 @@ class Attacked:
         return attacks(texts, ask.labels(found), predict, lambda word: table.get(word.lower(), []), **extra)[0]
 
     def table(self) -> dict[str, list[str]]:
-        path = Path(self.synonyms).expanduser()
-        try:
-            found: Any = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: no JSON of synonyms: {error}") from None
-        right = isinstance(found, dict) and all(isinstance(x, list) for x in found.values())
-        check(right, f'{path}: synonyms are an object, {{"word": ["other", ...]}}')
+        found = load_json(self.synonyms, dict)
+        right = all(isinstance(x, list) and all(isinstance(one, str) for one in x) for x in found.values())
+        check(right, f'{self.synonyms}: synonyms are an object, {{"word": ["other", ...]}}')
         return found
 
 

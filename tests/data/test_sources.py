@@ -103,7 +103,7 @@ def test_json_lines(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "x"', r"a.jsonl:2: not JSON"),
+        ('{"text": "x"', r"a.jsonl:2: no valid JSON"),
         ('{"body": "x", "n": 1}', r"a.jsonl:2: no field 'text'; it has body, n"),
         ('{"text": 3}', r"a.jsonl:2: field 'text' is int"),
         ("[1]", r"a.jsonl:2: a list, not an object"),

@@ -273,7 +273,7 @@ def test_a_wrong_task_is_told(text, said):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "q.jsonl:1: not JSON"),
+        ("{", "q.jsonl:1: no valid JSON"),
         ("[]", "q.jsonl:1: a list, not an object"),
         ('{"question": "q"}', "q.jsonl:1 has no field 'choices'"),
         ('{"question": "q", "choices": [], "answer": 0}', "q.jsonl:1: 'choices' must be a list"),
