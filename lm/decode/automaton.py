@@ -6,17 +6,23 @@ ASCII alone. An automaton remembers nothing but its state: look-around, referenc
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from re import _constants as ops
 from re import _parser as parser
 
 import numpy as np
 
-from lm.errors import UserError, check
+from lm.errors import UserError, check, one_line
 
-Ranges = list[tuple[int, int]]  # of code points or bytes, ends included
-PARTS, STATES = 500_000, 20_000  # before and after the construction of subsets
+Ranges = Sequence[tuple[int, int]]  # of code points or bytes, ends included
+# Bounds, each of a second or less of work: characters of an expression, and of one stretch of it without a group; parts
+# and moves of the automaton before the construction of subsets, states after it, parts that the construction looks at.
+LONGEST, STRETCH = 400_000, 10_000
+PARTS, MOVES, STATES = 500_000, 1_000_000, 20_000
+WORK = 4_000_000
 LAST = 0x10FFFF
 DIGITS, SPACES = [(48, 57)], [(9, 13), (32, 32)]
 
@@ -26,17 +32,42 @@ def automaton(expression: str, what: str) -> tuple[np.ndarray, np.ndarray]:
 
     Raises UserError, which begins with `what`, for an expression that is wrong or that no automaton of a bearable size follows.
     """
+    tree = parsed(expression, what)
+    parts = Parts(what)
+    try:
+        end = parts.sequence(tree, parts.new())
+    except RecursionError:
+        raise too_deep(what) from None
+    return minimal(*parts.subsets(0, end))
+
+
+def parsed(expression: str, what: str) -> parser.SubPattern:
+    """Parse an expression as `re.fullmatch` reads it; raises UserError as `automaton` does."""
     expression = expression.removeprefix("^")
     if expression.endswith("$") and not expression.endswith(r"\$"):
         expression = expression[:-1]
+    check(len(expression) <= LONGEST, f"{what} has {len(expression):,} characters, more than {LONGEST:,}; make it shorter")
+    # The parser takes what alternatives begin with in common off them item by item: the time is the square of that.
+    longest = max(map(len, STRETCHES.findall(expression)), default=0)
+    check(longest <= STRETCH, f"{what} has {longest:,} characters in a row, more than {STRETCH:,}; make it shorter")
     try:
-        tree = parser.parse(expression)
-    except (re.error, OverflowError) as error:
-        raise UserError(f"{what} is no regular expression: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sets that may mean something else in a later version of Python
+            tree = parser.parse(expression)
+    except RecursionError:
+        raise too_deep(what) from None
+    except (re.error, ValueError, OverflowError) as error:
+        raise UserError(f"{what} is no regular expression: {one_line(str(error), 200)}") from error
     check(not tree.state.flags & ~re.UNICODE.value, f"{what}: flags like (?i) cannot be followed; write both cases")
-    parts = Parts(what)
-    end = parts.sequence(tree, parts.new())
-    return minimal(*parts.subsets(0, end))
+    return tree
+
+
+# Characters, sets and escapes between parentheses and bars.
+STRETCHES = re.compile(r"(?:[^|()\\\[]|\\.|\[\^?\]?(?:[^\]\\]|\\.)*\]?)+", re.DOTALL)
+
+
+def too_deep(what: str) -> UserError:
+    return UserError(f"{what} is nested too deeply to follow; take some of its brackets away")
 
 
 class Parts:
@@ -44,14 +75,19 @@ class Parts:
 
     def __init__(self, what: str):
         self.what = what
-        self.free: list[list[int]] = []
-        self.moves: list[list[tuple[int, int, int]]] = []
+        self.count, self.count_moves = 0, 0
+        self.free: dict[int, list[int]] = defaultdict(list)
+        self.moves: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
 
     def new(self) -> int:
-        check(len(self.free) < PARTS, f"{self.what} is too long to follow; repeat less")
-        self.free.append([])
-        self.moves.append([])
-        return len(self.free) - 1
+        self.fits(1)
+        self.count += 1
+        return self.count - 1
+
+    def fits(self, more: int) -> None:
+        """Raise UserError where that many more parts are too many."""
+        if self.count + more > PARTS or self.count_moves > MOVES:
+            raise UserError(f"{self.what} is too long to follow; repeat less")
 
     def sequence(self, items: Iterable, at: int) -> int:
         """Add one thing after another; give the state behind them."""
@@ -71,28 +107,33 @@ class Parts:
             return end
         if op in (ops.MAX_REPEAT, ops.MIN_REPEAT):
             return self.repeat(*argument, at)
-        check(
-            op in CHARACTERS,
-            f"{self.what} is no regular expression that an automaton follows: it has {str(op).lower()}",
-        )
-        return self.character(CHARACTERS[op](argument), at)
+        return self.character(ranges_of(op, argument, self.what), at)
 
     def repeat(self, least: int, most: int, items: Iterable, at: int) -> int:
-        for _ in range(least):
-            at = self.sequence(items, at)
+        at = self.copies(least, items, at)[-1]
         if most is ops.MAXREPEAT:
             again, end = self.new(), self.new()
             self.free[at].append(again)
             self.free[self.sequence(items, again)].append(again)
             self.free[again].append(end)
             return end
-        ends = [at]
-        for _ in range(most - least):
-            ends.append(self.sequence(items, ends[-1]))
+        ends = self.copies(most - least, items, at)
         end = self.new()
         for one in ends:
             self.free[one].append(end)
         return end
+
+    def copies(self, count: int, items: Iterable, at: int) -> list[int]:
+        """Add the same thing again and again; return the states before, between and behind its copies."""
+        ends = [at]
+        for number in range(1, count + 1):
+            before = self.count
+            ends.append(self.sequence(items, ends[-1]))
+            size = self.count - before
+            if not size:  # it matches nothing, however often
+                break
+            self.fits(size * (count - number))
+        return ends
 
     def character(self, ranges: Ranges, at: int) -> int:
         """Add the bytes of any character of the ranges."""
@@ -103,37 +144,88 @@ class Parts:
                 to = end if i == len(sequence) - 1 else self.new()
                 self.moves[now].append((low, high, to))
                 now = to
+            self.count_moves += len(sequence)
         return end
 
     def subsets(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         """Make it deterministic: its states are the sets of parts that a text may lead to."""
-        start = self.reach([first])
+        work = Work(self.what)
+        start = self.reach([first], work)
         number, rows, queue = {start: 0}, [], [start]
         for now in queue:  # grows
-            moves = [move for part in now for move in self.moves[part]]
             row = np.full(256, -1, np.int32)
-            cuts = sorted({cut for low, high, _ in moves for cut in (low, high + 1)})
-            for low, high in pairwise(cuts):
-                to = frozenset(t for a, b, t in moves if a <= low and high - 1 <= b)
-                if to:
-                    to = self.reach(to)
-                    if to not in number:
-                        check(len(number) < STATES, f"{self.what} needs too many states; make it simpler")
-                        number[to] = len(number)
-                        queue.append(to)
-                    row[low:high] = number[to]
+            for low, high, to in self.targets(now, work):
+                to = self.reach(to, work)
+                if to not in number:
+                    check(len(number) < STATES, f"{self.what} needs too many states; make it simpler")
+                    number[to] = len(number)
+                    queue.append(to)
+                row[low:high] = number[to]
             rows.append(row)
         return np.stack(rows), np.array([end in now for now in queue])
 
-    def reach(self, parts: Iterable[int]) -> frozenset[int]:
+    def targets(self, parts: Iterable[int], work: "Work") -> Iterator[tuple[int, int, list[int]]]:
+        """Yield (first byte, byte behind the last, parts that they lead to), sweeping over the moves' ends."""
+        begin, stop = defaultdict(list), defaultdict(list)
+        for part in parts:
+            for low, high, to in self.moves.get(part, ()):
+                begin[low].append(to)
+                stop[high + 1].append(to)
+        live: dict[int, int] = defaultdict(int)  # part -> moves that lead to it
+        for low, high in pairwise(sorted({*begin, *stop})):
+            for to in begin[low]:
+                live[to] += 1
+            for to in stop[low]:
+                live[to] -= 1
+                if not live[to]:
+                    del live[to]
+            work.add(len(live) + len(begin[low]) + len(stop[low]))
+            if live:
+                yield low, high, list(live)
+
+    def reach(self, parts: Iterable[int], work: "Work") -> frozenset[int]:
         """Follow the free moves; keep the parts that matter: those with moves, and the ends."""
-        seen, queue = set(parts), list(parts)
+        seen = set(parts)
+        queue = list(seen)
         while queue:
-            for to in self.free[queue.pop()]:
+            following = self.free.get(queue.pop(), ())
+            work.add(1 + len(following))
+            for to in following:
                 if to not in seen:
                     seen.add(to)
                     queue.append(to)
-        return frozenset(part for part in seen if self.moves[part] or not self.free[part])
+        return frozenset(part for part in seen if part in self.moves or part not in self.free)
+
+
+class Work:
+    """A count of steps with a bound: sets of parts may be few and yet so large that they take minutes."""
+
+    def __init__(self, what: str):
+        self.what, self.left = what, WORK
+
+    def add(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise UserError(f"{self.what} takes too long to compile; make it simpler, with fewer parts that may be empty")
+
+
+def ranges_of(op, argument, what: str) -> Ranges:
+    """Return the code points of one character, class or dot."""
+    check(op in CHARACTERS, f"{what} is no regular expression that an automaton follows: it has {str(op).lower()}")
+    return CHARACTERS[op](argument)
+
+
+def characters(items: Iterable, what: str) -> Iterator[Ranges]:
+    """Yield the code points of each character of a parsed expression, once however often it is repeated."""
+    queue = list(items)
+    while queue:
+        op, argument = queue.pop()
+        if op is ops.BRANCH:
+            queue += [one for part in argument[1] for one in part]
+        elif op in (ops.SUBPATTERN, ops.MAX_REPEAT, ops.MIN_REPEAT):
+            queue += argument[-1]
+        else:
+            yield ranges_of(op, argument, what)
 
 
 def members(items: Iterable) -> Ranges:
@@ -147,7 +239,8 @@ def members(items: Iterable) -> Ranges:
             found.append(argument)
         elif op is ops.CATEGORY:
             found += category(argument, negated)
-    return others(found) if negated else found
+    outside = others(found)
+    return outside if negated else others(outside)  # joined where they overlap
 
 
 @functools.cache
@@ -182,7 +275,7 @@ CHARACTERS = {
 }
 
 
-@functools.cache
+@functools.lru_cache(4096)
 def byte_ranges(ranges: tuple[tuple[int, int], ...]) -> list[list[tuple[int, int]]]:
     """Cut ranges of code points into sequences of byte ranges; half surrogate pairs are no characters."""
     found = []
@@ -207,20 +300,40 @@ def cut(low: int, high: int) -> list[list[tuple[int, int]]]:
 
 
 def minimal(next_SY: np.ndarray, ends_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Join states that the same texts lead from to an end (Moore 1956); the first stays the first."""
-    weights_Y = np.random.default_rng(0).integers(1, 1 << 62, 256, np.uint64)
-    kind_S, count = ends_S.astype(np.int64), 0
-    while True:
-        known = np.append(kind_S, -1).astype(np.uint64) + np.uint64(2)
-        sums_S = (known[next_SY] * weights_Y).sum(1, dtype=np.uint64)  # modulo 2^64
-        pairs = np.stack([kind_S.astype(np.uint64), sums_S], 1)
-        _, first, kind_S = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-        kind_S = kind_S.ravel()
-        if len(first) == count:
-            break
-        count = len(first)
+    """Join states that the same texts lead from to an end; the first stays the first.
+
+    Classes are split as long as their states lead to different ones; the largest part keeps its number, so that a state is
+    looked at again a logarithmic number of times only (Hopcroft 1971).
+    """
+    rows = np.unique(next_SY, axis=1).tolist()
+    before: list[set[int]] = [set() for _ in rows]
+    for state, row in enumerate(rows):
+        for to in {*row} - {-1}:
+            before[to].add(state)
+    kind = [*map(int, ends_S), -1]  # that of -1, no state, stands last
+    members = [{state for state in range(len(rows)) if kind[state] == end} for end in (0, 1)]
+    fresh = set(range(len(rows)))  # states one of whose next states has another kind than before
+    while fresh:
+        groups: dict[int, dict[tuple[int, ...], set[int]]] = defaultdict(lambda: defaultdict(set))
+        for state in fresh:
+            groups[kind[state]][tuple([kind[to] for to in rows[state]])].add(state)
+        fresh = set()
+        for old, found in groups.items():
+            *small, large = sorted(found.values(), key=len)
+            remaining = len(members[old]) - sum(map(len, found.values()))  # not fresh, so still alike
+            if remaining >= len(large):
+                small.append(large)
+            elif remaining:
+                small.append(members[old].difference(*found.values()))
+            for group in small:
+                members[old] -= group
+                for state in group:
+                    kind[state] = len(members)
+                    fresh |= before[state]
+                members.append(group)
+    _, first, kind_S = np.unique(kind[:-1], return_index=True, return_inverse=True)
     order = np.argsort(first)  # by first appearance: state 0 is in kind 0
-    rank = np.empty(count, np.int64)
-    rank[order] = np.arange(count)
+    rank = np.empty(len(first), np.int64)
+    rank[order] = np.arange(len(first))
     new_S = np.append(rank[kind_S], -1)
     return new_S[next_SY[first[order]]].astype(np.int32), ends_S[first[order]]
