@@ -93,7 +93,7 @@ def read(objective: Any, params: Any, tokenizer: Any, text: str, target: str | N
         if "[MASK]" in objective.special:
             return hidden(Network(model, False), tokenizer, text)
         if objective.generative:
-            return onward(Network(model, True), tokenizer, text)
+            return onward(Network(model, True), objective, tokenizer, text)
     raise UserError(f"lm.explain shows Transformers that predict tokens (causal, masked, encoder-decoder), no model of {name}")
 
 
@@ -101,16 +101,15 @@ def fits(count: int, limit: int, what: str) -> None:
     check(count <= limit, f"{what} has {count} tokens, more than the {limit} that the model reads at once; shorten it")
 
 
-def onward(network: Any, tokenizer: Any, text: str) -> Reading:
-    """Left to right, after the separator where there is one: every token from those before it, and what comes next."""
+def onward(network: Any, objective: Any, tokenizer: Any, text: str) -> Reading:
+    """Left to right, as the objective begins a text: every token from those before it, and what comes next."""
     import numpy as np
 
     from lm.attribution import Inputs
 
-    ids = tokenizer.encode(text)
+    (ids,) = objective.encode(tokenizer, [text])
     check(len(ids) > 0, "--text has no tokens in this model's tokenizer")
-    lead = [] if tokenizer.separator is None else [tokenizer.separator]
-    row = np.array([[*lead, *ids]], np.int32)
+    row = np.array([[*objective.lead(tokenizer), *ids]], np.int32)
     fits(row.shape[1], network.model.context, "--text")
     inputs = Inputs(row)
     asked = [(0, t, int(row[0, t + 1]), t + 1) for t in range(row.shape[1] - 1)]

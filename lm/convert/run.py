@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm.checkpoint import Checkpoints, load_params
+from lm.checkpoint import Checkpoints
 from lm.config import Config, Every, read_config, to_json
 from lm.convert import tasks
 from lm.convert.absent import without
@@ -25,6 +25,7 @@ from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.lora import merged
 from lm.objectives.base import Objective
+from lm.runs import load_params
 from lm.start import matched
 from lm.state import TrainState
 from lm.strict_json import dump_json, load_json
@@ -46,7 +47,7 @@ def opened(
         within = getattr(config.objective, "objective", config.objective)  # what Regularised trains
         config = dataclasses.replace(config, objective=within)
         tokenizer = Tokenizer.load(Path(workdir) / "tokenizer.json")
-        params, drawn = load_params(config, Path(workdir), step), untrained(Path(workdir), step)
+        params, drawn = load_params(config, Path(workdir), step, tokenizer.sha256()), untrained(Path(workdir), step)
         return config, told(params, drawn, workdir, new_heads), tokenizer
     loaded = load(model)
     params = told(loaded.params, loaded.drawn, model, new_heads)
@@ -80,9 +81,7 @@ def as_config(loaded: Loaded, model: str) -> Config:
     """Describe a published model as the config of a run; its text is the interpreter's documentation until one is named."""
     whole(loaded, model)
     data = Data(source=Documentation(), tokenizer=Pretrained(str(Path(model).expanduser().absolute())))
-    objective = loaded.objective.resolve(loaded.tokenizer)
-    if hasattr(objective, "template"):  # asked as its makers ask it
-        objective = dataclasses.replace(objective, template=True)
+    objective = loaded.objective.resolve(loaded.tokenizer).published()
     return Config(objective=objective, data=data, steps=1, batch=8, every=Every())
 
 

@@ -242,6 +242,11 @@ def separators(folder: Path) -> Sequence[str]:
     found = settings(folder)
     if "separator" in found:
         return [found["separator"]] if found["separator"] else []
-    token = found.get("eos_token")
-    name = token.get("content") if isinstance(token, dict) else token
+    name = named(folder, "eos_token")
     return [name] if name else SEPARATORS
+
+
+def named(folder: Path, kind: str) -> str | None:
+    """Return the token that a folder's tokenizer_config.json names under `kind` (eos_token, bos_token)."""
+    token = settings(folder).get(kind)
+    return token.get("content") if isinstance(token, dict) else token

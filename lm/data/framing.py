@@ -65,9 +65,7 @@ class Frame:
 
     def lead(self) -> list[int]:
         """What the tokenizer's own template puts before a text."""
-        plain, whole = (self.tokenizer.encode("a", template=template).tolist() for template in (False, True))
-        at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
-        return whole[:at]
+        return list(self.tokenizer.around[0])
 
     def parting(self) -> list[int]:
         check(

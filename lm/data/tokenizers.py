@@ -5,6 +5,7 @@ The dataclasses at the top are config; `Tokenizer` is what runs.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -110,10 +111,11 @@ Vocabulary = Bytes | Characters | BytePair | WordPiece | Pretrained
 class Tokenizer:
     """Encode and decode; `vocab` is the number of ids, `separator` the id between documents (None: there is none).
 
-    `separators`: names of the token that separates, in the order tried.
+    `separators`: names of the token that separates, in the order tried; `first`: of the one that a published folder
+    says begins a text (bos_token), whether or not its template puts it there.
     """
 
-    def __init__(self, core, separators: Sequence[str] = SEPARATORS):
+    def __init__(self, core, separators: Sequence[str] = SEPARATORS, first: str | None = None):
         core.no_truncation()
         core.no_padding()
         # Text that happens to contain "<|endoftext|>" is text: only code may place a special token.
@@ -121,6 +123,8 @@ class Tokenizer:
         self.core = core
         self.vocab: int = max(core.get_vocab(with_added_tokens=True).values()) + 1
         self.separator: int | None = next((i for i in map(core.token_to_id, separators) if i is not None), None)
+        self.first: int | None = None if first is None else core.token_to_id(first)
+        self.reads_special = False  # special tokens written in a text are meant as such: see `reading_special`
         self._configure(json.loads(core.to_str()))
 
     def _configure(self, saved: dict) -> None:
@@ -142,20 +146,24 @@ class Tokenizer:
         """Return the ids, int32 [T]: `special` recognises special tokens written in the text, `template` adds the
         tokenizer's own around it.
         """
-        if special or template:
-            core = self._special if special else self.core
-            return np.array(core.encode(_clean(text), add_special_tokens=template).ids, np.int32)
+        if special or template or self.reads_special:
+            if self.characters:  # the core would pass over a character that it does not know
+                self._encode_characters(functools.reduce(lambda rest, name: rest.replace(name, ""), self._added, text))
+            return np.array(self._core(special).encode(_clean(text), add_special_tokens=template).ids, np.int32)
         if self.bytes:
             return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
         if self.characters:
             return self._encode_characters(text)
         return np.array(self.core.encode(_clean(text), add_special_tokens=False).ids, np.int32)
 
-    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Return the ids of each text; BPE uses all cores."""
+    def _core(self, special: bool):
+        return self._special if special or self.reads_special else self.core
+
+    def encode_batch(self, texts: list[str], special: bool = False, template: bool = False) -> list[np.ndarray]:
+        """Return the ids of each text, as `encode`; BPE uses all cores."""
         if self.bytes or self.characters:
-            return [self.encode(text) for text in texts]
-        found = self.core.encode_batch_fast([_clean(text) for text in texts], add_special_tokens=False)
+            return [self.encode(text, special, template) for text in texts]
+        found = self._core(special).encode_batch_fast([_clean(text) for text in texts], add_special_tokens=template)
         return [np.array(one.ids, np.int32) for one in found]
 
     def encode_ends(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -198,33 +206,52 @@ class Tokenizer:
             raise UserError(f"the tokenizer has no token {name}: add it by Tokenizer.with_special, or use another one")
         return self.core.token_to_id(found)
 
+    def reading_special(self) -> Tokenizer:
+        """Return a tokenizer for which special tokens written in a text are these tokens, not text."""
+        found = copy.copy(self)
+        found.reads_special = True
+        return found
+
+    @functools.cached_property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the tokenizer's own template puts before a text and behind it."""
+        found = self.core.encode("a", add_special_tokens=True)
+        text = [i for i, added in enumerate(found.special_tokens_mask) if not added] or [len(found.ids)]
+        return tuple(found.ids[: text[0]]), tuple(found.ids[text[-1] + 1 :])
+
     def with_special(self, names: Iterable[str]) -> Tokenizer:
         """Return a tokenizer that has these special tokens, missing ones behind the last id; itself if none is."""
         core = special.added(self.core, names)
-        return self if core is None else Tokenizer(core, self._separators())
+        return self if core is None else Tokenizer(core, self._separators(), self._name(self.first))
 
     def piece_table(self) -> Pieces:
         """Return what each id stands for: special, end of a sentence, beginning of a word; made once."""
         return self._pieces
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write tokenizer.json (`path`); an unusual separator goes to tokenizer_config.json beside it."""
+        """Write tokenizer.json (`path`); an unusual separator or first token goes to tokenizer_config.json beside it."""
         path = Path(path)
         path.write_text(self.core.to_str(pretty=True), encoding="utf-8")
-        names = self._separators()
+        names, found = self._separators(), {}
         if names[:1] != [s for s in SEPARATORS if self.token_id(s) is not None][:1]:
-            name = names[0] if names else None
-            text = json.dumps({"eos_token": name} if name else {"separator": None})
-            (path.parent / "tokenizer_config.json").write_text(text, encoding="utf-8")
+            found = {"eos_token": names[0]} if names else {"separator": None}
+        if self.first not in (None, self.separator, *self.around[0][-1:]):
+            found["bos_token"] = self._name(self.first)
+        if found:
+            (path.parent / "tokenizer_config.json").write_text(json.dumps(found), encoding="utf-8")
 
     def _separators(self) -> list[str]:
         return [] if self.separator is None else [self.core.id_to_token(self.separator)]
+
+    def _name(self, token: int | None) -> str | None:
+        return None if token is None else self.core.id_to_token(token)
 
     @staticmethod
     def load(path: str | os.PathLike) -> Tokenizer:
         """Read a tokenizer.json or a model folder."""
         path = Path(path).expanduser()
-        return Tokenizer(cores.read(path), cores.separators(path if path.is_dir() else path.parent))
+        folder = path if path.is_dir() else path.parent
+        return Tokenizer(cores.read(path), cores.separators(folder), cores.named(folder, "bos_token"))
 
     def sha256(self) -> str:
         return hashlib.sha256(self.core.to_str().encode()).hexdigest()

@@ -47,6 +47,14 @@ def fits(steps: Steps, prompt: Prompt, new: int) -> None:
         raise UserError(f"a source of {len(prompt.source)} tokens passes the encoder's context of {steps.source_limit}")
 
 
+def check_finite(scores: Any, what: str) -> None:
+    """Raise UserError where a log-probability on the host is NaN or infinite: no text or figure may come of it."""
+    check(
+        bool(np.isfinite(scores).all()),
+        f"the model gives no finite score for {what}: its weights hold NaN or infinity, or its states overflow",
+    )
+
+
 def bucket(length: int) -> int:
     """Round up to 16, 24, 32, 48, 64, 96, ...: few lengths to compile for, at most half of them padding."""
     size = 16

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.prompts import Prompt
-from lm.decode.open import bucket, opened_steps, pad
+from lm.decode.open import bucket, check_finite, opened_steps, pad
 from lm.decode.steps import Prompts, Steps
 from lm.errors import UserError, check
 
@@ -51,7 +51,7 @@ class Scorer:
         self.single = self.steps.complete and self.steps.source_limit is None and not objective.prefix
 
     def __call__(self, pairs: Sequence[Pair], report: Callable[[int], None] | None = None) -> list[Scored]:
-        """Score every pair, in the given order; raises UserError for one that is too long or has nothing to score."""
+        """Score every pair, in the given order; UserError for one too long, with nothing to score, or without finite scores."""
         for pair in pairs:
             self.fits(pair)
         widths = [self.widths(pair) for pair in pairs]
@@ -103,7 +103,11 @@ class Scorer:
         with jax.sharding.use_abstract_mesh(NO_MESH):
             found = jax.device_get(score(self.prepared, batch, wanted_BW, steps=self.steps, single=self.single))
         cut = [slice(-len(t), None) if self.single else slice(len(t)) for t in targets]
-        return [Scored(*(x[i, part] for x in found)) for i, part in enumerate(cut)]
+        scored = [Scored(*(x[i, part] for x in found)) for i, part in enumerate(cut)]
+        for one, target in zip(scored, targets):
+            at = int(np.isfinite(one.logprobs).argmin())
+            check_finite(one.logprobs, f"token {at + 1} of {len(target)} (id {target[at]})")
+        return scored
 
 
 def fill(arrays: tuple[np.ndarray, np.ndarray], spare: int) -> tuple[np.ndarray, ...]:

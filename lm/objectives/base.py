@@ -19,7 +19,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -51,6 +51,7 @@ class Objective:
     generative: ClassVar[bool] = False  # left to right: a sample continues a prompt
     answers: ClassVar[bool] = False  # left to right, but as the answer to a source
     prefix: ClassVar[bool] = False  # the tokens of a prompt all see each other
+    template: ClassVar[bool] = False  # texts are encoded as the tokenizer's own files say; a field where folders have it
     apart: ClassVar[bool] = False  # its `parts` have examples of their own, and are measured each by itself
     nats: ClassVar[str | None] = (
         None  # the sum that is nats per token of running text, for perplexity and bits per byte
@@ -119,9 +120,27 @@ class Objective:
         """Make what the network reads before it writes, of a text to go on with or to answer."""
         raise NotImplementedError
 
+    def published(self) -> "Objective":
+        """Give the objective of a published model, which reads texts as its makers do: by its tokenizer's template."""
+        own = any(field.name == "template" for field in dataclasses.fields(self))
+        return dataclasses.replace(self, template=True) if own else self
+
     def lead(self, tokenizer: Any) -> tuple[int, ...]:
-        """List the ids that stand before a document's first token."""
+        """List the ids that stand before a document's first token, as in training: of a published model its template's."""
+        if self.template:
+            return tokenizer.around[0]
         return () if tokenizer.separator is None else (tokenizer.separator,)
+
+    def encode(self, tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encode documents whose tokens are scored, without the `lead`: int32 [T] each.
+
+        The tokens of a published model's text are all that its tokenizer makes of it: special tokens written in it and
+        those that its template puts behind it are among them.
+        """
+        if not self.template:
+            return tokenizer.encode_batch(list(texts))
+        found = tokenizer.encode_batch(list(texts), special=True, template=True)
+        return [ids[len(tokenizer.around[0]) :] for ids in found]
 
     def given(self, ids: np.ndarray) -> Prompt:
         """Make what the network reads of the beginning of a text, encoded, before it says what follows."""

@@ -45,6 +45,7 @@ class Permuted(Objective):
     beta: int = 1
     longest: int = 5
     mirrored: bool = True
+    template: bool = False  # a text begins with its first token (published models), not behind the separator
     separator: int | None = None  # of documents; these three are filled in by `resolve`
     sep: int = 0
     cls: int = 0
@@ -165,6 +166,12 @@ class Permuted(Objective):
     def prompt(self, tokenizer, text):
         """The text alone: what of <sep> and <cls> it should have is written in it."""
         return Prompt(tokenizer.encode(text, special=True)) if text else continued(tokenizer, text)
+
+    def lead(self, tokenizer):
+        return () if self.template else super().lead(tokenizer)
+
+    def encode(self, tokenizer, texts):
+        return tokenizer.encode_batch(list(texts), special=self.template)
 
     def init(self, key, batch):
         return TwoStream(self.model).init(key, batch["tokens"])["params"]

@@ -52,6 +52,7 @@ class Recurrent(Objective):
     borders: Literal["cross", "stop"] = "cross"
     evaluation: Lengths | None = None
     chunk: int = 0  # tokens a device that go through a cluster of the vocabulary at once; 0: chosen
+    template: bool = False  # texts are encoded as the tokenizer's own files say (published models)
     separator: int | None = None  # the tokenizer's end-of-document token, filled in by `resolve`
 
     def __post_init__(self):
@@ -90,7 +91,7 @@ class Recurrent(Objective):
         return {"tokens": tokens[:-1], "targets": tokens[1:], "weights": record["weights"][1:], "segments": segments}
 
     def prompt(self, tokenizer, text):
-        return continued(tokenizer, text)
+        return continued(tokenizer, text, self.template)
 
     def init(self, key, batch):
         return MemoryModel(self.model).init(key, batch["tokens"])["params"]

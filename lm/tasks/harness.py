@@ -45,17 +45,62 @@ def likelihoods(subject: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[fl
     """Give log p(continuation | context), and whether greedy decoding would write it."""
     from lm.tasks.perplexity import given
 
-    scored = subject.score("options", [given(subject, *pair) for pair in pairs])
+    ask = continuation if subject.writer.objective.generative and subject.writer.objective.template else given
+    scored = subject.score("options", [ask(subject, *pair) for pair in pairs])
     return [(float(one.logprobs.sum(dtype=float)), bool(one.greedy.all())) for one in scored]
 
 
+def continuation(subject: Any, context: str, text: str) -> Any:
+    """Make the pair of a published model as the harness's own backend does, token for token (0.4.13).
+
+    Spaces that end the context go to the text; an empty context is the first token (`prefix`), unless the text has it.
+    """
+    from lm.decode.score import Pair
+
+    if context:
+        bare = context.rstrip()
+        before = encoded(subject, bare)
+        target = encoded(subject, context + text)[len(before) :]
+        before = before if len(before) else np.array([prefix(subject.tokenizer)], np.int32)
+    else:
+        target = subject.tokenizer.encode(text, special=True)
+        before = np.array([prefix(subject.tokenizer)], np.int32)
+        if len(target) and target[0] == before[0]:
+            before, target = target[:1], target[1:]
+    check(len(target) > 0, f"{text!r} adds no token to {context!r}: it has no probability")
+    left = limit(subject) + 1 - len(target)
+    check(left > 0, f"a continuation of {len(target)} tokens passes the model's context of {limit(subject)}")
+    return Pair(Prompt(before[-left:]), target)
+
+
+def encoded(subject: Any, text: str) -> np.ndarray:
+    """Encode a text of a published model; one that begins with the first token's name gets no template around it."""
+    tokenizer = subject.tokenizer
+    template = not text.startswith(tokenizer.decode([prefix(tokenizer)], special=True))
+    return tokenizer.encode(text, special=True, template=template)
+
+
+def prefix(tokenizer: Any) -> int:
+    """Give the token that stands before a text: the folder's bos_token, else its template's, else its eos_token."""
+    first, before = tokenizer.first, tokenizer.around[0]
+    found = first if first is not None else before[-1] if before else tokenizer.separator
+    check(found is not None, "the tokenizer has no token to begin a text with; take lm.evaluate's perplexity")
+    return int(found)
+
+
 def rolling(subject: Any, texts: Sequence[str]) -> list[float]:
-    """Give log p of whole texts, in windows that score each token once, the last with as much context as it takes."""
+    """Give log p of whole texts, in windows that score each token once, the last with as much context as it takes.
+
+    A run's text stands behind the separator. A published model's is scored as the harness's own backend does: the first
+    token (`prefix`), then all that the tokenizer makes of the text, what its template puts before it included.
+    """
+    tokenizer, template = subject.tokenizer, subject.writer.objective.template
+    lead = prefix(tokenizer) if template else tokenizer.separator
+    check(lead is not None, "the tokenizer has no separator to begin a text with; take lm.evaluate's perplexity")
     pairs, counts = [], []
     for text in texts:
-        lead, ids = subject.tokenizer.separator, subject.tokenizer.encode(text)
-        check(lead is not None, "the tokenizer has no separator to begin a text with; take lm.evaluate's perplexity")
-        found = list(windows(np.concatenate([[lead], ids]).astype(np.int32), limit(subject)))
+        ids = encoded(subject, text) if template else tokenizer.encode(text)
+        found = list(windows(np.array([lead, *ids], np.int32), limit(subject)))
         pairs += found
         counts.append(len(found))
     sums = iter([float(one.logprobs.sum(dtype=float)) for one in subject.score("texts", pairs)])

@@ -27,8 +27,9 @@ class Perplexity:
     """Every token of some text, given at most `window` - 1 tokens before it and at least window - stride of them.
 
     Windows of `window` tokens (0: the model's context) move by `stride` (0: half a window); each token is scored once, in
-    the first window that reaches it. A file is a document, of JSON lines each object's `field`. A document begins after
-    the tokenizer's separator, if there is one and `lead`; without, its first token is not scored. Masked models give
+    the first window that reaches it. A file is a document, of JSON lines each object's `field`. With `lead` a document
+    begins as in training, after the tokenizer's separator if there is one, or, of a published model, after what the
+    tokenizer's own template begins with; where nothing precedes it, its first token is not scored. Masked models give
     pseudo-perplexity (Salazar et al. 2020): each token is hidden in turn, in windows that do not overlap.
 
     Words are runs without white space, bytes are UTF-8, both of the raw text, so that models with other tokenizers
@@ -51,12 +52,12 @@ class Perplexity:
     def measure(self, subject: Subject) -> Figures:
         texts = [text for text in self.texts() if text]
         check(bool(texts), f"{self.path} holds no text")
-        encoded = subject.tokenizer.encode_batch(texts)
         size = Size.of(texts)
         if not (subject.objective.generative or subject.objective.answers):
-            return self.pseudo(subject, encoded, size)
+            return self.pseudo(subject, subject.tokenizer.encode_batch(texts), size)
         kind = type(subject.objective).__name__
         check(subject.objective.generative, f"{kind} answers a source: it gives running text no probability")
+        encoded = subject.writer.objective.encode(subject.tokenizer, texts)
         pairs = [pair for ids in encoded for pair in self.windows(subject, ids)]
         check(bool(pairs), f"{self.path}: nothing to score in {size.bytes} bytes of text")
         return figures(subject.score("perplexity", pairs), size, subject.seed)
@@ -68,9 +69,10 @@ class Perplexity:
         check(limit is None or window <= limit, f"window={window} is more than the model's context of {limit}")
         stride = self.stride or max(1, window // 2)
         check(stride <= window, f"stride={stride} is more than window={window}: tokens would be left out")
-        if self.lead:
-            ids = np.concatenate([objective.lead(subject.tokenizer), ids])
-        ids, done = ids.astype(np.int32), 1  # `window` inputs give as many predictions: one token more is seen
+        lead = objective.lead(subject.tokenizer) if self.lead else ()
+        # `window` inputs give as many predictions: one token more is seen.
+        ids, done = np.array([*lead, *ids], np.int32), max(1, len(lead))
+        check(done <= window, f"window={window} has no token beside the {done} that a text begins with")
         for start in range(0, max(1, len(ids) - 1), stride):
             end = min(start + window + 1, len(ids))
             if end > done:
@@ -176,9 +178,13 @@ def given(subject: Subject, context: str, continuation: str, whole: bool = True)
     prompt, tokenizer = subject.prompt(context), subject.tokenizer
     if prompt.source is not None:
         return Pair(prompt, tokenizer.encode(continuation.strip()))
-    target = tokenizer.encode(continuation)
+
+    def encode(text: str) -> np.ndarray:  # as the prompt was
+        return tokenizer.encode(text, special=subject.writer.objective.template)
+
+    target = encode(continuation)
     if whole and context:
-        before, both = tokenizer.encode(context), tokenizer.encode(context + continuation)
+        before, both = encode(context), encode(context + continuation)
         if len(both) > len(before):  # a word that merges over the border moves it
             target = both[len(before) :]
             place = np.flatnonzero(prompt.tokens == before[-1])[-1] + 1  # of the text's end, behind which others may stand
@@ -196,28 +202,30 @@ def given(subject: Subject, context: str, continuation: str, whole: bool = True)
 def text_scores(subject: Subject, text: str) -> dict[str, Any]:
     """Give a text's tokens, each with its log-probability given those before it, or, by a masked model, all others.
 
-    A document begins after the separator, so its first token has a probability too; without a separator the first one
-    has None. Raises UserError when the text is longer than the context.
+    A document begins as in training, after the separator, or as a published tokenizer's template begins it: then its
+    first token has a probability too. Where nothing precedes it, it has None, and so has the sum of a text that is no
+    more than it. Raises UserError when the text is longer than the context.
     """
     objective, tokenizer = subject.objective, subject.tokenizer
-    ids = tokenizer.encode(text).astype(np.int32)
+    writer = subject.writer.objective if objective.generative else None
+    (ids,) = tokenizer.encode_batch([text]) if writer is None else writer.encode(tokenizer, [text])
     check(len(ids) > 0, f"--text={text!r} has no tokens")
-    if objective.generative:
-        writer = subject.writer.objective
+    if writer is not None:
         lead = writer.lead(tokenizer)
-        row = np.array([*lead, *ids], np.int32)
-        found = list(subject.scorer([Pair(writer.given(row[:1]), row[1:])])[0].logprobs) if len(row) > 1 else []
+        row, start = np.array([*lead, *ids], np.int32), max(1, len(lead))
+        pairs = [Pair(writer.given(row[:start]), row[start:])] if len(row) > start else []
+        found = [p for one in subject.scorer(pairs) for p in one.logprobs]
         logprobs = [None] * (not lead) + [float(p) for p in found]
     else:
         check(not objective.answers, f"{type(objective).__name__} answers a source: it gives a text alone no probability")
         logprobs = [float(p) for p in masked_logprobs(subject, [ids])[0]]
     known = [p for p in logprobs if p is not None]
-    total = float(sum(known))
+    total = float(sum(known)) if known else None
     return {
         "text": text,
         "ids": ids.tolist(),
         "tokens": tokenizer.pieces(ids),
         "logprobs": logprobs,
         "sum": total,
-        "perplexity": math.exp(-total / len(known)) if known else None,
+        "perplexity": None if total is None else math.exp(-total / len(known)),
     }

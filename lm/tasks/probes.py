@@ -19,15 +19,18 @@ from lm.tasks.subject import Subject
 
 def sentence_logprobs(subject: Subject, texts: Sequence[str]) -> np.ndarray:
     """Give (summed log-probability, tokens) of each text, (N, 2): a masked model's are pseudo-log-likelihoods."""
-    rows = subject.tokenizer.encode_batch(list(texts))
-    check(all(len(ids) for ids in rows), "a text without tokens has no probability")
+    tokenizer, texts = subject.tokenizer, list(texts)
     if not subject.objective.generative:
+        rows = tokenizer.encode_batch(texts)
+        check(all(len(ids) for ids in rows), "a text without tokens has no probability")
         found = masked_logprobs(subject, rows)
         return np.array([[x.sum(dtype=float), len(x)] for x in found])
     objective = subject.writer.objective
-    rows = [np.array([*objective.lead(subject.tokenizer), *ids], np.int32) for ids in rows]
-    check(all(len(ids) > 1 for ids in rows), "without a separator a text needs two tokens")
-    scored = subject.score("sentences", [Pair(objective.given(ids[:1]), ids[1:]) for ids in rows])
+    lead = objective.lead(tokenizer)
+    rows, start = [np.array([*lead, *ids], np.int32) for ids in objective.encode(tokenizer, texts)], max(1, len(lead))
+    bare = next((text for text, ids in zip(texts, rows) if len(ids) <= start), None)
+    check(bare is None, f"{bare!r} has no token that another one precedes: such a text has no probability")
+    scored = subject.score("sentences", [Pair(objective.given(ids[:start]), ids[start:]) for ids in rows])
     return np.array([[one.logprobs.sum(dtype=float), len(one.logprobs)] for one in scored])
 
 
@@ -56,6 +59,7 @@ class Pairs:
             "difference": mean(difference),
             "sign_p": Figure(p, float("nan"), float("nan"), float("nan")),
         }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.decode.masked import framed, network_of, padded, place_logits
+from lm.decode.open import check_finite
 from lm.decode.score import NO_MESH
 from lm.tasks.subject import Subject
 
@@ -34,6 +35,7 @@ def masked_logprobs(subject: Subject, rows: Sequence[np.ndarray]) -> list[np.nda
         tokens_BT[np.arange(count), places_B] = mask
         with jax.sharding.use_abstract_mesh(NO_MESH):
             logprobs_B = np.asarray(at_places(network, subject.params, tokens_BT, segments_BT, places_B, targets_B))
+        check_finite(logprobs_B, "a masked token")
         for (i, at), value in zip(part, logprobs_B):
             found[i][at] = value
         report(len(part))
