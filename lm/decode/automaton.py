@@ -22,7 +22,7 @@ Ranges = Sequence[tuple[int, int]]  # of code points or bytes, ends included
 # and moves of the automaton before the construction of subsets, states after it, parts that the construction looks at.
 LONGEST, STRETCH = 400_000, 10_000
 PARTS, MOVES, STATES = 500_000, 1_000_000, 20_000
-WORK = 4_000_000
+WORK = 5_000_000
 LAST = 0x10FFFF
 DIGITS, SPACES = [(48, 57)], [(9, 13), (32, 32)]
 
@@ -136,15 +136,20 @@ class Parts:
         return ends
 
     def character(self, ranges: Ranges, at: int) -> int:
-        """Add the bytes of any character of the ranges."""
+        """Add the bytes of any character of the ranges; sequences that end alike share the parts of their ends."""
         end = self.new()
+        known: dict[tuple[tuple[int, int], ...], int] = {}
         for sequence in byte_ranges(tuple(ranges)):
-            now = at
-            for i, (low, high) in enumerate(sequence):
-                to = end if i == len(sequence) - 1 else self.new()
-                self.moves[now].append((low, high, to))
-                now = to
-            self.count_moves += len(sequence)
+            to = end
+            for i in range(len(sequence) - 1, 0, -1):
+                tail = tuple(sequence[i:])
+                if tail not in known:
+                    known[tail] = self.new()
+                    self.moves[known[tail]].append((*sequence[i], to))
+                    self.count_moves += 1
+                to = known[tail]
+            self.moves[at].append((*sequence[0], to))
+            self.count_moves += 1
         return end
 
     def subsets(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:

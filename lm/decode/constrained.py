@@ -6,6 +6,7 @@ comes out follows the expression, whatever the model.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +19,13 @@ from lm.data.tokenizers import Tokenizer, symbol_bytes
 from lm.decode.automaton import automaton
 from lm.decode.open import bucket
 from lm.decode.processors import LOWEST
-from lm.errors import UserError, check
+from lm.errors import check, one_line
+from lm.strict_json import load_json, parse_json
 
 FAR = 1 << 30  # away from an end that is never reached
 ENTRIES = 1 << 28  # states x vocabulary: some ten seconds of work
+CELLS = 1 << 26  # states x classes of tokens: 256 MB
+BLOCK = 1 << 22  # states x tokens that are followed at a time
 
 
 class Grammar(struct.PyTreeNode):
@@ -69,21 +73,19 @@ def from_regex(expression: str, tokenizer: Tokenizer, stops: Sequence[int], new:
 
     Raises UserError where it is wrong, or cannot be matched in `new` tokens.
     """
-    return compiled(automaton(expression, f"--regex={expression}"), tokenizer, stops, new, f"--regex={expression}")
+    what = f"--regex={one_line(expression, 60)}"
+    return compiled(automaton(expression, what), tokenizer, stops, new, what)
 
 
 def from_json_schema(schema: str, tokenizer: Tokenizer, stops: Sequence[int], new: int) -> Grammar:
     """Compile a JSON schema, given as text or as the path of a file, that the new text must be an instance of."""
     from lm.decode.schema import to_regex
 
-    text = schema
-    if not schema.lstrip().startswith("{"):
-        check(Path(schema).is_file(), f"--json_schema={schema}: no such file, and no JSON object")
-        text = Path(schema).read_text(encoding="utf-8")
-    try:
-        parsed = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--json_schema: no valid JSON: {error}") from error
+    if schema.lstrip().startswith("{"):
+        parsed = parse_json(schema, "--json_schema")
+    else:
+        check(Path(schema).is_file(), f"--json_schema={schema[:200]}: no such file, and no JSON object")
+        parsed = load_json(schema)
     return compiled(automaton(to_regex(parsed), "--json_schema"), tokenizer, stops, new, "--json_schema")
 
 
@@ -95,7 +97,7 @@ def compiled(machine: tuple[np.ndarray, np.ndarray], tokenizer: Tokenizer, stops
     check(
         size <= ENTRIES, f"{what} has {states:,} states for {len(pieces):,} tokens: too many to follow; make it simpler"
     )
-    next_SC, class_V = classes(next_SY, pieces)
+    next_SC, class_V = classes(next_SY, pieces, what)
     far_S = distances(next_SC, ends_S)
     check(far_S[0] < FAR, f"{what}: no text of this tokenizer's tokens follows it")
     check(far_S[0] <= new, f"{what} takes at least {far_S[0]} tokens; raise --max_new_tokens={new}")
@@ -124,26 +126,32 @@ def walk(next_SY: np.ndarray, pieces: Sequence[bytes]) -> np.ndarray:
     return found_VS.T
 
 
-def classes(next_SY: np.ndarray, pieces: Sequence[bytes], block: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+def classes(next_SY: np.ndarray, pieces: Sequence[bytes], what: str) -> tuple[np.ndarray, np.ndarray]:
     """Put tokens that lead to the same states together: next (S, C) and each token's class; class 0 never comes."""
-    known = {np.full(len(next_SY), -1, np.int32).tobytes(): 0}
+    states = len(next_SY)
+    block, most = max(1, BLOCK // states), CELLS // states
+    known = {np.full(states, -1, np.int32).tobytes(): 0}
     class_V = np.empty(len(pieces), np.int32)
     for low in range(0, len(pieces), block):
         for i, column in enumerate(np.ascontiguousarray(walk(next_SY, pieces[low : low + block]).T)):
             class_V[low + i] = known.setdefault(column.tobytes(), len(known))
+        check(len(known) <= most, f"{what} has {states:,} states and more kinds of tokens than {most:,}; make it simpler")
     columns = [np.frombuffer(column, np.int32) for column in known]
     return np.stack(columns, 1), class_V
 
 
 def distances(next_SC: np.ndarray, ends_S: np.ndarray) -> np.ndarray:
     """Count the tokens from each state to the nearest where a text may end; `FAR` where there is none."""
-    far_S = np.where(ends_S, 0, FAR).astype(np.int32)
-    while True:
-        nearest_S = np.where(next_SC >= 0, far_S[next_SC], FAR).min(1)
-        closer_S = np.minimum(far_S, np.minimum(nearest_S, FAR - 1) + 1)
-        if (closer_S == far_S).all():
-            return far_S
-        far_S = closer_S
+    before: list[list[int]] = [[] for _ in ends_S]
+    for state, row in enumerate(next_SC):
+        for to in np.unique(row[row >= 0]).tolist():
+            before[to].append(state)
+    far_S, level, count = np.full(len(ends_S), FAR, np.int32), np.flatnonzero(ends_S).tolist(), 0
+    while level:  # breadth first, from the ends backward
+        far_S[level] = count
+        level = [state for state in {one for to in level for one in before[to]} if far_S[state] == FAR]
+        count += 1
+    return far_S
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
@@ -167,6 +175,6 @@ def piece_bytes(name: str, byte_level: bool) -> bytes:
     table = symbol_bytes()
     if byte_level and all(symbol in table for symbol in name):
         return bytes(table[symbol] for symbol in name)
-    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+    if re.fullmatch("<0x[0-9A-Fa-f]{2}>", name):
         return bytes([int(name[3:5], 16)])
     return name.replace("\u2581", " ").encode()

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from lm.data.tokenizers import BytePair, Bytes, Characters, WordPiece
+from lm.decode import constrained
 from lm.decode.automaton import automaton
-from lm.decode.constrained import classes, from_json_schema, from_regex, token_bytes
+from lm.decode.constrained import classes, distances, from_json_schema, from_regex, piece_bytes, token_bytes
 from lm.decode.generate import generate
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
+from lm.decode.schema import to_regex
 from lm.decode.speed import random_params
 from lm.errors import UserError
 from lm.models.transformer import Transformer
@@ -130,6 +132,12 @@ def test_a_schema_in_a_file(tmp_path):
     assert set(texts("bytes", from_json_schema, str(path))[0]) == {"true", "false"}
 
 
+def doubled(keyword, twice):
+    """Definitions each of which names the one before twice."""
+    text = {"0": {"type": "string"}}
+    return text | {str(i): {keyword: twice({"$ref": f"#/$defs/{i - 1}"})} for i in range(1, 40)}
+
+
 @pytest.mark.parametrize(
     ("make", "what", "words"),
     [
@@ -157,7 +165,40 @@ def test_a_schema_in_a_file(tmp_path):
         (from_json_schema, '{"type": "object", "properties": {}, "required": ["z"]}', "'z'"),
         (from_json_schema, '{"type": "integer", "minimum": 4, "maximum": 3}', "between 4 and 3"),
         (from_json_schema, '{"type": "string", "minLength": 90}', "at least 92 tokens"),
+        # Bounds of size: these took for ever or all memory.
+        (from_regex, "(a{1000}){1000}", "too long"),
+        (from_regex, "a{999999999}", "too long"),
+        (from_regex, "a{" + "9" * 5000 + "}", "no regular expression"),
+        (from_regex, "(a?){9000}", "takes too long to compile"),
+        (from_regex, "(" * 3000 + "a" + ")" * 3000, "nested too deeply"),
+        (from_regex, "a" * 400_001, "400,001 characters"),
+        (from_regex, "(" + "ab" * 50_000 + "|" + "ab" * 50_000 + ")", "100,000 characters in a row"),
+        (from_regex, r"\q", "bad escape"),
+        (from_regex, "a" * 20_000 + "(", "--regex=" + "a" * 60 + "... has"),
+        (from_json_schema, json.dumps({"$ref": "#/$defs/39", "$defs": doubled("anyOf", lambda r: [r, r])}), "at #/$defs/13:"),
+        (from_json_schema, '{"type": "integer", "maximum": 1' + "0" * 4200 + "}", "at #/maximum: a whole number of at most 40"),
+        (from_json_schema, '{"items": ' * 3000 + "{}" + "}" * 3000, "nested deeper"),
+        (from_json_schema, '{"type": "string", "maxLength": 20001}', "at #/maxLength: a whole number from 0 to 20,000"),
+        (from_json_schema, '{"type": "string", "pattern": "(a{1000}){1000}"}', "too long"),
+        (from_json_schema, json.dumps({"enum": ["a" * 400_001]}), "400,000 characters"),
+        # The kind of a keyword's value, with its path.
+        (from_json_schema, '{"type": 5}', "at #/type: a type or a list of types is needed, not 5"),
+        (from_json_schema, '{"type": []}', "at #/type"),
+        (from_json_schema, '{"$ref": 5}', "at #/$ref: a text"),
+        (from_json_schema, '{"enum": 5}', "at #/enum: a list"),
+        (from_json_schema, '{"const": NaN}', "NaN"),
+        (from_json_schema, '{"anyOf": []}', "at #/anyOf: a list of one schema or more is needed, not []"),
+        (from_json_schema, '{"properties": {"a": {"properties": [1]}}}', "at #/properties/a/properties: an object of schemas"),
+        (from_json_schema, '{"properties": {"a": {}}, "required": "a"}', "at #/required: a list of names"),
+        (from_json_schema, '{"type": "array", "items": 5}', "at #/items: a schema"),
+        (from_json_schema, '{"type": "string", "minLength": -3}', "at #/minLength: a whole number from 0"),
+        (from_json_schema, '{"type": "string", "minLength": 1.5}', "at #/minLength"),
+        (from_json_schema, '{"type": "string", "minLength": true}', "at #/minLength"),
+        (from_json_schema, '{"type": "string", "minLength": 4, "maxLength": 3}', "minLength=4 is above maxLength=3"),
+        (from_json_schema, '{"type": "integer", "minimum": "x"}', "at #/minimum"),
+        (from_json_schema, '{"type": "string", "pattern": 5}', "at #/pattern"),
     ],
+    ids=lambda x: x[:40] if isinstance(x, str) else None,
 )
 def test_what_cannot_be_followed_is_refused(make, what, words):
     tokenizer = TOKENIZERS["characters"]
@@ -178,13 +219,29 @@ def test_pieces_are_the_bytes_of_the_text():
         ids = TOKENIZERS[name].encode("ärger words true")
         pieces = token_bytes(TOKENIZERS[name])
         assert b"".join(pieces[i] for i in ids).decode() == "ärger words true"
+    assert [piece_bytes(name, False) for name in ("<0xE4>", "<0x+1>", "<0xZZ>")] == [b"\xe4", b"<0x+1>", b"<0xZZ>"]
 
 
-def test_classes_hold_every_move():
+def test_what_is_large_only_as_written_is_followed():
+    """Each of these took for ever: parts that match nothing, definitions that come to nothing, long chains of states."""
+    for expression in ("(){4294967000}", "(){0,4294967000}", "((){9000}){9000}"):
+        assert automaton(expression, "x")[0].shape == (1, 256)
+    empty = doubled("items", lambda r: {"anyOf": [r, r]})
+    for schema in empty.values():
+        schema |= {"type": "array", "maxItems": 0} if "items" in schema else {}
+    assert to_regex({"$ref": "#/$defs/39", "$defs": empty}) == r"(?:\[\])"
+    for expression in ("a{9000}", "a{0,9000}"):
+        next_SY, ends_S = automaton(expression, "x")
+        assert len(ends_S) == 9001
+        assert distances(next_SY, ends_S)[0] == (0 if "," in expression else 9000)
+
+
+def test_classes_hold_every_move(monkeypatch):
+    monkeypatch.setattr(constrained, "BLOCK", 6 * 64)
     random = np.random.default_rng(0)
     moves = random.integers(-1, 6, (6, 256)).astype(np.int32)
     pieces = [b"", *(bytes(random.integers(0, 256, n).tolist()) for n in random.integers(1, 5, 300))]
-    next_SC, class_V = classes(moves, pieces, block=64)
+    next_SC, class_V = classes(moves, pieces, "x")
     for piece, column in zip(pieces, class_V):
         for state in range(6):
             at = state if piece else -1
