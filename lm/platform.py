@@ -1,27 +1,18 @@
-"""What must be set before jax computes anything: memory, compilation cache, cluster."""
+"""What must be set before jax computes anything: memory, compilation cache."""
 
 import ctypes
 import os
 import sys
 from pathlib import Path
 
-from lm.errors import UserError
 
-
-def prepare(distributed: str | None = None) -> None:
-    """Set this process up; call once, first. `distributed`: 'auto' or HOST:PORT,COUNT,INDEX joins a cluster."""
+def prepare() -> None:
+    """Set this process up; call once, first."""
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("LM_CACHE") or Path.home() / ".cache" / "lm") / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    if distributed == "auto":
-        jax.distributed.initialize()
-    elif distributed:
-        parts = distributed.split(",")
-        if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
-            raise UserError(f"--distributed={distributed}: give 'auto' or HOST:PORT,COUNT,INDEX")
-        jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
 
 
 def has_accelerator() -> bool:

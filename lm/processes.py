@@ -1,0 +1,175 @@
+"""Several processes of one job: they meet at process 0, watch one another while they work, and end together.
+
+jax alone waits without a word, tells of a process that died after a minute or two, and then ends the others by SIGABRT
+with stacks. Here the processes meet before jax starts (`lm.rendezvous`) and keep their connections, so that the kernel
+tells at once of a process that dies. Whatever goes wrong is one line and exit status 2.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import inspect
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lm.errors import UserError, one_line, translate
+from lm.rendezvous import Line, Place, Wait, arrive, gather, read_place
+
+BROKEN = ("Gloo", "NCCL", "closed by peer", "reset by peer", "Socket closed", "oordination", "DEADLINE_EXCEEDED")
+FATAL = b"oordination", b"JAX distributed service"  # the service's client, before it aborts
+
+
+class Job:
+    """What one of several processes knows of the others while it works."""
+
+    def __init__(self, name: str, lines: dict[int, Line], workdir: Path | None):
+        self.name, self.lines, self.workdir = name, lines, workdir
+        self.stderr = os.dup(2)
+        self.lock, self.ending = threading.Lock(), False
+        self.watched = threading.Event()  # a process has died, and its line is on the way
+        self.handler = None
+
+    def last_save(self) -> str:
+        """Name the newest checkpoint on disk."""
+        folder = self.workdir / "checkpoints" if self.workdir else None
+        steps = [int(one.name) for one in folder.glob("*") if one.name.isdecimal()] if folder and folder.is_dir() else []
+        return f"the last save is {folder}/{max(steps)}, the same commands go on from it" if steps else "nothing was saved yet"
+
+    def end(self, reason: str) -> None:
+        """End this process with one line, from whatever thread."""
+        with self.lock:  # kept: nobody ends twice
+            for line in self.lines.values():
+                line.send(f"end {reason}")
+            cursor = b"\x1b[?25h" if os.isatty(1) else b""  # a progress bar hides it
+            os.write(self.stderr, cursor + f"error: {one_line(reason)}; {self.last_save()}\n".encode())
+            os._exit(2)
+
+    def watch(self) -> None:
+        """Read what the others say until they have taken their leave; a thread."""
+        open_lines = dict(self.lines)
+        while open_lines and not self.ending:
+            for one in select.select([*open_lines.values()], [], [], 1)[0]:
+                index = next(i for i, line in open_lines.items() if line is one)
+                for said in one.read():
+                    word, _, text = said.partition(" ")
+                    if word == "bye":
+                        del open_lines[index]
+                    elif word in ("end", "error"):
+                        self.watched.set()
+                        self.end(text if word == "end" else f"process {index} of {self.name} ended: {text}")
+                if not one.open and index in open_lines:
+                    del open_lines[index]
+                    if not self.ending:
+                        self.watched.set()
+                        self.end(f"process {index} of {self.name} died")
+
+    def filter(self, source: int) -> None:
+        """Hand on what is written to descriptor 2, but for the stacks of jax's service when a process is lost; a thread."""
+        with os.fdopen(source, "rb", buffering=0) as pipe:
+            rest = b""
+            while data := pipe.read(65536):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    if line[:1] in b"EF" and any(part in line for part in FATAL):
+                        self.watched.set()
+                    if not self.watched.is_set():
+                        os.write(self.stderr, line + b"\n")
+            os.write(self.stderr, rest)
+
+    def aborted(self, number: int) -> None:
+        """Take SIGABRT: what jax's service raises from a thread of its own when it lost its process 0."""
+        if self.watched.wait(1):
+            self.end(f"another process of {self.name} died")
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)  # something else: it ends as it always does
+
+    def guard(self) -> None:
+        """Start to watch."""
+        source, sink = os.pipe()
+        os.dup2(sink, 2)
+        os.close(sink)
+        sys.stderr = os.fdopen(os.dup(self.stderr), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        # The callback runs in the thread that aborts. Python's own handlers would wait for the main thread.
+        self.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self.aborted)
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), self.handler)
+        threading.Thread(target=self.filter, args=(source,), daemon=True).start()
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    def leave(self, error: BaseException | None) -> None:
+        """Tell the others how this process ends; with an error, do not wait for them at the exit as jax would."""
+        self.ending = error is None
+        for line in self.lines.values():
+            line.send("bye" if error is None else f"error {translate(error) or type(error).__name__}")
+        if error is not None:
+            status = 130 if isinstance(error, KeyboardInterrupt) else 2 if translate(error) else 1
+            atexit.register(lambda: (sys.stdout.flush(), os._exit(status)))
+        os.dup2(self.stderr, 2)
+
+
+def connect(place: Place | None, timeout: float) -> None:
+    """Start jax's own service and client, with those of the time-outs that this version has."""
+    import jax
+
+    known = inspect.signature(jax.distributed.initialize).parameters
+    seconds = int(timeout)
+    options = {"initialization_timeout": seconds + 30, "heartbeat_timeout_seconds": max(10, min(100, seconds))}
+    options = {name: value for name, value in options.items() if name in known}
+    who = () if place is None else (place.address, place.count, place.index)
+    try:
+        jax.distributed.initialize(*who, **options)
+    except (ValueError, RuntimeError) as error:
+        if place is None and "be defined" in str(error):
+            known = "this is no cluster that jax knows (SLURM, Open MPI, TPU, Kubernetes)"
+            raise UserError(f"--distributed=auto: {known}; give HOST:PORT,COUNT,INDEX") from None
+        raise UserError(f"--distributed: jax's processes did not meet: {one_line(str(error))}") from error
+
+
+@contextlib.contextmanager
+def joined(distributed: str | None, timeout: float, workdir: Path | None = None) -> Iterator[None]:
+    """Work as one process of a job ('auto' or HOST:PORT,COUNT,INDEX); None: alone. `timeout`: seconds until all are there."""
+    if not distributed:
+        yield
+        return
+    place = None if distributed == "auto" else read_place(distributed)
+    lines: dict[int, Line] = {}
+    if place:
+        lines = gather(place, timeout) if place.index == 0 else {0: arrive(place, timeout)}
+    job = Job(f"{place.count} at {place.address}" if place else "this job", lines, workdir)
+    job.guard()
+    try:
+        with started(job, timeout):
+            connect(place, timeout)
+        yield
+    except SystemExit as error:
+        job.leave(None if error.code in (None, 0, 130) else UserError(f"exit status {error.code}"))
+        raise
+    except BaseException as error:
+        if not isinstance(error, UserError | KeyboardInterrupt):
+            job.watched.wait(3) and time.sleep(10)  # the watching thread knows why, and ends this process
+            if any(part in str(error) for part in BROKEN):
+                error = UserError(f"another process of {job.name} is gone ({one_line(str(error), 200)}); {job.last_save()}")
+        job.leave(error)
+        raise error from None if isinstance(error, UserError) else error.__cause__
+    job.leave(None)
+
+
+@contextlib.contextmanager
+def started(job: Job, timeout: float) -> Iterator[None]:
+    """Say that jax waits for its processes, and end the wait when its time is up."""
+    done, wait = threading.Event(), Wait(timeout)
+
+    def look() -> None:
+        while not done.wait(0.5):
+            if not wait.say(f"the processes of {job.name}"):
+                job.end(f"the processes of {job.name} did not meet within {timeout:.0f} s")
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()

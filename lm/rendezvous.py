@@ -1,0 +1,162 @@
+"""Where the processes of one job meet: process 0 counts the others at the port where jax's coordinator will listen."""
+
+import contextlib
+import errno
+import select
+import socket
+import sys
+import time
+from dataclasses import dataclass
+
+from lm.errors import UserError, check, one_line
+
+FORM = "give 'auto' or HOST:PORT,COUNT,INDEX, with an INDEX from 0 to COUNT - 1"
+QUIET = 10.0  # seconds of waiting before it is said
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process of a job: where process 0 is met, how many there are, and which this is."""
+
+    host: str
+    port: int
+    count: int
+    index: int
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def read_place(text: str) -> Place:
+    """Read HOST:PORT,COUNT,INDEX; raises UserError for what cannot be a job."""
+    address, *numbers = text.split(",")
+    host, _, port = address.rpartition(":")
+    check(host and len(numbers) == 2 and all(one.isdecimal() for one in (port, *numbers)), f"--distributed={text}: {FORM}")
+    place = Place(host, int(port), *map(int, numbers))
+    check(0 < place.port < 65536, f"--distributed={text}: port {port} is not from 1 to 65535")
+    check(place.count > 0, f"--distributed={text}: {place.count} processes are none; {FORM}")
+    check(place.index < place.count, f"--distributed={text}: there is no process {place.index} of {place.count}; {FORM}")
+    try:
+        socket.getaddrinfo(host.strip("[]"), place.port)
+    except OSError as error:
+        raise UserError(f"--distributed={text}: '{host}' is no host that this machine can find ({error.strerror})") from None
+    return place
+
+
+class Line:
+    """A connection over which short lines go; a peer that dies, or falls silent for `timeout` seconds, closes it."""
+
+    def __init__(self, connection: socket.socket, timeout: float):
+        self.connection, self.rest, self.open = connection, b"", True
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        pause = max(1, int(timeout / 10))
+        for name, value in (("TCP_KEEPIDLE", pause), ("TCP_KEEPINTVL", pause), ("TCP_KEEPCNT", 8)):
+            if hasattr(socket, name):  # Linux
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+    def send(self, text: str) -> None:
+        """Send a line; a connection that is gone is noticed where it is read."""
+        with contextlib.suppress(OSError):
+            self.connection.sendall(f"{one_line(text)}\n".encode())
+
+    def read(self) -> list[str]:
+        """Return the lines that have come, once something has; at the end `open` is False."""
+        try:
+            data = self.connection.recv(4096)
+        except OSError:
+            data = b""
+        self.open = bool(data)
+        *lines, self.rest = (self.rest + data)[-8192:].split(b"\n")
+        return [line.decode("utf-8", "replace") for line in lines]
+
+
+class Wait:
+    """A deadline, and the line that is said once the waiting has taken a while, and each minute after."""
+
+    def __init__(self, timeout: float):
+        self.began, self.next, self.timeout = time.monotonic(), QUIET, timeout
+
+    def say(self, what: str) -> bool:
+        """Say what is waited for when that is due; False when time is up."""
+        waited = time.monotonic() - self.began
+        if waited >= self.next:
+            self.next = waited + 60
+            print(f"waiting for {what} (for {self.timeout - waited:.0f} s more)", file=sys.stderr, flush=True)
+        return waited < self.timeout
+
+
+def gather(place: Place, timeout: float) -> dict[int, Line]:
+    """As process 0, wait until all others have come; return their lines by index."""
+    try:
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        listener = socket.create_server(("", place.port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        taken = f"port {place.port} is taken on this machine, by another job or program"
+        reason = taken if error.errno == errno.EADDRINUSE else error.strerror
+        raise UserError(f"--distributed: process 0 cannot listen at {place.address}: {reason}; name another port") from None
+    come: dict[int, Line] = {}
+    strangers: list[Line] = []
+    wait = Wait(timeout)
+    with listener:
+        while len(come) < place.count - 1:
+            lacking = place.count - 1 - len(come)
+            what = f"{lacking} of {place.count} processes at {place.address}"
+            if not wait.say(what):
+                late = f"waited {timeout:.0f} s for {what}: start each with its own index, or raise --distributed_timeout"
+                for line in come.values():
+                    line.send(f"no {late}")
+                raise UserError(late)
+            for one in select.select([listener, *strangers, *come.values()], [], [], 0.5)[0]:
+                if one is listener:
+                    strangers.append(Line(listener.accept()[0], timeout))
+                elif one in strangers:
+                    strangers.remove(one)
+                    admit(place, one, come)
+                else:
+                    one.read()
+                    come = {index: line for index, line in come.items() if line.open}
+    for line in come.values():
+        line.send("go")
+    return come
+
+
+def admit(place: Place, line: Line, come: dict[int, Line]) -> None:
+    """Take a process in that says who it is, or send it away with the reason."""
+    said = (line.read() or [""])[0].split()
+    if len(said) != 3 or said[0] != "lm" or not (said[1].isdecimal() and said[2].isdecimal()):
+        return line.connection.close()  # something else that knocks
+    index, count = int(said[1]), int(said[2])
+    if count != place.count:
+        line.send(f"no process 0 at {place.address} waits for {place.count} processes, this one for {count}: COUNT is the same")
+    elif index in come or not 0 < index < count:
+        line.send(f"no process {index} of {count} is at {place.address} already: give each process its own INDEX")
+    else:
+        come[index] = line
+
+
+def arrive(place: Place, timeout: float) -> Line:
+    """As another process, reach process 0 and wait until it says that all are there."""
+    wait, line, what = Wait(timeout), None, f"process 0 of {place.count} at {place.address}"
+    late = f"waited {timeout:.0f} s for {what}: start it, look at HOST:PORT, or raise --distributed_timeout"
+    while True:
+        check(wait.say(what if line is None else f"the rest of {place.count} processes at {place.address}"), late)
+        if line is None:
+            try:
+                line = Line(socket.create_connection((place.host.strip("[]"), place.port), timeout=2), timeout)
+                line.connection.settimeout(None)
+                line.send(f"lm {place.index} {place.count}")
+            except OSError:
+                time.sleep(0.2)
+        elif select.select([line], [], [], 0.5)[0]:
+            for said in line.read():
+                check(not said.startswith("no "), f"--distributed: {said.removeprefix('no ')}")
+                if said == "go":
+                    return line
+            if not line.open:
+                line = None  # process 0 ended, or another program listens there
+                time.sleep(0.5)
