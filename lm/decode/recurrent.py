@@ -30,7 +30,8 @@ class Plain(struct.PyTreeNode):
 class MemorySteps:
     """A Transformer-XL: what it keeps is its memory, of the last M tokens, so that a text may go on for ever.
 
-    A model trained without a memory gets one of its context. A prompt is read as one segment.
+    A model trained without a memory gets one of its context, which begins with nothing. A prompt is read as one segment,
+    right behind the empty memory wherever its row is padded to.
     """
 
     config: TransformerXL
@@ -41,14 +42,16 @@ class MemorySteps:
 
     @property
     def model(self) -> MemoryModel:
-        return MemoryModel(dataclasses.replace(self.config, memory=self.config.memory or self.config.context))
+        if self.config.memory:
+            return MemoryModel(self.config)
+        return MemoryModel(dataclasses.replace(self.config, memory=self.config.context, begin="nothing"))
 
     def prepare(self, params, rows):
         return Plain(params, self.model.apply({"params": params}, method="head"))
 
     def prefill(self, prepared, prompts, room):
         memory = empty_memory(self.model.config, prompts.tokens_BT.shape[0])
-        return self.model.apply(prepared.variables, prompts.tokens_BT, prompts.segments_BT, memory)
+        return self.model.apply(prepared.variables, prompts.tokens_BT, prompts.segments_BT, memory, fresh=True)
 
     def step(self, prepared, state, tokens_BT):
         return self.model.apply(prepared.variables, tokens_BT, None, state)

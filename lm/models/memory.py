@@ -121,10 +121,9 @@ class TransformerXL:
 class Memory(struct.PyTreeNode):
     """What a row leaves to the next: the input of each layer at the last M tokens.
 
-    `seen_BM`: the token belongs to the document in which the row ended; other slots no query sees. A memory that has not
-    been filled has no such slot, so the first segment of all sees itself only, as in the authors' PyTorch release, whose
-    memory begins with no rows. Their TensorFlow release and Hugging Face's begin with zeros that are attended to
-    (begin="zeros": all slots seen). The last layer's output, which they carry too, is never read and left out.
+    `seen_BM`: the token belongs to the document in which the row ended; other slots no query sees. Before the first segment
+    none is seen, as in the authors' PyTorch release; their TensorFlow release's and Hugging Face's memory begins with zeros
+    that are (begin="zeros"). The last layer's output, which they carry too, is never read and left out.
     """
 
     hidden_BLMD: jax.Array
@@ -164,9 +163,8 @@ class LayerNorm(nn.Module):
         def spread(key, shape, dtype):
             return 1 + self.std * jax.random.normal(key, shape, dtype)
 
-        shape = (x.shape[-1],)
-        scale = self.param("scale", named(spread, ("embed",)), shape)
-        shift = self.param("bias", named(nn.initializers.zeros, ("embed",)), shape)
+        scale = self.param("scale", named(spread, ("embed",)), x.shape[-1:])
+        shift = self.param("bias", named(nn.initializers.zeros, ("embed",)), x.shape[-1:])
         return normalise(x, scale, shift, "layer", self.eps)
 
 
@@ -180,7 +178,6 @@ class RelativeAttention(nn.Module):
         """Attend from x to [memory; x]: (B, T, D)."""
         c, length = self.config, x_BTD.shape[1]
         from_BSD = jnp.concatenate([memory_BMD, x_BTD], 1) if memory_BMD is not None else x_BTD
-        keys = from_BSD.shape[1]
 
         def heads(name, y):
             shape, axes = (c.width, c.heads, c.head_size), ("embed", "heads", "head")
@@ -200,7 +197,7 @@ class RelativeAttention(nn.Module):
         equation = "bnth,rnh->bntr" if r_RNH.ndim == 3 else "bnth,brnh->bntr"
         by_distance = jnp.einsum(equation, p_BNTH, r_RNH, preferred_element_type=jnp.float32)
         # The shift moves entries between rows, so a device needs whole rows of queries.
-        scores = scores + shift(constrain(by_distance, "batch", "heads", None, None), keys)
+        scores = scores + shift(constrain(by_distance, "batch", "heads", None, None), from_BSD.shape[1])
         scores = masked(scores, shared.allowed_BTS)
         y_BTNH = weighted_values(scores, v_BNSH, shared.keys_B, c.attention_dropout).swapaxes(1, 2)
         out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
@@ -218,6 +215,7 @@ class Shared(struct.PyTreeNode):
 
     distances: jax.Array  # sinusoids (S, D), or (B, S, D) with dropout
     allowed_BTS: jax.Array
+    text_BT: jax.Array | None = None  # where rows are text; before it they are zeros to every layer
     keys_B: jax.Array | None = None
     biases: Any = None  # u and v, where all layers have the same
 
@@ -229,7 +227,8 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, scanned, shared):
-        c, (layer, memory_BMD), kept_BTD = self.config, scanned, x_BTD
+        c, (layer, memory_BMD) = self.config, scanned
+        x_BTD = kept_BTD = x_BTD if shared.text_BT is None else jnp.where(shared.text_BT[..., None], x_BTD, 0)
         shared = shared.replace(keys_B=fold(shared.keys_B, layer))
         norms = [LayerNorm(c.eps, c.init, name=f"norm{i}") for i in range(2)]
         attend = RelativeAttention(c, name="attention")
@@ -275,28 +274,31 @@ class MemoryModel(nn.Module):
         )(c)
         self.biases = relative_biases(self, c) if c.shared_biases else None
 
-    def __call__(self, tokens_BT, segments_BT=None, memory: Memory | None = None, *, keys_B=None):
+    def __call__(self, tokens_BT, segments_BT=None, memory: Memory | None = None, *, fresh: bool = False, keys_B=None):
         """Return hidden states (B, T, D) and the memory after this row, None where none was given.
 
         `segments_BT` numbers the documents of a row: 1 goes on from the row before and sees its memory, 2 and more begin
-        here, 0 is padding; None: all 1. The memory, of any length, gets no gradient.
+        here, 0 is padding; None: all 1. The memory, of any length, gets no gradient. `fresh`: it is empty, and padding stands
+        before the text, which the zeros that begin="zeros" attends to reach up to.
         """
-        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        c, dtype, length = self.config, jnp.dtype(self.config.dtype), tokens_BT.shape[1]
         if self.is_initializing():
             self.embed.head()
-        length = tokens_BT.shape[1]
         documents_BS = jnp.ones_like(tokens_BT) if segments_BT is None else segments_BT
         hidden_LBMD = None
         if memory is not None:
             memory = jax.lax.stop_gradient(memory)
             hidden_LBMD = memory.hidden_BLMD.swapaxes(0, 1).astype(dtype)
             documents_BS = jnp.concatenate([memory.seen_BM.astype(documents_BS.dtype), documents_BS], 1)
-        keys = documents_BS.shape[1]
+        keys, text_BT = documents_BS.shape[1], None
+        if fresh and memory is not None and c.begin == "zeros":
+            text_BT = segments_BT > 0
+            documents_BS = (jnp.arange(keys) >= length - text_BT.sum(1, keepdims=True)).astype(documents_BS.dtype)
         places = distances(keys - 1, 0, c.width, c.clamp).astype(dtype)
         if keys_B is not None and c.position_dropout:
             places = jnp.broadcast_to(places, (tokens_BT.shape[0], *places.shape))
             places = dropout(places, c.position_dropout, fold(keys_B, c.depth), 1)
-        shared = Shared(places, allowed(documents_BS, length, c.same_length), keys_B, self.biases)
+        shared = Shared(places, allowed(documents_BS, length, c.same_length), text_BT, keys_B, self.biases)
         x_BTD = dropout(self.embed(tokens_BT, dtype) * c.width**0.5, c.dropout, fold(keys_B, c.depth), 0)
         x_BTD = constrain(x_BTD, "batch", "length", None)
         x_BTD, kept_LBTD = self.layers(x_BTD, (jnp.arange(c.depth, dtype=jnp.int32), hidden_LBMD), shared)
@@ -314,6 +316,5 @@ def next_memory(memory: Memory, kept_LBTD: jax.Array, documents_BS: jax.Array) -
     size = memory.seen_BM.shape[1]
     new_BLTD = kept_LBTD[:, :, -size:].swapaxes(0, 1).astype(memory.hidden_BLMD.dtype)
     hidden = jnp.concatenate([memory.hidden_BLMD, new_BLTD], 2)[:, :, -size:]
-    last = documents_BS[:, -1:]
-    seen = (documents_BS == last) & (last != 0)
+    seen = (documents_BS == documents_BS[:, -1:]) & (documents_BS != 0)
     return jax.lax.stop_gradient(Memory(hidden_BLMD=hidden, seen_BM=seen[:, -size:]))

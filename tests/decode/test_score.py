@@ -1,5 +1,7 @@
 """Scores of continuations: every architecture against its whole pass, alone as in company."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from lm.data.prompts import Prompt
 from lm.decode.score import Pair, Scorer
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder
+from lm.models.memory import MemoryModel, empty_memory
+from lm.objectives.recurrent import Recurrent
 from lm.sharding import make_mesh
 from tests.decode.test_steps import LENGTHS, MODELS, NEW, rows, whole
 from tests.marks import quick
@@ -31,7 +35,7 @@ def pairs_of(name):
     return [Pair(Prompt(ids[:n], s), ids[n:]) for ids, n, s in zip(tokens, LENGTHS, source)]
 
 
-@pytest.mark.parametrize("name", quick(MODELS, ("causal", "prefix", "t5", "memory", "lstm")))
+@pytest.mark.parametrize("name", quick(MODELS, ("causal", "prefix", "t5", "memory of zeros", "lstm")))
 def test_scores_are_those_of_the_whole_pass(name):
     params, logits_BTV = whole(name)
     found = Scorer(Asked(name), params)(pairs_of(name))
@@ -44,7 +48,27 @@ def test_scores_are_those_of_the_whole_pass(name):
         np.testing.assert_allclose(one.squares, np.exp(2 * logprobs_TV).sum(-1), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["causal", "t5"])
+@pytest.mark.parametrize("placement", quick(["post", "pre"], ["post"]))
+@pytest.mark.parametrize("same_length", quick([False, True], [False]))
+def test_lengths_are_those_of_the_whole_pass(placement, same_length):
+    """Transformer-XL before its memory of zeros: rows of every length, padded to buckets, as each is alone."""
+    more = {"memory": 12, "begin": "zeros", "placement": placement, "same_length": same_length}
+    model, draw = dataclasses.replace(MODELS["memory"], **more), np.random.default_rng(0)
+    network, params = MemoryModel(model), whole("memory")[0]
+    texts = [draw.integers(1, model.vocab, n + 1).astype(np.int32) for n in (1, 2, 13, 15, 16, 17, 23, 24, 25, 40)]
+
+    @jax.jit
+    def alone(ids):
+        h_BTD, _ = network.apply({"params": params}, ids[None, :-1], None, empty_memory(model, 1))
+        logprobs = jax.nn.log_softmax(network.apply({"params": params}, method="head").logits(h_BTD[0]))
+        return logprobs[np.arange(len(ids) - 1), ids[1:]]
+
+    found = Scorer(Recurrent(model=model), params)([Pair(Prompt(ids[:1]), ids[1:]) for ids in texts])
+    for one, ids in zip(found, texts):
+        np.testing.assert_allclose(one.logprobs, alone(ids), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["causal", "t5", "memory of zeros"])
 def test_scores_do_not_depend_on_company(name):
     params, _ = whole(name)
     pairs = pairs_of(name)
@@ -52,6 +76,12 @@ def test_scores_do_not_depend_on_company(name):
     for together in (Scorer(Asked(name), params)(pairs[::-1])[::-1], Scorer(Asked(name), params, tokens=64)(pairs)):
         for a, b in zip(alone, together):
             np.testing.assert_allclose(a.logprobs, b.logprobs, atol=3e-5)
+
+
+def test_no_finite_score_is_an_error():
+    params = jax.tree.map(lambda x: x * np.nan, whole("causal")[0])
+    with pytest.raises(UserError, match="no finite score for token 1 of 6"):
+        Scorer(Asked("causal"), params)(pairs_of("causal"))
 
 
 def test_what_cannot_be_scored_is_said():

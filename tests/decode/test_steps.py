@@ -12,7 +12,7 @@ from lm.decode.open import KINDS, batch_prompts
 from lm.decode.steps import StackSteps
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.lstm import LSTM, LSTMModel
-from lm.models.memory import MemoryModel, TransformerXL
+from lm.models.memory import MemoryModel, TransformerXL, empty_memory
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.models.two_stream import TwoStream, XLNet
@@ -35,6 +35,7 @@ MODELS = {
     "shared": Transformer(**LOUD, share=True),
     **{name: EncoderDecoder(encoder=side, decoder=side) for name, side in SIDES.items()},
     "memory": TransformerXL(**TINY, memory=32, init=0.3, cutoffs=(10, 20), divide=2),
+    "memory of zeros": TransformerXL(**TINY, memory=8, init=0.3, begin="zeros", same_length=True, clamp=6),
     "lstm": LSTM(vocab=VOCAB, context=32, width=32, depth=2),
     "xlnet": XLNet(**TINY, memory=0, init=0.3),
 }
@@ -71,6 +72,8 @@ def whole(name):
             h_TD = run(variables, source[None], row)[0]
         elif kind is TwoStream:  # every place by a pass of its own, over what stands before it
             h_TD = jnp.stack([ask(variables, ids, at + 1) for at in range(len(ids))])
+        elif name == "memory of zeros":
+            h_TD = run(variables, row, None, empty_memory(model, 1))[0][0]
         elif name == "prefix":
             prefix = (np.arange(len(ids)) < length)[None]
             h_TD = run(variables, row, prefix_BT=prefix, segments_BT=np.ones_like(row))[0][0]
