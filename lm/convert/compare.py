@@ -10,7 +10,7 @@ import numpy as np
 
 from lm.console import table
 from lm.convert.convert import load
-from lm.convert.folder import read_json
+from lm.convert.folder import read_settings
 from lm.convert.heads import ANSWER, CHOICE, SEQUENCE
 from lm.convert.tasks import task_of
 from lm.errors import UserError, check
@@ -29,7 +29,7 @@ def compare(path: str) -> str:
         import transformers
     except ImportError:
         raise UserError("--check compares with transformers: pip install transformers torch") from None
-    name = (read_json(Path(path).expanduser() / "config.json").get("architectures") or ["AutoModel"])[0]
+    name = (read_settings(Path(path).expanduser()).get("architectures") or ["AutoModel"])[0]
     check(hasattr(transformers, name), f"--check: transformers {transformers.__version__} has no {name}; another version may")
     loaded = load(path)
     model, task = loaded.objective.model, task_of(loaded.objective)

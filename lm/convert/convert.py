@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass
 from itertools import chain
@@ -25,6 +26,7 @@ from lm.errors import UserError, check, unknown
 from lm.groups import flat, nested
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.sharding import shardings, unbox
+from lm.sizes import check_memory
 
 FAMILIES: tuple[Family, ...] = (
     gpt.FAMILY, *encoders.FAMILIES, albert.FAMILY, distilbert.FAMILY, electra.FAMILY, *llama.FAMILIES, *gemma.FAMILIES,
@@ -97,6 +99,10 @@ def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, 
     check(not gone, f"{folder.path} lacks tensors of the backbone: {some(gone)}")
     layout = flat(placement(boxed, mesh))
     filled = {rule.ours: rule for rule in rules if rule.ours in shapes and rule.ours not in lacking}
+    for name, rule in filled.items():
+        for i in range(shapes[name][0]) if rule.layered else (0,):
+            fits(rule, folder.shape(tensors[rule.name(i)]), shapes[name], pad_vocab)
+    check_memory(4 * sum(map(math.prod, shapes.values())), str(folder.path), "read it on a larger one")
     leaves = {name: put(rule, folder, tensors, shapes[name], layout[name]) for name, rule in filled.items()}
     folder.close()
     if lacking:
@@ -108,6 +114,18 @@ def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, 
         leaves |= jax.jit(draw, out_shardings={name: layout[name] for name in lacking})(jax.random.key(seed))
     drawn, kind = tuple(sorted(lacking)), str(folder.config["model_type"])
     return Loaded(objective, nested(leaves), tokenizer_of(folder.path), drawn, left, kind)
+
+
+def fits(rule: Rule, theirs: tuple[int, ...], shape: tuple[int, ...], pad_vocab: int) -> None:
+    """Raise UserError unless a tensor of `theirs` has the numbers of our leaf: told by shapes, before any number is read."""
+    ours = shape[1:] if rule.layered else shape
+    have, need = math.prod(theirs) // rule.part[1], math.prod(ours)
+    row = math.prod(ours[1:])
+    short = need - have if rule.padded and have % max(row, 1) == 0 else 0
+    check(
+        have == need or 0 < short < pad_vocab * row,
+        f"'{rule.theirs}' has {theirs} where config.json asks for {ours}: one of the two is another model's",
+    )
 
 
 def padded(objective: Any, multiple: int) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lm.convert.rules import Rule
-from lm.errors import UserError, check
+from lm.errors import UserError, check, one_line
 
 
 class Family(Protocol):
@@ -26,6 +26,72 @@ class Family(Protocol):
 
     def rules(self, objective: Any) -> list[Rule]:
         """Give the table."""
+
+
+LARGEST = 2**31 - 1  # of any size: positions and ids are int32 on the device
+
+
+def between(low: int, high: int = LARGEST) -> Callable[[Any], bool]:
+    """Make a test of whole numbers."""
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def real(low: float, high: float = 1e9) -> Callable[[Any], bool]:
+    """Make a test of numbers: NaN is in no range."""
+    return lambda value: type(value) in (int, float) and low <= value <= high
+
+
+def list_of(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Make a test of lists from one of their items."""
+    return lambda value: isinstance(value, list) and all(map(test, value))
+
+
+def text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def token(value: Any) -> bool:
+    """Test an id, of which "no token" is -1 in some files, or a list of them."""
+    return between(-1)(value) or list_of(between(0))(value)
+
+
+# What values a config.json may have, by the whole name of a field: the first pattern that fits says it, with its words.
+VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (r"(n|num|encoder|decoder|num_decoder|num_hidden)_layers?", between(1, 10_000), "a whole number from 1 to 10,000"),
+    (r"num_labels", between(1, 1_000_000), "a whole number from 1 to 1,000,000"),
+    (r"vocab_size|n_token|n_positions|n_ctx|max_position_embeddings|original_max_position_embeddings|tgt_len|n_embd|hidden_size"
+     r"|embedding_size|dim|d_(model|embed|ff|kv|inner|head)|n_inner|hidden_dim|intermediate_size|(en|de)coder_ffn_dim|head_dim"
+     r"|n_heads?|num_heads|num_(attention|key_value)_heads|(en|de)coder_attention_heads|div_val|sliding_window_pattern",
+     between(1), f"a whole number from 1 to {LARGEST:,}"),
+    (r"type_vocab_size|mem_len|reuse_len|sliding_window", between(0), f"a whole number from 0 to {LARGEST:,}"),
+    (r"clamp_len", between(-1), "a whole number from -1"),
+    (r".*_token_id", token, "a token's id"),
+    (r".*(dropout|pdrop|dropout_prob|dropout_rate)|dropatt", real(0, 1), "a number from 0 to 1"),
+    (r".*_eps|.*_epsilon|initializer_range|init_std|proj_init_std|.*_softcapping", real(0), "a number from 0 to a billion"),
+    (r"rope_theta|rope_local_base_freq|query_pre_attn_scalar|factor|low_freq_factor|high_freq_factor", real(1e-6),
+     "a number above 0, at most a billion"),
+    (r"tie_word_embeddings|scale_embedding|scale_decoder_outputs|final_logits_bias|pre_lnorm|untie_r|same_length"
+     r"|proj_share_all_but_first", lambda value: isinstance(value, bool), "true or false"),
+    (r"model_type|hidden_act|activation_function|afn|activation|ff_activation|hidden_activation|feed_forward_proj|problem_type"
+     r"|position_embedding_type|rope_type|begin", text, "a text"),
+    (r"architectures|layer_types", list_of(text), "a list of texts"),
+    (r"cutoffs", list_of(between(1)), "a list of whole numbers"),
+    (r"tie_projs", list_of(lambda value: isinstance(value, bool)), "a list of true and false"),
+    (r"id2label|label2id|rope_(scaling|parameters)|(full|sliding)_attention", lambda value: isinstance(value, dict),
+     "an object"),
+)  # fmt: skip
+
+
+def checked(settings: Mapping[str, Any], where: str) -> None:
+    """Raise UserError naming the first field of a config.json whose value is of another type or out of range; null is none."""
+    for name, value in settings.items():
+        found = next(((test, words) for pattern, test, words in VALUES if re.fullmatch(pattern, name)), None)
+        if value is None or found is None:
+            continue
+        test, words = found
+        check(test(value), f"{where}: {name}={one_line(repr(value), 60)} must be {words}")
+        if isinstance(value, dict) and not name.endswith(("2label", "2id")):
+            checked(value, f"{where}: {name}")
 
 
 @dataclass
@@ -47,7 +113,7 @@ class Fields:
     def one_of(self, name: str, known: Mapping[Any, Any], default: Any = ...) -> Any:
         """Translate a value by a table; refuse what is not in it."""
         value = self.get(name, default=default)
-        if value not in known:
+        if not isinstance(value, str | int) or value not in known:
             raise UserError(
                 f"{self.where}: {name}={value!r} has no counterpart here; known: {', '.join(map(str, known))}"
             )

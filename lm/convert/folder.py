@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from lm.convert.family import checked
 from lm.convert.stored import Source, damaged, open_source
 from lm.errors import UserError, check
+from lm.strict_json import load_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -29,7 +30,7 @@ class Folder:
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         check(self.path.is_dir(), f"{self.path} is not a model folder")
-        config = read_json(self.path / "config.json")
+        config = read_settings(self.path)
         self._open: tuple[Path, Source] | None = None
         self.files = self._files()
         self.config = dict(described(config, self.files))
@@ -122,11 +123,13 @@ def described(config: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return config
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read a folder's config.json; UserError for values of another type or range than its fields have."""
+    found = read_json(folder / "config.json")
+    checked(found, str(folder / "config.json"))
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
     check(path.is_file(), f"{path.parent} has no {path.name}: it is not a model folder of Hugging Face's layout")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    check(isinstance(found, dict), f"{path} holds no object")
-    return found
+    return load_json(path, dict)

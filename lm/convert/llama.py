@@ -119,17 +119,17 @@ def rotary(fields: Fields) -> Rotary:
     found = dict(fields.get("rope_parameters", "rope_scaling", default={}))
     base = fields.get("rope_theta", default=found.pop("rope_theta", 10_000.0))
     found.pop("rope_theta", None)
-    kind = found.pop("rope_type", found.pop("type", "default"))
-    found.pop("type", None)
+    stretched = Fields(found, f"{fields.where}: rope_scaling")
+    kind = stretched.get("rope_type", "type", default="default")
     match kind:
         case "default":
             return Rotary(base=base)
         case "linear":
-            return Rotary(base=base, scaling="linear", factor=found["factor"])
+            return Rotary(base=base, scaling="linear", factor=stretched.get("factor"))
         case "llama3":
-            low, high = found["low_freq_factor"], found["high_freq_factor"]
-            original = found["original_max_position_embeddings"]
-            return Rotary(base=base, scaling="llama3", factor=found["factor"], low=low, high=high, original=original)
+            low, high, factor = (stretched.get(f"{name}factor") for name in ("low_freq_", "high_freq_", ""))
+            original = stretched.get("original_max_position_embeddings")
+            return Rotary(base=base, scaling="llama3", factor=factor, low=low, high=high, original=original)
     raise UserError(f"config.json: rope_scaling of type '{kind}' has no counterpart here")
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from lm.data import spm
 from lm.data.special import SEPARATOR, SEPARATORS, set_apart
-from lm.errors import UserError
+from lm.errors import UserError, check
+from lm.strict_json import load_json
 
 UNKNOWN = "\ufffd"
 IDEOGRAPHS = (
@@ -59,9 +60,9 @@ def byte_level(vocab: dict[str, int] | None, merges: Iterable[tuple[str, str]] =
 def class_of(folder: Path) -> str:
     """Name the reference library's tokenizer of a folder, without "Tokenizer"; empty where nothing says."""
     file = folder / "config.json"
-    model = json.loads(file.read_text(encoding="utf-8")).get("model_type") if file.exists() else None
+    model = str(load_json(file, dict).get("model_type")) if file.exists() else ""
     kinds = {"transfo-xl": "TransfoXL", "qwen2": "Qwen2", "qwen3": "Qwen2", "openai-gpt": "OpenAIGPT"}
-    return re.sub("Tokenizer(Fast)?$", "", settings(folder).get("tokenizer_class") or "") or kinds.get(model, "")
+    return re.sub("Tokenizer(Fast)?$", "", str(settings(folder).get("tokenizer_class") or "")) or kinds.get(model, "")
 
 
 def word_list(words: list[str]):
@@ -201,7 +202,7 @@ def read(path: Path):
         if models := [file] if file.suffix == ".model" else sorted(folder.glob("*.model")):
             return spm.read(models[0])
         if (folder / "merges.txt").exists() and (folder / "vocab.json").exists():
-            vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+            vocab = load_json(folder / "vocab.json", dict)
             lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
             merges = [tuple(s.split(" ")) for s in lines if s and not s.startswith("#version")]
             core = published_pairs(vocab, merges, class_of(folder), bool(settings(folder).get("add_prefix_space")))
@@ -231,17 +232,15 @@ def read(path: Path):
 
 def settings(folder: Path) -> dict:
     file = folder / "tokenizer_config.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError:
-        raise UserError(f"{file} is not JSON: mend or remove it") from None
+    return load_json(file, dict) if file.exists() else {}
 
 
 def separators(folder: Path) -> Sequence[str]:
     """Return the names of the token that separates documents, in the order tried; none when the folder says so."""
     found = settings(folder)
     if "separator" in found:
-        return [found["separator"]] if found["separator"] else []
+        name = named(folder, "separator")
+        return [name] if name else []
     name = named(folder, "eos_token")
     return [name] if name else SEPARATORS
 
@@ -249,4 +248,7 @@ def separators(folder: Path) -> Sequence[str]:
 def named(folder: Path, kind: str) -> str | None:
     """Return the token that a folder's tokenizer_config.json names under `kind` (eos_token, bos_token)."""
     token = settings(folder).get(kind)
-    return token.get("content") if isinstance(token, dict) else token
+    name = token.get("content") if isinstance(token, dict) else token
+    right = name is None or isinstance(name, str)
+    check(right, f"{folder / 'tokenizer_config.json'}: {kind} must be a text, or an object with a content that is one")
+    return name

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lm.errors import check
+from lm.strict_json import load_json
 
 SEPARATOR = "<|endoftext|>"
 # How published vocabularies name the token that ends a document, in the order tried.
@@ -57,7 +57,7 @@ def set_apart(core, folder: Path, settings: Mapping[str, Any]) -> None:
 
     def said_by(file: str) -> dict[str, Any]:
         path = folder / file
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return load_json(path, dict) if path.exists() else {}
 
     known = [name for names in (*ALIASES, SEPARATORS) for name in names if name in vocab]
     found = {name: (vocab[name], added(name)) for name in known}

@@ -212,7 +212,7 @@ def test_what_another_family_has_is_named(name, change, said, tmp_path):
         ({"activation_function": "mish"}, "mish"),
         ({"n_layer": 4}, "lacks tensors"),
         ({"n_layer": 2}, "does not know"),
-        ({"n_embd": 10}, "numbers where"),
+        ({"n_embd": 10}, "config.json asks for"),
     ],
 )
 def test_what_cannot_be_read_is_named(change, said, tmp_path):

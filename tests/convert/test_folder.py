@@ -245,7 +245,7 @@ def test_headers_that_lie(raw, folder):
 
 def test_configs_that_are_none(folder, bert):
     safe(folder, bert[1])
-    for text, said in (("{", "not JSON"), ("[]", "no object"), ("\xff", "not JSON")):
+    for text, said in (("{", "no valid JSON"), ("[]", "an object is needed"), ("\xff", "not UTF-8")):
         (folder / "config.json").write_text(text, encoding="latin-1")
         with pytest.raises(UserError, match=said):
             Folder(folder)
