@@ -37,16 +37,28 @@ def sentence_starts(record: dict, ends_sentence: np.ndarray, bit: int) -> np.nda
     return starts
 
 
-def chunk(rng: np.random.Generator, record: dict, starts: np.ndarray, separator: int | None) -> tuple[int, np.ndarray]:
+def chunk(
+    rng: np.random.Generator, record: dict, starts: np.ndarray, separator: int | None, own: np.ndarray | None = None
+) -> tuple[int, np.ndarray] | None:
     """Pick the document of a random token of the first half: where its first whole sentence begins, and where each ends.
 
-    The separator that opens a document is left out. Ends go on to the end of the document or of the record.
+    The separator that opens a document is left out. Ends go on to the end of the document or of the record. `own`, bool [T],
+    are tokens that may not be taken: None where that leaves no token of the first half.
     """
     segments = record["segments"]
     real = len(segments) if segments[-1] else int(np.count_nonzero(segments))
     half = min(len(segments) // 2, real)
-    number = segments[int(rng.random() * half)] if half else 1
+    token = int(rng.random() * half) if half else 0
+    if own is not None and own[:half].any():
+        free = np.flatnonzero(~own[:half])
+        if not len(free):
+            return None
+        token = int(free[token * len(free) // half])
+    number = segments[token] if half else 1
     low, high = (int(n) for n in segments[:real].searchsorted((number, number + 1)))
+    if own is not None and (taken := np.flatnonzero(own[low:high]) + low).size:  # one segment may hold several documents
+        at = int(taken.searchsorted(token))
+        low, high = int(taken[at - 1]) + 1 if at else low, int(taken[at]) if at < len(taken) else high
     opens = low < high and (record["positions"][low] == 0 if separator is None else record["tokens"][low] == separator)
     low += bool(opens) and separator is not None
     cuts = starts[low + 1 : high].nonzero()[0] + (low + 1)
@@ -67,8 +79,10 @@ def sentence_pair(
     """Cut A and B, together at most `limit` tokens (Devlin et al. 2019; "sop": Lan et al. 2020).
 
     Whole sentences are collected up to a target length, which with probability `short_share` is drawn from 2 to `limit`.
-    A is the first few of them, B the rest or, for half of the rows, what follows a random sentence of the other record;
-    so too where there is only one sentence. "sop" swaps half of the rows instead.
+    A is the first few of them, B the rest or, for half of the rows, what follows a random sentence of the other record,
+    of another document than A (records that number their "documents"); so too where there is only one sentence. "sop"
+    swaps half of the rows instead. Where all of the other record is of A's document, B is the rest, and empty where there
+    is none.
     """
     low, ends = chunk(rng, records[0], starts[0], separator)
     target = int(rng.integers(2, limit + 1)) if rng.random() < short_share else limit
@@ -78,7 +92,8 @@ def sentence_pair(
     other = rng.random() < 0.5
     a, b = (0, low, middle), (0, middle, int(ends[-1]))
     if alone or (other and sentence != "sop"):
-        b = elsewhere(rng, records[1], starts[1], target - (middle - low), separator)
+        found = elsewhere(rng, records[1], starts[1], target - (middle - low), separator, documents_of(records, low, middle))
+        alone, other, b = (alone, other, found) if found else (False, False, b)
     a, b = truncate(rng, a, b, limit)
     differs = alone or other
     if sentence == "sop" and other and not alone:
@@ -86,9 +101,25 @@ def sentence_pair(
     return Pair(a, b, int(differs != (sentence == "consecutive")))
 
 
-def elsewhere(rng: np.random.Generator, record: dict, starts: np.ndarray, wanted: int, separator: int | None) -> Span:
-    """Take sentences of the other record, from a random one on, until there are `wanted` tokens, one sentence at least."""
-    low, ends = chunk(rng, record, starts, separator)
+def documents_of(records: tuple[dict, dict], low: int, high: int) -> np.ndarray | None:
+    """Mark, bool [T], the tokens of the second record that are of the documents of the first one's tokens [low, high)."""
+    if "documents" not in records[0]:
+        return None
+    mine, there = (record["documents"] for record in records)
+    return np.isin(there, mine[low : max(high, low + 1)])
+
+
+def elsewhere(
+    rng: np.random.Generator, record: dict, starts: np.ndarray, wanted: int, separator: int | None, own: np.ndarray | None
+) -> Span | None:
+    """Take sentences of the other record, from a random one on, until there are `wanted` tokens, one sentence at least.
+
+    None of the tokens that are A's `own` documents'; None where nothing else is there.
+    """
+    found = chunk(rng, record, starts, separator, own)
+    if found is None:
+        return None
+    low, ends = found
     begins = int(ends[:-1].searchsorted(len(starts) // 2))  # those in the first half have room after them
     skipped = int(rng.random() * (begins + 1))
     low = int(ends[skipped - 1]) if skipped else low

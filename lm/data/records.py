@@ -35,12 +35,14 @@ class Windows:
     | marks | uint8 [length] | bits of `lm.data.words`; all 0 when the corpus has none |
     | marked | bool | whether the corpus has marks |
     | others | list of `others` records | windows from uniformly random places of the same stream |
+    | documents | int64 [length] | with `others` that are `apart`: number of each token's document in the stream |
     | backward | bool | whether all arrays are turned round: the row is read from right to left |
 
     `order="reading"`: row r of each batch goes on where row r of the batch before stopped, for objectives with a memory.
     `mirrored`: only the even rows do; each odd row reads the same text as the row before it, from right to left (Yang et
     al. 2019). `copies=k`: a window and its random draws are one of k, cycled by epoch (Devlin et al. 2019: 10); 0 draws anew
-    each epoch. Arrays may be shared between records: do not write into them.
+    each epoch. Arrays may be shared between records: do not write into them. `apart`: where the stream has two documents, an
+    other window's first half has text of another document than whichever is chosen of the first half of the record's own.
     """
 
     length: int
@@ -49,6 +51,7 @@ class Windows:
     order: Literal["shuffled", "reading"] = "shuffled"
     copies: int = 0
     mirrored: bool = False
+    apart: bool = False
 
     def __post_init__(self):
         check_choices(self)
@@ -146,7 +149,7 @@ class WindowStream:
         if backward:
             row = {name: x[::-1] if isinstance(x, np.ndarray) else x for name, x in row.items()}
         row |= {"weights": _weights(length, self.overlap), "backward": backward}
-        return self._with_others(rng, row)
+        return self._with_others(rng, row, at % self.size)
 
     def held_out(self, rng: np.random.Generator, number: int) -> Record:
         length, at = self.spec.length, number * self.spec.stride
@@ -155,13 +158,38 @@ class WindowStream:
         weights = _weights(length, self.overlap if number else min(self.overlap, 1))
         row |= {"weights": weights * (row["segments"] > 0), "backward": False}
         self._mark(row, at, False)
-        return self._with_others(rng, row)
+        return self._with_others(rng, row, at)
 
-    def _with_others(self, rng: np.random.Generator, row: Record) -> Record:
-        if self.spec.others:
-            places = rng.integers(self.size, size=self.spec.others).tolist()
-            row["others"] = [self._alone.record(rng, ~at if row["backward"] else at) for at in places]
+    def _with_others(self, rng: np.random.Generator, row: Record, at: int) -> Record:
+        if not self.spec.others:
+            return row
+        places = rng.integers(self.size, size=self.spec.others).tolist()
+        if self.spec.apart:
+            places = [self._apart(rng, at, place) for place in places]
+        row["others"] = [self._alone.record(rng, ~place if row["backward"] else place) for place in places]
+        if self.spec.apart:
+            for one, place in zip((row, *row["others"]), (at, *places)):
+                documents = self._documents(place, self.spec.length)
+                one["documents"] = documents[::-1] if one["backward"] else documents
         return row
+
+    def _documents(self, at: int, length: int) -> np.ndarray:
+        """Number the documents of a stretch of the ring, int64 [length]."""
+        return self.tokens.starts.searchsorted((at + np.arange(length)) % self.size, "right")
+
+    def _apart(self, rng: np.random.Generator, at: int, place: int) -> int:
+        """Return a window's place, or another one where its first half is of a single document, one of the row's own."""
+        half, starts = max(1, self.spec.length // 2), self.tokens.starts
+        mine, there = (self._documents(low, half) for low in (at, place))
+        if there[0] != there[-1] or there[0] not in (mine if mine[0] != mine[-1] else mine[:1]):
+            return place
+        if mine[0] != mine[-1]:
+            return at  # of its several documents one is another than any
+        low, high = (int(np.append(starts, self.size)[i]) for i in (mine[0] - 1, mine[0]))
+        if high - low >= self.size:
+            return place  # there is no other document
+        other = int(rng.integers(self.size - (high - low)))
+        return other + (high - low if other >= low else 0)
 
     @functools.cached_property
     def _alone(self) -> WindowStream:

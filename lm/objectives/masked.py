@@ -117,7 +117,7 @@ class Masked(Objective):
         """A pair is cut out of the first whole sentences of twice the text that it takes."""
         stride = self.row - (2 if self.sentence == "none" else 3)
         twice = 1 if self.sentence == "none" else 2
-        return Windows(length=twice * stride, stride=stride, others=twice - 1, copies=self.copies)
+        return Windows(length=twice * stride, stride=stride, others=twice - 1, apart=twice > 1, copies=self.copies)
 
     @property
     def places(self) -> int:
@@ -144,6 +144,8 @@ class Masked(Objective):
 
     def study(self, corpus):
         """Find similar words, once for a corpus: the table is kept beside it."""
+        lone = self.sentence in ("nsp", "consecutive") and any(tokens.documents < 2 for _, tokens in corpus.train)
+        check(not lone, f"sentence='{self.sentence}' needs documents, the corpus has one: data.source.documents=line cuts it")
         if not self.similar:
             return self
         path = corpus.folder / f"similar-{self.unit}-{self.ids.vocab}.npz"

@@ -26,7 +26,7 @@ def stream(documents: int = 300, seed: int = 0) -> Tokens:
 
 def pairs(sentence: str, count: int, short_share: float = 0.1, packing: str = "documents"):
     """Draw pairs: (pair, records, A, B)."""
-    opened = Windows(length=2 * LIMIT, stride=LIMIT, others=1).open(stream(), packing)
+    opened = Windows(length=2 * LIMIT, stride=LIMIT, others=1, apart=True).open(stream(), packing)
     rng = np.random.default_rng(1)
     for _ in range(count):
         record = opened.record(rng, int(rng.integers(opened.size)))
@@ -62,7 +62,7 @@ def test_halves(sentence):
 def test_halves_without_single_sentences():
     """Documents of many short sentences: exactly a coin."""
     texts = [np.tile([5, 6, STOP], 400) for _ in range(20)]
-    opened = Windows(length=2 * LIMIT, stride=LIMIT, others=1).open(Tokens.of(texts, SEPARATOR, 10))
+    opened = Windows(length=2 * LIMIT, stride=LIMIT, others=1, apart=True).open(Tokens.of(texts, SEPARATOR, 10))
     for sentence in ("nsp", "sop", "consecutive"):
         rng, labels = np.random.default_rng(2), []
         for _ in range(4000):
@@ -163,7 +163,7 @@ def test_hostile_documents(texts, sentence, separator):
     tokens = Tokens.of([np.array(text, np.int32) for text in texts], separator, 10)
     rng = np.random.default_rng(5)
     for packing in ("documents", "windows"):
-        opened = Windows(length=40, stride=20, others=1).open(tokens, packing)
+        opened = Windows(length=40, stride=20, others=1, apart=True).open(tokens, packing)
         records = [opened.held_out(rng, number) for number in range(opened.once)] if len(tokens) else []
         for record in records:
             both = record, record["others"][0]
@@ -172,3 +172,35 @@ def test_hostile_documents(texts, sentence, separator):
             sizes = [high - low for _, low, high in (pair.a, pair.b)]
             assert min(sizes) >= 0
             assert sum(sizes) <= 20
+
+
+@pytest.mark.parametrize(
+    ("documents", "packing"), [(300, "documents"), (20, "documents"), (5, "documents"), (2, "windows"), (1, "documents")]
+)
+@pytest.mark.parametrize("sentence", ["nsp", "sop"])
+def test_elsewhere_is_never_the_same_document(documents, packing, sentence):
+    """As google's code has it; B follows A where there is no other document, and a row without B is no pair."""
+    tokens = stream(documents)
+    opened = Windows(length=2 * LIMIT, stride=LIMIT, others=1, apart=True).open(tokens, packing)
+    number = {int(token): i for i, low in enumerate(tokens.starts) for token in tokens.tokens[low : next_start(tokens, i)]}
+    rng, elsewhere = np.random.default_rng(1), 0
+    for _ in range(1500):
+        record = opened.record(rng, int(rng.integers(opened.size)))
+        records = record, record["others"][0]
+        starts = tuple(sentence_starts(one, ENDS, 2) for one in records)
+        pair = sentence_pair(rng, records, starts, LIMIT, sentence, 0.1, SEPARATOR)
+        a, b = (
+            {number[t] for t in records[k]["tokens"][low:high].tolist() if t not in (STOP, SEPARATOR)}
+            for k, low, high in (pair.a, pair.b)
+        )
+        if pair.b[0] == 1:
+            assert pair.label == 1
+            assert not a & b
+            elsewhere += 1
+        elif sentence == "nsp":
+            assert pair.label == 0
+    assert (elsewhere > (600 if sentence == "nsp" else 5)) == (documents > 1)
+
+
+def next_start(tokens: Tokens, i: int) -> int:
+    return int(tokens.starts[i + 1]) if i + 1 < tokens.documents else len(tokens)
