@@ -11,6 +11,8 @@ from typing import Any, Protocol, TextIO
 
 from lm.data.prompts import Prompt
 from lm.errors import UserError, check
+from lm.outputs import Claim, replace_file
+from lm.strict_json import dump_json, parse_json
 
 WINDOW = 4096  # prompts in memory, sorted by length
 
@@ -43,27 +45,31 @@ def complete(
     output: Path,
     settings: Mapping[str, Any],
     progress: Callable[[int, int], Progress] | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Write the samples of all prompts of a file, in its order, as JSON lines with their "index"; give their number.
 
-    Until the end they lie in OUTPUT.partial as they came; the same command goes on from there. Raises UserError where a
-    line is wrong, before anything is written, and where OUTPUT.partial belongs to other `settings`. `progress` is made of
-    the number of prompts and of those done before.
+    Until the end they lie in OUTPUT.partial as they came; the same command goes on from there, one at a time. Raises
+    UserError where a line is wrong, before anything is written, where OUTPUT.partial belongs to other `settings` or is none
+    of ours, where another process writes it, and where OUTPUT exists, unless `overwrite`. `progress` is made of the number
+    of prompts and of those done before.
     """
-    check(not output.exists(), f"{output} is there already; remove it, or name another --output")
-    settings = {"prompts": hashlib.sha256(path.read_bytes()).hexdigest(), **settings}
-    count = sum(1 for _ in encoded(job, path))
-    check(count > 0, f"{path} holds no prompts")
     partial = output.with_name(output.name + ".partial")
-    done = resume(partial, settings)
-    told = progress(count, len(done)) if progress else None
-    try:
-        with partial.open("a", encoding="utf-8") as file:
-            work(job, path, file, done, told)
-    finally:
-        if told:
-            told.close()
-    sort(partial, output)
+    check(not partial.is_dir(), f"{partial} is a folder, and a file of this name is needed: move it, or name another --output")
+    with Claim(partial, "name another --output"):
+        check(overwrite or not output.exists(), f"{output} is there already; name another --output or add --overwrite")
+        settings = {"prompts": hashlib.sha256(path.read_bytes()).hexdigest(), **settings}
+        count = sum(1 for _ in encoded(job, path))
+        check(count > 0, f"{path} holds no prompts")
+        done = resume(partial, settings)
+        told = progress(count, len(done)) if progress else None
+        try:
+            with partial.open("a", encoding="utf-8") as file:
+                work(job, path, file, done, told)
+        finally:
+            if told:
+                told.close()
+        sort(partial, output)
     return count
 
 
@@ -75,8 +81,8 @@ def work(job: Job, path: Path, file: TextIO, done: set[int], progress: Progress 
         left = [i for i in range(len(window)) if low + i not in done]
         for at, samples in job.write([window[i] for i in left], [numbers[i] for i in left]):
             index = low + left[at]
-            lines = (json.dumps({"index": index, **sample}, ensure_ascii=False) for sample in samples)
-            file.write("".join(f"{line}\n" for line in (*lines, json.dumps({"done": index}))))
+            lines = (dump_json({"index": index, **sample}) for sample in samples)
+            file.write("".join(f"{line}\n" for line in (*lines, dump_json({"done": index}))))
             file.flush()
             if progress:
                 progress.add(sum(len(sample["tokens"]) for sample in samples))
@@ -97,10 +103,7 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def parsed(path: Path, number: int, text: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: no valid JSON: {error}") from error
+    record = parse_json(text, f"{path}, line {number}")
     good = isinstance(record, dict) and (isinstance(record.get("prompt"), str) or "messages" in record)
     check(good, f'{path}, line {number}: an object with "prompt" (text) or "messages" is needed')
     return record
@@ -137,32 +140,45 @@ def occurrence(seen: Counter[bytes], prompt: Prompt) -> int:
 
 
 def resume(partial: Path, settings: Mapping[str, Any]) -> set[int]:
-    """Open what an earlier run left, or begin: give the places that are done, and cut off what is not."""
+    """Open what an earlier run left, or begin: return the places that are done, and cut off what is not."""
     if not partial.exists() or not partial.stat().st_size:
-        partial.write_text(json.dumps({"settings": dict(settings)}) + "\n", encoding="utf-8")
+        replace_file(partial, dump_json({"settings": dict(settings)}) + "\n")
         return set()
     done, good = set(), 0
-    with partial.open("rb") as file:
-        for number, line in enumerate(file):
-            if not line.endswith(b"\n"):
-                break
-            record = json.loads(line)
-            if number == 0:
-                same(partial, record.get("settings", {}), settings)
-                good = file.tell()
-            elif "done" in record:
-                done.add(record["done"])
-                good = file.tell()
-    with partial.open("rb+") as file:
-        file.truncate(good)
-    if not good:
-        return resume(partial, settings)
+    for end, record in entries(partial):
+        if not good:
+            same(partial, record["settings"], settings)
+        if not good or "done" in record:
+            done |= {record["done"]} if good else set()
+            good = end
+    os.truncate(partial, good)
     return done
+
+
+def entries(partial: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (byte behind it, object) of each whole line: first the settings, then samples ("index") and seals ("done").
+
+    A last line without an end is what a kill left. Raises UserError for a file that is not of this form.
+    """
+    with partial.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if number > 1 and not line.endswith(b"\n"):
+                return
+            try:
+                record = parse_json(line, "", dict)
+                kind, name = (dict, "settings") if number == 1 else (int, "done" if "done" in record else "index")
+                check(isinstance(record.get(name), kind), "")
+            except UserError:
+                raise UserError(
+                    f"{partial}, line {number}: not what lm.generate leaves of an unfinished file; move it, or name another "
+                    "--output"
+                ) from None
+            yield file.tell(), record
 
 
 def same(partial: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise UserError where a file was begun with other settings."""
-    now = json.loads(json.dumps(dict(now)))
+    now = json.loads(dump_json(dict(now)))
     other = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if other:
         raise UserError(
@@ -171,20 +187,29 @@ def same(partial: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> No
 
 
 def sort(partial: Path, output: Path) -> None:
-    """Copy the samples in the order of their prompts, whole or not at all; places in the file are all that is kept."""
+    """Copy the samples in the order of their prompts, whole or not at all; places in the file are all that is kept.
+
+    One set a prompt: the first that was sealed.
+    """
     places: dict[int, list[tuple[int, int]]] = {}
-    with partial.open("rb") as file:
-        at = 0
-        for line in file:
-            record = json.loads(line)
-            if "index" in record:
-                places.setdefault(record["index"], []).append((at, len(line)))
-            at += len(line)
-        temporary = output.with_name(output.name + ".tmp")
-        with temporary.open("wb") as sorted_file:
+    waiting: dict[int, list[tuple[int, int]]] = {}
+    start = 0
+    for end, record in entries(partial):
+        if "index" in record:
+            waiting.setdefault(record["index"], []).append((start, end - start))
+        elif "done" in record:
+            places.setdefault(record["done"], waiting.pop(record["done"], []))
+        start = end
+    fresh = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with partial.open("rb") as file, fresh.open("wb") as sorted_file:
             for index in sorted(places):
                 for start, size in places[index]:
                     file.seek(start)
                     sorted_file.write(file.read(size))
-    os.replace(temporary, output)
+            sorted_file.flush()
+            os.fsync(sorted_file.fileno())
+        fresh.replace(output)
+    finally:
+        fresh.unlink(missing_ok=True)
     partial.unlink()

@@ -1,7 +1,9 @@
 """Files of prompts: the same as one at a time, in order, resumed after a kill, refused before anything is written."""
 
 import functools
+import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from lm.decode.speed import random_params
 from lm.errors import UserError
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
+from lm.outputs import Claim
 from lm.show import FileProgress
 
 TOKENIZER = Bytes().build(lambda: [])
@@ -121,12 +124,82 @@ def test_other_settings_and_files_are_not_mixed(tmp_path):
     complete(job(), path, output, {})
     with pytest.raises(UserError, match="there already"):
         complete(job(), path, output, {})
+    complete(job(), path, output, {}, overwrite=True)
+
+
+def test_an_unfinished_file_has_one_writer(tmp_path):
+    path, output, partial = (tmp_path / name for name in ("prompts.txt", "out.jsonl", "out.jsonl.partial"))
+    path.write_text("ab\ncd\n", encoding="utf-8")
+    with Claim(partial, "wait"), pytest.raises(UserError, match=rf"in use by process {os.getpid()} on .*another --output"):
+        complete(job(), path, output, {})
+    (tmp_path / ".out.jsonl.partial.lock").write_text("process 1 on a machine that is off")  # nobody holds it
+    complete(job(), path, output, {})
+    assert {p.name for p in tmp_path.iterdir()} == {"prompts.txt", "out.jsonl"}
+
+
+def test_what_two_writers_left_holds_one_set_of_samples(tmp_path):
+    path, output, partial = (tmp_path / name for name in ("prompts.txt", "out.jsonl", "out.jsonl.partial"))
+    path.write_text("ab\ncd\nef\n", encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        complete(Killed(job(samples=2), 2), path, output, {})
+    whole = partial.read_text()
+    partial.write_text(whole + whole.split("\n", 1)[1])
+    complete(job(samples=2), path, output, {})
+    assert [s["index"] for s in read(output)] == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("what somebody wrote", 1),
+        ("[1]\n", 1),
+        ('{"settings": 5}\n', 1),
+        ('SETTINGS\n\x00\x00\n{"done": 0}\n', 2),
+        ('SETTINGS\n{"done": "x"}\n', 2),
+        ('SETTINGS\n{"index": 0, "prompt": "a"}\n{"other": 1}\n', 3),
+        ("SETTINGS\n" + "[" * 5000 + "\n", 2),
+    ],
+)
+def test_an_unfinished_file_of_another_form_is_left_alone(tmp_path, text, line):
+    path, partial = tmp_path / "prompts.txt", tmp_path / "out.jsonl.partial"
+    path.write_text("ab\n", encoding="utf-8")
+    settings = {"settings": {"prompts": hashlib.sha256(path.read_bytes()).hexdigest()}}
+    text = text.replace("SETTINGS", json.dumps(settings))
+    partial.write_text(text)
+    with pytest.raises(UserError, match=f"partial, line {line}: not what lm.generate leaves.*another --output"):
+        complete(job(), path, tmp_path / "out.jsonl", {})
+    assert partial.read_text() == text
+    partial.unlink()
+    partial.mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        complete(job(), path, tmp_path / "out.jsonl", {})
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    path, output = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    path.write_text("ab\n", encoding="utf-8")
+    output.write_text("before")
+
+    def full(file):
+        if (tmp_path / "out.jsonl.partial").exists():  # the samples are there, and are being sorted
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(batching.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        complete(job(), path, output, {}, overwrite=True)
+    monkeypatch.undo()
+    assert output.read_text() == "before"
+    assert {p.name for p in tmp_path.iterdir()} == {"prompts.txt", "out.jsonl", "out.jsonl.partial"}
+    complete(job(), path, output, {}, overwrite=True)
+    assert len(read(output)) == 1
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ('{"prompt": "a"}\n{"prompt": ', "line 2: no valid JSON"),
+        ('{"prompt": "a"}\n{"a":' + "[" * 5000, "line 2: nested deeper"),
+        ('{"prompt": "a", "n": ' + "9" * 5000 + "}", "line 1: a number of too many digits"),
         ('{"prompt": "a"}\n\n{"text": "b"}\n', 'line 3: an object with "prompt"'),
         ('{"prompt": 3}\n', "line 1"),
         (json.dumps({"prompt": "a" * 90}), "line 1: 91 prompt tokens + 8 new ones pass the model's context of 96"),
