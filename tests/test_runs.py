@@ -305,6 +305,21 @@ def test_ctrl_c_in_one_of_two_processes_saves_the_run(text, tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [stopped[1]]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_killed_at_work_ends_the_other_in_a_line(text, tmp_path, victim):
+    endless = ("--config.steps=100000", "--config.every.evaluate=0", "--config.every.save=4")
+    with two_processes(text, tmp_path, *endless) as processes:
+        while not any(p.name.isdecimal() for p in tmp_path.glob("checkpoints/*")):
+            assert all(p.poll() is None for p in processes)
+            time.sleep(0.05)
+        processes[victim].kill()
+        _, err = processes[1 - victim].communicate(timeout=60)
+    assert processes[1 - victim].returncode == 2
+    (line,) = err.splitlines()
+    assert re.fullmatch(rf"error: process {victim} of 2 at .* died; the last save is {tmp_path}/checkpoints/\d+, .*", line)
+
+
 def evaluate(*args: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "lm.evaluate", *args], env=environment(), capture_output=True, text=True, timeout=600
