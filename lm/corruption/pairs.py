@@ -105,8 +105,8 @@ def documents_of(records: tuple[dict, dict], low: int, high: int) -> np.ndarray 
     """Mark, bool [T], the tokens of the second record that are of the documents of the first one's tokens [low, high)."""
     if "documents" not in records[0]:
         return None
-    mine, there = (record["documents"] for record in records)
-    return np.isin(there, mine[low : max(high, low + 1)])
+    mine, there = records[0]["documents"][low : max(high, low + 1)], records[1]["documents"]
+    return there == mine[0] if mine.min() == mine.max() else np.isin(there, mine)
 
 
 def elsewhere(

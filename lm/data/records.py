@@ -179,13 +179,15 @@ class WindowStream:
 
     def _apart(self, rng: np.random.Generator, at: int, place: int) -> int:
         """Return a window's place, or another one where its first half is of a single document, one of the row's own."""
-        half, starts = max(1, self.spec.length // 2), self.tokens.starts
-        mine, there = (self._documents(low, half) for low in (at, place))
-        if there[0] != there[-1] or there[0] not in (mine if mine[0] != mine[-1] else mine[:1]):
+        reach, starts = max(0, self.spec.length // 2 - 1), self.tokens.starts
+        ends = np.array((at, at + reach, place, place + reach)) % self.size
+        first, last, there, beyond = starts.searchsorted(ends, "right").tolist()
+        mine = first <= there <= last if first <= last else there >= first or there <= last
+        if there != beyond or not mine:
             return place
-        if mine[0] != mine[-1]:
+        if first != last:
             return at  # of its several documents one is another than any
-        low, high = (int(np.append(starts, self.size)[i]) for i in (mine[0] - 1, mine[0]))
+        low, high = int(starts[first - 1]), int(starts[first]) if first < len(starts) else self.size
         if high - low >= self.size:
             return place  # there is no other document
         other = int(rng.integers(self.size - (high - low)))

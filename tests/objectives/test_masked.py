@@ -1,7 +1,6 @@
 """Masked language models: shares over a million tokens of each system, rows, and loss and gradient against transformers."""
 
 import dataclasses
-import types
 import functools
 import itertools
 from types import SimpleNamespace
@@ -280,9 +279,9 @@ def test_mistakes_are_told():
             Masked(model=BERT, **fields)
     with pytest.raises(UserError, match="types"):
         Masked(model=dataclasses.replace(BERT, types=0), sentence="nsp")
+    lone = SimpleNamespace(train=((1.0, SimpleNamespace(documents=1)),))
     with pytest.raises(UserError, match="the corpus has one"):
-        one = types.SimpleNamespace(documents=1)
-        objective("bert").study(types.SimpleNamespace(train=((1.0, one),)))
+        objective("bert").study(lone)
     with pytest.raises(UserError, match="smaller than the tokenizer's 100"):
         Masked(model=dataclasses.replace(BERT, vocab=99)).resolve(TOKENIZER)
     resolved = objective("macbert")
