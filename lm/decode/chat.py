@@ -1,18 +1,28 @@
 """Chat templates: a conversation laid out as the model was trained on it, by the Jinja template that it came with.
 
 Templates are programs from elsewhere: they run in jinja2's sandbox, which lets them change nothing and reach no
-attribute that begins with an underscore.
+attribute that begins with an underscore, and in a process of their own, which ends where they take too long.
 """
 
+import contextlib
+import importlib.util
 import json
+import select
+import signal
+import subprocess
+import sys
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lm.errors import UserError, check
+from lm.strict_json import load_json
 
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | ..., "content": text}
+SECONDS = 3  # of processor time for one rendering, which takes a thousandth of one
+WAIT = 300  # seconds for an answer: a busy machine may be slow to give processor time
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -24,24 +34,91 @@ class Chat:
         config = read(folder / "tokenizer_config.json")
         self.folder, self.source = folder, template(folder, config)
         self.special = {name: text for name in NAMED if (text := content(config.get(name))) is not None}
-        self.compiled = compiled(self.source, folder)
+        self.renderer = Renderer(self.source, folder)
 
     def render(self, messages: Sequence[Message], *, reply: bool = True, tools: Any = None) -> str:
         """Lay a conversation out, up to where the reply begins; `tools`: what the model may call.
 
         Special tokens stand in the text as they are written: encode it with `special=True` and add none.
         """
-        import jinja2
-
         check_messages(messages)
+        return self.renderer.render(
+            {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": reply, **self.special}
+        )
+
+
+class Renderer:
+    """A process that renders one template (`lm.decode.templates`), begun anew after one that had to end; safe in threads."""
+
+    def __init__(self, source: str, folder: Path):
+        check(importlib.util.find_spec("jinja2"), "chat templates need the package jinja2: pip install 'jinja2>=3.1.6'")
+        self.source, self.folder, self.lock = source, folder, threading.Lock()
+        self.process: subprocess.Popen | None = None
+        with self.lock:
+            self.start()
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """Render the template; raises UserError where it refuses, fails, takes too long or too much memory."""
         try:
-            return self.compiled.render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=reply, **self.special
-            )
-        except jinja2.exceptions.SecurityError as error:
-            raise UserError(f"{self.folder}: its chat template is not safe: {line(error)}") from error
-        except (jinja2.exceptions.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"{self.folder}: its chat template refuses this conversation: {line(error)}") from error
+            line = json.dumps(variables)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"a conversation is no JSON: {error}") from error
+        with self.lock:
+            if self.process is None:
+                self.start()
+            return self.ask(line)
+
+    def start(self) -> None:
+        """Start the process and let it compile the template."""
+        # -P: the folder of the script is not a place to import from.
+        command = [sys.executable, "-P", str(Path(__file__).with_name("templates.py")), str(SECONDS)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        self.finish = weakref.finalize(self, end, self.process)
+        self.ask(json.dumps(self.source))
+
+    def ask(self, line: str) -> str:
+        """Send one request; return the text of the answer."""
+        try:
+            self.process.stdin.write(line.encode() + b"\n")
+            self.process.stdin.flush()
+            ready = select.poll()
+            ready.register(self.process.stdout, select.POLLIN)
+            reply = self.process.stdout.readline() if ready.poll(1000 * WAIT) else b""
+        except BrokenPipeError:
+            reply = b""
+        except BaseException:  # an interrupt: the answer to come would be taken for that of the next request
+            self.close()
+            raise
+        if not reply.endswith(b"\n"):
+            status = self.close(1)
+            why = "takes too long" if status in (-signal.SIGXCPU, -signal.SIGKILL) else f"ended its process (status {status})"
+            raise UserError(f"{self.folder}: its chat template {why}; use another template, or leave --chat out")
+        answer = json.loads(reply)
+        if "problem" in answer:
+            if answer["problem"] == "is no Jinja template":
+                self.close()
+            raise UserError(f"{self.folder}: its chat template {answer['problem']}: {answer['message']}")
+        return answer["text"]
+
+    def close(self, patience: float = 0) -> int:
+        """End the process, unless it is about to end by itself; return its status."""
+        process, self.process = self.process, None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+        self.finish()
+        return process.returncode
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process if it has not ended by itself, and take its status."""
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    with contextlib.suppress(OSError):  # what it did not read
+        process.stdin.close()
+    process.stdout.close()
 
 
 def check_messages(messages: Any) -> None:
@@ -52,7 +129,8 @@ def check_messages(messages: Any) -> None:
     )
     for message in messages:
         good = isinstance(message, Mapping) and isinstance(message.get("role"), str) and len(message) > 1
-        check(good, f"a message must be an object with role and content, not {json.dumps(message)[:80]}")
+        if not good:
+            raise UserError(f"a message must be an object with role and content, not {json.dumps(message, default=repr)[:80]}")
 
 
 def template(folder: Path, config: Mapping[str, Any]) -> str:
@@ -64,78 +142,17 @@ def template(folder: Path, config: Mapping[str, Any]) -> str:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     found = read(folder / "chat_template.json").get("chat_template", config.get("chat_template"))
     if isinstance(found, list):
-        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+        found = next((one.get("template") for one in found if isinstance(one, dict) and one.get("name") == "default"), None)
     check(isinstance(found, str), f"{folder} has no chat template (chat_template.jinja); leave --chat and messages out")
     return found
 
 
 def read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no valid JSON: {error}") from error
+    found = load_json(path) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
 
 
 def content(token: Any) -> str | None:
     """Return a special token's text, which files write plainly or as an object."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def compiled(source: str, folder: Path) -> Any:
-    """Compile a template with what published ones rely on: tojson, raise_exception, strftime_now, break and continue."""
-    try:
-        import jinja2
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise UserError("chat templates need the package jinja2: pip install 'jinja2>=3.1.6'") from error
-
-    class Generation(Extension):
-        """{% generation %} marks the assistant's words for training; for writing it is nothing."""
-
-        tags = {"generation"}  # noqa: RUF012  jinja2's own way
-
-        def parse(self, parser):
-            next(parser.stream)
-            return parser.parse_statements(["name:endgeneration"], drop_needle=True)
-
-    def raise_exception(message):
-        raise jinja2.exceptions.TemplateError(message)
-
-    def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    class Names(jinja2.utils.Namespace):
-        def __setitem__(self, name, value):
-            safe(name)
-            super().__setitem__(name, value)
-
-    def safe(*names):
-        if any(str(name).startswith("_") for name in names):
-            raise jinja2.exceptions.SecurityError(f"it sets an attribute that begins with an underscore: {names}")
-
-    def named(values):
-        safe(*values)
-        return Names(values)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals |= {
-        "raise_exception": raise_exception,
-        "strftime_now": lambda form: datetime.now().strftime(form),
-        "namespace": lambda *args, **pairs: named(dict(*args, **pairs)),
-        "dict": lambda *args, **pairs: dict(*args, **pairs),  # not the class itself
-    }
-    try:
-        return environment.from_string(source)
-    except jinja2.exceptions.TemplateError as error:
-        raise UserError(f"{folder}: its chat template is no Jinja template: {line(error)}") from error
-
-
-def line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None

@@ -1,11 +1,15 @@
 """Chat templates against transformers' apply_chat_template, and what an unsafe one comes to."""
 
+import gc
 import json
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from lm.decode import chat
 from lm.decode.chat import Chat
 from lm.errors import UserError
 
@@ -87,13 +91,55 @@ def test_where_templates_lie(tmp_path):
         ("{{ cycler.__init__.__globals__.os.system('true') }}", "not safe"),
         ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}", "not safe"),
         ("{{ undefined.field }}", "refuses this conversation"),
+        ("{{ 1 / 0 }}", "refuses this conversation: division by zero"),
+        ("{{ range(10 ** 9) }}", "Range too big"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself, too deeply"),
+        ("{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}", "too deeply"),
+        ("{{ messages[0].content.encode('utf-16').decode() }}", "refuses this conversation: 'utf-8' codec"),
+        ("{{ 'a' * 10000000000 }}", "512 MB of memory"),
+        ("{{ '%0999999999d' % 1 }}", "512 MB of memory"),
+        ("{{ 'a'.center(10 ** 10) }}", "512 MB of memory"),
+        ("{{ [1] | tojson(indent=10 ** 10) }}", "512 MB of memory"),
+        ("{{ 'a' * 20000000 }}", "it writes 20,000,000 characters"),
+        ("{{ raise_exception('a\n' * 100000) }}", "refuses this conversation: a a a"),
     ],
+    ids=lambda x: x[:30],
 )
 def test_bad_templates_are_refused(tmp_path, template, words):
     with pytest.raises(UserError) as error:
         Chat(folder_of(tmp_path, template)).render(TURNS[0])
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_template_without_end_is_ended_and_the_next_conversation_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr(chat, "SECONDS", 0)
+    loops = "{% if messages[0].content == 'a' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    made = Chat(folder_of(tmp_path, loops + "{% endif %}{{ messages[0].content }}"))
+    first = made.renderer.process
+    with pytest.raises(UserError, match="chat template takes too long"):
+        made.render([{"role": "user", "content": "a"}])
+    assert first.returncode == -signal.SIGXCPU
+    assert made.render([{"role": "user", "content": "b"}]) == "b"
+    second = made.renderer.process
+    second.kill()  # whatever else ends it
+    with pytest.raises(UserError, match="chat template"):
+        made.render(TURNS[0])
+    assert made.render(TURNS[0]) == TURNS[0][0]["content"]
+    third = made.renderer.process
+    del made
+    gc.collect()
+    assert third.returncode is not None
+
+
+def test_threads_share_a_template(tmp_path):
+    made = Chat(folder_of(tmp_path, "{{ messages[0].content }}"))
+    texts = [f"{i} 日\ud800" * (i % 7) for i in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda text: made.render([{"role": "user", "content": text}]), texts)) == texts
+    with pytest.raises(UserError, match="no JSON"):
+        made.render([{"role": "user", "content": {1, 2}}])
 
 
 @pytest.mark.parametrize("messages", [[], "hello", [{"content": "a"}], [3], [{"role": 1, "content": "a"}]])
@@ -105,3 +151,8 @@ def test_bad_messages_are_refused(tmp_path, messages):
 def test_a_folder_without_a_template(tmp_path):
     with pytest.raises(UserError, match="no chat template"):
         Chat(tmp_path)
+    for text, words in (("[1]", "no chat template"), ('{"chat_template": [5]}', "no chat"), ("[" * 5000, "nested deeper")):
+        (tmp_path / "tokenizer_config.json").write_text(text)
+        with pytest.raises(UserError, match=words):
+            Chat(tmp_path)
+    assert Chat(folder_of(tmp_path, "{{ bos_token is defined }}", bos_token=5)).render(TURNS[0]) == "False"
