@@ -25,6 +25,7 @@ had patience (`--config.stop.patience`): with it a run ends early, and its figur
 sheets for human judges and reads them.
 """
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience
 NEW_HEADS = define_new_heads()
 TASKS = flags.DEFINE_string("tasks", None, "what to measure, joined by commas; see above")
 TEXT = flags.DEFINE_multi_string("text", [], "text whose tokens are scored, several allowed")
+SPECIAL = flags.DEFINE_bool(
+    "special", False, "special tokens written in a --text are these tokens, not text (always so for published folders)"
+)
 SEED = flags.DEFINE_integer("seed", 0, "seed of what is drawn: solved examples, noise, resamples for the errors")
 OUTPUT = define_output("write the figures to this file as JSON")
 
@@ -66,7 +70,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
     subject = Subject(config, params, tokenizer, seed=SEED.value, workdir=workdir, progress=bar)
     results = {name: measured(name, task, subject) for name, task in tasks.items()}
     if TEXT.value:
-        results["text"] = texts(subject)
+        reading = tokenizer.reading_special() if SPECIAL.value else tokenizer
+        results["text"] = texts(dataclasses.replace(subject, tokenizer=reading))
     if file:
         file.write(dump_json(results, indent=1) + "\n")
 
@@ -92,7 +97,9 @@ def texts(subject: Any) -> list[dict[str, Any]]:
         pairs = zip(found["tokens"], found["logprobs"])
         rows = [(printable(t).replace("\n", "\\n"), *(("", "") if p is None else (math.exp(p), p))) for t, p in pairs]
         print(table(rows, ("token", "probability", "log")))
-        if found["perplexity"]:
+        if found["sum"] is None:
+            print("nothing precedes this text's only token: it has no probability\n")
+        else:
             print(f"sum {found['sum']:.3f} nats, perplexity {found['perplexity']:.3f}\n")
     return results
 

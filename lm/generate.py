@@ -32,6 +32,9 @@ NEW = flags.DEFINE_integer("max_new_tokens", None, "longest continuation (defaul
 STOP = flags.DEFINE_multi_string("stop", [], "text that ends a continuation and is cut off, several allowed")
 SEED = flags.DEFINE_integer("seed", 0, "seed of the draws")
 OUTPUT = define_output("write the samples to this file, one JSON object a line")
+SPECIAL = flags.DEFINE_bool(
+    "special", False, "special tokens written in a prompt are these tokens, not text (always so for published folders)"
+)
 SHOW = flags.DEFINE_bool("show_probabilities", False, "colour each token by its probability, or list them")
 CHAT = flags.DEFINE_bool("chat", False, "the prompt is what a user says; lay it out by the model's chat template")
 SYSTEM = flags.DEFINE_string("system", None, "with --chat: what the system message says")
@@ -122,7 +125,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
         from lm.decode.batching import complete
         from lm.show import FileProgress
 
-        count = complete(job, Path(PROMPTS.value), file.path, command.settings(), FileProgress)
+        count = complete(job, Path(PROMPTS.value), file.path, command.settings(), FileProgress, flags.FLAGS.overwrite)
+        file.remember()
         print(f"{file}: the samples of {count:,} prompts")
         return
     samples = command.say(job, PROMPT.value)

@@ -45,11 +45,13 @@ class Command:
     def settings(self) -> dict[str, Any]:
         """Give what samples depend on besides their prompts."""
         names = ("workdir", "model", "step", "strategy", "max_new_tokens", "stop", "seed", "chat", "system", "regex")
-        return self.options | {name: self.flags[name] for name in (*names, "json_schema", "draft")}
+        found = self.options | {name: self.flags[name] for name in (*names, "json_schema", "draft")}
+        return found | {"special": True} if self.flags["special"] else found
 
     def job(self, config: Any, params: Any, tokenizer: Tokenizer) -> Any:
         """Make the job of a model; raises UserError where it has not this strategy."""
         objective = config.objective
+        tokenizer = tokenizer.reading_special() if self.flags["special"] else tokenizer
         if self.strategy not in WRITE or not (objective.generative or objective.answers):
             self.has(objective)
             return self.filling(objective, params, tokenizer)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lm.decode.open import bucket
+from lm.decode.open import bucket, check_finite
 from lm.decode.processors import History, Rules
 from lm.decode.sampling import Sampling
 from lm.decode.steps import Prompts, Seq2SeqSteps, StackState, Steps
@@ -133,6 +133,7 @@ def beam_search(
         steps = replace(steps, attend=True)
     how = {"steps": steps, "beams": beams, "rules": rules, "stops": tuple(stops), "sampling": sampling}
     pool = jax.device_get(search(prepared, prompts, keys_P, new, room=bucket(new), **how))
+    check_finite(pool.scores_PGN[np.isnan(pool.scores_PGN)], "the texts of a search")
     found = []
     for scores, logprobs, lengths, tokens in zip(*(
         x.reshape(len(x), beams.count, *x.shape[3:])

@@ -15,7 +15,7 @@ import numpy as np
 from lm.data.prompts import Prompt
 from lm.data.tokenizers import Tokenizer
 from lm.decode.loop import begin, go_on
-from lm.decode.open import batch_prompts, bucket, encode_prompts, fits, opened_steps
+from lm.decode.open import batch_prompts, bucket, check_finite, encode_prompts, fits, opened_steps
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
 from lm.decode.steps import Steps
@@ -223,7 +223,11 @@ def fetch(progress: Any) -> list[Row]:
 
 
 def to_sample(tokenizer: Tokenizer, prompt: str, ids: np.ndarray, logprobs: np.ndarray, stop: Sequence[str]) -> Sample:
-    """Decode new ids; cut the text before the first stop string, and the ids after the token that completes it."""
+    """Decode new ids; cut the text before the first stop string, and the ids after the token that completes it.
+
+    Raises UserError where the log-probabilities are no numbers: such a model has written nothing.
+    """
+    check_finite(logprobs, f"what follows {shortened(prompt)!r}")
     text = tokenizer.decode(ids)
     ends = [at for at in (text.find(s) for s in stop) if at >= 0]
     if ends:
@@ -235,3 +239,8 @@ def to_sample(tokenizer: Tokenizer, prompt: str, ids: np.ndarray, logprobs: np.n
     logprobs = np.asarray(logprobs, np.float64)
     each = logprobs.tolist() if logprobs.ndim else []
     return Sample(prompt, text, np.asarray(ids).tolist(), float(logprobs.sum()), each)
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """Cut a text for a message."""
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from lm.decode.open import check_finite
 from lm.errors import check
 from lm.models.encoder_decoder import Seq2Seq
 from lm.models.heads import Head
@@ -97,6 +98,8 @@ def predict(objective, params, sources, prefixes, iterations: int, lengths: int,
         objective, params, encoded.select(rows_R), tokens_RT, segments_RT, free_RT, **how
     )
     tokens_RT, logprobs_RT = np.asarray(tokens_RT), np.asarray(logprobs_RT, np.float64)
+    check_finite(logits_BL, "the length of a target")
+    check_finite(logprobs_RT, "the tokens of a target")
     found = [[] for _ in sources]
     for row, i in enumerate(rows_R):
         size, total = best_BC.flat[row], float(logprobs_RT[row].sum())

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.tokenizers import Tokenizer
+from lm.decode.open import check_finite
 from lm.decode.sampling import Sampling, log_probability
 from lm.errors import check, unknown
 from lm.models.electra import Electra
@@ -176,6 +177,7 @@ def settle(network, params, rows: Sequence[np.ndarray], mask: int, top_k: int, o
 
 def told(tokenizer: Tokenizer, prompt, row, chosen, logprobs, candidates, ids, mask) -> Filled:
     """Put what was found for one text into words."""
+    check_finite(logprobs, f"the masks of {prompt!r}")
     row = row.copy()
     row[row == mask] = chosen
     names = [[tokenizer.decode([i], special=True) for i in of_one] for of_one in ids]
@@ -236,6 +238,7 @@ def gibbs(
         stages=stages,
     )
     tokens_BT, logprobs_BL = (np.asarray(x) for x in found)
+    check_finite(logprobs_BL, f"what follows {prefix!r}")
     inside, new = slice(1, len(ids) - 1), slice(1 + len(head), 1 + len(head) + length)
     return [
         Filled(prefix, tokenizer.decode(row[inside]), row[new].tolist(), float(logprobs.sum(dtype=np.float64)))

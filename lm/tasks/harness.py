@@ -8,7 +8,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ from absl import flags
 from lm.command import define_new_heads, run
 from lm.data.prompts import Prompt
 from lm.errors import UserError, check
+from lm.strict_json import dump_json
+from lm.strict_json import dump_json
 
 
 def adapter(subject: Any) -> Any:
@@ -151,8 +152,9 @@ def generated(subject: Any, asked: Sequence[tuple[str, dict[str, Any]]]) -> list
 def main(overrides: list[tuple[str, str]]) -> None:
     """Read the flags, run the harness, print its table."""
     check(not overrides, "this command takes no --config.* flags: a run's config is its own")
-    values = flags.FLAGS
+    values, file = flags.FLAGS, output("lm.tasks.harness")
     check(bool(values.tasks), "name the harness's --tasks, joined by commas")
+    file = output("lm.tasks.harness")
     from lm import platform
 
     platform.prepare()
@@ -184,8 +186,9 @@ def main(overrides: list[tuple[str, str]]) -> None:
         log_samples=False,
     )
     print(make_table(found))
-    if values.output:
-        Path(values.output).write_text(json.dumps(found["results"], indent=1, default=str) + "\n", encoding="utf-8")
+    if file:
+        results = json.loads(json.dumps(found["results"], default=str))  # numpy's numbers, and functions by their names
+        file.write(dump_json(results, indent=1) + "\n")
 
 
 def define_flags() -> None:
@@ -198,8 +201,8 @@ def define_flags() -> None:
     flags.DEFINE_string("include", None, "folder with task files (YAML) of your own")
     flags.DEFINE_integer("shots", None, "solved examples before each question (default: as the task says)")
     flags.DEFINE_integer("limit", None, "examples of each task, to try it out")
-    flags.DEFINE_integer("seed", 0, "seed of the solved examples")
-    flags.DEFINE_string("output", None, "write the figures to this file as JSON")
+    flags.DEFINE_integer("seed", 0, "seed of the solved examples", lower_bound=0, upper_bound=2**32 - 1)
+    define_output("write the figures to this file as JSON")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,8 @@ class Choices:
     def measure(self, subject: Subject) -> Figures:
         asked = items(self.path)
         options = [item.texts("choices") for item in asked]
+        for item, mine in zip(asked, options):
+            check(all(map(str.strip, mine)), f"{item.where}: an empty choice among {mine}: it would be likelier than any text")
         right = [self.index(item, len(mine)) for item, mine in zip(asked, options)]
         contexts = self.shots.contexts(asked, lambda one: one.texts("choices")[self.index(one, None)], subject.seed)
         join = self.shots.join

@@ -227,5 +227,5 @@ def text_scores(subject: Subject, text: str) -> dict[str, Any]:
         "tokens": tokenizer.pieces(ids),
         "logprobs": logprobs,
         "sum": total,
-        "perplexity": None if total is None else math.exp(-total / len(known)),
+        "perplexity": None if total is None else math.exp(min(-total / len(known), 700)),
     }

@@ -216,3 +216,19 @@ def test_files_that_are_no_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read as a tokenizer"):
         Tokenizer.load(tmp_path)
+
+
+def test_special_tokens_written_in_a_text_where_they_are_meant():
+    """By default they are text; the characters of a text without a place in the alphabet stay an error."""
+    alphabet = Characters().build(lambda: ["ab<>|"])
+    for plain, text in ((Bytes().build(lambda: ()), "a[MASK]<|endoftext|>b"), (alphabet, "a[MASK]b")):
+        tokenizer = plain.with_special(["[MASK]"])
+        found = tokenizer.reading_special()
+        wanted = [[tokenizer.special_id("[MASK]")], [tokenizer.separator] * (tokenizer.separator is not None)]
+        wanted = [*tokenizer.encode("a"), *wanted[0], *wanted[1], *tokenizer.encode("b")]
+        assert found.encode(text).tolist() == found.encode_batch([text])[0].tolist() == wanted
+        if tokenizer.bytes:
+            assert len(tokenizer.encode(text)) == len(text)
+        else:
+            with pytest.raises(UserError, match=r"character 'x'"):
+                found.encode("a[MASK]x")

@@ -12,12 +12,14 @@ import pytest
 
 from lm.data.prompts import Prompt
 from lm.data.tokenizers import Characters
-from lm.decode.generate import continue_tokens, generate, occurrences, row_keys
+from lm.decode.beam import Beams
+from lm.decode.generate import Writer, continue_tokens, generate, occurrences, row_keys
 from lm.decode.open import bucket
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
 from lm.decode.speed import random_params, tokens_per_second
 from lm.decode.steps import Prompts, StackSteps
+from lm.decode.ways import ContrastiveSearch, Speculative
 from lm.errors import UserError
 from lm.models.model import Model
 from lm.models.transformer import Transformer
@@ -253,3 +255,17 @@ assert found[0].text == expected[0].text and abs(found[0].logprob - expected[0].
 def test_training_parameters_on_a_mesh():
     result = subprocess.run([sys.executable, "-c", MESHED], env=environment(8), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+WAYS = {"greedy": GREEDY, "sample": Sampling(), "beam": Beams(count=2), "contrastive": ContrastiveSearch(), "speculative": None}
+
+
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("value", quick([np.nan, np.inf], [np.nan]))
+def test_a_model_without_finite_scores_writes_nothing(name, value):
+    tokenizer = Characters().build(lambda: ["abcdefghijklmnopqrstuvwxyz\n ,."])
+    params = jax.tree.map(lambda x: x * value, params_of("learned"))
+    objective = Causal(model=config())
+    way = WAYS[name] or Speculative(draft=Writer(objective, params, tokenizer), tokens=2)
+    with pytest.raises(UserError, match=r"no finite score for (what follows 'ab'|the texts of a search)"):
+        generate(objective, params, tokenizer, ["ab"], max_new_tokens=3, sampling=way)

@@ -108,6 +108,12 @@ def test_a_target_does_not_depend_on_the_others(monkeypatch):
             np.testing.assert_allclose(a.logprob, b.logprob, rtol=1e-4)
 
 
+def test_a_model_without_finite_scores_predicts_nothing():
+    objective, params = random_model()
+    with pytest.raises(UserError, match="no finite score for the length"):
+        mask_predict(objective, jax.tree.map(lambda x: x * np.nan, params), SOURCES[:1], iterations=1, lengths=1)
+
+
 def test_mistakes_are_told():
     objective, params = random_model()
     for options, words in (

@@ -137,6 +137,15 @@ def test_electras_generator_fills():
     np.testing.assert_allclose(sum(c.probability for c in found.masks[0]), 1, rtol=1e-5)
 
 
+def test_a_model_without_finite_scores_fills_nothing(bert):
+    loaded = bert[2]
+    broken = loaded.objective, jax.tree.map(lambda x: x * np.nan, loaded.params), loaded.tokenizer
+    with pytest.raises(UserError, match=r"no finite score for the masks of 'a model of \[MASK\]"):
+        fill(*broken, TEXTS[2:])
+    with pytest.raises(UserError, match="no finite score for what follows 'the cat'"):
+        gibbs(*broken, prefix="the cat", length=2, iterations=2, burn_in=1)
+
+
 def test_mistakes_are_told(bert):
     loaded = bert[2]
     with pytest.raises(UserError, match=r"no \[MASK\] to fill"):

@@ -278,6 +278,7 @@ def test_a_wrong_task_is_told(text, said):
         ('{"question": "q"}', "q.jsonl:1 has no field 'choices'"),
         ('{"question": "q", "choices": [], "answer": 0}', "q.jsonl:1: 'choices' must be a list"),
         ('{"question": "q", "choices": ["a"], "answer": 1}', "q.jsonl:1: 'answer' must be the number of one of 1"),
+        ('{"question": "q", "choices": ["a", " "], "answer": 0}', "q.jsonl:1: an empty choice among"),
         ("", "holds no examples"),
     ],
 )
