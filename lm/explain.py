@@ -28,7 +28,7 @@ ATTRIBUTE = flags.DEFINE_string(
     "attribute", "auto", "predictions whose inputs are weighed: 'auto' (about a minute's worth), 'all' or numbers from 1: 3,5"
 )
 BASELINE = flags.DEFINE_string("baseline", "mean", "where integrated gradients begin: 'mean' of the table, 'zero', or a token")
-TOP = flags.DEFINE_integer("top", 5, "likeliest tokens shown of each prediction")
+TOP = flags.DEFINE_integer("top", 5, "likeliest tokens shown of each prediction", lower_bound=1)
 BUDGET = 2e12  # operations that 'auto' spends on each of the two attributions
 LEVELS = 6000  # predictions of layers in one page
 
@@ -37,7 +37,6 @@ def main(overrides: list[tuple[str, str]]) -> None:
     """Read the flags, run the network, write the page."""
     check(not overrides, "lm.explain takes no --config.* flags: a run's config is its own")
     check(bool(TEXT.value), "--text='...' is missing or empty: give the text to explain")
-    check(TOP.value > 0, f"--top={TOP.value} must be positive")
     numbers(LAYERS.value, 1, "layers")
     numbers(ATTRIBUTE.value, 1, "attribute")
     file = output("lm.explain")
@@ -63,7 +62,7 @@ def numbers(text: str, low: int, name: str) -> list[int] | None:
     if text in ("auto", "all"):
         return None
     parts = text.split(",")
-    check(all(part.strip().isdigit() and int(part) >= low for part in parts),
+    check(all(part.strip().isdecimal() and len(part) < 10 and int(part) >= low for part in parts),
           f"--{name}={text}: give auto, all, or numbers from {low} on, joined by commas")  # fmt: skip
     return [int(part) for part in parts]
 
@@ -181,6 +180,8 @@ def explain(
     begin = start_of(baseline, params, tokenizer, network)
     _, _, seen = observe(network, params, reading.shown.take([0]))
     attention = {name: np.asarray(x)[:, 0] for name, x in jax.device_get(seen).items()}
+    named, depth = numbers(layers, 1, "layers"), max(map(len, attention.values()))
+    check(not named or max(named) <= depth, f"--layers={layers}: the model has {depth} layers, numbered from 1")
     predictions = look(reading, params, tokenizer, min(top, network.last.vocab))
     columns = [int(i) for side in reading.shown.take([0]) for i in side[0]]
     split = 0 if inputs.source is None else inputs.source.shape[1]
@@ -189,7 +190,7 @@ def explain(
     return {
         "kind": reading.kind, "objective": type(objective).__name__, "parameters": size, "text": text,
         "columns": tokenizer.pieces(columns), "split": split, "predictions": predictions, "attention": attention,
-        "layers": numbers(layers, 1, "layers") or layers, "baseline": baseline, "depth": network.last.depth,
+        "layers": named or layers, "baseline": baseline, "depth": network.last.depth,
     }  # fmt: skip
 
 

@@ -330,6 +330,7 @@ def test_numbers(text):
         ("gpt2", "a", {"target": "b"}, "encoder-decoders"),
         ("gpt2", "a", {"attribute": "9"}, "2 predictions"),
         ("gpt2", "a", {"baseline": "[NO]"}, "--baseline"),
+        ("gpt2", "a", {"layers": "1,99"}, "--layers=1,99: the model has 2 layers"),
     ],
 )
 def test_hostile_input(name, text, more, said, models):

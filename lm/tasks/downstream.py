@@ -14,7 +14,6 @@ task of several with its name (predictions-NAME.jsonl):
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,9 @@ import numpy as np
 
 from lm.data.examples import Example, ExampleSet
 from lm.data.pipeline import prefetch
+from lm.outputs import replace_file
 from lm.sharding import place
+from lm.strict_json import dump_json
 from lm.tasks.calibration import binned, expected_error
 from lm.tasks.classification import confusion
 from lm.tasks.errors_page import page
@@ -131,13 +132,12 @@ def leave(found: Found, figures: Figures, folder: Path, task: str = "") -> list[
     folder.mkdir(parents=True, exist_ok=True)
     end = task and "-" + task.strip("/")
     paths = [folder / f"predictions{end}.jsonl", folder / f"figures{end}.json", folder / f"errors{end}.html"]
-    lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in found.predictions]
-    paths[0].write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-    paths[1].write_text(json.dumps(flat(figures, intervals=True), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    paths[2].write_text(page(folder.absolute().name + end, found, figures), encoding="utf-8", errors="backslashreplace")
+    replace_file(paths[0], "".join(dump_json(one) + "\n" for one in found.predictions), "backslashreplace")
+    replace_file(paths[1], dump_json(flat(figures, intervals=True), indent=1) + "\n")
+    replace_file(paths[2], page(folder.absolute().name + end, found, figures), "backslashreplace")
     if found.form is ANSWERS and (answers := squad(found.predictions)):
         paths.append(folder / f"squad{end}.json")
-        paths[-1].write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+        replace_file(paths[-1], dump_json(answers, indent=1) + "\n", "backslashreplace")
     if found.form.classes:
         paths.append(folder / f"confusion{end}.png")
         draw_confusion(*confusion(*found.form.classes(found.objective, found.predictions)), paths[-1])

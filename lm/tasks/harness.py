@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from lm.command import define_new_heads, run
+from lm.command import define_new_heads, define_output, output, run
 from lm.data.prompts import Prompt
 from lm.errors import UserError, check
-from lm.strict_json import dump_json
 from lm.strict_json import dump_json
 
 

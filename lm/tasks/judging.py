@@ -16,19 +16,26 @@ import html
 import io
 import itertools
 import json
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lm.errors import UserError, check
+from lm.outputs import replace_file
+from lm.strict_json import dump_json, load_json
 from lm.tasks.agreement import counts_of, fleiss_kappa, krippendorff_alpha
 from lm.tasks.judging_page import TEMPLATE
 from lm.tasks.statistics import Comparison, Figures, mean, paired_permutation, proportion
 
 COLUMNS = ("row", "prompt", "left", "right", "preference", "comment")
 WORDS = {"left": "left", "l": "left", "right": "right", "r": "right", "tie": "tie", "t": "tie", "=": "tie"}
+# What a spreadsheet takes for a formula, full-width forms too, behind any number of apostrophes (`to_cell`).
+FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ def write_sheet(path: Path, items: Sequence[str], systems: Mapping[str, Sequence
     check(len(items) > 0, "a comparison needs at least one item")
     for name, texts in systems.items():
         check(len(texts) == len(items), f"system '{name}' has {len(texts)} texts for {len(items)} items")
+    check(path.suffix.lower() == ".csv", f"the sheet {path} must be named FILE.csv; its page and key stand beside it")
     page, key_path = path.with_suffix(".html"), path.with_suffix(".key.json")
     for file in (path, page, key_path):
         check(not file.exists(), f"{file} exists and may hold judgements: choose another name or remove it")
@@ -76,12 +84,23 @@ def write_sheet(path: Path, items: Sequence[str], systems: Mapping[str, Sequence
         for r, k in key.items()
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8-sig", newline="") as file:  # the mark lets spreadsheets see UTF-8
-        csv.writer(file).writerows([COLUMNS, *rows])
-    page.write_text(_page(path.stem, rows), encoding="utf-8")
-    text = json.dumps({"systems": list(systems), "rows": key}, indent=1, ensure_ascii=False)
-    key_path.write_text(text + "\n", encoding="utf-8")
+    replace_file(key_path, dump_json({"systems": list(systems), "rows": key}, indent=1) + "\n")
+    text = io.StringIO(newline="")
+    text.write("\ufeff")  # the mark lets spreadsheets see UTF-8
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([COLUMNS, *(map(to_cell, row) for row in rows)])
+    replace_file(path, text.getvalue(), "backslashreplace")
+    replace_file(page, _page(path.stem, rows), "backslashreplace")
     return key_path
+
+
+def to_cell(text: str) -> str:
+    """Put an apostrophe before what a spreadsheet would run as a formula, and before texts that `from_cell` would change."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """Take the apostrophe of `to_cell` off."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def _placed(items: int, systems: Mapping[str, object], seed: int) -> Iterator[tuple[int, tuple[int, str, str]]]:
@@ -100,8 +119,7 @@ def read_sheet(paths: Sequence[Path], key: Path) -> list[Judgement]:
     The judge is the `judge` column's, or the file's name where there is none. Raises UserError with file and line for a row
     that the key does not know, a preference that is none, or a row judged twice by one judge.
     """
-    check(key.exists(), f"no {key}: write_sheet leaves it beside the sheet")
-    rows = json.loads(key.read_text(encoding="utf-8"))["rows"]
+    rows = read_key(key)
     found: list[Judgement] = []
     seen: dict[tuple[str, str], str] = {}
     for path in paths:
@@ -127,6 +145,19 @@ def read_sheet(paths: Sequence[Path], key: Path) -> list[Judgement]:
     return found
 
 
+def read_key(path: Path) -> dict[str, dict[str, Any]]:
+    """Read what stood where: {row: {"item", "left", "right"}}."""
+    check(path.exists(), f"no {path}: write_sheet leaves it beside the sheet")
+    found = load_json(path)
+    rows = found.get("rows") if isinstance(found, dict) else None
+    kinds = {"item": int, "left": str, "right": str}
+    good = isinstance(rows, dict) and all(
+        isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in kinds.items()) for row in rows.values()
+    )
+    check(good, f"{path} is no key of a sheet: give the FILE.key.json that was written beside it")
+    return rows
+
+
 def _cells(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Give each row's first line number and cells by column, with commas, semicolons or tabs between them."""
     check(path.exists(), f"no sheet {path}")
@@ -135,6 +166,7 @@ def _cells(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}): save it as 'CSV UTF-8'") from error
     header = text.partition("\n")[0]
+    csv.field_size_limit(sys.maxsize)  # a text may be longer than the 131,072 characters that it allows
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
     columns = [name.strip().lower() for name in next(lines, [])]
     missing = [name for name in ("row", "preference") if name not in columns]
@@ -143,7 +175,7 @@ def _cells(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     for row in lines:
         if any(cell.strip() for cell in row):
             check(len(row) == len(columns), f"{path}:{line}: {len(row)} cells under {len(columns)} columns")
-            yield line, dict(zip(columns, row))
+            yield line, dict(zip(columns, map(from_cell, row)))
         line = lines.line_num + 1
 
 
@@ -247,5 +279,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("sheet", None, "write the sheet here, FILE.csv, and FILE.html and FILE.key.json beside it")
     flags.DEFINE_multi_string("read", [], "a filled sheet, one a judge")
     flags.DEFINE_string("key", None, "the key of the sheets that are read")
-    flags.DEFINE_integer("seed", 0, "seed of the sides and of the order")
+    flags.DEFINE_integer("seed", 0, "seed of the sides and of the order", lower_bound=0)
     run(main)

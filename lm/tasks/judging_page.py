@@ -48,7 +48,9 @@ try {
 keep()
 document.addEventListener("input", keep)
 document.getElementById("save").onclick = () => {
-  const cell = text => '"' + String(text).replaceAll('"', '""') + '"'
+  // An apostrophe keeps a spreadsheet from running a text as a formula.
+  const plain = text => /^'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(text) ? "'" + text : text
+  const cell = text => '"' + plain(text).replaceAll('"', '""') + '"'
   const name = judge.value.trim()
   if (!name) { judge.focus(); return }
   const rows = sections.map(s => [s.id, name, choice(s), comment(s).value].map(cell).join(","))

@@ -16,6 +16,9 @@ import numpy as np
 
 from lm.data.prepare import Corpus
 from lm.data.store import Tokens
+from lm.sizes import check_memory
+
+HIGHEST = 100  # order: n-grams of more than ten tokens are rarely seen twice, and each level takes as long as the first
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,15 @@ def evaluate(model: KneserNey, tokens: Tokens, packing: str = "documents") -> di
     return metrics.language(loss, "loss", "kneser_ney", (len(tokens) - 1) / max(tokens.raw_bytes, 1))
 
 
+def check_order(corpus: Corpus, order: int) -> None:
+    """Raise UserError where counting n-grams of this order takes more memory than there is."""
+    tokens = sum(len(tokens) for _, tokens in corpus.train)
+    # A level has a key, a probability and a share for each n-gram, of which there are as many as tokens at most; a longer
+    # one than the corpus has none. What sorting takes comes on top of that once.
+    size = 24 * tokens * min(order, tokens) + 64 * tokens
+    check_memory(size, f"--order={order} of {tokens:,} tokens", "lower it")
+
+
 def main(overrides: list[tuple[str, str]]) -> None:
     """Read the flags, count, print a table with a row an order."""
     from absl import flags
@@ -165,9 +177,9 @@ def main(overrides: list[tuple[str, str]]) -> None:
 
     flag = flags.FLAGS
     data = override(load(flag.config), overrides).data
-    check(min(flag.order) >= 1, f"--order={min(flag.order)} must be at least 1")
     corpus = prepare(data, report=print)
     check(corpus.holds_out, "nothing is held out: the config has validation=0")
+    check_order(corpus, max(flag.order))
     rows = []
     for order in flag.order:
         began = time.monotonic()
@@ -182,7 +194,9 @@ def define_flags() -> None:
     from absl import flags
 
     flags.DEFINE_string("config", "configs/gpt_nano.py", "whose data: config file and its arguments, FILE.py[:ARG]")
-    flags.DEFINE_multi_integer("order", [5], "tokens of the longest n-gram, several allowed")
+    flags.DEFINE_multi_integer(
+        "order", [5], f"tokens of the longest n-gram, 1 to {HIGHEST}, several allowed", lower_bound=1, upper_bound=HIGHEST
+    )
 
 
 if __name__ == "__main__":

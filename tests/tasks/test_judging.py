@@ -7,7 +7,17 @@ import re
 import pytest
 
 from lm.errors import UserError
-from lm.tasks.judging import Judgement, compare, judges_agree, read_sheet, scores, win_rates, write_sheet
+from lm.tasks.judging import (
+    Judgement,
+    compare,
+    from_cell,
+    judges_agree,
+    read_sheet,
+    scores,
+    to_cell,
+    win_rates,
+    write_sheet,
+)
 
 ITEMS = [f'prompt {i}\nin two lines, "quoted"' for i in range(20)]
 SYSTEMS = {"alpha": [f"good {i}" for i in range(20)], "beta": [f"<b>bad</b> {i}" for i in range(20)]}
@@ -165,3 +175,38 @@ def test_other_mistakes_are_told(tmp_path, key):
         write_sheet(tmp_path / "x.csv", ["p", "q"], {"a": ["1", "2"], "b": ["1"]})
     with pytest.raises(UserError, match="nobody compared"):
         scores([Judgement(0, "j", "a", "b", "a")], "a", "c")
+
+
+FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\uff1d1", "'=1", "''+1", "'tis", "", "a;=1", " =1"]
+
+
+def test_a_spreadsheet_runs_nothing_of_a_sheet(tmp_path):
+    """Texts come back as they were, those too that begin with an apostrophe themselves."""
+    assert [from_cell(to_cell(text)) for text in FORMULAS] == FORMULAS
+    assert to_cell("'tis") == "'tis"
+    key = write_sheet(tmp_path / "s.csv", FORMULAS, {"a": FORMULAS, "b": FORMULAS[::-1]})
+    rows = rows_of(tmp_path / "s.csv")
+    assert not [cell for row in rows for cell in row.values() if cell[:1] and cell[0] in "=+-@\t\r\n\uff1d"]
+    assert sorted(row["prompt"] for row in rows) == sorted(map(to_cell, FORMULAS))
+    filled = tmp_path / "ann.csv"
+    with filled.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"preference": "'=" if i else "left", "comment": "'=1"} for i, row in enumerate(rows))
+    assert [j.preferred is None for j in read_sheet([filled], key)] == [False] + [True] * 12
+    assert {j.comment for j in read_sheet([filled], key)} == {"=1"}
+
+
+@pytest.mark.parametrize("name", ["x.html", "x.key.json", "x", "x.txt"])
+def test_a_sheet_is_named_as_one(tmp_path, name):
+    with pytest.raises(UserError, match=r"must be named FILE\.csv"):
+        write_sheet(tmp_path / name, ITEMS, SYSTEMS)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["[]", '{"rows": []}', '{"rows": {"r": {"item": "0", "left": "", "right": ""}}}', "{", "[" * 9999])
+def test_what_is_no_key_is_told(tmp_path, key, text):
+    key.write_text(text)
+    with pytest.raises(UserError, match=r"sheet\.key\.json") as error:
+        read_sheet([tmp_path / "sheet.csv"], key)
+    assert "\n" not in str(error.value)
