@@ -151,7 +151,7 @@ def generated(subject: Any, asked: Sequence[tuple[str, dict[str, Any]]]) -> list
 def main(overrides: list[tuple[str, str]]) -> None:
     """Read the flags, run the harness, print its table."""
     check(not overrides, "this command takes no --config.* flags: a run's config is its own")
-    values, file = flags.FLAGS, output("lm.tasks.harness")
+    values = flags.FLAGS
     check(bool(values.tasks), "name the harness's --tasks, joined by commas")
     file = output("lm.tasks.harness")
     from lm import platform
