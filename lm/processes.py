@@ -22,7 +22,8 @@ from lm.errors import UserError, one_line, translate
 from lm.rendezvous import Line, Place, Wait, arrive, gather, read_place
 
 BROKEN = ("Gloo", "NCCL", "closed by peer", "reset by peer", "Socket closed", "oordination", "DEADLINE_EXCEEDED")
-FATAL = b"oordination", b"JAX distributed service"  # the service's client, before it aborts
+NOISE = b"oordination", b"grpc", b"GRPC"  # of lines about a lost process, which ours says better
+FATAL = b"Polled an error from coordination service", b"JAX distributed service detected"  # stacks and an abort follow
 
 
 class Job:
@@ -76,9 +77,9 @@ class Job:
             while data := pipe.read(65536):
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
-                    if line[:1] in b"EF" and any(part in line for part in FATAL):
+                    if any(part in line for part in FATAL):
                         self.watched.set()
-                    if not self.watched.is_set():
+                    if not (self.watched.is_set() or any(part in line for part in NOISE)):
                         os.write(self.stderr, line + b"\n")
             os.write(self.stderr, rest)
 

@@ -316,7 +316,8 @@ def test_a_process_killed_at_work_ends_the_other_in_a_line(text, tmp_path, victi
         processes[victim].kill()
         _, err = processes[1 - victim].communicate(timeout=60)
     assert processes[1 - victim].returncode == 2
-    (line,) = err.splitlines()
+    assert len(err.splitlines()) == 1, err
+    line = err.strip()
     assert re.fullmatch(rf"error: process {victim} of 2 at .* died; the last save is {tmp_path}/checkpoints/\d+, .*", line)
 
 
