@@ -16,7 +16,12 @@ import pytest
 
 from lm.convert.convert import flat, load, nested, save
 from lm.convert.transfoxl import FAMILY
+from lm.data.prompts import Prompt
 from lm.data.tokenizers import Bytes
+from lm.decode.generate import continue_tokens, row_keys
+from lm.decode.open import opened_steps
+from lm.decode.sampling import Sampling
+from lm.decode.score import Pair, Scorer
 from lm.errors import UserError
 from lm.models.memory import MemoryModel, TransformerXL, empty_memory
 from lm.models.presets import TRANSFORMER_XL_LARGE
@@ -247,3 +252,41 @@ def test_theirs_comes_back(theirs, tmp_path):
         for key in expected:
             np.testing.assert_array_equal(expected[key], found[key], err_msg=key)
     compared(load(tmp_path / "ours"), ours)
+
+
+READ = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import numpy as np, torch
+from transformers import TransfoXLLMHeadModel
+
+model = TransfoXLLMHeadModel.from_pretrained(sys.argv[1]).eval()
+model.generation_config.eos_token_id = None
+found = []
+with torch.no_grad():
+    for ids in json.loads(sys.argv[2]):
+        row = torch.tensor([ids])
+        scores = model(row).prediction_scores[0]
+        texts = model.generate(row, do_sample=False, max_new_tokens=6, pad_token_id=0)[0, len(ids):]
+        found.append((scores[torch.arange(len(ids) - 1), row[0, 1:]].tolist(), texts.tolist()))
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("name", ["one table", "tables by width", "norms before"])
+def test_texts_of_any_length_in_one_batch_are_theirs(name, theirs):
+    """Scores and greedy text, each alone before its memory of zeros; ours padded to buckets and beside each other."""
+    folder, loaded = theirs[name][0], load(theirs[name][0])
+    draw = np.random.default_rng(4)
+    texts = [draw.integers(0, 31, n).astype(np.int32) for n in (2, 3, 9, 15, 16, 17, 18, 24, 25, 40)]
+    args = [REFERENCE, "-c", READ, str(folder), json.dumps([ids.tolist() for ids in texts])]
+    done = subprocess.run(args, capture_output=True, text=True, timeout=300, env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 0, done.stderr
+    wanted = json.loads(done.stdout.splitlines()[-1])
+    scored = Scorer(loaded.objective, loaded.params)([Pair(Prompt(ids[:1]), ids[1:]) for ids in texts])
+    prompts, steps = [Prompt(ids) for ids in texts], opened_steps(loaded.objective)
+    prepared, keys = steps.prepare(loaded.params, len(texts)), row_keys(0, prompts, [0] * len(texts), 1)
+    written = continue_tokens(steps, prepared, prompts, keys, sampling=Sampling(strategy="greedy"), new=6)
+    for one, (ids, _), (logprobs, text) in zip(scored, written, wanted, strict=True):
+        np.testing.assert_allclose(one.logprobs, logprobs, atol=1e-4)
+        assert ids.tolist() == text
