@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoint import is_published
 from lm.config import Config, read_config
-from lm.convert.convert import TRAINING, differences, family_of
+from lm.convert.convert import family_of
+from lm.convert.differ import TRAINING, differences
 from lm.convert.folder import Folder
 from lm.convert.heads import BY_TYPE
 from lm.convert.run import kind_of
@@ -18,6 +18,7 @@ from lm.data.tokenizers import Pretrained
 from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.objectives.base import sized
+from lm.runs import is_published
 
 
 def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lm.convert.encoders import encoder, encoder_settings, inputs, paired
+from lm.convert.encoders import encoder, encoder_settings, ending, inputs, paired, sentence_of
 from lm.convert.family import Fields
 from lm.convert.rules import Rule, dense, normal
 from lm.errors import check
@@ -29,11 +29,12 @@ class Albert:
 
     def settings(self, objective: Masked) -> dict[str, Any]:
         c = objective.model
-        check(objective.sentence in ("none", "sop"), f"ALBERT has no head for sentence='{objective.sentence}'")
+        sentence = sentence_of(objective)
+        check(sentence in ("none", "sop"), f"ALBERT has no head for sentence='{sentence}'")
         check(c.embed_size != c.width, "ALBERT projects its tables: model.embed other than model.width")
         return {
             "model_type": "albert",
-            "architectures": ["AlbertForMaskedLM" if objective.sentence == "none" else "AlbertForPreTraining"],
+            "architectures": [f"Albert{ending(objective, sentence)}"],
             **encoder_settings(c),
             "embedding_size": c.embed_size,
             "num_hidden_groups": 1,
@@ -56,7 +57,7 @@ class Albert:
         ]
         for name in ("query", "key", "value"):
             found += dense(f"{ours}/attention/{name}", f"{layer}.attention.{name}")
-        if objective.sentence != "none":
+        if sentence_of(objective) != "none":
             found += [*dense("pooler/dense", "albert.pooler"), *dense("pair", "sop_classifier.classifier")]
         return found
 

@@ -14,8 +14,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm.convert import albert, bart, distilbert, electra, encoders, gemma, gpt, llama, t5, tasks, transfoxl, xlnet
+from lm.convert import (
+    albert,
+    bart,
+    distilbert,
+    electra,
+    encoders,
+    gemma,
+    gpt,
+    llama,
+    t5,
+    tasks,
+    tokens,
+    transfoxl,
+    xlnet,
+)
 from lm.convert.absent import present
+from lm.convert.differ import Difference, differ, refusal
 from lm.convert.family import Family, canonical
 from lm.convert.folder import INDEX, SINGLE, Folder
 from lm.convert.leaves import fill
@@ -35,13 +50,6 @@ FAMILIES: tuple[Family, ...] = (
 # What may be missing in a file: it is drawn anew, and said.
 HEADS = ("transform/", "head_bias", "pooler/", "pair/", "output/", "generator/", "discriminator/dense/", "discriminator/judge/",
          "embed/bias", "embed/cluster_", "embed/output", "classifier/", "summary/", "answer/")  # fmt: skip
-# Fields that say how a model is trained and computed, not what it is: no counterpart in their config.json.
-TRAINING = {"dropout", "attention_dropout", "mlp_dropout", "position_dropout", "last_dropout", "init", "init_positions",
-            "init_projections", "init_scale_depth", "init_fan_in", "init_truncate", "lora", "adapter", "pad_vocab", "dtype",
-            "unroll", "remat"}  # fmt: skip
-# Fields whose 0 stands for a value that these have.
-DERIVED = {"kv_heads": "kv", "head": "head_size", "mlp": "mlp_size", "embed": "embed_size", "scale": "attention_scale",
-           "mup_base": "mup", "tied_projections": "ties"}  # fmt: skip
 # Their second names of what a tied model has once: in a file with both, both are the same; in one with this only, it counts.
 COPIES = (
     (r"(embed_tokens|lm_head|lm_head\.decoder|predictions\.decoder|vocab_projector|lm_loss)\.weight$", "embed/table"),
@@ -94,6 +102,8 @@ def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, 
     shapes = {name: x.shape for name, x in flat(unbox(boxed)).items()}
     rules, (tensors, left) = family.rules(objective), names(folder, family, objective, shapes)
     lacking, odd = missing(rules, tensors, shapes)
+    heads = {name for name in odd if name.partition(".")[0] not in backbone(rules, family.prefix)}
+    odd, left = odd - heads, (*left, *sorted(heads))
     check(not odd, f"{folder.path} has tensors that {type(family).__name__} does not know: {some(odd)}")
     gone = {name for name in lacking if not name.startswith(HEADS)}
     check(not gone, f"{folder.path} lacks tensors of the backbone: {some(gone)}")
@@ -114,6 +124,15 @@ def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, 
         leaves |= jax.jit(draw, out_shardings={name: layout[name] for name in lacking})(jax.random.key(seed))
     drawn, kind = tuple(sorted(lacking)), str(folder.config["model_type"])
     return Loaded(objective, nested(leaves), tokenizer_of(folder.path), drawn, left, kind)
+
+
+def backbone(rules: list[Rule], prefix: str) -> set[str]:
+    """Return what the names of a table's tensors begin with, in a file with heads and in a bare one.
+
+    Another tensor there is a part of the network that would be missing; what begins otherwise is a head that nobody asks.
+    """
+    names = {rule.theirs for rule in rules}
+    return {name.partition(".")[0] for name in names | {name.removeprefix(prefix) for name in names}} | {"lm_head"}
 
 
 def fits(rule: Rule, theirs: tuple[int, ...], shape: tuple[int, ...], pad_vocab: int) -> None:
@@ -214,54 +233,39 @@ def tokenizer_of(path: Path) -> Tokenizer | None:
 def family_for(objective: Any, kind: str = "") -> tuple[Family, dict[str, Any]]:
     """Find the family that can hold an objective's model, that of `kind` first, and its config.json.
 
-    UserError says what stands against each.
+    UserError names the nearest one and what it differs in.
     """
-    reasons = []
+    both = "a prefix-LM reads its prompt in both directions, which no class of transformers does with such a decoder; a causal "
+    check(not (objective.prefix and objective.generative), f"objective: {both}run, or an encoder-decoder, can be written")
+    reasons: dict[str, list[Difference] | str] = {}
     for family in sorted(tasks.candidates(FAMILIES, objective), key=lambda family: kind not in family.types):
+        name = "/".join(family.types)
         try:
             settings = family.settings(objective)
             again = family_of(settings).objective(settings)
-            lost = differences(tasks.compared(objective), tasks.compared(again))
+            lost = differ(*(tasks.compared(one.model, tasks.headless(objective)) for one in (objective, again)))
         except AttributeError:  # a model of another kind, without the fields that this family writes
             continue
         except UserError as error:
-            reasons.append(f"{'/'.join(family.types)}: {error}")
+            reasons[name] = str(error)
             continue
-        if not lost:
+        if not tasks.task_of(objective) and (again.generative, again.answers) != (objective.generative, objective.answers):
+            reasons |= {} if lost else {name: "it reads text in another direction"}
+        elif not lost:
             return family, settings
-        reasons.append(f"{'/'.join(family.types)}: {', '.join(lost)}")
-    raise UserError(f"no family of published models is like this one. {'; '.join(reasons)}")
+        elif lost[0].path:  # else a network of another kind
+            reasons[name] = lost
+    raise UserError(refusal(f"{type(objective).__name__}, {type(objective.model).__name__}", reasons))
 
 
-def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
-    """Name the fields of a model that a config.json would lose."""
-    if type(ours) is not type(theirs):
-        return [f"{path or 'model'} is another kind"]
-    found = []
-    for field in dataclasses.fields(ours):
-        a, b = getattr(ours, field.name), getattr(theirs, field.name)
-        if dataclasses.is_dataclass(a):
-            found += differences(a, b, f"{path}{field.name}.")
-        elif hasattr(ours, DERIVED.get(field.name, " ")):
-            derived = DERIVED[field.name]
-            found += [f"{path}{field.name}={a}"] * (getattr(ours, derived) != getattr(theirs, derived))
-        elif field.name == "qkv_bias":
-            found += [f"{path}qkv_bias={a}"] * ((ours.bias if a is None else a) != (theirs.bias if b is None else b))
-        elif field.name == "context" and getattr(ours, "positions", "relative") in ("bucket", "relative"):
-            continue  # no table has its length
-        elif a != b and field.name not in TRAINING:
-            found.append(f"{path}{field.name}={a!r}")
-    return found
-
-
-def special_ids(tokenizer: Tokenizer, settings: dict[str, Any]) -> dict[str, int | None]:
-    """Give the ids of their config.json that a tokenizer knows; their own defaults would be other tokens of ours."""
-    pad, end = special.find(tokenizer.core, "[PAD]"), settings.get("eos_token_id", tokenizer.separator)
-    end = end if end is not None and end < settings["vocab_size"] else None
-    # Where nothing is padding, what ends a text is: theirs never takes that for a gap within one.
-    pad = end if pad is None else tokenizer.token_id(pad)
-    pad = pad if pad is not None and pad < settings["vocab_size"] else None
-    return {"pad_token_id": pad, **({} if end is None else {"eos_token_id": end})}
+def moved(objective: Any, leaves: dict[str, Any], pad: int | None) -> tuple[Any, dict[str, Any]]:
+    """Begin RoBERTa's table of positions behind the tokenizer's padding, where theirs counts from; rows before are not read."""
+    old, new, name = objective.model.offset, (pad or 0) + 1, "input/places/table"
+    if pad is None or old == new:
+        return objective, leaves
+    table = np.asarray(leaves[name])[old:]
+    table = np.concatenate([np.zeros((new, *table.shape[1:]), table.dtype), table])
+    return tasks.remodelled(objective, dataclasses.replace(objective.model, offset=new)), {**leaves, name: table}
 
 
 def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: str, kind: str = "") -> set[str]:
@@ -270,10 +274,14 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
 
     objective = tasks.framed(objective, tokenizer)
     family, settings = family_for(objective, kind)
-    settings = {**special_ids(tokenizer, settings), **settings}
+    found = present(params)
+    if family.types == ("roberta",):
+        pad = special.find(tokenizer.core, "[PAD]")
+        objective, found = moved(objective, found, None if pad is None else tokenizer.token_id(pad))
+        settings = family.settings(objective)
+    settings = {**tokens.special_ids(tokenizer, settings, objective.generative), **settings}
     final, folder = folder, folder.with_name(folder.name + ".partial")  # a kill leaves nothing that looks whole
     folder.mkdir(parents=True, exist_ok=True)
-    found = present(params)
     boxed = jax.eval_shape(family.objective(settings).init, jax.eval_shape(lambda: jax.random.key(0)), BATCH)
     rows = {name: x.shape[:1] for name, x in flat(unbox(boxed)).items()}  # without those that fill a table up
     leaves = {name: np.asarray(x)[: rows[name][0]] if rows.get(name) else np.asarray(x) for name, x in found.items()}
@@ -293,7 +301,7 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
         index = {"metadata": {}, "weight_map": {name: file for file, shard in files.items() for name in shard}}
         (folder / INDEX).write_text(json.dumps(index, indent=1))
     (folder / "config.json").write_text(json.dumps({**settings, "dtype": "float32"}, indent=1) + "\n")
-    tokenizer.save(folder / "tokenizer.json")
+    tokens.save(folder, objective, tokenizer, settings)
     (folder / "README.md").write_text(card, encoding="utf-8")
     if final.is_dir():
         final.rmdir()  # an empty one; another is an error

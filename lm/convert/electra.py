@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lm.convert.encoders import encoder, encoder_settings, inputs, layers
+from lm.convert.encoders import encoder, encoder_settings, inputs, layers, sentence_of
 from lm.convert.family import Fields
 from lm.convert.rules import Rule, dense, normal
 from lm.errors import check
@@ -36,7 +36,7 @@ class Electra:
 
     def settings(self, objective: Masked | Replaced) -> dict[str, Any]:
         c, judge = objective.model, isinstance(objective, Replaced)
-        check(judge or objective.sentence == "none", "ELECTRA has no head for pairs of sentences")
+        check(judge or sentence_of(objective) == "none", "ELECTRA has no head for pairs of sentences")
         return {
             "model_type": "electra",
             "architectures": ["ElectraForPreTraining" if judge else GENERATOR],

@@ -13,6 +13,7 @@ from lm.convert.family import ACTIVATIONS, Fields, name_of
 from lm.convert.rules import Rule, dense, normal
 from lm.errors import check
 from lm.models.transformer import Transformer
+from lm.objectives.contrastive import Contrastive
 from lm.objectives.masked import Masked
 
 
@@ -31,35 +32,51 @@ class Encoder:
     def objective(self, settings: Mapping[str, Any]) -> Masked:
         fields = Fields(settings)
         fields.refuse(use_task_id=False, embedding_size=settings.get("hidden_size"))
-        if self.offset:  # positions are counted from the padding's id
-            fields.refuse(pad_token_id=self.offset - 1)
         model = encoder(fields)
-        model = replace(model, context=model.context - self.offset, offset=self.offset)
+        if self.offset:  # positions are counted from behind the padding's id
+            offset = 1 + fields.get("pad_token_id", default=self.offset - 1)
+            check(0 < offset < model.context, f"config.json: pad_token_id={offset - 1} leaves no positions")
+            model = replace(model, context=model.context - offset, offset=offset)
         return Masked(model=model, sentence=self.sentences[0] if self.sentences and paired(settings) else "none")
 
-    def settings(self, objective: Masked) -> dict[str, Any]:
-        c, sentence = objective.model, objective.sentence
+    def settings(self, objective: Masked | Contrastive) -> dict[str, Any]:
+        c, sentence = objective.model, sentence_of(objective)
+        check(bool(c.offset) == bool(self.offset), f"{self.types[0]} counts positions from {self.offset}: model.offset")
         check(sentence in ("none", *self.sentences), f"{self.types[0]} has no head for sentence='{sentence}'")
         return {
             "model_type": self.types[0],
-            "architectures": [f"{self.architecture}For{'MaskedLM' if sentence == 'none' else 'PreTraining'}"],
+            "architectures": [self.architecture + ending(objective, sentence)],
             **encoder_settings(c),
             "max_position_embeddings": c.context + c.offset,
-            **({"pad_token_id": self.offset - 1} if self.offset else {}),
+            **({"pad_token_id": c.offset - 1} if self.offset else {}),
         }
 
-    def rules(self, objective: Masked) -> list[Rule]:
+    def rules(self, objective: Masked | Contrastive) -> list[Rule]:
         root = self.types[0]
         found = [*inputs(root), *layers(root)]
+        if isinstance(objective, Contrastive):  # as the paper's own conversion has it: the layer on [CLS] is the pooler
+            found += dense("mlp/dense", f"{root}.pooler.dense")
         if root == "roberta":
             head = [*dense("transform/dense", "lm_head.dense"), *normal("transform/norm", "lm_head.layer_norm")]
             return [*found, *head, Rule("head_bias", "lm_head.bias")]
         head = "cls.predictions.transform"
         found += [*dense("transform/dense", f"{head}.dense"), *normal("transform/norm", f"{head}.LayerNorm")]
         found += [Rule("head_bias", "cls.predictions.bias")]
-        if objective.sentence != "none":
+        if sentence_of(objective) != "none":
             found += [*dense("pooler/dense", f"{root}.pooler.dense"), *dense("pair", "cls.seq_relationship")]
         return found
+
+
+def sentence_of(objective: Any) -> str:
+    """Return what an objective asks about pairs of sentences: embeddings of sentences nothing."""
+    return "none" if isinstance(objective, Contrastive) else objective.sentence
+
+
+def ending(objective: Any, sentence: str) -> str:
+    """Return how their class for an objective's network and heads ends."""
+    if isinstance(objective, Contrastive) and not objective.mlm:
+        return "Model"
+    return "ForMaskedLM" if sentence == "none" else "ForPreTraining"
 
 
 def paired(settings: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from lm.convert.convert import Loaded, family_of, flat, load, nested, save, some
 from lm.convert.folder import read_json
 from lm.data.prepare import Data
 from lm.data.sources import Documentation
+from lm.data.special import find
 from lm.data.tokenizers import Pretrained, Tokenizer
 from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder
@@ -80,6 +81,13 @@ def whole(loaded: Loaded, model: str) -> Loaded:
 def as_config(loaded: Loaded, model: str) -> Config:
     """Describe a published model as the config of a run; its text is the interpreter's documentation until one is named."""
     whole(loaded, model)
+    lacking = [name for name in loaded.objective.special if find(loaded.tokenizer.core, name) is None]
+    check(
+        not lacking,
+        f"{model}: its tokenizer has {len(loaded.objective.special) - len(lacking)} of the {len(loaded.objective.special)} "
+        f"special tokens that such a model is asked with, not {some(set(lacking), 3)}; python -m lm.convert --model={model} "
+        "--pad_vocab=1 --output=FOLDER writes one that has them",
+    )
     data = Data(source=Documentation(), tokenizer=Pretrained(str(Path(model).expanduser().absolute())))
     objective = loaded.objective.resolve(loaded.tokenizer).published()
     return Config(objective=objective, data=data, steps=1, batch=8, every=Every())

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from lm.config import Config
+from lm.convert import tokens
 from lm.convert.absent import without
 from lm.convert.convert import flat, load, nested, save, some
 from lm.convert.run import kind_of, opened, remember, untrained, whole, write_run
@@ -243,6 +244,7 @@ def describe(folder: Path, source: Path | None, old: Tokenizer, new: Tokenizer) 
     if new.separator is not None and "eos_token_id" not in theirs:
         settings |= {"bos_token_id": new.separator, "eos_token_id": new.separator}
     paths[0].write_text(json.dumps(settings, indent=1) + "\n")
+    tokens.update(folder, settings)
     path = folder / "tokenizer_config.json"
     about = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     named = {"cls": "[CLS]", "bos": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]", "unk": "[UNK]"}

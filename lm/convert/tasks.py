@@ -29,7 +29,9 @@ from lm.models.transformer import Transformer
 from lm.objectives import trunk
 from lm.objectives.choice import Choose
 from lm.objectives.classify import Classify
+from lm.objectives.contrastive import Contrastive
 from lm.objectives.extract import Extract
+from lm.objectives.replaced import Replaced
 from lm.objectives.tag import Tag
 from lm.objectives.trunk import Head, Rows
 from lm.start import LAST, alike
@@ -70,7 +72,7 @@ def tasked(family: Family, settings: Mapping[str, Any], wanted: str = "") -> Fam
 
 
 def candidates(families: tuple[Family, ...], objective: Any) -> tuple[Family, ...]:
-    """Give the families with a head for an objective's task; the families themselves where it has none.
+    """Give the families with a head for an objective's task and its way to read; themselves where it has none.
 
     Raises UserError for a mix of layers: a folder without it would give other scores and not say so.
     """
@@ -78,8 +80,11 @@ def candidates(families: tuple[Family, ...], objective: Any) -> tuple[Family, ..
     check(not mix, "objective.rows.mix: transformers' heads read the last layer and have no place for a mix of layers; such "
           "a run stays here, one with rows.mix=False can be written")  # fmt: skip
     task = task_of(objective)
+    if not task:
+        return families
     pairs = ((family, kind) for family in families for kind in family.types if kind in BY_TYPE)
-    return tuple(Tasked(*pair, task) for pair in pairs if task in BY_TYPE[pair[1]].layouts) if task else families
+    pairs = ((family, kind) for family, kind in pairs if BY_TYPE[kind].causal == objective.rows.causal)
+    return tuple(Tasked(*pair, task) for pair in pairs if task in BY_TYPE[pair[1]].layouts)
 
 
 @dataclass(frozen=True)
@@ -159,8 +164,7 @@ class Tasked:
 
     def check_head(self, objective: Any) -> None:
         """Raise UserError where theirs computes something else."""
-        kind, layout = BY_TYPE[self.kind], self.layout
-        check(objective.rows.causal == kind.causal, f"rows.causal={objective.rows.causal} is not its way to read")
+        layout = self.layout
         if self.task not in (SEQUENCE, CHOICE):
             return
         scores = objective.scores
@@ -198,10 +202,15 @@ def problem_of(settings: Mapping[str, Any]) -> str:
     return found
 
 
-def compared(objective: Any) -> Any:
-    """Give an objective's model as far as its config.json must bring it back: under a task's head, without a vocabulary's."""
-    model = objective.model
-    if not task_of(objective) or not isinstance(model, Transformer | EncoderDecoder):
+def headless(objective: Any) -> bool:
+    """Tell whether nothing reads the network through a vocabulary's head: tasks, ELECTRA's discriminator, embeddings."""
+    apart = isinstance(objective, Replaced) or (isinstance(objective, Contrastive) and not objective.mlm)
+    return bool(task_of(objective)) or apart
+
+
+def compared(model: Any, without_head: bool) -> Any:
+    """Give a model as far as its config.json must bring it back: perhaps without what serves a vocabulary."""
+    if not without_head or not isinstance(model, Transformer | EncoderDecoder):
         return model
     if isinstance(model, Transformer):
         return replace(model, **PLAIN, transform=True)

@@ -188,7 +188,7 @@ def pieces():
 
 def drawn(objective, seed=0):
     """Every parameter random."""
-    batch = dict.fromkeys(("tokens", "source"), np.zeros((1, 8), np.int32))
+    batch = {**dict.fromkeys(("tokens", "source", "places"), np.zeros((1, 8), np.int32)), "sentences": np.zeros((1, 1, 8), int)}
     shapes = flat(unbox(jax.eval_shape(objective.init, jax.random.key(0), batch)))
     rng = np.random.default_rng(seed)
     from lm.convert.convert import nested

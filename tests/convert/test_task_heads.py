@@ -346,7 +346,7 @@ def test_the_chain_of_a_crf_is_left_out_and_said(tmp_path):
 def test_a_head_that_no_file_has(tmp_path):
     model = small(embed_norm=True, placement="post", activation="gelu", eps=1e-12)
     objective = Classify(model=model, labels=("a", "b"), head=Head(pool="mean"), rows=Rows()).resolve(tokenizer())
-    with pytest.raises(UserError, match=r"bert: its head is inner=pooler.*this one is inner=none.*pool=mean"):
+    with pytest.raises(UserError, match=r"nearest: bert, but its head is inner=pooler.*this one is inner=none.*pool=mean"):
         save(objective, drawn(objective), tokenizer(), tmp_path / "hf", "")
     assert not (tmp_path / "hf").exists()
 

@@ -1,0 +1,65 @@
+"""What stands between a network trained here and a family of published ones, field by field."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+# Fields that say how a model is trained and computed, not what it is: no counterpart in their config.json.
+TRAINING = {"dropout", "attention_dropout", "mlp_dropout", "position_dropout", "last_dropout", "init", "init_positions",
+            "init_projections", "init_scale_depth", "init_fan_in", "init_truncate", "lora", "adapter", "pad_vocab", "dtype",
+            "unroll", "remat"}  # fmt: skip
+# Fields whose 0 stands for a value that these have.
+DERIVED = {"kv_heads": "kv", "head": "head_size", "mlp": "mlp_size", "embed": "embed_size", "scale": "attention_scale",
+           "mup_base": "mup", "tied_projections": "ties"}  # fmt: skip
+
+
+class Difference(NamedTuple):
+    """A field that a config.json would lose: its path in the model, our value, the one that the family has."""
+
+    path: str
+    ours: Any
+    theirs: Any
+
+
+def differ(ours: Any, theirs: Any, path: str = "") -> list[Difference]:
+    """List the fields of a model that another one does not have, or has with another value."""
+    if type(ours) is not type(theirs):
+        return [Difference(path.rstrip("."), type(ours).__name__, type(theirs).__name__)]
+    found = []
+    for field in dataclasses.fields(ours):
+        name, a, b = field.name, getattr(ours, field.name), getattr(theirs, field.name)
+        if dataclasses.is_dataclass(a):
+            found += differ(a, b, f"{path}{name}.")
+            continue
+        if hasattr(ours, DERIVED.get(name, " ")):
+            same = getattr(ours, DERIVED[name]) == getattr(theirs, DERIVED[name])
+        elif name == "qkv_bias":
+            same = (ours.bias if a is None else a) == (theirs.bias if b is None else b)
+        elif name == "context" and getattr(ours, "positions", "relative") in ("bucket", "relative"):
+            same = True  # no table has its length
+        else:
+            same = a == b or name in TRAINING
+        found += [] if same else [Difference(f"{path}{name}", a, b)]
+    return found
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Name the fields in which two models differ, with the first's values."""
+    return [f"{one.path or 'model'}={one.ours!r}" for one in differ(ours, theirs, path)]
+
+
+def refusal(kind: str, reasons: dict[str, list[Difference] | str], most: int = 2) -> str:
+    """Word why no family fits: the nearest one, and what would have to be otherwise in a run that is to be written as it."""
+    none = f"no family of published models holds this model ({kind})"
+    if not reasons:
+        return none
+    # A family that cannot even be asked (its feed-forwards are gated, say) has other differences behind that one.
+    nearest = min(reasons, key=lambda name: 100 if isinstance(reasons[name], str) else len(reasons[name]))
+    found = reasons[nearest]
+    if isinstance(found, str):
+        return f"{none}; nearest: {nearest}, but {found}"
+    own = [one for one in found if not (one.path.endswith("qkv_bias") and one.ours is None)]
+    first = ", ".join(f"objective.model.{one.path}={one.ours!r} (needs {one.theirs!r})" for one in own[:most])
+    more = f" and in {len(own) - most} more" if len(own) > most else ""
+    return f"{none}; nearest: {nearest}; differs in {first}{more}"
