@@ -56,7 +56,11 @@ def changes(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def summary(run: Any, abstract: TrainState, steps: int) -> dict[str, Any]:
-    """Gather what summary.json holds beside the last metrics."""
+    """Gather what summary.json holds beside the last metrics.
+
+    `tokens_per_second` is of the whole run, over all its seconds: start, compilation, evaluations and saves are in it. The
+    last logged `train/tokens_per_second` beside it is of steps alone (`Meter`), as `launch.bench` measures it.
+    """
     tokens, seconds = steps * run.config.batch * run.config.objective.records.tokens, run.seconds()
     corpus = run.corpus
     return {
@@ -80,23 +84,36 @@ def events() -> Counter[str]:
     return found
 
 
+NOTHING = 0.5  # of a step's usual time: less is no time that a step took
+
+
 class Meter:
-    """Adds the sums of steps up and writes their means with the rates at every log step."""
+    """Adds the sums of steps up and writes their means with the rates at every log step.
+
+    A rate is the tokens of steps over the time spent on them: from one step's result to the next one's, without pauses (an
+    evaluation, a save, samples). The first step of a sitting is left out: it holds what is done once. A device that works
+    while the host waits for it (a CPU) is done with a step before the result of the step before is looked at; of two results
+    that are there at one moment the second counts with the next interval, and a log that would have no interval has no rate.
+    Around looks a single step's rate may so be off by a step; over several it is right.
+    """
 
     def __init__(self, config: Config, writers: Writers, watch: Watch):
         self.config, self.writers, self.watch = config, writers, watch
         self.total: metrics.Host = {}
-        self.steps, self.tokens = 0, config.batch * config.objective.records.tokens
+        self.tokens = config.batch * config.objective.records.tokens
         peak = flops.peak()
         work = config.objective.flops() / config.objective.records.tokens
         self.share = work / (peak * jax.device_count()) if peak else None
-        self.mark, self.programs = time.monotonic(), events()[BUILT]
+        self.mark: float | None = None  # when the last result was there, moved on by pauses
+        self.seconds, self.steps, self.carried = 0.0, 0, 0  # since the last rate
+        self.usual, self.built = 0.0, time.monotonic()  # seconds a step, of the last rate or of the first step
+        self.programs = events()[BUILT]
 
     def add(self, step: int, sums: Any) -> None:
         """Count one finished step; raises UserError after `skip_limit` non-finite ones in a row."""
         self.total = metrics.add(self.total, sums)
-        self.steps += 1
         skipped = int(jax.device_get(sums["skipped"][0]))
+        self.clock(time.monotonic())
         if skipped >= self.config.skip_limit:
             raise UserError(
                 f"the loss or its gradient was not finite for {skipped} steps in a row, up to step {step}; lower "
@@ -105,20 +122,34 @@ class Meter:
         if step % self.config.every.log == 0 or step == self.config.steps:
             self.write(step)
 
+    def clock(self, now: float) -> None:
+        """Count the time up to a result, and the steps that it was spent on."""
+        if self.mark is None:
+            self.mark, self.usual = now, now - self.built
+            return
+        elapsed, self.carried = now - self.mark, self.carried + 1
+        usual = self.seconds / self.steps if self.steps else self.usual
+        if self.carried > 1 or elapsed > NOTHING * usual:  # never two empty ones in a row
+            self.seconds, self.steps, self.carried = self.seconds + elapsed, self.steps + self.carried, 0
+            self.mark = now
+
     def write(self, step: int) -> None:
         """Write the means since the last time."""
-        seconds = max(time.monotonic() - self.mark, 1e-9)
-        rate = self.steps * self.tokens / seconds
-        values = metrics.means(self.total, "train") | {"train/tokens_per_second": rate}
-        if self.share:
-            values["train/mfu"] = rate * self.share
+        values = metrics.means(self.total, "train")
+        if self.steps and self.seconds > 0:
+            self.usual = self.seconds / self.steps
+            values["train/tokens_per_second"] = self.tokens / self.usual
+            if self.share:
+                values["train/mfu"] = self.tokens / self.usual * self.share
+            self.seconds, self.steps = 0.0, 0
         values["train/programs"] = events()[BUILT] - self.programs
         self.writers.write(step, values)
-        self.total, self.steps, self.mark = {}, 0, time.monotonic()
+        self.total = {}
 
     @contextlib.contextmanager
     def pause(self):
         """Leave out of the rates what happens inside."""
         began = time.monotonic()
         yield
-        self.mark += time.monotonic() - began
+        if self.mark is not None:
+            self.mark += time.monotonic() - began

@@ -160,7 +160,8 @@ def test_a_process_that_is_killed_ends_the_other_in_a_line(victim):
         _, err = job[1 - victim].communicate(timeout=60)
         assert time.monotonic() - began < 10
         assert job[1 - victim].returncode == 2
-        assert err == f"error: process {victim} of 2 at {place[:-2]} died; nothing was saved yet\n"
+        lines = [line for line in err.splitlines() if not line.startswith("waiting for ")]  # on a busy machine
+        assert lines == [f"error: process {victim} of 2 at {place[:-2]} died; nothing was saved yet"]
     finally:
         for process in job:
             process.kill()

@@ -83,6 +83,10 @@ def test_a_run_leaves_what_the_interface_promises(straight, text):
     assert summary["eval/validation/perplexity"] == pytest.approx(np.exp(summary["eval/validation/loss"]))
     assert list(losses(straight)) == list(range(1, 13))
     assert losses(straight)[12] < losses(straight)[1] - 0.5
+    logged = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["train/tokens_per_second"] for line in logged if "train/tokens_per_second" in line]
+    assert max(rates) < 10 * np.median(rates)  # steps 4, 6, 8 and 12 are looked at, each step is logged
+    assert summary["train/tokens_per_second"] == rates[-1]
     assert read_config(straight).objective.model.vocab == 257
 
 
