@@ -60,6 +60,7 @@ def refusal(kind: str, reasons: dict[str, list[Difference] | str], most: int = 2
     if isinstance(found, str):
         return f"{none}; nearest: {nearest}, but {found}"
     own = [one for one in found if not (one.path.endswith("qkv_bias") and one.ours is None)]
+    own.sort(key=lambda one: one.path.endswith("context"))  # which is free where positions have no table
     first = ", ".join(f"objective.model.{one.path}={one.ours!r} (needs {one.theirs!r})" for one in own[:most])
     more = f" and in {len(own) - most} more" if len(own) > most else ""
     return f"{none}; nearest: {nearest}; differs in {first}{more}"

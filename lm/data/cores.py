@@ -27,6 +27,7 @@ GPT2_WAY = ("GPT2", "Roberta", "Bart", "Longformer", "LED", "CodeGen", "Deberta"
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+IDS, GROWTH = 1 << 24, 1000  # ids that a tokenizer.json may have, and how much longer it may make a text
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -198,6 +199,7 @@ def read(path: Path):
     folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
     try:
         if file.exists() and file.suffix == ".json":
+            bounded(load_json(file, dict), str(file))
             return Core.from_file(str(file))
         if models := [file] if file.suffix == ".model" else sorted(folder.glob("*.model")):
             return spm.read(models[0])
@@ -228,6 +230,28 @@ def read(path: Path):
     except Exception as error:  # the Rust side raises bare Exception
         raise UserError(f"{file} cannot be read as a tokenizer: {str(error).splitlines()[0]}") from None
     raise UserError(f"{folder} holds no tokenizer.json (nor *.model, vocab.json and merges.txt, or vocab.txt)")
+
+
+def bounded(saved: dict, where: str) -> None:
+    """Raise UserError for a tokenizer.json that would take all memory: the library ends the process there, with no exception.
+
+    Its tables are as long as the largest id, and rules that write more than they replace multiply.
+    """
+    model = saved.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    ids += [one.get("id") for one in saved.get("added_tokens") or () if isinstance(one, dict)]
+    odd = next((i for i in ids if type(i) is not int or not 0 <= i < IDS), None)
+    check(odd is None, f"{where}: {odd!r:.40} is no id of a token: a whole number from 0 to {IDS - 1:,}")
+    growth, queue = 1.0, [saved.get("normalizer"), saved.get("decoder")]
+    while queue:
+        one = queue.pop()
+        queue += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        if isinstance(one, dict) and one.get("type") == "Replace":
+            pattern = one.get("pattern")
+            least = pattern.get("String") if isinstance(pattern, dict) else None
+            growth *= max(1.0, len(str(one.get("content"))) / max(1, len(str(least)) if least else 1))
+    check(growth <= GROWTH, f"{where}: its replacements make a text {growth:,.0f} times as long; at most {GROWTH} are read")
 
 
 def settings(folder: Path) -> dict:

@@ -90,3 +90,26 @@ def test_tokenizer_configs(text, tmp_path):
     assert "\n" not in str(error.value)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": 5}')
     assert Tokenizer.load(tmp_path).vocab == 257
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s["model"]["vocab"].update({"a": 4 * 10**9}), "no id of a token"),
+        (lambda s: s["model"]["vocab"].update({"a": -1}), "no id of a token"),
+        (lambda s: s["model"]["vocab"].update({"a": 1.5}), "no id of a token"),
+        (lambda s: s["added_tokens"][0].update({"id": 10**12}), "no id of a token"),
+        (lambda s: s.update(normalizer=[{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}] * 9), "as long"),
+        (lambda s: s.update(normalizer=[{"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 2000}]), "as long"),
+        (lambda s: s.update(model=5), "cannot be read as a tokenizer"),
+    ],
+)
+def test_tokenizers_that_would_take_all_memory(change, said, tmp_path):
+    """Their library ends the process where memory ends."""
+    Bytes().build(lambda: ()).save(tmp_path / "tokenizer.json")
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    change(saved)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=said) as error:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(error.value)
