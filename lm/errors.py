@@ -43,11 +43,12 @@ def check_choices(instance: Any) -> None:
 
 
 def check_range(instance: Any, low: float, high: float, *names: str) -> None:
-    """Raise UserError unless low <= field < high for each named field."""
+    """Raise UserError unless low <= field < high for each named field, and it is finite."""
     for name in names:
         value = getattr(instance, name)
         above = f" and below {high:g}" if high < float("inf") else ""
-        check(low <= value < high, f"{name}={value} must be at least {low:g}{above}")
+        wanted = f"at least {low:g}{above}" if low > -float("inf") else "a finite number"
+        check(low <= value < high and value > -float("inf"), f"{name}={value} must be {wanted}")
 
 # -- errors of the environment in one line ------------------------------------------------------------------------------
 

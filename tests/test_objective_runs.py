@@ -71,7 +71,13 @@ def test_a_dry_run_shows_rows_and_trains_nothing(tmp_path):
 def test_the_list_of_objectives():
     done = command("lm.objectives")
     assert done.returncode == 0, done.stderr
-    for word in ("Masked", "Devlin et al. 2019", "configs/bert_nano.py", "places targets weights"):
+    systems = (
+        "GPT DialoGPT LSTM BERT RoBERTa ERNIE ALBERT MacBERT BERT-wwm ELECTRA XLNet Transformer-XL T5 UL2 BART SimCSE "
+        "prefix-LM Mask-Predict Vaswani CRF MT-DNN Sentence-BERT R-Drop SQuAD"
+    )
+    files = "albert_base ernie_base bert_wwm_chinese_nano macbert_base ul2_base dialogpt_small tag_people"
+    words = ("Masked", "Devlin et al. 2019", "configs/bert_nano.py", "places targets weights")
+    for word in (*words, *systems.split(), *files.split()):
         assert word in done.stdout
 
 

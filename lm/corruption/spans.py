@@ -129,8 +129,8 @@ class Denoiser:
     def __post_init__(self):
         check_choices(self)
         check(0 < self.rate < 1, f"rate={self.rate} must be between 0 and 1")
-        check(self.mean >= 1, f"mean={self.mean} must be at least 1")
-        check(self.weight >= 0, f"weight={self.weight} must not be negative")
+        check(1 <= self.mean < float("inf"), f"mean={self.mean} must be at least 1")
+        check(0 <= self.weight < float("inf"), f"weight={self.weight} must not be negative")
 
     @property
     def ragged(self) -> bool:

@@ -216,7 +216,7 @@ class Mixture:
             raise UserError(
                 f"Mixture has {len(self.sources)} sources and {len(self.weights)} weights: give one weight a source"
             )
-        if self.temperature <= 0:
+        if not 0 < self.temperature < float("inf"):
             raise UserError(f"Mixture temperature={self.temperature} must be above 0; 1 leaves the weights as they are")
         if any(isinstance(source, Mixture) for source in self.sources):
             raise UserError("Mixture inside a Mixture: list all sources in one and multiply the weights")

@@ -39,6 +39,7 @@ class LSTM:
         check_range(self, 1, float("inf"), "pad_vocab", "context", "width", "depth", "unroll")
         check_range(self, 0, float("inf"), "vocab", "init")
         check_range(self, 0, 1, "dropout")
+        check_range(self, -float("inf"), float("inf"), "forget")
 
     @property
     def rows(self) -> int:

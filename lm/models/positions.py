@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.errors import check, check_choices
+from lm.errors import check, check_choices, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,10 @@ class Rotary:
     def __post_init__(self):
         check_choices(self)
         check(0 <= self.share <= 1, f"rotary.share={self.share} must be from 0 to 1")
-        check(self.factor > 0 and self.base > 0, "rotary.factor and rotary.base must be positive")
-        check(self.local >= 0, f"rotary.local={self.local} must be a base, or 0")
+        check_range(self, 0, float("inf"), "low", "high", "local")
+        check_range(self, 1, float("inf"), "original")
+        finite = 0 < self.factor < float("inf") and 0 < self.base < float("inf")
+        check(finite, "rotary.factor and rotary.base must be positive")
 
 
 def frequencies(rotary: Rotary, head: int) -> tuple[np.ndarray, float]:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lm.errors import UserError, check_choices, check_range
+from lm.errors import UserError, check, check_choices, check_range
 from lm.models.adapters import Adapter
 from lm.models.lora import Lora
 from lm.models.positions import Rotary
@@ -88,6 +88,8 @@ class Transformer:
         )
         check_range(self, 0, 1, "dropout", "attention_dropout", "mlp_dropout")
         check_range(self, 0, float("inf"), "eps", "init", "init_positions", "logit_cap", "attention_cap", "scale")
+        check_range(self, -float("inf"), float("inf"), "embed_scale", "logit_scale")
+        check(min(self.windows, default=-1) >= 0, f"windows={self.windows} must be at least 0: 0 is full attention")
         if not self.head and self.width % self.heads:
             raise UserError(f"width={self.width} does not divide among heads={self.heads}; set head as well")
         if self.heads % self.kv:

@@ -1,16 +1,20 @@
-"""List the objectives: paper, first config, what a batch holds.
+"""List the objectives: papers and their systems, configs, what a batch holds.
 
     python -m lm.objectives
 """
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
 import re
 from dataclasses import is_dataclass
+from pathlib import Path
 
 import lm.objectives
+from lm.config import load
 from lm.console import table
+from lm.errors import UserError
 from lm.objectives.base import Objective
 
 
@@ -30,11 +34,23 @@ def default(objective: type[Objective]) -> str:
     return named[1] if named else ""
 
 
+def configs() -> dict[type[Objective], list[str]]:
+    """Name the files of `configs/` that train each objective."""
+    found: dict[type[Objective], list[str]] = {}
+    for path in sorted(Path("configs").glob("[!_]*.py")):
+        with contextlib.suppress(UserError, ImportError):  # one that needs an argument
+            found.setdefault(type(load(str(path)).objective), []).append(path.stem)
+    return found
+
+
 def main() -> None:
     """Print the table and how to look at one."""
+    known = configs()
     for objective in objectives():
-        module = objective.__module__
-        rows = [("paper", objective.paper), ("config", default(objective)), ("a batch holds", objective.holds)]
+        module, first = objective.__module__, Path(default(objective)).stem
+        others = [name for name in known.get(objective, []) if name != first]
+        names = ", ".join([f"configs/{first}.py", *others])
+        rows = [("systems", objective.paper), ("configs", names), ("a batch holds", objective.holds)]
         print(f"{objective.__name__}  python -m {module} [--dry_run]")
         print(table(rows, ("", "")), end="\n\n")
 

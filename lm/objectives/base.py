@@ -188,6 +188,10 @@ def resolve(config: Any, corpus: Any) -> tuple[Any, Any]:
     """Give a corpus's tokenizer the special tokens of a config's objective, and the objective what the tokenizer knows."""
     tokenizer = corpus.tokenizer.with_special(config.objective.special)
     corpus = dataclasses.replace(corpus, tokenizer=tokenizer)
+    for name in ("separator", "start", "begin", "end", "mask", "cls", "sep", "pad"):  # None: the tokenizer's
+        value = getattr(config.objective, name, None)
+        wrong = isinstance(value, int) and not 0 <= value < tokenizer.vocab
+        check(not wrong, f"objective.{name}={value} is no id of the tokenizer, which has {tokenizer.vocab}; leave it out")
     objective = config.objective.resolve(tokenizer).study(corpus)
     return dataclasses.replace(config, objective=objective), corpus
 

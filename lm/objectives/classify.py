@@ -64,6 +64,8 @@ class Classify(Tuned, Objective):
         check_choices(self)
         check_range(self, 0, 1, "smoothing")
         check_range(self, 0, float("inf"), "mixup")
+        weights = self.class_weights
+        check(all(0 <= w < float("inf") for w in weights), f"class_weights={weights} must all be at least 0 and finite")
         trunk.check_rows(self.model, self.rows)
         refuse_doubles(self.labels)
         check(len(self.fields) in (1, 2), f"fields={self.fields}: one text or two")

@@ -33,7 +33,7 @@ class Contrastive(Objective):
     `mlm` > 0 adds that much of a masked-token loss (BERT's 80/10/10) on the same sentences.
     """
 
-    paper: ClassVar[str] = "Gao et al. 2021, SimCSE: Simple Contrastive Learning of Sentence Embeddings"
+    paper: ClassVar[str] = "Gao et al. 2021 (SimCSE)"
     holds: ClassVar[str] = (
         "sentences segments (B, F, T), F of a row; seed (B,) of the dropout in evaluation; with the masked-token"
         " term masked (B, F, T); places targets weights (B, F, P)"
@@ -59,8 +59,9 @@ class Contrastive(Objective):
     def __post_init__(self):
         check_choices(self)
         check_range(self, 0, 1, "rate")
-        check_range(self, 0, float("inf"), "mlm")
-        check(self.temperature > 0, f"temperature={self.temperature} must be positive")
+        check_range(self, 0, float("inf"), "mlm", "hard_weight")
+        check_range(self, 1, float("inf"), "shortest")
+        check(0 < self.temperature < float("inf"), f"temperature={self.temperature} must be positive")
         check(
             3 <= self.length <= self.model.context,
             f"length={self.length} must lie in 3..{self.model.context}, the context",

@@ -57,6 +57,7 @@ class Extract(Tuned, Objective):
         check(self.types == "second" or getattr(self.model, "types", 0) > 1, "types='asked' needs objective.model.types=2")
         check_range(self, 1, float("inf"), "stride", "question", "longest", "candidates")
         check_range(self, 0, 1, "dropout")
+        check_range(self, -float("inf"), float("inf"), "threshold")
         trunk.check_rows(self.model, self.rows)
 
     # -- host ----------------------------------------------------------------------------------------------------------

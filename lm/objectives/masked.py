@@ -61,7 +61,7 @@ class Masked(Objective):
     separator of the corpus, at its beginning.
     """
 
-    paper: ClassVar[str] = "Devlin et al. 2019 (BERT); Liu et al. 2019 (RoBERTa); Cui et al. 2020 (MacBERT)"
+    paper: ClassVar[str] = "BERT (Devlin et al. 2019), RoBERTa, ERNIE 1.0 (2019), ALBERT, MacBERT (2020), BERT-wwm (2021)"
     holds: ClassVar[str] = (
         "tokens types segments positions starts (B, T); places targets weights (B, P); with sentences pair pair_weights (B,)"
     )

@@ -32,7 +32,7 @@ class Part:
     def __post_init__(self):
         plain = self.name.isidentifier() and self.name not in ("trunk", *TRUNK, *INNER)
         check(plain, f"part '{self.name}' of a mixture: give it a plain word for a name, not one of the network's")
-        check(self.weight > 0, f"part '{self.name}' of a mixture has weight {self.weight}; it must be above 0")
+        check(0 < self.weight < float("inf"), f"part '{self.name}' of a mixture has weight {self.weight}; it must be above 0")
 
     def of(self, tree: Mapping[str, Any]) -> dict[str, Any]:
         """Take what is this part's out of a batch, a metric or a row: names `part/name`, without the part."""

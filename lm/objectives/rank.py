@@ -42,7 +42,7 @@ class Rank(Tuned, Objective):
         check_choices(self)
         check(len(self.fields) == 2, f"fields={self.fields}: two texts are compared")
         check(isinstance(self.model, Stacks), "both texts lie in one row, all of which XLNet sees: take another network")
-        check(self.top >= 0, f"top={self.top} must be positive, or 0 to take the highest score")
+        check(0 <= self.top < float("inf"), f"top={self.top} must be positive, or 0 to take the highest score")
         trunk.check_rows(self.model, dataclasses.replace(self.rows, row=0))
 
     # -- host ----------------------------------------------------------------------------------------------------------
