@@ -28,9 +28,10 @@ PROMPTS = flags.DEFINE_string(
     "prompts", None, 'file of prompts: one a line, or .jsonl with "prompt" or "messages"; needs --output'
 )
 STRATEGY = flags.DEFINE_string("strategy", "sample", f"one of {', '.join(STRATEGIES)}")
-NEW = flags.DEFINE_integer("max_new_tokens", None, "longest continuation (default: 256, or what the context leaves)")
+NEW = flags.DEFINE_integer("max_new_tokens", None, "longest continuation (default: 256, or what the context leaves)",
+                            lower_bound=1, upper_bound=10_000_000)  # fmt: skip
 STOP = flags.DEFINE_multi_string("stop", [], "text that ends a continuation and is cut off, several allowed")
-SEED = flags.DEFINE_integer("seed", 0, "seed of the draws")
+SEED = flags.DEFINE_integer("seed", 0, "seed of the draws", lower_bound=0, upper_bound=2**63 - 1)
 OUTPUT = define_output("write the samples to this file, one JSON object a line")
 SPECIAL = flags.DEFINE_bool(
     "special", False, "special tokens written in a prompt are these tokens, not text (always so for published folders)"
@@ -88,13 +89,22 @@ OPTIONS = (
     ("walk", str, ("gibbs",), "random (default), left_to_right or parallel"),
     ("num_lengths", int, ("mask_predict",), "lengths tried (default 5)"),
 )
-DEFINE = {
-    float: flags.DEFINE_float,
-    int: flags.DEFINE_integer,
-    str: flags.DEFINE_string,
-    list: flags.DEFINE_multi_string,
-}
-GIVEN = {name: DEFINE[kind](name, None, f"{', '.join(of)}: {text}") for name, kind, of, text in OPTIONS}
+DEFINE = {float: flags.DEFINE_float, str: flags.DEFINE_string, list: flags.DEFINE_multi_string}
+# Whole numbers: those for which 0 means off, and the largest; what fits in memory is known once the model is open.
+ZERO = {"top_k", "no_repeat_ngram", "encoder_no_repeat_ngram", "min_new_tokens", "length_penalty_start", "burn_in"}
+LARGEST = {"draft_tokens": 1000, "num_beams": 10_000, "num_beam_groups": 10_000, "num_lengths": 10_000}
+
+
+def define(name: str, kind: type, text: str) -> flags.FlagHolder:
+    """Define an option that is None unless given."""
+    if kind is int:
+        return flags.DEFINE_integer(
+            name, None, text, lower_bound=0 if name in ZERO else 1, upper_bound=LARGEST.get(name, 1_000_000)
+        )
+    return DEFINE[kind](name, None, text)
+
+
+GIVEN = {name: define(name, kind, f"{', '.join(of)}: {text}") for name, kind, of, text in OPTIONS}
 BELONGS = {name: of for name, _, of, _ in OPTIONS} | {
     "regex": STEPWISE,
     "json_schema": STEPWISE,

@@ -1,7 +1,6 @@
 """From the options of `lm.generate` to a job, and the job's samples to the screen."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from lm.decode.beam import Beams
 from lm.decode.chat import Chat
 from lm.decode.constrained import from_json_schema, from_regex
 from lm.decode.generate import Request, Writer, occurrences
-from lm.decode.jobs import LeftToRight, Masks, Targets, Walks
+from lm.decode.jobs import LeftToRight, Masks, Targets, Walks, check_rows
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
 from lm.decode.ways import ContrastiveSearch, Speculative
@@ -22,6 +21,8 @@ from lm.objectives.conditional import Conditional
 from lm.objectives.masked import Masked
 from lm.objectives.replaced import Replaced
 from lm.show import Stream, show, show_filled
+from lm.sizes import check_memory
+from lm.strict_json import load_json
 
 LONGEST = 256  # new tokens, unless --max_new_tokens says otherwise
 FILLING = {Masked: ("fill", "gibbs"), Replaced: ("fill", "gibbs"), Conditional: ("mask_predict",)}
@@ -74,7 +75,9 @@ class Command:
             writer, ask, chat if self.flags["chat"] or self.flags["prompts"] else None, self.flags["system"]
         )
         new = self.new(job)
-        return dataclasses.replace(job, ask=dataclasses.replace(ask, new=new, grammar=self.grammar(writer, new)))
+        ask = dataclasses.replace(ask, new=new)
+        check_rows(writer, ask)
+        return dataclasses.replace(job, ask=dataclasses.replace(ask, grammar=self.grammar(writer, new)))
 
     def has(self, objective: Any) -> None:
         """Raise UserError unless the model has the strategy."""
@@ -100,6 +103,8 @@ class Command:
         if self.strategy == "gibbs":
             options = self.some("top_k", "temperature", "iterations", "burn_in", "walk") | {"count": count}
             length = {"length": self.flags["max_new_tokens"]} if self.flags["max_new_tokens"] else {}
+            size = 4 * count * (tokenizer.vocab + 2 * length.get("length", 1))  # scores of a token each, and the texts
+            check_memory(size, f"drawing {count:,} texts at a time", "lower --num_samples")
             return Walks(objective, params, tokenizer, options | length | {"seed": self.flags["seed"]})
         lengths = self.options.get("num_lengths", 5)
         check(count <= lengths, f"num_samples={count} is more than num_lengths={lengths}")
@@ -212,9 +217,9 @@ def named_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     path = folder.expanduser() / "generation_config.json"
     if not path.is_file():
         return ()
-    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    ends = [ends] if isinstance(ends, int) else ends or []
-    return tuple(i for i in ends if 0 <= i < tokenizer.vocab)
+    ends = load_json(path, dict).get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    return tuple(i for i in ends if isinstance(i, int) and 0 <= i < tokenizer.vocab)
 
 
 def holds_messages(path: str | None) -> bool:

@@ -4,13 +4,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from lm.data.prompts import Prompt
 from lm.decode.chat import Chat
-from lm.decode.generate import Request, Sample, Watch, Writer, to_sample, write
-from lm.decode.open import fits
+from lm.decode.generate import ROWS, Request, Sample, Watch, Writer, to_sample, write
+from lm.decode.open import batch_prompts, bucket, fits
 from lm.errors import check
+from lm.sizes import check_memory
 
 Found = Iterator[tuple[int, list[Any]]]  # (place of the prompt, its samples)
 
@@ -139,3 +141,22 @@ def as_object(sample: Any) -> dict[str, Any]:
     if masks := getattr(sample, "masks", None):
         found["masks"] = [[dataclasses.asdict(one) for one in candidates] for candidates in masks]
     return found
+
+
+def check_rows(writer: Writer, ask: Request) -> None:
+    """Raise UserError where the rows of one prompt take more memory than there is: their states, and scores of each."""
+    from lm.decode.ways import rows_each
+
+    rows = rows_each(ask)
+    if rows <= ROWS:
+        return
+    token = np.zeros(1, np.int32)
+    prompts = batch_prompts([Prompt(token, token if writer.steps.source_limit else None)] * 2)
+
+    def begin(params):
+        prepared = writer.steps.prepare(params, 2)
+        states, kept = writer.steps.prefill(prepared, prompts, bucket(ask.new))
+        return writer.steps.logits(prepared, states[:, -1]), kept
+
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(begin, writer.params))) // 2
+    check_memory(rows * (size + 9 * ask.new), f"writing {rows:,} texts at a time", "ask for fewer samples, beams or tokens")

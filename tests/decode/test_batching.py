@@ -8,13 +8,14 @@ import os
 import numpy as np
 import pytest
 
+from lm import sizes
 from lm.data.prompts import Prompt
 from lm.data.tokenizers import Bytes
 from lm.decode import batching
 from lm.decode.batching import complete
 from lm.decode.chat import Chat
 from lm.decode.generate import Request, Writer, generate
-from lm.decode.jobs import LeftToRight
+from lm.decode.jobs import LeftToRight, check_rows
 from lm.decode.loop import begin
 from lm.decode.sampling import Sampling
 from lm.decode.speed import random_params
@@ -173,6 +174,14 @@ def test_an_unfinished_file_of_another_form_is_left_alone(tmp_path, text, line):
     partial.mkdir()
     with pytest.raises(UserError, match="is a folder"):
         complete(job(), path, tmp_path / "out.jsonl", {})
+
+
+def test_more_rows_than_memory_holds_are_refused(monkeypatch):
+    made = job(samples=1_000_000, new=80)
+    monkeypatch.setattr(sizes, "memory", lambda: 1 << 30)
+    with pytest.raises(UserError, match=r"writing 1,000,000 texts at a time needs 1\d\.\d GB, this machine has 1\.07 GB"):
+        check_rows(made.writer, made.ask)
+    check_rows(made.writer, job(samples=1000, new=80).ask)  # 15 MB
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):

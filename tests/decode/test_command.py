@@ -130,6 +130,14 @@ MISTAKES = [
     (["--workdir={run}", "--repetition_penalty=0"], "must be positive"),
     (["--workdir={run}", "--bad_words=aQ"], "'Q'"),
     (["--workdir={run}", "--config.seed=3"], "--config"),
+    (["--workdir={run}", "--seed=99999999999999999999999"], "range [0, 9223372036854775807]"),
+    (["--workdir={run}", "--num_samples=1000000000"], "range [1, 1000000]"),
+    (["--workdir={run}", "--strategy=beam", "--num_beams=100000000"], "range [1, 10000]"),
+    (["--workdir={run}", "--max_new_tokens=1000000000000"], "range [1, 10000000]"),
+    (["--workdir={run}", "--top_k=-1"], "range [0, 1000000]"),
+    (["--workdir={run}", "--regex=(){4294967000}"], "followed by the empty text only"),
+    (["--workdir={run}", "--prompts=" + __file__, "--output={run}/metrics.jsonl"], "belongs to '{run}', a run"),
+    (["--workdir={run}", "--prompts=" + __file__, "--output=" + __file__], "is the input itself"),
 ]
 
 
@@ -138,7 +146,7 @@ def test_mistakes_end_in_one_line(workdir):
     for command, (_, words), (status, out, err) in zip(commands, MISTAKES, sitting(commands), strict=True):
         assert status == 2, (command, err)
         assert err.startswith("error: "), command
-        assert words in err, command
+        assert words.replace("{run}", str(workdir)) in err, command
         assert (err.count("\n"), out) == (1, ""), command
 
 
