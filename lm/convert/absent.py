@@ -44,7 +44,8 @@ class Absent:
 
 def without(params: Mapping[str, Any], names: Iterable[str], folder: str) -> dict[str, Any]:
     """Return parameters in which those named are absent."""
-    return nested({**flat(params), **{name: Absent(name, folder) for name in names}})
+    leaves = flat(params)
+    return nested({**leaves, **{name: Absent(name, folder) for name in names if name in leaves}})
 
 
 def present(params: Mapping[str, Any]) -> dict[str, Any]:

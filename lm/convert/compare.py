@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from lm.console import table
-from lm.convert.convert import load
+from lm.convert.convert import load, some
 from lm.convert.folder import read_settings
 from lm.convert.heads import ANSWER, CHOICE, SEQUENCE
 from lm.convert.tasks import task_of
@@ -47,7 +47,10 @@ def compare(path: str) -> str:
     with torch.no_grad():
         found = theirs(input_ids=ids, output_hidden_states=True, **more)
     rows = [row(*pair) for pair in pairs(loaded, tokens, found)]
-    return "\n".join([table(rows, ("after", "largest difference", "largest value"))])
+    lines = [table(rows, ("after", "largest difference", "largest value"))]
+    if loaded.drawn:
+        lines.append(f"not compared, as the file lacks them: the logits, and with them {some(set(loaded.drawn))}")
+    return "\n".join(lines)
 
 
 def drawn(settings: Any, vocab: int, length: int) -> np.ndarray:
@@ -85,6 +88,8 @@ def pairs(loaded: Any, tokens: np.ndarray, found: Any):
             # Their last state has the norm that ends a pre-norm stack in it.
             ours = h_BTD if i == last else states[i]
             yield f"layer {i}" if i else "embeddings", ours, theirs
+    if loaded.drawn:  # both draw such a head at random
+        return
     if task:
         theirs = found.logits if task != ANSWER else stacked(found.start_logits, found.end_logits)
         yield "logits", scores(objective, loaded.params, tokens).reshape(theirs.shape), theirs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +50,8 @@ def opened(
         params, drawn = load_params(config, Path(workdir), step, tokenizer.sha256()), untrained(Path(workdir), step)
         return config, told(params, drawn, workdir, new_heads), tokenizer
     loaded = load(model)
+    if loaded.left:
+        print(f"{model}: left out: {some(set(loaded.left))}, which this model has no place for", file=sys.stderr, flush=True)
     params = told(loaded.params, loaded.drawn, model, new_heads)
     return as_config(loaded, model), params, whole(loaded, model).tokenizer
 
@@ -68,6 +69,7 @@ def untrained(workdir: Path, step: str = "auto") -> tuple[str, ...]:
     """Return the parameters of an imported run that its folder lacked, none once it has been trained."""
     file = workdir / PUBLISHED
     drawn = load_json(file, dict).get("drawn", []) if file.is_file() else []
+    check(isinstance(drawn, list) and all(isinstance(name, str) for name in drawn), f"{file}: drawn must be a list of texts")
     steps = {path.name for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()}
     return tuple(drawn) if step == "0" or steps <= {"0"} else ()
 
@@ -161,7 +163,7 @@ def kind_of(path: Path) -> str:
 def card(workdir: Path, config: Config) -> str:
     """Describe a run in Markdown: what it was trained with and what it reached."""
     path = workdir / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    summary = load_json(path, dict) if path.exists() else {}
     corpus = summary.pop("corpus", {}).get("name", "unknown text")
     rows = [f"| {name} | {value:.6g} |" for name, value in summary.items() if isinstance(value, int | float)]
     table = ["| figure | value |", "|---|---|", *rows] if rows else []

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lm.convert.pickled import Pickled, as_float32, numbers, whole
+from lm.convert.pickled import Pickled, as_float32, numbers
+from lm.convert.unpickle import whole
 from lm.errors import UserError, check, one_line
 
 # Names of numbers in a safetensors header that weights may have; what is quantised is no weight as it lies there.
@@ -33,7 +34,10 @@ class Source(Protocol):
 
 def open_source(file: Path) -> Source:
     with damaged(file):
-        return Pickled(file) if file.suffix == ".bin" else Plain(file)
+        found = Pickled(file) if file.suffix == ".bin" else Plain(file)
+        odd = next((name for name in found.names() if not name.isprintable() or len(name) > 500), None)
+        check(odd is None, f"{file}: {odd!r:.60} is no name of a tensor")
+        return found
 
 
 class Plain:

@@ -36,6 +36,7 @@ from lm.data.tokenizers import Pretrained, Tokenizer
 from lm.errors import UserError, check
 from lm.objectives.base import sized
 from lm.sharding import axes_of, unbox
+from lm.strict_json import load_json
 
 Initialise = Literal["overlap", "mean", "random"]
 ROWS = ("table", "head_bias")  # names of leaves with a row a token, in the order of the tokenizer
@@ -220,7 +221,8 @@ def convert(
     if output:
         card = "\n".join(["---", "library_name: transformers", "---", "", f"# {target.name}", "", *lines, ""])
         left = save(objective, without(params, drawn, str(target)), new, target, card, kind or kind_of(Path(workdir)))
-        describe(target, Path(model).expanduser() if model else None, old, new)
+        if model:  # a run has no ids of its own but those that were written just now
+            describe(target, Path(model).expanduser(), old, new)
         return [*lines, f"{target}: config.json, weights, tokenizer and card" + (f"; left out: {some(left)}" if left else "")]
     data = dataclasses.replace(data, tokenizer=Pretrained(str(target.absolute() / "tokenizer.json")))
     write_run(Config(objective=objective, data=data, steps=1, batch=8), params, new, target)
@@ -228,10 +230,9 @@ def convert(
     return [*lines, f"{target}: a run at step 0; start={target} trains it"]
 
 
-def describe(folder: Path, source: Path | None, old: Tokenizer, new: Tokenizer) -> None:
-    """Write which tokens begin, end, hide and fill text, for transformers: into config.json and tokenizer_config.json."""
-    paths = [folder / "config.json", *([source / "config.json"] if source else [])]
-    settings, theirs = (json.loads(path.read_text(encoding="utf-8")) for path in (paths[0], paths[-1]))
+def describe(folder: Path, source: Path, old: Tokenizer, new: Tokenizer) -> None:
+    """Write which tokens begin, end, hide and fill text, as `source` has them, into a folder's config.json and beside it."""
+    settings, theirs = (load_json(path / "config.json", dict) for path in (folder, source))
     for name in [name for name in theirs if name.endswith("_token_id")]:
         value = theirs[name]
         token = old.core.id_to_token(value) if isinstance(value, int) else None
@@ -243,10 +244,10 @@ def describe(folder: Path, source: Path | None, old: Tokenizer, new: Tokenizer) 
             settings[f"{name}_token_id"] = new.special_id(role)
     if new.separator is not None and "eos_token_id" not in theirs:
         settings |= {"bos_token_id": new.separator, "eos_token_id": new.separator}
-    paths[0].write_text(json.dumps(settings, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
     tokens.update(folder, settings)
     path = folder / "tokenizer_config.json"
-    about = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    about = load_json(path, dict) if path.exists() else {}
     named = {"cls": "[CLS]", "bos": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]", "unk": "[UNK]"}
     found = {f"{name}_token": find(new.core, role) for name, role in named.items() if find(new.core, role)}
     if new.separator is not None:

@@ -211,7 +211,7 @@ def test_roberta_counts_from_the_padding_of_its_tokenizer(tmp_path):
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-def test_heads_that_nobody_asks_are_left_out_and_parts_of_the_network_are_not(tmp_path):
+def test_heads_that_nobody_asks_are_left_out_and_parts_of_the_network_are_not(tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 
     exported("bpe", "gpt2", tmp_path / "out")
@@ -219,6 +219,8 @@ def test_heads_that_nobody_asks_are_left_out_and_parts_of_the_network_are_not(tm
     tensors = load_file(file)
     save_file({**tensors, "value_head.weight": torch.ones(3, 16), "summary.bias": torch.ones(3)}, file)
     assert load(tmp_path / "out").left == ("summary.bias", "value_head.weight")
+    opened(None, str(tmp_path / "out"))
+    assert "left out: summary.bias, value_head.weight" in capsys.readouterr().err
     for name in ("transformer.h.0.attn.c_more.weight", "lm_head.bias", "h.1.extra.weight", "wte.scale"):
         save_file({**tensors, name: torch.ones(3)}, file)
         with pytest.raises(UserError, match="does not know"):

@@ -127,6 +127,7 @@ LIES = {
     "another storage": tensor(kind=b"ctorch\nQuantisedStorage\n"),
     "a class as storage": tensor(kind=b"cos\nsystem\n"),
     "a number as a name": tensor(name=7),
+    "lines as a name": tensor(name="a\nb"),
     "a tuple as a name": tensor(name=(((1, 2), 3), 4)),
     "eval": b"\x80\x02cbuiltins\neval\n(X\x01\x00\x00\x001tR.",
     "a dotted way out": b"\x80\x02ctorch\nserialization.os.FloatStorage\n.",
