@@ -45,7 +45,8 @@ TEXT = flags.DEFINE_multi_string("text", [], "text whose tokens are scored, seve
 SPECIAL = flags.DEFINE_bool(
     "special", False, "special tokens written in a --text are these tokens, not text (always so for published folders)"
 )
-SEED = flags.DEFINE_integer("seed", 0, "seed of what is drawn: solved examples, noise, resamples for the errors")
+SEED = flags.DEFINE_integer("seed", 0, "seed of what is drawn: solved examples, noise, resamples for the errors", lower_bound=0,
+                            upper_bound=2**63 - 1)  # fmt: skip
 OUTPUT = define_output("write the figures to this file as JSON")
 
 

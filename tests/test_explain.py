@@ -330,7 +330,7 @@ def test_numbers(text):
         ("gpt2", "a", {"target": "b"}, "encoder-decoders"),
         ("gpt2", "a", {"attribute": "9"}, "2 predictions"),
         ("gpt2", "a", {"baseline": "[NO]"}, "--baseline"),
-        ("gpt2", "a", {"layers": "1,99"}, "--layers=1,99: the model has 2 layers"),
+        ("gpt2", "a", {"layers": "1,99"}, "--layers=1,99: the model has 3 layers"),
     ],
 )
 def test_hostile_input(name, text, more, said, models):
@@ -351,7 +351,7 @@ def test_the_command(models, tmp_path):
     done = start("lm.explain", f"--model={models['gpt2'][1]}", f"--text={TEXT}", f"--output={tmp_path / 'a.html'}")
     assert done.returncode == 0, done.stderr
     data = data_of((tmp_path / "a.html").read_text(encoding="utf-8"))
-    assert len(data["predictions"]) == len(TEXT.encode()) + 1
+    assert len(data["predictions"]) == len(TEXT.encode())  # all but the first, which nothing precedes, and the next
     for args, said in (((), "--text"), (("--text=a", "--output=no/where.html"), "no folder"), (("--text=a",), "name one")):
         wrong = start("lm.explain", *args)
         assert wrong.returncode == 2

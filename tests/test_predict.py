@@ -125,11 +125,13 @@ def test_lines_of_text_are_answered_one_by_one(trained, tmp_path):
     for argument, words in (
         (f"--output={tmp_path / 'found.json'}", "SQuAD's form is of answers to questions; name it .jsonl"),
         ("--task=reviews", "this run has one task"),
+        (f"--output={path}", "is the input itself"),
     ):
         refused = command("lm.predict", f"--workdir={workdir}", f"--input={path}", argument)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
         assert words in refused.stderr
     assert not (tmp_path / "found.json").exists()
+    assert path.read_text() == "A film.\n\n  Dull, and long. \n"
 
 
 @pytest.mark.slow

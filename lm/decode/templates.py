@@ -47,7 +47,7 @@ def safe(*names):
 
 
 def namespace(*args, **pairs):
-    values = dict(*args, **pairs)
+    values = dict(*args) | pairs
     safe(*values)
     return Names(values)
 
