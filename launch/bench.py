@@ -8,26 +8,25 @@ shares of that. Medians of several repeats; on a shared machine compare only fig
 """
 
 import dataclasses
-import json
 import resource
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from lm.command import run
+from lm.command import define_output, output, run
 from lm.config import Config, load, override
 from lm.console import table
 from lm.errors import unknown
+from lm.strict_json import dump_json
 
 CONFIG = flags.DEFINE_string("config", "configs/gpt_tiny.py", "config file and its arguments")
 PARTS = flags.DEFINE_list("parts", ["machine", "step", "decode", "batches"], "what to measure; 'score', 'objectives' too")
-STEPS = flags.DEFINE_integer("steps", 10, "train steps to time")
-TOKENS = flags.DEFINE_integer("tokens", 64, "tokens to decode a row")
-OUTPUT = flags.DEFINE_string("output", None, "write the figures to this file as JSON")
+STEPS = flags.DEFINE_integer("steps", 10, "train steps to time", lower_bound=1, upper_bound=1_000_000)
+TOKENS = flags.DEFINE_integer("tokens", 64, "tokens to decode a row", lower_bound=1)
+OUTPUT = define_output("write the figures to this file as JSON")
 SEED = flags.DEFINE_integer("seed", 0, "seed of the random weights")
 
 
@@ -60,7 +59,9 @@ def machine() -> dict[str, float]:
 
 
 def step(config: Config, corpus: Any, rate: float) -> dict[str, float]:
-    """Time of the real train step on real batches."""
+    """Time of the real train step on one real batch, over and over: `tokens_per_second` is what a run's
+    `train/tokens_per_second` comes to where neither data nor logging hold the device up.
+    """
     import jax
 
     from lm import flops
@@ -175,6 +176,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     for part in PARTS.value:
         if part not in known:
             raise unknown("part", part, known)
+    target = output("launch.bench")  # a name that cannot be written is told before the work
 
     from lm import platform
 
@@ -196,8 +198,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
         found |= batches(config, corpus)
     found["peak_resident_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(table(list(found.items()), ("measure", "value")))
-    if OUTPUT.value:
-        Path(OUTPUT.value).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if target:
+        target.write(dump_json(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from lm.command import run
 from lm.config import load
 from lm.console import table
 from lm.errors import check, unknown
+from lm.outputs import replace_file
+from lm.strict_json import dump_json, load_json
 
 VALUES = flags.FlagValues()  # of its own: other commands, imported beside this one, have some of the same names
 NAMES = flags.DEFINE_list("tasks", [], "names of tasks, joined by commas (default: all)", flag_values=VALUES)
@@ -111,6 +113,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
         if name not in TASKS:
             raise unknown("task", name, list(TASKS))
     folder, lines, left = Path(WORKDIR.value), [], []
+    check(folder.is_dir() or not folder.exists(), f"--workdir={folder} is a file; name a folder")
     for task in [TASKS[name] for name in NAMES.value or TASKS]:
         try:
             MADE[task.data](folder / "data" / task.data, packages_of(folder), Path(XQUAD.value))
@@ -143,8 +146,8 @@ def measured(task: Task, folder: Path, overrides: list[tuple[str, str]]) -> list
         for kind, (spec, more) in kinds.items():
             workdir = folder / "runs" / f"{task.name}-{kind}-{seed}"
             train(spec, workdir, [*overrides, *more, ("seed", str(seed))])
-            figures = json.loads((workdir / "figures.json").read_text(encoding="utf-8"))
-            seconds = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["seconds"]
+            figures = load_json(workdir / "figures.json", dict)
+            seconds = load_json(workdir / "summary.json", dict)["seconds"]
             found[kind].append(figures | {"seconds": seconds})
     baseline = baselines(task, folder)
     lines = []
@@ -178,7 +181,7 @@ def train(spec: str, workdir: Path, overrides: list[tuple[str, str]]) -> None:
 
 def ended(workdir: Path) -> bool:
     """Tell whether a run took all its steps or stopped early by its rule: one that was interrupted has a summary, too."""
-    config, summary = (json.loads((workdir / f"{n}.json").read_text(encoding="utf-8")) for n in ("config", "summary"))
+    config, summary = (load_json(workdir / f"{n}.json", dict) for n in ("config", "summary"))
     rule = {name: value for name, value in config.get("stop", {}).items() if name != "type"}
     return summary["steps"] >= config["steps"] or ("stopped" in summary and summary["stop"] == rule)
 
@@ -231,8 +234,8 @@ def baselines(task: Task, folder: Path) -> dict[str, dict[str, float | None]]:
     if not path.exists():
         data: Any = load(task.spec(folder)).data
         found = BASELINES[task.config.partition("_")[0]](list(data.source.open()), list(data.validation.open()))
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
+        replace_file(path, dump_json(found, indent=1) + "\n")
+    return load_json(path, dict)
 
 
 def write_readme(path: Path, lines: list[tuple[str, ...]]) -> None:
@@ -241,7 +244,7 @@ def write_readme(path: Path, lines: list[tuple[str, ...]]) -> None:
     _, mark, after = rest.partition(MARKS[1])
     check(bool(first and mark), f"{path} has no {MARKS[0]} ... {MARKS[1]}")
     rows = [f"| {' | '.join(cells)} |" for cells in (HEADER, ("---",) * len(HEADER), *lines)]
-    path.write_text("\n".join([before + MARKS[0], *rows, MARKS[1] + after]), encoding="utf-8")
+    replace_file(path, "\n".join([before + MARKS[0], *rows, MARKS[1] + after]))
 
 
 if __name__ == "__main__":

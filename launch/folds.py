@@ -13,7 +13,6 @@ each fold's are those of its training side). Of texts to write every one is answ
                        pictures of all of them, as a run leaves them (lm.tasks.downstream)
 """
 
-import json
 import math
 import statistics
 import sys
@@ -33,6 +32,8 @@ from lm.data.examples import Example, ExampleSet, labelled
 from lm.data.folds import dealt
 from lm.data.sources import components
 from lm.errors import check
+from lm.outputs import replace_file
+from lm.strict_json import dump_json, load_json, load_json_lines
 
 VALUES = flags.FlagValues()  # of its own: other commands, imported beside this one, have some of the same names
 CONFIG = flags.DEFINE_string("config", None, "config file and its arguments: FILE.py[:key=value,...]", flag_values=VALUES)
@@ -51,6 +52,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     config = override(load(spec), overrides)
     check(labelled(config.data.source), "folds are of labelled examples; this config reads running text: train it once")
     folder = Path(WORKDIR.value or f"runs/{Path(spec.partition(':')[0]).stem}-folds")
+    check(folder.is_dir() or not folder.exists(), f"--workdir={folder} is a file; name a folder")
     asked = {"config": spec, "folds": count, "overrides": [list(pair) for pair in overrides]}
     more = [*whole_answers(config), *overrides, *labels_of(config, overrides, count)]
     begin(folder, asked)
@@ -62,7 +64,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     together = gathered(config, folder, count)
     names = dict.fromkeys(name for one in each for name in one)
     found = {name: spread([one.get(name) for one in each], together.get(name)) for name in names}
-    (folder / "folds.json").write_text(written(asked | {"figures": found}), encoding="utf-8")
+    replace_file(folder / "folds.json", dump_json(asked | {"figures": found}, indent=1) + "\n")
     print(shown(found, count))
     print(f"{folder}/folds.json" + ", predictions.jsonl: every example by a network that has not seen it" * bool(together))
 
@@ -76,16 +78,12 @@ def begin(folder: Path, asked: dict[str, Any]) -> None:
     """Note what is asked for; raises UserError where the folder holds folds of something else."""
     path = folder / "folds.json"
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = load_json(path, dict)
         odd = [name for name in asked if before.get(name) != asked[name]]
         check(not odd, f"{folder} holds folds with another {', '.join(odd)}; name another --workdir")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(written(asked), encoding="utf-8")
-
-
-def written(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    replace_file(path, dump_json(asked, indent=1) + "\n")
 
 
 def labels_of(config: Config, overrides: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
@@ -121,13 +119,13 @@ def labels_of(config: Config, overrides: Sequence[tuple[str, str]], count: int) 
 
 def figures_of(workdir: Path) -> Figures:
     """Read a run's held-out figures, those of its examples by their own names."""
-    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+    summary = load_json(workdir / "summary.json", dict)
     found = {name.removeprefix(HELD_OUT): value for name, value in summary.items() if name.startswith(HELD_OUT)}
     found.pop("filled", None)  # tells of rows, not of answers
     path = workdir / "figures.json"
     if not path.exists():  # several tasks have a file each
         return found
-    figures = json.loads(path.read_text(encoding="utf-8"))
+    figures = load_json(path, dict)
     found = {name: value for name, value in found.items() if not name.startswith("examples/")}
     return found | {name: value for name, value in figures.items() if f"{name}_error" in figures}
 
@@ -159,8 +157,8 @@ def gathered(config: Config, folder: Path, count: int) -> Figures:
     part_N = dealt(examples, count)
     found: dict[int, dict[str, Any]] = {}
     for number in range(1, count + 1):
-        lines = (folder / str(number) / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-        places = matched([json.loads(line) for line in lines], examples, np.flatnonzero(part_N == number - 1))
+        answers = [one for _, one in load_json_lines(folder / str(number) / "predictions.jsonl")]
+        places = matched(answers, examples, np.flatnonzero(part_N == number - 1))
         found |= {place: {**one, "fold": f"{number}/{count}"} for place, one in places}
     predictions = [found[place] for place in sorted(found)]
     if left := len(examples) - len(found):

@@ -20,6 +20,7 @@ from lm.data.documentation import DocumentationReader
 from lm.data.documented import summaries
 from lm.data.examples import Entities
 from lm.data.split import position
+from lm.strict_json import load_json, parse_json
 
 SHARE = 0.1  # held out
 DOCUMENTED = ("jax", "flax", "optax", "numpy", "scipy", "sklearn", "matplotlib", "grain", "tensorflow_datasets", "pyarrow")
@@ -124,7 +125,7 @@ def questions(language: str) -> Callable[[Path, Path, Path], None]:
         path = xquad / f"xquad.{language}.json"
         if not path.exists():
             raise Missing(f"there is no {path}; name its folder with --xquad")
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        articles = load_json(path, dict)["data"]
         sides = [json.dumps({"version": "1.1", "data": part}, ensure_ascii=False) for part in (articles[:-10], articles[-10:])]
         write(folder, "json", *sides)
 
@@ -179,7 +180,7 @@ def chitchat(folder: Path, packages: Path, xquad: Path, turns: int = 3, most: in
     if (folder / "held_out.jsonl").exists():
         return
     with zipfile.ZipFile(fetch("chitchat-dataset", "0.9.0", packages)) as archive:
-        talks = json.loads(archive.read("chitchat_dataset/dataset.json"))
+        talks = parse_json(archive.read("chitchat_dataset/dataset.json"), "dataset.json", dict)
     found = []
     for name, talk in talks.items():
         said = [" ".join(" ".join(one["text"] for one in turn).split()) for turn in talk["messages"]]
@@ -268,7 +269,7 @@ def jsonl(path: Path) -> Iterator[str]:
 
 def paragraphs(path: Path) -> list[str]:
     """Paragraphs of questions, without these."""
-    articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+    articles = load_json(path, dict)["data"]
     return [paragraph["context"] for article in articles for paragraph in article["paragraphs"]]
 
 

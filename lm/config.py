@@ -84,7 +84,7 @@ class Optimizer:
         check_range(self, 0, float("inf"), "lr", "decay", "clip")
         check_range(self, 0, 1, "average", "momentum")
         check(all(0 <= b < 1 for b in self.betas), f"betas={self.betas} must be at least 0 and below 1")
-        check(self.eps > 0, f"eps={self.eps} must be positive")
+        check(0 < self.eps < float("inf"), f"eps={self.eps} must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +136,8 @@ class Config:
         check_range(self, 0, float("inf"), "evaluate_batches", "profile")
         check_range(self, -(2**31), 2**31, "seed")
         check(self.every.log > 0, f"every.log={self.every.log} must be positive")
+        check(min(vars(self.every).values()) >= 0, f"{self.every}: steps between two of a thing are at least 0, which is never")
+        check(min(vars(self.mesh).values()) >= -1, f"{self.mesh}: devices along an axis are at least 1, or -1 for the rest")
         self.stop.check_beside(self.every.evaluate, self.keep.best)
         check(
             self.batch % self.micro_batches == 0,
@@ -216,8 +218,7 @@ def override(config: Any, pairs: Sequence[tuple[str, str]], seen: str = "", whol
             raise UserError(f"{where} is a group of fields; set one of them: {', '.join(hints(type(value)))}")
         else:
             changes[name] = parse(text, valid[name], where)
-    for name, inner in groups.items():
-        changes[name] = override(getattr(config, name), inner, f"{seen}{name}.", whole or config)
+    changes |= {n: override(getattr(config, n), inner, f"{seen}{n}.", whole or config) for n, inner in groups.items()}
     return dataclasses.replace(config, **changes)
 
 

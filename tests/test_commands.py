@@ -36,6 +36,13 @@ def test_bench_measures_every_part(text, tmp_path):
     assert found["decode_8_tokens_per_second"] > 0
 
 
+def test_bench_checks_its_output_before_the_work(tmp_path):
+    done = start("launch.bench", f"--output={tmp_path}/none/x.json")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --output={tmp_path}/none/x.json: there is no folder")
+    assert done.stdout == ""
+
+
 def test_compile_tells_memory_and_collectives():
     done = start("lm.compile", f"--config={TINY}", "--config.mesh.fsdp=4", "--config.mesh.data=1", devices=4)
     assert done.returncode == 0, done.stderr

@@ -114,6 +114,8 @@ def test_override(path, text, value):
         ("batch", "0", "batch=0 must be at least 1"),
         ("micro_batches", "5", "batch=32 does not divide into micro_batches=5"),
         ("every.log", "0", "every.log=0 must be positive"),
+        ("every.save", "-3", "save=-3, sample=0): steps between two of a thing are at least 0"),
+        ("mesh.fsdp", "-2", "devices along an axis are at least 1"),
         ("", "1", "unknown config field ''"),
         ("optimizer.", "1", "group of fields"),
     ],
@@ -413,6 +415,7 @@ MISTAKES = {
     "value left out": ([f"--config={NANO}", "--config.steps"], "--config.steps needs a value"),
     "seed": ([f"--config={NANO}", "--seed=x"], "seed"),
     "no config": ([], "--config=configs/gpt_nano.py"),
+    "wandb": ([f"--config={NANO}", "--config.wandb=true", "--workdir=/nowhere/run"], "wandb"),
 }
 
 

@@ -135,6 +135,12 @@ def test_other_settings_are_not_mixed_in(tmp_path, monkeypatch):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_note_that_was_cut_is_told(tmp_path):
+    (tmp_path / "folds.json").write_text('{"config": "x", ')
+    with pytest.raises(UserError, match=r"folds\.json: no valid JSON"):
+        folds.begin(tmp_path, {"config": "x"})
+
+
 def test_labels_that_need_no_telling_or_cannot_be_told(tmp_path):
     config = load(CONFIG)
     told = replace(config, objective=replace(config.objective, labels=("bad", "good", "so-so")))
