@@ -42,6 +42,9 @@ class DocumentationReader:
         size, newest = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
         return f"{self.name} {sys.version} files={len(stats)} bytes={size} newest={newest}"
 
+    def inputs(self) -> list[str]:
+        return [str(path) for _, path in self._files()]
+
     def _files(self) -> list[tuple[str, Path]]:
         found = []
         for package, root in self.roots:

@@ -157,6 +157,9 @@ class TextReader:
     def signature(self) -> str:
         return signature(self.files.paths, "text", self.documents)
 
+    def inputs(self) -> list[str]:
+        return self.files.paths
+
 
 def _split(data: mmap.mmap, file: int, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     rows = []
@@ -222,6 +225,9 @@ class JsonLinesReader:
     def signature(self) -> str:
         return signature(self.files.paths, "jsonlines", *(["fields"] if self.lists else []), *self.fields)
 
+    def inputs(self) -> list[str]:
+        return self.files.paths
+
 
 class ParquetReader:
     """Rows of Parquet files; keeps the last row group's column in memory."""
@@ -266,3 +272,6 @@ class ParquetReader:
 
     def signature(self) -> str:
         return signature(self.paths, "parquet", self.column)
+
+    def inputs(self) -> list[str]:
+        return self.paths

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm.data.augment import Augmentation
+from lm.data.digests import Damaged, fingerprint, read_sealed, remember, remembered, verify
 from lm.data.examples import ExampleSet, ExampleSource, labelled
 from lm.data.folds import numbers
-from lm.data.sources import Documentation, Reader, Source, components, source_from
+from lm.data.sources import Concatenation, Documentation, Reader, Source, components, source_from
 from lm.data.store import FORMAT, Tokens
-from lm.data.tokenise import Tokenisation
+from lm.data.tokenise import Tokenisation, content
 from lm.data.tokenizers import BytePair, Bytes, Characters, Pretrained, Tokenizer, Vocabulary, WordPiece
 from lm.data.words import Segmented, Words
 from lm.errors import UserError, check
@@ -93,8 +94,17 @@ class Corpus:
             check(notes[name] in (value, ""), line)
 
 
-def prepare(data: Data, cache: str | os.PathLike | None = None, report: Callable[[str], None] | None = None) -> Corpus:
-    """Return the prepared corpus, from the cache when it is there; `report` is told how far it is."""
+def prepare(
+    data: Data,
+    cache: str | os.PathLike | None = None,
+    report: Callable[[str], None] | None = None,
+    whole: bool = False,
+) -> Corpus:
+    """Return the prepared corpus, from the cache when it is there; `report` is told how far it is.
+
+    A damaged cache, or one whose text changed, is set aside and prepared anew: the same text gives the same tokens, bit by
+    bit. Streams of up to `store.VERIFIED` bytes are compared with their checksums, with `whole` those of any size.
+    """
     report = report or (lambda line: None)
     if any(labelled(source) for _, source in components(data.source)):
         from lm.data.labelled import gather
@@ -107,17 +117,52 @@ def prepare(data: Data, cache: str | os.PathLike | None = None, report: Callable
     root = _cache_root(cache)
     key = _key(data, [reader for _, reader in readers], validation)
     final = root / f"{readers[0][1].name.replace('/', '_').replace(':', '_')[:40]}-{key}"
-    if not (final / "corpus.json").exists():
+    corpus, problem = _stored(final, readers, validation, report, whole)
+    if corpus is None:
         try:
             with _exclusive(root, final.name, report) as folder:
-                if not (final / "corpus.json").exists():
+                corpus, problem = _stored(final, readers, validation, report, whole)  # made by another process meanwhile
+                if corpus is None:
+                    if problem:
+                        report(f"{problem}: set aside as {set_aside(final).name}, and prepared anew")
                     Tokenisation(data.tokenizer, readers, validation, folder, report).run()
                     _publish(folder, final)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-                raise UserError(f"{root}: {error.strerror}; set LM_CACHE to a folder with room") from None
+                line = f"{problem}, and " if problem else ""
+                raise UserError(f"{line}{root}: {error.strerror}; set LM_CACHE to a folder with room") from None
             raise
-    return _open(final, [share for share, _ in readers])
+    return corpus or _open(final, [share for share, _ in readers], whole)
+
+
+def _stored(
+    final: Path, readers: list[tuple[float, Reader]], validation: float | Reader, report: Callable[[str], None], whole: bool
+) -> tuple[Corpus | None, str]:
+    """Open what was prepared; None and why where it cannot be used, None and "" where there is none."""
+    if not os.path.lexists(final):
+        return None, ""
+    try:
+        corpus = _open(final, [share for share, _ in readers], whole)
+    except Damaged as error:
+        return None, str(error)
+    opened = [reader for _, reader in readers] + ([] if isinstance(validation, int | float) else [validation])
+    everything = Concatenation(tuple(opened))
+    state = fingerprint(everything.inputs())
+    if state not in remembered(final):
+        # Copied or changed, with size and time kept. What marks say is not in the digest of the text.
+        report(f"the files of {corpus.name} were touched since they were prepared: comparing their text")
+        if everything.marked or content(opened, report) != corpus.sha256:
+            return None, f"{final} is of another text, though size and time are the same"
+        remember(final, state)
+    return corpus, ""
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what cannot be used, so that nothing is lost; return the new path."""
+    number = 1
+    while os.path.lexists(other := path.with_name(f"{path.name}.aside-{number}")):
+        number += 1
+    return path.rename(other)
 
 
 def _opened(source: Source, words: Words | None) -> Reader:
@@ -125,13 +170,15 @@ def _opened(source: Source, words: Words | None) -> Reader:
     return Segmented(reader, words) if words else reader
 
 
-def _open(folder: Path, shares: list[float]) -> Corpus:
-    about = json.loads((folder / "corpus.json").read_text())
-    train = tuple((share, Tokens.open(folder / f"train-{k}")) for k, share in enumerate(shares))
+def _open(folder: Path, shares: list[float], whole: bool) -> Corpus:
+    """Open a prepared corpus; raises Damaged."""
+    about = read_sealed(folder / "corpus.json")
+    verify(folder, about["files"])
+    train = tuple((share, Tokens.open(folder / f"train-{k}", whole)) for k, share in enumerate(shares))
     return Corpus(
         tokenizer=Tokenizer.load(folder / "tokenizer.json"),
         train=train,
-        validation=Tokens.open(folder / "validation"),
+        validation=Tokens.open(folder / "validation", whole),
         name=about["name"],
         bytes=about["bytes"],
         sha256=about["sha256"],
@@ -175,6 +222,8 @@ def _exclusive(root: Path, name: str, report) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:  # a file system without locks: a folder of our own, and the first to finish wins
             folder = root / f"{name}.partial-{os.uname().nodename}-{os.getpid()}"
+        if os.path.lexists(folder) and not folder.is_dir():
+            report(f"{folder} is no folder: set aside as {set_aside(folder).name}")
         folder.mkdir(exist_ok=True)
         yield folder
 
@@ -232,7 +281,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
         validation=flag.validation,
     )
     begin = time.monotonic()
-    corpus = prepare(data, flag.cache, lambda line: print(line, file=sys.stderr, flush=True))
+    corpus = prepare(data, flag.cache, lambda line: print(line, file=sys.stderr, flush=True), flag.verify)
     print(summary(corpus))
     print(f"seconds      {time.monotonic() - begin:.1f}")
 
@@ -245,6 +294,9 @@ def define_flags() -> None:
     flags.DEFINE_string("tokenizer", "bpe", "bytes, characters, bpe, wordpiece, or the path of a tokenizer.")
     flags.DEFINE_integer("vocab", 4096, "Size of the vocabulary that --tokenizer=bpe or wordpiece learns.")
     flags.DEFINE_float("validation", 0.05, "Share of the documents (of a single document: of its end) held out.")
+    flags.DEFINE_bool(
+        "verify", False, "Compare a prepared corpus of any size with its checksums (2.5 GB/s); small ones always are."
+    )
     flags.DEFINE_string("cache", None, "Folder for prepared corpora. Default: $LM_CACHE or ~/.cache/lm.")
 
 

@@ -21,12 +21,13 @@ class TfdsReader:
         self.name, self.field = f"tfds:{name}", field
         builder = _builder(name, data_dir)
         self.records = _records(builder, name, split)
+        self.folder = os.path.abspath(builder.data_dir)
         fields = sorted(builder.info.features)
         if field not in fields:
             raise UserError(f"{self.name}: no field {field!r}; it has {', '.join(fields)}")
         info = builder.info.splits[split]
         self._signature = f"{self.name} {builder.info.full_name} {split} {field} {info.num_examples}"
-        self._signature += f" {getattr(info, 'num_bytes', '')} {os.path.abspath(builder.data_dir)}"
+        self._signature += f" {getattr(info, 'num_bytes', '')} {self.folder}"
 
     def __len__(self) -> int:
         return len(self.records)
@@ -42,6 +43,9 @@ class TfdsReader:
 
     def signature(self) -> str:
         return self._signature
+
+    def inputs(self) -> list[str]:
+        return sorted(entry.path for entry in os.scandir(self.folder) if entry.is_file())
 
 
 def _builder(name: str, data_dir: str | None):

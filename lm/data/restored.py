@@ -37,6 +37,9 @@ class RestoredReader:
     def signature(self) -> str:
         return f"{self.name} {self.inner.signature()}"
 
+    def inputs(self) -> list[str]:
+        return self.inner.inputs()
+
 
 def sentences(text: str) -> list[str]:
     """Cut text into sentences of 4 to 40 words, wrapped lines joined; what is no prose is left out."""

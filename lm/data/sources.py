@@ -44,6 +44,9 @@ class Reader(Protocol):
     def signature(self) -> str:
         """Identify the text without reading it: paths, sizes, modification times, versions."""
 
+    def inputs(self) -> list[str]:
+        """List the files that the text is read from."""
+
 
 def documents(reader: Reader) -> Iterator[str]:
     """Give the documents of a reader, put together from their pieces."""
@@ -253,6 +256,9 @@ class Concatenation:
 
     def signature(self) -> str:
         return "\n".join(reader.signature() for reader in self.readers)
+
+    def inputs(self) -> list[str]:
+        return [path for reader in self.readers for path in reader.inputs()]
 
 
 def components(source: Source, sizes: Sequence[int] = ()) -> tuple[tuple[float, Source], ...]:

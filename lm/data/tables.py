@@ -83,3 +83,6 @@ class TableReader:
 
     def signature(self) -> str:
         return signature(self.files.paths, "table", str(self.quoted), *self.fields)
+
+    def inputs(self) -> list[str]:
+        return self.files.paths

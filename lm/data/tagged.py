@@ -84,6 +84,9 @@ class TaggedReader:
     def signature(self) -> str:
         return signature(self.paths, "tagged", self.member, self.documents)
 
+    def inputs(self) -> list[str]:
+        return self.paths
+
 
 def parse(line: str, where: str) -> list[Unit]:
     """Read the words of a line; one that is not WORD/TAG is a UserError with file and line."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lm.data import words
+from lm.data import digests, words
+from lm.data.digests import Damaged
 from lm.data.sources import Concatenation, Reader
 from lm.data.split import Part, Split, parts, plan
 from lm.data.store import Writer
@@ -21,6 +21,7 @@ from lm.errors import UserError
 
 BATCH_CHARACTERS = 4 << 20  # tokenised at once, then journalled: bounds memory and what a kill loses
 BATCH_PARTS = 4096
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # the second only where it is needed
 
 
 class Tokenisation:
@@ -38,13 +39,17 @@ class Tokenisation:
         self.share, self.separate = (validation, None) if isinstance(validation, int | float) else (0.0, validation)
         self.report, self.said = report, 0.0
         opened = [reader for _, reader in readers] + ([self.separate] if self.separate else [])
-        self.marked = Concatenation(tuple(opened)).marked
+        everything = Concatenation(tuple(opened))
+        self.marked, self.inputs = everything.marked, everything.inputs()
 
     def run(self) -> None:
         try:
-            done = self._journal()
+            done = digests.read_sealed(self.folder / "journal.json")
+            digests.verify(self.folder, done["files"])
+            if done["text"] != digests.fingerprint(self.inputs):
+                raise Damaged("the text changed since")
             self.splits = [Split(**split) for split in done["splits"]]
-        except (OSError, ValueError, KeyError):
+        except (Damaged, KeyError, TypeError):
             done = self._begin()
         self.tokenizer = Tokenizer.load(self.folder / "tokenizer.json")
         try:
@@ -54,10 +59,15 @@ class Tokenisation:
 
     def _begin(self) -> dict:
         """Choose the splits and make the tokenizer."""
+        text = digests.fingerprint(self.inputs)
         self.splits = [plan(reader, self.share) for _, reader in self.readers]
         tokenizer = self.vocabulary.build(self._training_text)
+        for name in TOKENIZER:
+            (self.folder / name).unlink(missing_ok=True)
         tokenizer.save(self.folder / "tokenizer.json")
+        files = {name: digests.checksum(self.folder / name) for name in TOKENIZER if (self.folder / name).exists()}
         done = {"stream": 0, "pieces": 0, "sizes": {}, "splits": [dataclasses.asdict(split) for split in self.splits]}
+        done |= {"files": files, "text": text}
         self._record(done)
         return done
 
@@ -88,10 +98,11 @@ class Tokenisation:
                         break
 
     def _write_all(self, done: dict) -> None:
+        self.files, self.text = done["files"], done["text"]
         names = [f"train-{k}" for k in range(len(self.readers))] + ["validation"]
         vocab, separator = self.tokenizer.vocab, self.tokenizer.separator
         self.writers = {
-            name: Writer(self.folder / name, vocab, separator, *done["sizes"].get(name, (0, 0)), marked=self.marked)
+            name: Writer(self.folder / name, vocab, separator, done["sizes"].get(name, ()), marked=self.marked)
             for name in names
         }
         self.hashes = {name: hashlib.sha256() for name in (*names, "all")}
@@ -112,12 +123,9 @@ class Tokenisation:
     def _account(self, batch: list[Part], targets: list[str]) -> None:
         for part, target in zip(batch, targets):
             raw = part.text.encode()
-            self.hashes[target].update(raw)
-            self.hashes["all"].update(raw)
+            _update(self.hashes[target], raw, part)
+            _update(self.hashes["all"], raw, part)
             self.bytes[target] += len(raw)
-            if part.borders:  # the same text with other borders is another corpus
-                self.hashes[target].update(repr(part.borders).encode())
-                self.hashes["all"].update(repr(part.borders).encode())
 
     def _tokenise(self, batch: list[Part], targets: list[str]) -> None:
         """Write parts: the fields of each with separators between, and marks where the corpus has them."""
@@ -166,21 +174,39 @@ class Tokenisation:
             "name": "+".join(reader.name for _, reader in self.readers),
             "bytes": sum(self.bytes.values()),
             "sha256": self.hashes["all"].hexdigest(),
+            "files": self.files
+            | {f"{name}.json": digests.checksum(self.folder / f"{name}.json") for name in self.writers},
         }
-        (self.folder / "corpus.json").write_text(json.dumps(about, indent=1))
-
-    def _journal(self) -> dict:
-        return json.loads((self.folder / "journal.json").read_text())
+        digests.write_sealed(self.folder / "corpus.json", about)
+        if self.text == digests.fingerprint(self.inputs):
+            digests.remember(self.folder, self.text)
 
     def _record(self, done: dict) -> None:
-        fresh = self.folder / "journal.new"
-        fresh.write_text(json.dumps(done))
-        fresh.replace(self.folder / "journal.json")
+        digests.write_sealed(self.folder / "journal.json", done)
 
     def _say(self, reader: Reader, piece: int) -> None:
         if time.monotonic() - self.said > 2:
             self.said = time.monotonic()
             self.report(f"{reader.name}: {100 * (piece + 1) / len(reader):.0f} % tokenised")
+
+
+def _update(digest, raw: bytes, part: Part) -> None:
+    """Hash a part of a document; the same text with other borders is another corpus."""
+    digest.update(raw)
+    if part.borders:
+        digest.update(repr(part.borders).encode())
+
+
+def content(readers: Sequence[Reader], report: Callable[[str], None]) -> str:
+    """Return the SHA-256 that `Tokenisation` gives the whole text of these readers, by reading it once."""
+    digest, said = hashlib.sha256(), time.monotonic()
+    for reader in readers:
+        for part in parts(reader, Split()):
+            _update(digest, part.text.encode(), part)
+            if time.monotonic() - said > 2:
+                said = time.monotonic()
+                report(f"{reader.name}: {100 * (part.piece + 1) / len(reader):.0f} % compared with what was prepared")
+    return digest.hexdigest()
 
 
 def _batches(stream: Iterator[Part], skip: int) -> Iterator[list[Part]]:

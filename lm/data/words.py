@@ -97,6 +97,9 @@ class Segmented:
     def signature(self) -> str:
         return f"{self.reader.signature()}\n{self.words.signature()}"
 
+    def inputs(self) -> list[str]:
+        return self.reader.inputs()
+
 
 @functools.cache
 def _jieba():

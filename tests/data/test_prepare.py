@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,12 +245,78 @@ def test_two_processes_at_once(tmp_path):
     assert [p.returncode for p in both] == [0] * 3
 
 
-def test_damaged_files_are_named(tmp_path):
+@pytest.mark.parametrize(
+    "name", ["train-0.bin", "train-0.starts", "train-0.json", "validation.bin", "tokenizer.json", "corpus.json"]
+)
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_cache_is_set_aside_and_made_anew(tmp_path, name, damage):
+    data = Data(source=write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(30)]), tokenizer=Bytes())
+    first, lines = prepare(data), []
+    path = first.folder / name
+    whole = {file.name: file.read_bytes() for file in first.folder.iterdir() if file.name != "seen.json"}
+    raw = bytearray(whole[name])
+    raw[len(raw) // 2] ^= 1
+    path.unlink()  # what is mapped stays as it was
+    if damage != "gone":
+        path.write_bytes(bytes(raw) if damage == "flipped" else bytes(raw[: len(raw) // 2]))
+    again = prepare(data, report=lines.append)
+    assert "set aside as" in lines[0]
+    assert "damaged" in lines[0] or "cut short" in lines[0]
+    assert {file: (again.folder / file).read_bytes() for file in whole} == whole
+    (aside,) = again.folder.parent.glob("*.aside-1")
+    assert (aside / name).exists() == (damage != "gone")
+
+
+def test_a_text_changed_behind_its_time_is_prepared_anew(tmp_path):
+    """As `touch -r` leaves it; a copy that kept its time is compared once, and served."""
+    documents = [f"text {i}" for i in range(30)]
+    source = write_lines(tmp_path / "a.jsonl", documents)
+    data, times, lines = Data(source=source, tokenizer=Bytes()), os.stat(source.path), []
+    first = prepare(data, report=lines.append)
+
+    def touched(content):
+        os.replace(write_lines(tmp_path / "b.jsonl", content).path, source.path)
+        os.utime(source.path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        return prepare(data, report=lines.append)
+
+    assert touched(documents).sha256 == first.sha256
+    assert "comparing their text" in lines[-1]
+    assert touched([d.replace("text", "TEXT") for d in documents]).sha256 != first.sha256
+    assert "another text" in lines[-1] or "another text" in lines[-2]
+    before = len(lines)
+    prepare(data, report=lines.append)
+    assert len(lines) == before
+
+
+@pytest.mark.parametrize("journal", ["", "[1]", "{}", '{"stream": "x"}'])
+def test_a_strange_journal_or_folder_is_no_obstacle(tmp_path, journal, monkeypatch):
     data = Data(source=write_lines(tmp_path / "a.jsonl", ["a", "b", "c"]), tokenizer=Bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenise.Tokenisation, "_finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data)
+    (partial,) = (tmp_path / "cache" / "corpora").glob("*.partial")
+    (partial / "journal.json").write_text(journal)
+    partial.with_suffix("").mkdir()  # a final folder without its corpus.json
+    corpus = prepare(data)
+    shutil.rmtree(corpus.folder)
+    partial.write_text("a file where a folder should be")
+    assert prepare(data).sha256 == corpus.sha256
+
+
+def test_verify_reads_streams_of_any_size(tmp_path, monkeypatch):
+    data = Data(source=write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(30)]), tokenizer=Bytes())
     folder = prepare(data).folder
-    (folder / "train-0.bin").write_bytes(b"\x00\x00")
-    with pytest.raises(UserError, match="cut short: delete"):
-        prepare(data)
+    monkeypatch.setattr("lm.data.store.VERIFIED", 0)
+    raw = bytearray((folder / "train-0.bin").read_bytes())
+    raw[9] ^= 1
+    (folder / "train-0.bin").unlink()
+    (folder / "train-0.bin").write_bytes(raw)
+    lines = []
+    prepare(data, report=lines.append)
+    assert not lines
+    prepare(data, report=lines.append, whole=True)
+    assert "checksum does not fit" in lines[0]
 
 
 @pytest.mark.parametrize(
