@@ -195,3 +195,12 @@ def test_jaxs_own_wait_is_bounded(monkeypatch, capsys):
     with processes.started(job, 1):
         assert told.wait(10)
     assert "waiting for the processes of this job" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("failing", "status"), [("none", 0), ("1", 3)])
+def test_one_command_as_a_job_on_this_machine(failing, status):
+    code = "import sys; place = sys.argv[-1].split(','); print('I am', *place[1:]); sys.exit(3 * (place[2] == sys.argv[1]))"
+    command = [sys.executable, "-m", "launch.local", "--processes=2", "--", sys.executable, "-c", code, failing]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert sorted(done.stdout.splitlines()) == ["0: I am 2 0", "1: I am 2 1"]
+    assert done.returncode == status
