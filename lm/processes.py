@@ -76,10 +76,12 @@ class Job:
             rest = b""
             while data := pipe.read(65536):
                 *lines, rest = (rest + data).split(b"\n")
+                noisy = False  # until the end of what was written at once: messages have several lines
                 for line in lines:
+                    noisy = noisy or any(part in line for part in NOISE)
                     if any(part in line for part in FATAL):
                         self.watched.set()
-                    if not (self.watched.is_set() or any(part in line for part in NOISE)):
+                    if not (self.watched.is_set() or noisy):
                         os.write(self.stderr, line + b"\n")
             os.write(self.stderr, rest)
 
