@@ -268,7 +268,11 @@ class ParquetReader:
         import pyarrow.parquet
 
         file, number, _ = self.groups[group]
-        return pyarrow.parquet.ParquetFile(self.paths[file]).read_row_group(number, [self.column])[0].to_pylist()
+        try:
+            return pyarrow.parquet.ParquetFile(self.paths[file]).read_row_group(number, [self.column])[0].to_pylist()
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{self.paths[file]}: row group {number} is damaged ({reason}); fetch the file again") from None
 
     def signature(self) -> str:
         return signature(self.paths, "parquet", self.column)

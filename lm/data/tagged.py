@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gzip
+import lzma
 import os
 import re
 import tarfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +17,7 @@ from lm.data.files import decode, expand, signature
 from lm.data.sources import Piece
 from lm.data.words import ENTITY, PHRASE, WORD
 from lm.errors import UserError
+from lm.sizes import check_memory
 
 ENTITIES = ("nr", "ns", "nt", "nz")  # tags of people, places, organisations, other proper nouns
 ARTICLE = re.compile(r"\d{8}-\d\d-\d{3}-\d{3}$")  # what numbers the lines in the edition of the university
@@ -58,11 +62,14 @@ class TaggedReader:
                 file = archive.extractfile(self.member)
                 if file is None:
                     raise KeyError(self.member)
+                size = archive.getmember(self.member).size  # what a small archive may unpack to
+                check_memory(4 * size, f"{path}::{self.member}", "unpack it and name the file, or cut it into parts")
                 return decode(file.read(), f"{path}::{self.member}", 0)
         except KeyError:
             raise UserError(f"{path} has no file {self.member!r}: see tar tf {path}") from None
-        except tarfile.TarError as error:
-            raise UserError(f"{path} is not a tar archive ({error})") from None
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+            reason = " ".join(str(error).split())[:80] or "it ends too early"
+            raise UserError(f"{path} is no tar archive, or damaged ({reason}); fetch it again") from None
 
     def __len__(self) -> int:
         return len(self.lines)

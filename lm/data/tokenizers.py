@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from lm.data import cores, special
-from lm.data.cores import UNKNOWN, byte_symbols, symbol_bytes
+from lm.data.cores import IDS, UNKNOWN, byte_symbols, symbol_bytes
 from lm.data.pieces import Pieces
 from lm.data.special import SEPARATOR, SEPARATORS
-from lm.errors import UserError
+from lm.errors import UserError, check
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class BytePair:
     def __post_init__(self):
         if self.vocab < 257:
             raise UserError(f"BytePair(vocab={self.vocab}): 256 bytes and the separator need at least 257")
+        check(self.vocab <= IDS, f"BytePair(vocab={self.vocab}): give at most {IDS:,}")
 
     def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
         from tokenizers import pre_tokenizers, trainers
@@ -88,6 +89,7 @@ class WordPiece:
     def __post_init__(self):
         if self.vocab < 100:
             raise UserError(f"WordPiece(vocab={self.vocab}): give at least 100")
+        check(self.vocab <= IDS, f"WordPiece(vocab={self.vocab}): give at most {IDS:,}")
 
     def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
         return Tokenizer(
@@ -121,7 +123,8 @@ class Tokenizer:
         # Text that happens to contain "<|endoftext|>" is text: only code may place a special token.
         core.encode_special_tokens = True
         self.core = core
-        self.vocab: int = max(core.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab: int = max(core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        check(0 < self.vocab <= IDS, f"a tokenizer of {self.vocab:,} ids: give one of at least 1 and at most {IDS:,}")
         self.separator: int | None = next((i for i in map(core.token_to_id, separators) if i is not None), None)
         self.first: int | None = None if first is None else core.token_to_id(first)
         self.reads_special = False  # special tokens written in a text are meant as such: see `reading_special`

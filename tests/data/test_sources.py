@@ -245,3 +245,13 @@ def test_sources_are_plain_json():
 
     source = Mixture(sources=(Text(path="a"), Tfds(name="b")), weights=(1.0, 2.0))
     assert json.loads(json.dumps(dataclasses.asdict(source)))["weights"] == [1.0, 2.0]
+
+
+def test_a_damaged_page_of_parquet_is_named(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"text": [f"row {i} " * 9 for i in range(999)]}), tmp_path / "a.parquet", compression="zstd")
+    raw = bytearray((tmp_path / "a.parquet").read_bytes())
+    raw[10:900] = b"\xff" * 890
+    (tmp_path / "a.parquet").write_bytes(raw)
+    with pytest.raises(UserError, match=r"a\.parquet: row group 0 is damaged"):
+        Parquet(path=str(tmp_path / "a.parquet")).open()[0]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.tokenizers import BytePair, Bytes, Characters, Pretrained, Tokenizer, byte_symbols
+from lm.data.tokenizers import BytePair, Bytes, Characters, Pretrained, Tokenizer, WordPiece, byte_symbols
 from lm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -232,3 +232,10 @@ def test_special_tokens_written_in_a_text_where_they_are_meant():
         else:
             with pytest.raises(UserError, match=r"character 'x'"):
                 found.encode("a[MASK]x")
+
+
+@pytest.mark.parametrize("vocab", [10**12, -5])
+@pytest.mark.parametrize("kind", [BytePair, WordPiece])
+def test_a_vocabulary_beyond_reason_is_refused_before_room_is_set_aside(kind, vocab):
+    with pytest.raises(UserError, match=r"at (least|most)|need"):
+        kind(vocab=vocab)

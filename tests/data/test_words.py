@@ -82,7 +82,7 @@ def test_documents_and_archives(tmp_path):
     assert packed.open().signature() != source.open().signature()
     with pytest.raises(UserError, match="has no file 'b'"):
         len(Tagged(path=f"{tmp_path}/a.tar.gz::b").open())
-    with pytest.raises(UserError, match="not a tar archive"):
+    with pytest.raises(UserError, match="no tar archive"):
         len(Tagged(path=f"{path}::b").open())
     with pytest.raises(UserError, match=r"a\.txt:2: 'words' is not WORD/TAG"):
         len([*map(tagged(tmp_path, "一/m", "words").open().__getitem__, range(2))])
@@ -169,9 +169,11 @@ def test_marks_are_part_of_the_key_and_only_where_asked_for(tmp_path):
     assert plain.train[0][1].marks is None
     assert not list(plain.folder.glob("*.marks"))
     assert prepare(Data(source=source, tokenizer=Bytes(), validation=0, words=Given())).folder == marked.folder
+    lines = []
+    (marked.folder / "train-0.marks").unlink()
     (marked.folder / "train-0.marks").write_bytes(b"x")
-    with pytest.raises(UserError, match="cut short"):
-        prepare(Data(source=source, tokenizer=Bytes(), validation=0, words=Given()))
+    prepare(Data(source=source, tokenizer=Bytes(), validation=0, words=Given()), report=lines.append)
+    assert "cut short: set aside as" in lines[0]
     with pytest.raises(UserError, match="words of its own"):
         prepare(Data(source=tagged(tmp_path, LINE), words=Given()))
     with pytest.raises(UserError, match="some of these have marked words"):
@@ -262,3 +264,13 @@ def test_marks_that_a_power_cut_lost_start_again(tmp_path, monkeypatch):
     (partial / "train-0.marks").write_bytes(b"")
     tokens = prepare(data).train[0][1]
     assert len(tokens.marks) == len(tokens)
+
+
+def test_an_archive_that_is_cut_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes(os.urandom(20000).hex().encode())
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "a.txt", "a.txt")
+    raw = (tmp_path / "a.tar.gz").read_bytes()
+    (tmp_path / "a.tar.gz").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(UserError, match=r"a\.tar\.gz is no tar archive, or damaged"):
+        len(Tagged(path=f"{tmp_path}/a.tar.gz::a.txt").open())
