@@ -95,7 +95,7 @@ def serve(tasks: Iterator, jobs: int) -> Iterator[tuple[object, Outcome]]:
                 running[fork(folder, work, variables, seconds)] = (label, folder, time.monotonic(), seconds)
         for pid, (label, folder, began, seconds) in list(running.items()):
             done, status, usage = os.wait4(pid, os.WNOHANG)
-            late = not done and (time.monotonic() - began > 3 * seconds or cpu_seconds(pid) > seconds)
+            late = not done and (time.monotonic() - began > 2 * seconds or cpu_seconds(pid) > seconds)
             if late:
                 end(pid)
                 done, status, usage = os.wait4(pid, 0)

@@ -38,7 +38,7 @@ MAIN = """
 --config.optimizer.clip=-1 => clip
 --config.optimizer.average=1 => average
 --config.optimizer=adamw => optimizer
---config.optimizer.private.clip=1 => private|dropout|noise
+--config.optimizer.private.clip=-1 => clip
 --config.optimizer.groups.train=nothing_like_it => nothing_like_it
 --config.schedule.shape=linaer => linear
 --config.schedule.warmup=-1 => warmup
@@ -49,9 +49,9 @@ MAIN = """
 --config.mesh.data=-1 --config.mesh.fsdp=-1 => -1
 --config.mesh.fsdp=1000000000000 => device
 --config.every.log=0 => every.log
---config.every.save=-3 => every.save
---config.every.evaluate=-1 => every.evaluate
---config.every.sample=-1 => every.sample
+--config.every.save=-3 => save
+--config.every.evaluate=-1 => evaluate
+--config.every.sample=-1 => sample
 --config.every.save=x => every.save
 --config.keep.last=-1 => last
 --config.keep.best=x => best
@@ -90,7 +90,7 @@ MAIN = """
 --config.objective.model.pad_vocab=-8 => pad_vocab
 --config.objective.model.remat=some => remat
 --config.objective.model.lora.rank=-1 => rank
---config.objective.model.lora.targets=nothing => targets|nothing
+--config.objective.model.lora.rank=2 --config.objective.model.lora.targets=nothing => targets|nothing
 --config.model.width=64 => objective.model.width
 --config.objective.n_layer=2 => objective.model.depth
 --config.data.validation=1 => validation
