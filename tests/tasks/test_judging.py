@@ -204,7 +204,7 @@ def test_a_sheet_is_named_as_one(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["[]", '{"rows": []}', '{"rows": {"r": {"item": "0", "left": "", "right": ""}}}', "{", "[" * 9999])
+@pytest.mark.parametrize("text", ['{"rows": []}', '{"rows": {"r": {"item": "0", "left": "", "right": ""}}}', "{", "[" * 9999])
 def test_what_is_no_key_is_told(tmp_path, key, text):
     key.write_text(text)
     with pytest.raises(UserError, match=r"sheet\.key\.json") as error:
