@@ -56,9 +56,8 @@ class BytePair:
     train_bytes: int = 200_000_000
 
     def __post_init__(self):
-        if self.vocab < 257:
-            raise UserError(f"BytePair(vocab={self.vocab}): 256 bytes and the separator need at least 257")
-        check(self.vocab <= IDS, f"BytePair(vocab={self.vocab}): give at most {IDS:,}")
+        right = 257 <= self.vocab <= IDS
+        check(right, f"BytePair(vocab={self.vocab}): 256 bytes and the separator need at least 257, and {IDS:,} are the most")
 
     def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
         from tokenizers import pre_tokenizers, trainers
@@ -87,9 +86,7 @@ class WordPiece:
     train_bytes: int = 200_000_000
 
     def __post_init__(self):
-        if self.vocab < 100:
-            raise UserError(f"WordPiece(vocab={self.vocab}): give at least 100")
-        check(self.vocab <= IDS, f"WordPiece(vocab={self.vocab}): give at most {IDS:,}")
+        check(100 <= self.vocab <= IDS, f"WordPiece(vocab={self.vocab}): give at least 100 and at most {IDS:,}")
 
     def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
         return Tokenizer(
