@@ -23,6 +23,7 @@ from lm.data.prepare import Corpus
 from lm.data.records import Documents, DocumentStream, Record, Windows, WindowStream, derive
 from lm.data.store import Tokens
 from lm.errors import UserError
+from lm.sizes import check_memory
 
 Example = dict[str, np.ndarray]
 Corrupt = Callable[[np.random.Generator, Record], Example]
@@ -139,6 +140,8 @@ class Batches:
             )
         self.batch, self.shard, self.corrupt, self.draws = batch, shard or (0, batch), corrupt, Draws(derive(seed, -1))
         self.streams = [records.open(tokens, packing, derive(seed, k)) for k, (_, tokens) in enumerate(train)]
+        rows = self.shard[1] - self.shard[0]  # each has its tokens as int32, at least
+        check_memory(4 * rows * records.tokens, f"a batch of {rows:,} rows of {records.tokens:,} tokens", "lower batch")
         shares, self.blank = [share for share, _ in train], {}
         if records.order == "reading":
             self.place = reading(self.streams, batch)
