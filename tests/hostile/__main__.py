@@ -75,7 +75,8 @@ def main() -> int:
         counts[case.group, kind] += 1
         last = (outcome.stderr.strip() or outcome.stdout.strip())[-1500:]
         found.append({
-            "group": case.group, "case": case.name, "command": str(case.run), "expect": case.expect, "kind": kind, "wrong": wrong,
+            "group": case.group, "case": case.name, "command": str(case.run), "expect": case.expect, "kind": kind,
+            "wrong": wrong,
             "seconds": round(outcome.seconds, 1), "output": last if kind != "well" else last.splitlines()[-1:],
         })  # fmt: skip
         if kind != "well" or given.verbose:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 # Lines of libraries on stderr that are no words of ours.
 NOISE = re.compile(
-    r"frozen runpy|^\s*warn\(|absl::InitializeLog|^[IWEF]\d{4} |^WARNING|Warning: |^\s*$|^\s+warnings\.warn|os\.fork|self\.pid ="
+    r"frozen runpy|^\s*warn\(|absl::InitializeLog|^[IWEF]\d{4} |^WARNING|Warning: |^\s*$"
+    r"|^\s+warnings\.warn|os\.fork|self\.pid ="
 )
 TRACEBACK = re.compile(r"Traceback \(most recent|Fatal Python error|SIGABRT|panicked at|Check failed|terminate called")
-OURS = re.compile(r"lm/|configs/|\.py", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ def verdict(case: Case, outcome: Outcome, folder: Path) -> tuple[str, str]:
     everything = outcome.stdout + outcome.stderr
     if outcome.late:
         return "hang", f"not ended after {outcome.seconds:.0f} s"
+    if (
+        callable(case.run) and outcome.status == 1 and "AssertionError" in outcome.stderr
+    ):  # our own words on what is wrong
+        return "silent", outcome.stderr.strip().splitlines()[-1][:300]
     if TRACEBACK.search(everything) or outcome.status < 0 or outcome.status in (1, 134, 139):
         return "traceback", f"status {outcome.status}"
     if callable(case.run):

@@ -94,11 +94,11 @@ def serve(tasks: Iterator, jobs: int) -> Iterator[tuple[object, Outcome]]:
                 label, folder, work, variables, seconds = task
                 running[fork(folder, work, variables, seconds)] = (label, folder, time.monotonic(), seconds)
         for pid, (label, folder, began, seconds) in list(running.items()):
-            done, status, usage = os.wait4(pid, os.WNOHANG)
+            done, status = os.waitpid(pid, os.WNOHANG)
             late = not done and (time.monotonic() - began > 2 * seconds or cpu_seconds(pid) > seconds)
             if late:
                 end(pid)
-                done, status, usage = os.wait4(pid, 0)
+                done, status = os.waitpid(pid, 0)
             if not done:
                 continue
             end(pid)  # what it left behind

@@ -1,4 +1,5 @@
 """Programs from elsewhere that must not run or not run on: chat templates, pickles; and values straight into `from_json`."""
+# ruff: noqa: E501  (tables read best with a case a line)
 
 import json
 import pickle
@@ -17,7 +18,7 @@ CHATS = {
     "{{ raise_exception('mine') }}": "2 mine", "{{ range(10**9)|list|length }}": "2 template",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}": "2 template",
     "{{ 'a' * 10000000000 }}": "2 template", "{{ '%0999999999d' % 1 }}": "2 template", "{{ [['a'*99999]*99999]*99999 }}": "2 template",
-    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "2 template", "{{ 9**9**9 }}": "2 template",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "2 template", "{{ 9**9**9 }}": "2 template|context",
     "{{ ''.__class__ }}": "02 ", "{{ ''.__class__.__mro__[1].__subclasses__() }}": "2 template", "{{ self.__init__.__globals__ }}": "2 template",
     "{{ cycler.__init__.__globals__.os.system('touch owned') }}": "2 template", "{{ lipsum.__globals__['os'].popen('touch owned').read() }}": "2 template",
     "{% include '/etc/passwd' %}": "2 template", "{% import 'os' as os %}": "2 template", "{{ messages.append(1) }}": "2 template",
@@ -126,10 +127,11 @@ def refused(path: str, value: object) -> Callable[[Path], None]:
         try:
             found = from_json((folder / "RUN/config.json").read_text())
         except UserError as error:
-            assert path.rpartition(".")[2] in str(error), f"the line does not name {path}: {error}"
-            assert "\n" not in str(error)
-            return
-        raise AssertionError(f"accepted: {path} = {value!r}: {type(found).__name__}")
+            line = str(error)
+        else:
+            raise AssertionError(f"accepted: {path} = {value!r}: {type(found).__name__}")
+        assert path.rpartition(".")[2] in line, f"the line does not name {path}: {line}"
+        assert "\n" not in line
 
     return work
 

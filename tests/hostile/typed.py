@@ -364,7 +364,8 @@ def rows(group: str, prefix: str, table: str, quick: bool = False) -> list[Case]
         run = f"{prefix} {args}".strip().replace("{LONG}", "word" * 400).replace("{TINY}", TINY)
         if "=>" in line and not args:
             run = prefix
-        cases.append(Case(group, args[:60] or "nothing", quoted(run), expect if expect[0].isdigit() else f"2 {expect}", quick=quick))
+        expect = expect if expect[0].isdigit() else f"2 {expect}"
+        cases.append(Case(group, args[:60] or "nothing", quoted(run), expect, quick=quick))
     return cases
 
 

@@ -64,8 +64,10 @@ def tables(folder: Path) -> None:
     text = "\n".join(topics[name] for name in sorted(topics)[:12])
     (folder / "a.txt").write_text(text, encoding="utf-8")
     words = text.split()
-    lines = [f"{' '.join(words[k : k + 4])}\t{' '.join(words[k : k + 4][::-1])}" for k in range(0, 900, 3)]
-    (folder / "pairs.tsv").write_text("source\ttarget\n" + "\n".join(line for line in lines if '"' not in line) + "\n", encoding="utf-8")
+    pairs = [f"{' '.join(words[k : k + 4])}\t{' '.join(words[k : k + 4][::-1])}" for k in range(0, 900, 3)]
+    (folder / "pairs.tsv").write_text(
+        "\n".join(["source\ttarget", *(p for p in pairs if '"' not in p)]) + "\n", encoding="utf-8"
+    )
 
 
 def published(folder: Path) -> None:
@@ -98,7 +100,8 @@ def published(folder: Path) -> None:
         fast.save_pretrained(folder / name)
         sizes[name] = len(fast)
     gpt2 = transformers.GPT2Config(
-        n_embd=32, n_layer=2, n_head=2, n_positions=64, vocab_size=sizes["HF"], eos_token_id=0, bos_token_id=0)
+        n_embd=32, n_layer=2, n_head=2, n_positions=64, vocab_size=sizes["HF"], eos_token_id=0, bos_token_id=0
+    )
     bert = transformers.BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=sizes["BERT"],
         max_position_embeddings=64, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}, pad_token_id=0,
