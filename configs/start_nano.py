@@ -10,7 +10,7 @@ their frequencies for 700 steps. Configs on real data take shapes and optimizer 
 from dataclasses import replace
 from typing import Literal
 
-from lm.checkpoint import is_published
+from lm.runs import is_published
 from lm.config import Config, Every, Optimizer, Schedule
 from lm.data.prepare import Data
 from lm.data.sources import source_from

@@ -5,7 +5,6 @@
 About three minutes a config on two CPU cores; a config that was trained to its end already is not trained again.
 """
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from absl import flags
 from lm.command import run
 from lm.config import read_config
 from lm.errors import check, unknown
+from lm.outputs import replace_file
+from lm.strict_json import load_json
 
 ONLY = flags.DEFINE_list("only", [], "names of the rows, joined by commas (default: all)")
 WORKDIR = flags.DEFINE_string("workdir", "runs/learning", "folder of the runs")
@@ -59,7 +60,7 @@ class Held:
         """Figures of the trained parameters (or of fresh ones) under another form of the objective."""
         import jax
 
-        from lm.checkpoint import load_params
+        from lm.runs import load_params
         from lm.sharding import AXES, make_mesh, unbox
         from lm.tasks.language import HeldOut
 
@@ -118,7 +119,7 @@ Figure = Callable[[Held], float]
 
 def metric(name: str) -> Figure:
     """The last value of a held-out metric of the run."""
-    return lambda held: json.loads((held.workdir / "summary.json").read_text())[f"eval/validation/{name}"]
+    return lambda held: load_json(held.workdir / "summary.json", dict)[f"eval/validation/{name}"]
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     for row in chosen:
         held = Held.open(train(row))
         found, baseline = row.figure(held), row.baseline(held)
-        about = json.loads((held.workdir / "summary.json").read_text())
+        about = load_json(held.workdir / "summary.json", dict)
         better = found < baseline if row.lower else found > baseline
         cells = [row.name, f"`{row.config.partition(':')[0].removesuffix('.py')}`", row.what, f"{found:.3f}", row.against]
         cells += [f"{baseline:.3f}" + ("" if better else ", not beaten"), f"{about['seconds']:.0f} s"]
@@ -216,7 +217,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
         before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
         _, mark, after = rest.partition(MARKS[1])
         check(bool(mark), f"README.md has no {MARKS[0]} ... {MARKS[1]}")
-        path.write_text("\n".join([before + MARKS[0], *lines, MARKS[1] + after]), encoding="utf-8")
+        replace_file(path, "\n".join([before + MARKS[0], *lines, MARKS[1] + after]))
 
 
 if __name__ == "__main__":

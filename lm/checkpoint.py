@@ -1,19 +1,38 @@
-"""Checkpoints: asynchronous Orbax saves of the state, the last ones and the best ones kept, restored onto any mesh."""
+"""Checkpoints: asynchronous Orbax saves of the state, the last ones and the best ones kept, restored onto any mesh.
 
+A save is believed only when it is whole: its notes are sealed, and hold a checksum of each array (`lm.integrity`) that is
+computed anew at every restore.
+"""
+
+import contextlib
 import json
 import math
+import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
-from lm.config import Config, Keep
-from lm.errors import UserError, check
+from lm.config import Keep
+from lm.errors import UserError, one_line, translate
+from lm.integrity import checksums, is_sealed, path_of, seal, shape_in
+from lm.outputs import replace_file
 from lm.stopping import EarlyStop
+from lm.strict_json import dump_json, load_json
 
 BY_LOSS = EarlyStop()
+ASIDE = "damaged"  # the folder of a run that damaged checkpoints are moved to
+Found = TypeVar("Found")
+
+
+class Damaged(UserError):
+    """A checkpoint is not what was saved."""
+
+    def __init__(self, folder: Path, reason: str):
+        super().__init__(f"checkpoint {folder} is damaged ({reason})")
 
 
 class Checkpoints:
@@ -26,19 +45,24 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: Keep, read_only: bool = False, stop: EarlyStop = BY_LOSS):
         import orbax.checkpoint as ocp
 
-        self.ocp, self.stop = ocp, stop
+        self.ocp, self.stop, self.keep = ocp, stop, keep
+        self.read_only, self.workdir = read_only, Path(workdir).absolute()
+        folder = self.workdir / "checkpoints"
         policies = ocp.checkpoint_managers
         # Never `best_fn` with `max_to_keep`: that deletes the newest checkpoint when it is not among the best.
         kept = [policies.LatestN(max(keep.last, 1))]
         if keep.best:
             ranked = {"get_metric_fn": stop.rank, "reverse": True, "n": keep.best}
             kept.append(policies.BestN(**ranked, keep_checkpoints_without_metrics=False))  # else all that were not evaluated
+        if not read_only and jax.process_index() == 0:
+            mend_figures(folder)
         before = set(threading.enumerate())
         self.manager = ocp.CheckpointManager(
-            Path(workdir).absolute() / "checkpoints",
+            folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
-                best_fn=stop.rank,
+                # Whoever only looks ranks by the notes: with a `best_fn` Orbax opens the figures of every save, whole or not.
+                best_fn=None if read_only else stop.rank,
                 best_mode="min",
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=not read_only,
@@ -47,44 +71,108 @@ class Checkpoints:
         )
         self.begun = [x for x in threading.enumerate() if x not in before and not x.daemon]
 
+    def steps(self) -> list[int]:
+        """List the steps of the finished checkpoints, the newest last."""
+        return sorted(self.manager.all_steps())
+
     def latest(self) -> int | None:
         """Step of the newest finished checkpoint, None when there is none."""
         return self.manager.latest_step()
 
+    def ranked(self) -> list[int]:
+        """List the steps that were evaluated, the best first, of equal ones the earliest."""
+        figures = {step: found for step in self.steps() if (found := self.figures(step)) is not None}
+        return sorted(figures, key=lambda step: self.stop.rank(figures[step]))
+
     def best(self) -> int | None:
         """Step of the checkpoint with the best figure, of equal ones the earliest; the newest where none was evaluated."""
-        found = self.manager.best_step()
-        return self.latest() if found is None else found
+        return next(iter(self.ranked()), self.latest())
 
     def result(self) -> int | None:
         """Step of what the run has come to: with patience its best checkpoint, else its newest."""
         return self.best() if self.stop.patience else self.latest()
 
-    def save(self, step: int, state: Any, notes: dict[str, Any], figures: Mapping[str, float] | None = None) -> None:
+    def results(self, step: str = "auto") -> list[int]:
+        """List the steps that "auto", "latest" or "best" may stand for, the first choice first."""
+        newest = self.steps()[::-1]
+        if step == "best" or (step == "auto" and self.stop.patience):
+            best = self.ranked()
+            return [*best, *(one for one in newest if one not in best)]
+        return newest
+
+    def figures(self, step: int) -> dict[str, float] | None:
+        """Return the figures of the evaluation at this step; None where there was none or they cannot be read."""
+        try:
+            notes = self.notes(step)
+            return notes["figures"] if "figures" in notes else figures_in(self.folder(step))
+        except UserError:
+            return None
+
+    def folder(self, step: int) -> Path:
+        """Return where a step lies."""
+        return Path(self.manager.directory) / str(step)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        notes: Mapping[str, Any],
+        figures: Mapping[str, float] | None = None,
+        batch: Mapping[str, Any] | None = None,
+    ) -> None:
         """Start saving; the copy off the devices is done when this returns, the writing goes on behind.
 
-        `figures` are those of an evaluation at this step, if there was one.
+        `figures`: of an evaluation at this step, if there was one; `batch`: shapes by which a config is compared with the
+        arrays later.
         """
         if step in self.manager.all_steps():
             return
-        args = self.ocp.args.Composite(
-            state=self.ocp.args.StandardSave(to_tree(state)), notes=self.ocp.args.JsonSave(notes)
-        )
-        ranked = None if figures is None else {n: float(v) for n, v in figures.items() if math.isfinite(v)} | {"step": step}
+        tree = to_tree(state)
+        ranked = ranks(step, figures)
+        shapes = {name: [list(x.shape), np.dtype(x.dtype).name] for name, x in (batch or {}).items()}
+        noted = seal({**notes, "figures": ranked, "batch": shapes, "arrays": checksums(tree)})
+        args = self.ocp.args.Composite(state=self.ocp.args.StandardSave(tree), notes=self.ocp.args.JsonSave(noted))
         self.manager.save(step, args=args, metrics=ranked, force=True)
 
+    def amend(self, step: int, notes: Mapping[str, Any], figures: Mapping[str, float] | None) -> None:
+        """Add to a save what came after it: notes, and the figures of an evaluation; drop what is then kept for nothing.
+
+        Waits for the save to be finished. All processes call it together.
+        """
+        self.wait()
+        ranked = ranks(step, figures)
+        if jax.process_index() == 0:
+            noted = {name: value for name, value in self.notes(step).items() if name != "seal"}
+            replace_file(self.folder(step) / "notes" / "metadata", json.dumps(seal({**noted, **notes, "figures": ranked})))
+            if ranked is not None:
+                path = self.folder(step) / "metrics" / "metrics"
+                path.parent.mkdir(exist_ok=True)
+                replace_file(path, json.dumps(ranked))
+        agreed(True)
+        self.manager.reload()
+        for old in set(self.steps()) - {*self.steps()[-max(self.keep.last, 1) :], *self.ranked()[: self.keep.best]}:
+            self.manager.delete(old)
+
     def notes(self, step: int) -> dict[str, Any]:
-        """What was noted beside the state."""
-        return self.manager.restore(step, args=self.ocp.args.Composite(notes=self.ocp.args.JsonRestore()))["notes"]
+        """Return what was noted beside the state; raises Damaged where it is not as it was sealed."""
+        path = self.folder(step) / "notes" / "metadata"
+        try:
+            notes = load_json(path, dict)
+        except (OSError, UserError) as error:
+            raise Damaged(self.folder(step), f"its notes cannot be read: {translate(error)}") from None
+        if not is_sealed(notes):
+            raise Damaged(self.folder(step), "its notes are not as they were written")
+        return notes
 
     def restore(self, step: int, abstract: Any, part: str | None = None) -> Any:
         """Read the state (or one field of it) of a step straight into the shardings of `abstract`.
 
-        Raises UserError when the checkpoint holds arrays of other names or shapes.
+        Raises UserError when the checkpoint holds arrays of other names or shapes, Damaged when it is not what was saved.
         """
         tree = to_tree(abstract) if part is None else {part: abstract}
-        folder = self.manager.directory / str(step)
-        compare(tree, self.stored(step), folder)
+        arrays = self.notes(step).get("arrays")
+        have = self.shapes(step) if arrays is None else {name: shape_in(entry) for name, entry in arrays.items()}
+        compare(tree, have, self.folder(step))
         args = (
             self.ocp.args.StandardRestore(tree)
             if part is None
@@ -94,14 +182,74 @@ class Checkpoints:
                 partial_restore=True,
             )
         )
-        found = self.manager.restore(step, args=self.ocp.args.Composite(state=args))["state"]
+        with self.reading(step):
+            found = self.manager.restore(step, args=self.ocp.args.Composite(state=args))["state"]
+            again = checksums(found) if arrays else {}
+        if odd := [name for name, entry in again.items() if entry != arrays[name]]:
+            raise Damaged(self.folder(step), f"'{odd[0]}' is not what was saved")
         return found[part] if part else abstract.replace(**found)
 
     def stored(self, step: int) -> dict[str, Any]:
         """Shapes and dtypes of all arrays of a step, as they were saved."""
         # Not the manager's item_metadata: in a process that has saved nothing yet it knows no handler and gives None.
-        folder = self.manager.directory / str(step) / "state"
-        return self.ocp.StandardCheckpointer().metadata(folder).item_metadata.tree
+        with self.reading(step):
+            found = self.ocp.StandardCheckpointer().metadata(self.folder(step) / "state").item_metadata
+        if found is None:
+            raise Damaged(self.folder(step), "the list of its arrays is missing or cannot be read")
+        return found.tree
+
+    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Map the paths of all arrays of a step to their shapes, as Orbax has them: for saves without checksums."""
+        leaves = jax.tree_util.tree_flatten_with_path(self.stored(step))[0]
+        return {path_of(path): tuple(x.shape) for path, x in leaves if hasattr(x, "shape")}
+
+    @contextlib.contextmanager
+    def reading(self, step: int):
+        """Turn what Orbax raises on a broken checkpoint into Damaged; want of memory or permission is not damage."""
+        try:
+            yield
+        except (UserError, MemoryError, PermissionError):
+            raise
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
+                raise
+            raise Damaged(self.folder(step), one_line(f"{type(error).__name__}: {error}", 120)) from error
+
+    def first_whole(
+        self, steps: Sequence[int], attempt: Callable[[int], Found], say: Callable[[str], None]
+    ) -> tuple[int, Found]:
+        """Return (step, attempt(step)) of the first of `steps` at which it does not raise Damaged.
+
+        Those before it are said and, unless read_only, moved to `workdir/damaged`, never deleted. Raises UserError where none
+        is whole; nothing is moved then. All processes call it together.
+        """
+        damaged: list[Damaged] = []
+        for step in steps:
+            found, error = None, None
+            try:
+                found = attempt(step)
+            except Damaged as one:
+                error = one
+            if agreed(error is None):
+                for one, other in zip(damaged, steps):
+                    moved = "" if self.read_only else f"; it lies in {self.set_aside(other)} now"
+                    say(f"{one}: taking that of step {step}{moved}")
+                if damaged and not self.read_only:
+                    self.manager.reload()
+                return step, found
+            damaged.append(error or Damaged(self.folder(step), "another process could not read it"))
+        raise UserError(f"{damaged[0]}, and no whole one is left in {self.workdir}: bring a copy back or use another --workdir")
+
+    def set_aside(self, step: int) -> Path:
+        """Move a checkpoint out of Orbax's sight; return where it lies then."""
+        folder = self.workdir / ASIDE
+        taken = sum(path.name.partition("-")[0] == str(step) for path in folder.glob("*"))
+        target = folder / (f"{step}-{taken + 1}" if taken else str(step))
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            shutil.move(self.folder(step), target)
+        agreed(True)  # nobody lists the folder before it is moved
+        return target
 
     def wait(self) -> None:
         """Block until every started save is on disk."""
@@ -122,18 +270,10 @@ def to_tree(state: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def compare(wanted: Any, stored: Any, path: Any) -> None:
+def compare(wanted: Any, have: Mapping[str, tuple[int, ...]], path: Any) -> None:
     """Raise UserError naming the first array that a checkpoint lacks or holds in another shape."""
-
-    def shapes(tree):
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {keys(p): tuple(x.shape) for p, x in leaves if hasattr(x, "shape")}
-
-    def keys(path):
-        return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
-
-    have, want = shapes(stored), shapes(wanted)
-    for name, shape in want.items():
+    for keys, x in jax.tree_util.tree_flatten_with_path(wanted)[0]:
+        name, shape = path_of(keys), tuple(x.shape)
         if name not in have:
             raise UserError(
                 f"checkpoint {path} has no '{name}': it is of another model or optimizer; use another --workdir"
@@ -145,32 +285,34 @@ def compare(wanted: Any, stored: Any, path: Any) -> None:
             )
 
 
-def is_published(path: str | Path) -> bool:
-    """Tell a model folder in Hugging Face's layout from a run: its config.json names no objective."""
-    try:
-        return "objective" not in json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+def agreed(good: bool) -> bool:
+    """Tell whether all processes say so."""
+    if jax.process_count() == 1:
+        return good
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.array(good))))
 
 
-def load_params(config: Config, workdir: Path, step: str) -> Any:
-    """Read the parameters (their average when the run kept one) of a checkpoint onto this machine's first device.
+def ranks(step: int, figures: Mapping[str, float] | None) -> dict[str, float] | None:
+    """Return the finite figures with their step, by which equal ones are told apart."""
+    return None if figures is None else {n: float(v) for n, v in figures.items() if math.isfinite(v)} | {"step": step}
 
-    `step`: a number, "latest", "best", or "auto": the best one of a run with patience (`Config.stop`), else the latest.
-    """
-    check((workdir / "checkpoints").is_dir(), f"'{workdir}' has no finished checkpoint yet")
-    checkpoints = Checkpoints(workdir, config.keep, read_only=True, stop=config.stop)
-    saved = checkpoints.manager.all_steps()
-    check(len(saved) > 0, f"'{workdir}' has no finished checkpoint yet")
-    named = {"auto": checkpoints.result, "latest": checkpoints.latest, "best": checkpoints.best}
-    if step in named:
-        number = named[step]()
-    else:
-        kept = ", ".join(map(str, saved))
-        check(step.isdigit() and int(step) in saved, f"--step={step}: '{workdir}' has {kept}; or say auto, latest or best")
-        number = int(step)
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    part = "average" if config.optimizer.average else "params"
-    stored = checkpoints.stored(number)[part]
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype, sharding=place), stored)
-    return checkpoints.restore(number, abstract, part=part)
+
+def figures_in(folder: Path) -> dict[str, float] | None:
+    """Read the figures that Orbax keeps beside a save; None where there are none."""
+    path = folder / "metrics" / "metrics"
+    return load_json(path, dict) if path.is_file() else None
+
+
+def mend_figures(folder: Path) -> None:
+    """Write figures that cannot be read anew from the notes of their saves: Orbax opens those of all saves at its start."""
+    for path in folder.glob("[0-9]*/metrics/metrics"):
+        with contextlib.suppress(UserError):
+            if all(isinstance(x, int | float) for x in load_json(path, dict).values()):
+                continue
+        figures = None
+        with contextlib.suppress(UserError, OSError):
+            notes = load_json(path.parents[1] / "notes" / "metadata", dict)
+            figures = notes.get("figures") if is_sealed(notes) else None
+        replace_file(path, dump_json(figures or {}))

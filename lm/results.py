@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,19 @@ from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
 from lm.state import TrainState
 from lm.stopping import Watch
+from lm.strict_json import load_json
 from lm.tasks.downstream import logged
 from lm.tasks.open import label
-from lm.tasks.subject import Subject
+from lm.tasks.subject import Subject, Task
 from lm.writers import finite
 
 
-def measured(run: Any, params: Any) -> dict[str, float]:
-    """Measure the config's tasks: `eval/NAME/METRIC`; nothing where processes share the parameters."""
+def measured(run: Any, params: Any, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Measure tasks of the config: `eval/NAME/METRIC`; nothing where processes share the parameters."""
     if jax.process_count() > 1:
         return {}
     subject = Subject(run.config, params, run.corpus.tokenizer, seed=run.config.seed)
-    found = {label(name): task.measure(subject) for name, task in run.tasks.items()}
+    found = {label(name): task.measure(subject) for name, task in tasks.items()}
     return {f"eval/{name}/{metric}": f.value for name, figures in found.items() for metric, f in figures.items()}
 
 
@@ -44,7 +44,7 @@ def samples(run: Any, params: Any) -> list[tuple[str, str]]:
         params,
         tokenizer,
         list(run.config.samples),
-        max_new_tokens=min(200, objective.model.context // 2),
+        max_new_tokens=new_tokens(objective),
         sampling=Sampling(temperature=0.8),
         seed=run.config.seed,
     )
@@ -52,15 +52,19 @@ def samples(run: Any, params: Any) -> list[tuple[str, str]]:
     return [(title, sample.prompt + sample.text) for title, sample in zip(titles, found)]
 
 
+def new_tokens(objective: Any) -> int:
+    """Return the length of a sample."""
+    return min(200, objective.model.context // 2)
+
+
 def done(config: Config, workdir: Path, step: int, watch: Watch) -> str | None:
     """Say that a run is at its end; None where something is left to do, and be it to measure the best checkpoint."""
     if not watch.over and step < config.steps:
         return None
-    if config.stop.patience:
-        path = workdir / "summary.json"
-        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if "best_step" not in summary or summary["steps"] != step:  # killed between the last save and the summary
-            return None
+    path = workdir / "summary.json"
+    summary = load_json(path, dict) if path.exists() else {}
+    if summary.get("steps") != step or (config.stop.patience and "best_step" not in summary):
+        return None  # killed between the last save and the summary
     if watch.over:
         told = f"{workdir} stopped early at step {step}: {watch.reason()}; raise --config.stop.patience"
     else:
@@ -84,6 +88,6 @@ def conclude(run: Any, abstract: TrainState, step: int, watch: Watch, say: Calla
     best, part = saved.best(), "params" if abstract.average is None else "average"
     say(f"figures and predictions are those of step {best}, the best by eval/validation/{rule.metric}")
     params = saved.restore(best, getattr(abstract, part), part=part)
-    found = run.held_out(params) | logged(run.held_out, params, run.workdir) | measured(run, params)
+    found = run.held_out(params) | logged(run.held_out, params, run.workdir) | measured(run, params, run.tasks)
     told = {"stopped": watch.reason()} if watch.over else {}
     return {**told, "best_step": best, "stop": asdict(rule), **finite(found)}

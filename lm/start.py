@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lm.checkpoint import Checkpoints, is_published
+from lm.checkpoint import Checkpoints
 from lm.config import Config, read_config
 from lm.errors import UserError, check
 from lm.groups import is_added
+from lm.runs import is_published
 from lm.state import TrainState
 
 MOST = 8  # names listed of each kind
@@ -37,10 +38,20 @@ def from_run(path: Path, config: Config, state: TrainState, abstract: TrainState
     its own are drawn anew. Raises UserError where shapes differ or nothing fits.
     """
     run = read_config(path)
-    part = "average" if run.optimizer.average else "params"
     other = Checkpoints(path, run.keep, read_only=True, stop=run.stop)
-    step = other.result()
-    check(step is not None, f"start='{path}' has no finished checkpoint")
+    check(bool(other.steps()), f"start='{path}' has no finished checkpoint")
+
+    def attempt(step: int) -> tuple[TrainState, list[str]]:
+        return taken(path, run, other, step, config, state, abstract)
+
+    return other.first_whole(other.results(), attempt, print)[1]
+
+
+def taken(
+    path: Path, run: Config, other: Checkpoints, step: int, config: Config, state: TrainState, abstract: TrainState
+) -> tuple[TrainState, list[str]]:
+    """Take the arrays of one checkpoint; raises Damaged where it is not whole."""
+    part = "average" if run.optimizer.average else "params"
     wanted, theirs = (flatten_dict(tree, sep="/") for tree in (abstract.params, plain(other.stored(step)[part])))
     other_labels = relabelled(config.objective, run.objective)
     both = {name: one for name, one in matched(wanted, theirs).items() if not other_labels(name)}

@@ -1,5 +1,6 @@
 """The training state: its abstract form, its layout on the mesh, and how it is drawn."""
 
+import math
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from lm.errors import check
 from lm.groups import flat
 from lm.models import lora
 from lm.sharding import Named, is_named, shardings, unbox
+from lm.sizes import check_memory, readable
 
 
 class TrainState(struct.PyTreeNode):
@@ -97,3 +99,21 @@ def initialise(config: Config, batch: Any, abstract: TrainState) -> TrainState:
         return create(config, optimizer, params)
 
     return jax.jit(draw, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(config.seed)
+
+
+def check_state(abstract: TrainState) -> None:
+    """Raise UserError where the state, an array each device's part, is more than the devices have."""
+    leaves = jax.tree.leaves(abstract)
+    parts = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    remedy = "make the model smaller or shard it: mesh.fsdp, mesh.tensor"
+    check_device_memory(parts, "the state (parameters, optimizer)", remedy)
+
+
+def check_device_memory(count: float, what: str, remedy: str) -> None:
+    """Raise UserError where `count` bytes a device are more than it has; devices of a CPU share the machine's memory."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None:
+        check_memory(count * jax.local_device_count(), what, remedy)
+    else:
+        check(count <= limit, f"{what} needs {readable(count)} a device, which has {readable(limit)}; {remedy}")

@@ -19,17 +19,18 @@ from lm.config import Config, read_config, to_json
 from lm.data.pipeline import prefetch
 from lm.data.prepare import Corpus, prepare
 from lm.errors import check
+from lm.looks import due, look, rehearse
 from lm.objectives.base import resolve, training_batches
 from lm.outputs import replace_file
 from lm.preemption import Stop
 from lm.progress import Meter, announce, changes, summary
-from lm.results import conclude, done, measured, samples
+from lm.results import conclude, done
+from lm.runs import digest_of, owned
 from lm.schedules import factor
 from lm.sharding import local_rows, make_mesh, place
 from lm.start import begin
-from lm.state import TrainState, abstract_params, abstract_state, chain, initialise
+from lm.state import TrainState, abstract_params, abstract_state, chain, check_device_memory, check_state, initialise
 from lm.stopping import Watch
-from lm.tasks.downstream import logged
 from lm.tasks.language import HeldOut, held_out_of
 from lm.tasks.learning_curve import curves
 from lm.tasks.open import named
@@ -131,7 +132,14 @@ def compile_step(config: Config, abstract: TrainState, batch: Any) -> jax.stages
     step = jax.jit(
         lambda state, batch: train_step(config, optimizer, state, batch), donate_argnums=0, out_shardings=(layout, None)
     )
-    return step.lower(abstract, batch).compile()
+    compiled = step.lower(abstract, batch).compile()
+    if memory := compiled.memory_analysis():
+        check_device_memory(
+            memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+            "a step",
+            "lower batch, raise micro_batches, set objective.model.remat, or shard over a larger mesh",
+        )
+    return compiled
 
 
 @dataclass(frozen=True)
@@ -145,11 +153,17 @@ class Run:
     checkpoints: Checkpoints
     held_out: HeldOut | None
     tasks: dict[str, Task]
+    batch: Any  # its shapes
     lead: bool
     began: float  # time.monotonic() less the seconds of earlier sittings
 
     def seconds(self) -> float:
         return time.monotonic() - self.began
+
+    def notes(self, watch: Watch, looked: bool) -> dict[str, Any]:
+        """Return what a checkpoint holds beside the state; `looked`: whether the evaluation of its step is behind it."""
+        known = {"objective": digest_of(self.config.objective), "looked": looked, "seconds": self.seconds()}
+        return known | watch.notes() | self.corpus.identity()
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -157,6 +171,14 @@ def train(config: Config, workdir: Path) -> None:
 
     Raises UserError for whatever the user can mend. A signal that asks the run to end makes it save first.
     """
+    with Stop() as stop, owned(workdir):
+        sitting(config, workdir, stop)
+    if stop.signal == signal.SIGINT:
+        sys.exit(130)
+
+
+def sitting(config: Config, workdir: Path, stop: Stop) -> None:
+    """Train in a folder that this process owns, until the end or a signal."""
     began, lead = time.monotonic(), jax.process_index() == 0
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     rows = local_rows(mesh, config.batch)
@@ -169,22 +191,24 @@ def train(config: Config, workdir: Path) -> None:
         f"stop.patience={config.stop.patience} looks at held-out data: set data.validation (a share or a source) or data.fold",
     )
     batches = training_batches(config, corpus, rows)
-    with Stop() as stop, jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         batch = abstract_batch(place(batches[0], mesh, config.batch))
         abstract = abstract_state(config, batch, mesh)
+        check_state(abstract)
+        rehearse(config, tasks, corpus.tokenizer, abstract.params)
         checkpoints = Checkpoints(workdir, config.keep, stop=config.stop)
         stack.callback(checkpoints.close)  # after an error, too: a save that has begun comes to its end
         state, start, notes = restore(config, workdir, checkpoints, corpus, abstract, batch)
         watch = Watch(config.stop, notes)
-        if line := done(config, workdir, start, watch):
+        looked = notes.get("looked", True)
+        if line := looked and done(config, workdir, start, watch):
             if lead:
                 print(line)
             return
         held_out = held_out_of(config, corpus, mesh) if corpus.holds_out else None
         check_figure(config, held_out)
-        run = Run(config, workdir, corpus, mesh, checkpoints, held_out, tasks, lead, began - notes["seconds"])
+        run = Run(config, workdir, corpus, mesh, checkpoints, held_out, tasks, batch, lead, began - notes["seconds"])
         if lead:  # after restore: a config that does not fit the run must not replace the run's own
-            workdir.mkdir(parents=True, exist_ok=True)
             for change in changes(read_config(workdir), config) if start else ():
                 print(f"changed since the last sitting: {change}")
             replace_file(workdir / "config.json", to_json(config))
@@ -194,9 +218,13 @@ def train(config: Config, workdir: Path) -> None:
             announce(run, abstract, start, writers.say)
             for line in privacy.said(config, corpus, batches):
                 writers.say(line)
-            step_function = compile_step(config, abstract, batch)
-            writers.say(f"compiled; first step {time.monotonic() - began:.1f} s after the start")
-            meter = Meter(config, writers, watch)
+            meter, step_function = Meter(config, writers, watch), None
+            if not looked:  # the last sitting was ended between a save and its evaluation
+                look(run, start, state, meter, writers, ending=False, saved=True)
+            if start < config.steps and not watch.over:
+                step_function = compile_step(config, abstract, batch)
+                writers.say(f"compiled; first step {time.monotonic() - began:.1f} s after the start")
+                meter = Meter(config, writers, watch)
             step = loop(run, state, start, step_function, batches, meter, writers, stop)
             found = conclude(run, abstract, step, watch, writers.say)
             checkpoints.wait()
@@ -205,8 +233,6 @@ def train(config: Config, workdir: Path) -> None:
             writers.close(summary(run, abstract, step) | privacy.promise(config, corpus, batches, step) | found)
     if lead:
         curves(workdir)
-    if stop.signal == signal.SIGINT:
-        sys.exit(130)
 
 
 def check_figure(config: Config, held_out: HeldOut | None) -> None:
@@ -239,38 +265,12 @@ def loop(run: Run, state, start, step_function, batches, meter: Meter, writers: 
     return step
 
 
-def look(run: Run, step: int, state: TrainState, meter: Meter, writers: Writers, ending: bool) -> None:
-    """Evaluate, sample and save, each when it is due; an evaluation better than all before is saved too."""
-    config, last, params, watch = run.config, step == run.config.steps, state.best_params(), meter.watch
-    figures, improved = None, False
-    if run.held_out and (last or due(config.every.evaluate, step)):
-        # With patience the files are the best checkpoint's (`conclude`).
-        folder = run.workdir if last and not config.stop.patience else None
-        found = run.held_out(params) | logged(run.held_out, params, folder)
-        writers.write(step, found)
-        figures = {name.removeprefix("eval/validation/"): value for name, value in found.items()}
-        improved = watch.see(step, figures)
-    if run.tasks and (last or due(config.every.evaluate, step)):
-        writers.write(step, measured(run, params))
-    if ending or watch.over or due(config.every.save, step) or (improved and config.keep.best):
-        notes = {"seconds": run.seconds(), **watch.notes(), **run.corpus.identity()}
-        run.checkpoints.save(step, state, notes, figures)
-    if due(config.every.sample, step) or (config.every.sample and (last or watch.over)):
-        for title, text in samples(run, params):
-            writers.text(step, title, text)
-
-
 def profile(run: Run, count: int) -> None:
     """Trace `config.profile` steps after the first ten of a sitting, for TensorBoard or Perfetto."""
     if run.config.profile and count == 11:
         jax.profiler.start_trace(run.workdir / "profile")
     elif run.config.profile and count == 11 + run.config.profile:
         jax.profiler.stop_trace()
-
-
-def due(every: int, step: int) -> bool:
-    """Tell whether something done every so many steps is due after this one."""
-    return every > 0 and step % every == 0
 
 
 def abstract_batch(batch: Any) -> Any:
@@ -281,17 +281,23 @@ def abstract_batch(batch: Any) -> Any:
 def restore(config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Corpus, abstract: TrainState, batch: Any):
     """Give (state, step, notes of the save): from the workdir, else weights from `config.start`, else random.
 
-    Raises UserError when the workdir's run had other data or another model.
+    A damaged checkpoint is set aside for the one before. Raises UserError when the workdir's run had other data or another
+    model, or when no checkpoint of it is whole.
     """
-    step = checkpoints.latest()
-    if step is not None:
+    lead = jax.process_index() == 0
+
+    def attempt(step: int):
         notes = checkpoints.notes(step)
         corpus.check_identity(notes, workdir, "use another --workdir")
         check(step <= config.steps, f"{workdir} is at step {step} already, past steps={config.steps}")
-        return checkpoints.restore(step, abstract), step, notes
+        return checkpoints.restore(step, abstract), notes
+
+    if steps := checkpoints.steps():
+        step, (state, notes) = checkpoints.first_whole(steps[::-1], attempt, lambda line: lead and print(line, flush=True))
+        return state, step, notes
     state = initialise(config, batch, abstract)
     if config.start:
         state, lines = begin(config, state, abstract)
-        if jax.process_index() == 0:
+        if lead:
             print("\n".join(lines), flush=True)
     return state, 0, {"seconds": 0.0}

@@ -113,7 +113,7 @@ def reopened(config: Config, workdir: Path | None = None) -> HeldOut:
     config, corpus = resolve(config, prepare(config.data, report=print))
     if workdir:
         checkpoints = Checkpoints(workdir, config.keep, read_only=True)
-        notes = checkpoints.notes(checkpoints.latest())
+        _, notes = checkpoints.first_whole(checkpoints.results(), checkpoints.notes, lambda line: None)
         corpus.check_identity(notes, workdir, "name what to measure with --tasks")
     check(corpus.holds_out, "this run held no text out: its config has validation=0")
     mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])

@@ -1,0 +1,112 @@
+"""A run's folder: who owns it, and the parameters of a checkpoint whose config and tokenizer are those that made it."""
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm.checkpoint import Checkpoints, agreed, compare
+from lm.config import Config, read_config, to_json
+from lm.errors import UserError, check
+from lm.integrity import path_of, shape_in
+from lm.outputs import Claim
+from lm.sharding import unbox
+from lm.strict_json import load_json
+
+
+def is_published(path: str | Path) -> bool:
+    """Tell a model folder in Hugging Face's layout from a run: its config.json names no objective."""
+    try:
+        return "objective" not in load_json(Path(path) / "config.json", dict)
+    except (OSError, UserError):
+        return False
+
+
+def load_params(config: Config, workdir: Path, step: str, tokenizer: str = "") -> Any:
+    """Read the parameters (their average when the run kept one) of a checkpoint onto this machine's first device.
+
+    `step`: a number, "latest", "best", or "auto": the best one of a run with patience (`Config.stop`), else the latest; of
+    these words a damaged one is passed over, with a line on stderr. `tokenizer`: the digest of the one that is to be used.
+    Raises UserError where the config or the tokenizer are not those that the checkpoint was trained with.
+    """
+    check((workdir / "checkpoints").is_dir(), f"'{workdir}' has no finished checkpoint yet")
+    checkpoints = Checkpoints(workdir, config.keep, read_only=True, stop=config.stop)
+    saved = checkpoints.steps()
+    check(len(saved) > 0, f"'{workdir}' has no finished checkpoint yet")
+    by_number = step not in ("auto", "latest", "best")
+    kept = ", ".join(map(str, saved))
+    check(
+        not by_number or (step.isdecimal() and int(step) in saved),
+        f"--step={step}: '{workdir}' has {kept}; or say auto, latest or best",
+    )
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    part = "average" if config.optimizer.average else "params"
+
+    def attempt(number: int) -> Any:
+        notes = checkpoints.notes(number)
+        check_tokenizer(notes, tokenizer, workdir)
+        if digest_of(read_config(workdir).objective) != notes.get("objective"):
+            check_objective(config.objective, notes, part, checkpoints.folder(number))
+        stored = checkpoints.stored(number)
+        check(part in stored, f"checkpoint {checkpoints.folder(number)} has no '{part}': config.json is of another run")
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype, sharding=place), stored[part])
+        return checkpoints.restore(number, abstract, part=part)
+
+    if by_number:
+        return attempt(int(step))
+    return checkpoints.first_whole(checkpoints.results(step), attempt, lambda line: print(line, file=sys.stderr, flush=True))[1]
+
+
+def digest_of(objective: Any) -> str:
+    """Return the digest of a resolved objective, by which a checkpoint's notes name it."""
+    return hashlib.sha256(to_json(objective).encode()).hexdigest()
+
+
+def check_tokenizer(notes: Mapping[str, Any], tokenizer: str, workdir: Path) -> None:
+    """Raise UserError where a tokenizer's digest is not that of the one which the run was trained with."""
+    trained = notes.get("tokenizer") or tokenizer
+    check(
+        not tokenizer or tokenizer == trained,
+        f"{workdir / 'tokenizer.json'} is not the tokenizer that the run was trained with: bring it back",
+    )
+
+
+def check_objective(objective: Any, notes: Mapping[str, Any], part: str, path: Path) -> None:
+    """Raise UserError where a config's own parameters are not those of the checkpoint that it stands beside.
+
+    Traces the network, which takes a second: only for an objective that is not the one which the notes name.
+    """
+    arrays = notes.get("arrays")
+    if not arrays or not notes.get("batch"):  # of before checksums, or made of a published folder
+        return
+    batch = {name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (shape, dtype) in notes["batch"].items()}
+    wanted = {part: unbox(jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), batch))}
+    compare(wanted, {name: shape_in(entry) for name, entry in arrays.items()}, path)
+    known = {path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(wanted)[0]}
+    if more := [name for name in arrays if name.startswith(f"{part}/") and name not in known]:
+        raise UserError(f"checkpoint {path} holds '{more[0]}', which config.json knows nothing of: it is of another model")
+
+
+@contextlib.contextmanager
+def owned(workdir: Path):
+    """Hold the only right to write a run's folder; raises UserError in all processes where another run has it."""
+    claim, error = None, None
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            claim = Claim(workdir, "name another --workdir")
+        except (UserError, OSError) as one:
+            error = one
+    if not agreed(error is None):
+        raise error or UserError(f"process 0 cannot write '{workdir}'")
+    try:
+        yield
+    finally:
+        if claim:
+            claim.close()
+            with contextlib.suppress(OSError):  # what nothing was written to is not left behind
+                workdir.rmdir()
