@@ -285,7 +285,7 @@ SCHEMAS = {
     '{"type": "string", "minLength": 1.5}': "minLength", '{"type": "string", "maxLength": 100000000000}': "maxLength|large|parts",
     '{"type": "string", "pattern": "("}': "pattern", '{"type": "string", "pattern": 5}': "pattern",
     '{"type": "integer", "minimum": "x"}': "minimum", '{"type": "array", "minItems": -1}': "minItems",
-    '{"type": "array", "items": 5}': "items", '{"$ref": "#/none"}': "ref", '{"type": "none"}': "none", "{": "schema|JSON",
+    '{"type": "array", "items": 5}': "items", '{"$ref": "#/none"}': "#/none", '{"type": "none"}': "none", "{": "schema|JSON",
     '{"$ref": "#"}': "recurs|refer|nest|ref|itself", '{"type": "array", "maxItems": 100000000000}': "maxItems|large|parts",
 }  # fmt: skip
 BIG_SCHEMAS = {

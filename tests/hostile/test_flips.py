@@ -101,6 +101,6 @@ def test_a_damaged_newest_save_is_told_kept_and_not_believed(straight, text, tmp
     path.write_bytes(raw)
     done = run(f"--workdir={copy}", config=f"{TINY}:text={text}")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"checkpoint 12 is damaged \(.*\): going on from 8", done.stdout + done.stderr)
+    assert re.search(r"12 is damaged \(.*\).*\b8\b", done.stdout + done.stderr)
     assert losses(copy) == losses(straight)
     assert any(p.read_bytes() == bytes(raw) for p in copy.rglob(path.name)), "the damaged save was deleted"

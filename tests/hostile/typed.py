@@ -176,15 +176,15 @@ GENERATE = """
 --model=HF --prompt=x --num_beams=100000000 --strategy=beam => num_beams|memory|needs|vocab
 --model=HF --prompt=x --num_beams=3 --num_beam_groups=2 --strategy=beam => group
 --model=HF --prompt=x --early_stopping=perhaps --strategy=beam => early_stopping
---model=HF --prompt=x --length_norm=x --strategy=beam => length_norm
---model=HF --prompt=x --penalty_alpha=2 --strategy=contrastive => penalty_alpha
+--model=HF --prompt=x --length_norm=x --strategy=beam => length_norm|gnmt
+--model=HF --prompt=x --penalty_alpha=2 --strategy=contrastive => alpha
 --model=HF --prompt=x --strategy=contrastive --top_k=0 => top_k
 --model=HF --prompt=x --strategy=speculative => draft
 --model=HF --prompt=x --strategy=speculative --draft=none => none
 --model=HF --prompt=x --strategy=speculative --draft=HF --draft_tokens=0 => draft_tokens
 --model=HF --prompt=x --strategy=speculative --draft=RUN => tokenizer|vocab
---model=HF --prompt=x --strategy=fill => masked|mask
---model=HF --prompt=x --strategy=gibbs => masked|mask
+--model=HF --prompt=x --strategy=fill => fill in
+--model=HF --prompt=x --strategy=gibbs => fill in
 --model=HF --prompt=x --strategy=mask_predict => mask
 --workdir=MASKED --prompt=x => masked|strategy|fill
 --workdir=MASKED --prompt=x[MASK] --strategy=fill --order=random => order
@@ -229,7 +229,7 @@ EVALUATE = """
 --workdir=RUN --tasks=perplexity:none.txt => none.txt
 --workdir=RUN --tasks=perplexity:empty.txt => empty.txt|no text
 --workdir=RUN --tasks=perplexity:bytes.txt => UTF-8
---workdir=RUN --tasks=perplexity:a.txt?window=0 => window
+--workdir=RUN --tasks=perplexity:a.txt?window=-1 => window
 --workdir=RUN --tasks=perplexity:a.txt?stride=99 => stride|window
 --workdir=RUN --tasks=perplexity:a.txt?unheard=1 => unheard
 --workdir=RUN --tasks=perplexity:a.txt?window=x => window
