@@ -70,7 +70,10 @@ def arrays(folder: Path) -> list[bytes]:
     import jax
     import orbax.checkpoint as ocp
 
-    tree = ocp.StandardCheckpointer().restore((folder / "checkpoints" / "12" / "state").absolute())
+    reader, path = ocp.PyTreeCheckpointer(), (folder / "checkpoints" / "12" / "state").absolute()
+    saved = reader.metadata(path).item_metadata.tree
+    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)  # whatever devices it was saved from
+    tree = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
