@@ -10,7 +10,6 @@ their frequencies for 700 steps. Configs on real data take shapes and optimizer 
 from dataclasses import replace
 from typing import Literal
 
-from lm.runs import is_published
 from lm.config import Config, Every, Optimizer, Schedule
 from lm.data.prepare import Data
 from lm.data.sources import source_from
@@ -20,6 +19,7 @@ from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.objectives.denoise import Denoise
 from lm.objectives.masked import Masked
+from lm.runs import is_published
 
 DECODER = Transformer(context=128, width=128, depth=3, heads=4, activation="gelu", positions="rotary", unroll=0)
 ENCODER = replace(DECODER, types=2, transform=True, head_bias=True, init_positions=0.02, init_truncate=True)
