@@ -21,7 +21,7 @@ from lm.errors import UserError, one_line, translate
 from lm.integrity import checksums, is_sealed, path_of, seal, shape_in
 from lm.outputs import replace_file
 from lm.stopping import EarlyStop
-from lm.strict_json import dump_json, load_json
+from lm.strict_json import load_json
 
 BY_LOSS = EarlyStop()
 ASIDE = "damaged"  # the folder of a run that damaged checkpoints are moved to
@@ -54,15 +54,17 @@ class Checkpoints:
         if keep.best:
             ranked = {"get_metric_fn": stop.rank, "reverse": True, "n": keep.best}
             kept.append(policies.BestN(**ranked, keep_checkpoints_without_metrics=False))  # else all that were not evaluated
-        if not read_only and jax.process_index() == 0:
-            mend_figures(folder)
+
+        class Manager(ocp.CheckpointManager):
+            def metrics(self, step: int) -> dict[str, float] | None:
+                return figures_of(folder / str(step))  # Orbax's own would raise on those of any save that is damaged
+
         before = set(threading.enumerate())
-        self.manager = ocp.CheckpointManager(
+        self.manager = Manager(
             folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
-                # Whoever only looks ranks by the notes: with a `best_fn` Orbax opens the figures of every save, whole or not.
-                best_fn=None if read_only else stop.rank,
+                best_fn=stop.rank,
                 best_mode="min",
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=not read_only,
@@ -81,7 +83,7 @@ class Checkpoints:
 
     def ranked(self) -> list[int]:
         """List the steps that were evaluated, the best first, of equal ones the earliest."""
-        figures = {step: found for step in self.steps() if (found := self.figures(step)) is not None}
+        figures = {step: found for step in self.steps() if (found := figures_of(self.folder(step))) is not None}
         return sorted(figures, key=lambda step: self.stop.rank(figures[step]))
 
     def best(self) -> int | None:
@@ -99,14 +101,6 @@ class Checkpoints:
             best = self.ranked()
             return [*best, *(one for one in newest if one not in best)]
         return newest
-
-    def figures(self, step: int) -> dict[str, float] | None:
-        """Return the figures of the evaluation at this step; None where there was none or they cannot be read."""
-        try:
-            notes = self.notes(step)
-            return notes["figures"] if "figures" in notes else figures_in(self.folder(step))
-        except UserError:
-            return None
 
     def folder(self, step: int) -> Path:
         """Return where a step lies."""
@@ -299,20 +293,15 @@ def ranks(step: int, figures: Mapping[str, float] | None) -> dict[str, float] | 
     return None if figures is None else {n: float(v) for n, v in figures.items() if math.isfinite(v)} | {"step": step}
 
 
-def figures_in(folder: Path) -> dict[str, float] | None:
-    """Read the figures that Orbax keeps beside a save; None where there are none."""
-    path = folder / "metrics" / "metrics"
-    return load_json(path, dict) if path.is_file() else None
+def figures_of(folder: Path) -> dict[str, float] | None:
+    """Return the figures of the evaluation at a save's step, from its notes, or, before those held them, from Orbax's file.
 
-
-def mend_figures(folder: Path) -> None:
-    """Write figures that cannot be read anew from the notes of their saves: Orbax opens those of all saves at its start."""
-    for path in folder.glob("[0-9]*/metrics/metrics"):
-        with contextlib.suppress(UserError):
-            if all(isinstance(x, int | float) for x in load_json(path, dict).values()):
-                continue
-        figures = None
-        with contextlib.suppress(UserError, OSError):
-            notes = load_json(path.parents[1] / "notes" / "metadata", dict)
-            figures = notes.get("figures") if is_sealed(notes) else None
-        replace_file(path, dump_json(figures or {}))
+    None where there was none, and where they cannot be read: only ranking needs them.
+    """
+    with contextlib.suppress(UserError, OSError):
+        notes = load_json(folder / "notes" / "metadata", dict)
+        if "figures" in notes and is_sealed(notes):
+            return notes["figures"]
+    with contextlib.suppress(UserError, OSError):
+        return load_json(folder / "metrics" / "metrics", dict)
+    return None

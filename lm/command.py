@@ -41,7 +41,7 @@ def run(main: Callable[[list[tuple[str, str]]], None]) -> None:
     from lm.platform import keep_freed_memory
 
     keep_freed_memory()
-    logging.set_verbosity(logging.ERROR)  # Orbax tells of every file it writes
+    logging.set_verbosity(logging.FATAL)  # Orbax tells of every file it writes; its errors are told in our words
 
     try:
         argv, overrides = split_overrides(sys.argv)

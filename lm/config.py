@@ -4,27 +4,30 @@ A config file is a Python file with a function `config(...) -> Config`; the ARG 
 pairs joined by commas and becomes that function's keyword arguments. `--config.a.b=value` then replaces single fields.
 """
 
-import ast
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
-import inspect
 import json
-import math
 import os
-import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from lm.data.prepare import Data
-from lm.errors import UserError, check, check_choices, check_range, unknown
+from lm.errors import UserError, check, check_choices, check_range, one_line, unknown
+from lm.fields import arguments, described, fits, hints, override, parse
 from lm.groups import Groups
 from lm.privacy import Private
 from lm.stopping import EarlyStop
-from lm.suggestions import no_field
+from lm.strict_json import parse_json
+
+__all__ = ["Config", "Every", "Keep", "Mesh", "Optimizer", "Schedule", "arguments", "from_json", "load", "override", "parse",
+           "read_config", "to_json"]  # fmt: skip
+# Rooms of lm whose dataclasses a config is made of.
+DESCRIBING = {"config", "objectives", "models", "data", "corruption", "stopping", "groups", "privacy"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,7 @@ class Schedule:
 class Config:
     """One run, whole. `batch` counts sequences a step over all devices; `objective` is the object, not its name."""
 
-    objective: Any
+    objective: Any = field(metadata={"package": "lm.objectives"})
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
@@ -132,7 +135,7 @@ class Config:
     wandb: bool = False
 
     def __post_init__(self):
-        check_range(self, 1, float("inf"), "steps", "batch", "micro_batches", "skip_limit")
+        check_range(self, 1, 2**31, "steps", "batch", "micro_batches", "skip_limit")  # counted in int32
         check_range(self, 0, float("inf"), "evaluate_batches", "profile")
         check_range(self, -(2**31), 2**31, "seed")
         check(self.every.log > 0, f"every.log={self.every.log} must be positive")
@@ -145,113 +148,43 @@ class Config:
         )
 
 
-# -- text to typed values ----------------------------------------------------------------------------------------------
-
-
-def parse(text: str, kind: Any, name: str) -> Any:
-    """Read one value of the annotated type `kind`; `name` is for the error."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if text.lower() == "none" and type(None) in args:
-            return None
-        options = [a for a in args if a is not type(None)]
-        for option in options[:-1]:
-            try:
-                return parse(text, option, name)
-            except UserError:
-                continue
-        return parse(text, options[-1], name)
-    if origin is Literal:
-        for option in args:
-            if str(option) == text:
-                return option
-        raise unknown(f"value of {name}", text, [str(a) for a in args])
-    if origin is tuple:
-        items = [t for t in text.strip("()[] ").split(",") if t.strip()]
-        kinds = [args[0]] * len(items) if args[-1] is Ellipsis else args
-        check(len(kinds) == len(items), f"{name}: expected {len(kinds)} values joined by commas, got '{text}'")
-        return tuple(parse(t.strip().strip("'\""), k, name) for t, k in zip(items, kinds, strict=True))
-    if kind is bool:
-        table = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        check(text.lower() in table, f"{name}: '{text}' is not true or false")
-        return table[text.lower()]
-    if kind in (int, float):
-        return number(text, kind, name)
-    if kind is str:
-        return text
-    raise UserError(f"{name} cannot be set from the command line; set it in the config file")
-
-
-def number(text: str, kind: type, name: str) -> float | int:
-    """Read a number; 1e3 and 2_000 are whole numbers too."""
-    try:
-        value = ast.literal_eval(text)
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if fits and (kind is float or value == kind(value)):
-            return kind(value)
-    except (ValueError, SyntaxError, OverflowError):
-        pass
-    raise UserError(f"{name}: '{text}' is not {'a whole number' if kind is int else 'a number'}")
-
-
-def hints(cls: type) -> dict[str, Any]:
-    """Map a dataclass's field names to their annotated types."""
-    found = typing.get_type_hints(cls)
-    return {f.name: found[f.name] for f in dataclasses.fields(cls) if f.init}
-
-
-def override(config: Any, pairs: Sequence[tuple[str, str]], seen: str = "", whole: Any = None) -> Any:
-    """Replace fields at dotted paths by parsed values, all at once; unknown names fail with the one in `whole` they mean."""
-    valid = hints(type(config))
-    changes: dict[str, Any] = {}
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for path, text in pairs:
-        name, _, rest = path.partition(".")
-        where = f"{seen}{name}"
-        if name not in valid:
-            raise no_field(whole or config, f"{seen}{path}")
-        value = getattr(config, name)
-        if rest:
-            check(dataclasses.is_dataclass(value), f"{where} has no fields of its own (it is {value!r})")
-            groups.setdefault(name, []).append((rest, text))
-        elif dataclasses.is_dataclass(value):
-            raise UserError(f"{where} is a group of fields; set one of them: {', '.join(hints(type(value)))}")
-        else:
-            changes[name] = parse(text, valid[name], where)
-    changes |= {n: override(getattr(config, n), inner, f"{seen}{n}.", whole or config) for n, inner in groups.items()}
-    return dataclasses.replace(config, **changes)
+# -- config files ------------------------------------------------------------------------------------------------------
 
 
 def load(spec: str) -> Config:
-    """Run the config file of `FILE.py[:ARG]` and return its Config."""
+    """Run the config file of `FILE.py[:ARG]` and return its Config; RUN/config.json is that of a run."""
     path, _, arg = spec.partition(":")
     check(os.path.isfile(path), f"config file '{path}' not found")
-    module_spec = importlib.util.spec_from_file_location(f"configs.{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    if path.endswith(".json"):
+        check(not arg, f"config file '{path}' takes no arguments: replace single fields by --config.a.b=value")
+        return read_config(Path(path).parent)
+    check(path.endswith(".py"), f"config file '{path}': name a Python file with a function config(), or a run's config.json")
+    with said_of(path):
+        module_spec = importlib.util.spec_from_file_location(f"configs.{Path(path).stem}", path)
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
     check(hasattr(module, "config"), f"config file '{path}' defines no function config()")
-    found = module.config(**arguments(module.config, arg))
+    given = arguments(module.config, arg)
+    with said_of(path):
+        found = module.config(**given)
     check(isinstance(found, Config), f"config() of '{path}' gives {type(found).__name__}, not a Config")
     return found
 
 
-def arguments(function: Callable, arg: str) -> dict[str, Any]:
-    """Parse `key=value,key=value` into keyword arguments of a config function, by its annotations."""
-    parameters = inspect.signature(function, eval_str=True).parameters
-    valid = {n: p.annotation for n, p in parameters.items()}
-    result, key = {}, None
-    for item in filter(None, arg.split(",")):
-        name, equals, text = item.partition("=")
-        if not equals and key:  # a comma inside a value, as in text=a.txt,b.txt
-            text, name = f"{result[key]},{item}", key
-        elif not equals:
-            raise UserError(f"config argument '{item}' is not key=value; valid keys: {', '.join(valid) or 'none'}")
-        if name not in valid:
-            raise unknown("config argument", name, list(valid))
-        key, result[name] = name, text
-    for name, parameter in parameters.items():
-        check(parameter.default is not parameter.empty or name in result, f"this config needs {name}=VALUE after its colon")
-    return {name: parse(text, valid[name], name) for name, text in result.items()}
+@contextlib.contextmanager
+def said_of(path: str):
+    """Word what goes wrong in a config file as one line with its place; LM_TRACEBACK=1 shows the rest."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        place = f", line {error.lineno}" if error.lineno else ""
+        raise UserError(f"config file '{error.filename or path}'{place}: {error.msg}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        place = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"config file '{path}'{place}: {type(error).__name__}: {one_line(str(error))}") from error
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
@@ -273,41 +206,52 @@ def to_json(config: Any) -> str:
     return json.dumps(plain(config), indent=1, ensure_ascii=False) + "\n"
 
 
-def from_json(text: str) -> Any:
-    """Rebuild a dataclass tree. Only dataclasses of `lm` are constructed: a config from elsewhere runs no other code."""
+def from_json(text: str | bytes, where: str = "config") -> Any:
+    """Rebuild a dataclass tree; `where` names the text in errors.
 
-    def build(value):
+    Only dataclasses of what a config is made of are constructed, with values of the fields' types: a config from elsewhere
+    runs no other code. Raises UserError.
+    """
+
+    def build(value, path):
         if isinstance(value, list):
-            return tuple(build(v) for v in value)
+            return tuple(build(v, f"{path}[{i}]") for i, v in enumerate(value))
         if not isinstance(value, dict):
             return value
-        fields = {k: build(v) for k, v in value.items() if k != "type"}
+        given = {k: build(v, f"{path}.{k}" if path else k) for k, v in value.items() if k != "type"}
         if "type" not in value:
-            return fields
-        cls = dataclass_named(str(value["type"]))
-        for name in fields:
-            if name not in hints(cls):
-                raise unknown(f"field of {value['type']}", name, list(hints(cls)))
+            return given
+        cls = dataclass_named(str(value["type"]), where)
+        kinds = hints(cls)
+        packages = {f.name: f.metadata.get("package", "") for f in dataclasses.fields(cls)}
+        for name, one in given.items():
+            if name not in kinds:
+                raise unknown(f"field of {value['type']}", name, list(kinds))
+            inside = type(one).__module__.startswith(packages[name])
+            kind = f"of {packages[name]}" if packages[name] else described(kinds[name])
+            field = f"{path}.{name}" if path else name
+            check(inside and fits(one, kinds[name]), f"{where}: {field}={one_line(repr(one), 60)} must be {kind}")
         try:
-            return cls(**fields)
-        except (TypeError, AttributeError) as error:
-            raise UserError(f"not a config: {value['type']}: {error}") from error
+            return cls(**given)
+        except UserError as error:
+            raise UserError(f"{where}: {path + ': ' if path else ''}{error}") from None
+        except (TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{where}: {path or 'the config'} ({value['type']}): {one_line(str(error))}") from error
 
-    try:
-        return build(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise UserError(f"not a config: broken JSON at line {error.lineno}: {error.msg}") from error
+    return build(parse_json(text, where), "")
 
 
-def dataclass_named(name: str) -> type:
-    """Import the dataclass `lm.module.Class`."""
+def dataclass_named(name: str, where: str) -> type:
+    """Import the dataclass `lm.module.Class`, of a module that describes and does nothing: no command, no other package."""
     module, _, attribute = name.rpartition(".")
-    check(module.split(".")[0] == "lm", f"config names the class '{name}', which is not part of lm")
+    parts = module.split(".")
+    known = parts[0] == "lm" and len(parts) > 1 and parts[1] in DESCRIBING and parts[-1] != "__main__"
+    check(known, f"{where} names the class '{name}', which is not part of lm's configs")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"config names the class '{name}', which does not exist here") from error
-    check(isinstance(cls, type) and dataclasses.is_dataclass(cls), f"config names '{name}', which is not a dataclass")
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where} names the class '{name}', which does not exist here") from error
+    check(isinstance(cls, type) and dataclasses.is_dataclass(cls), f"{where} names '{name}', which is not a dataclass")
     return cls
 
 
@@ -315,6 +259,6 @@ def read_config(workdir: Path) -> Config:
     """Read the config that a run left in its folder."""
     path = Path(workdir) / "config.json"
     check(path.is_file(), f"'{workdir}' is not a run: it has no config.json")
-    config = from_json(path.read_text(encoding="utf-8"))
+    config = from_json(path.read_bytes(), str(path))
     check(isinstance(config, Config), f"'{path}' holds no config of a run")
     return config

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -352,16 +353,28 @@ def optimizer_json(**changes) -> str:
         ('{"type": "lm.config.Path"}', "'lm.config.Path', which is not a dataclass"),
         ('{"type": "lm.config.load", "spec": "x.py"}', "not a dataclass"),
         ('{"type": "lm.config.os"}', "not a dataclass"),
-        ('{"type": "lm.nowhere.Thing"}', "which does not exist here"),
+        ('{"type": "lm.data.nowhere.Thing"}', "which does not exist here"),
         ('{"type": "lm.config.Optimiser"}', "which does not exist here"),
-        ('{"type": "lm..config.Every"}', "which does not exist here"),
+        ('{"type": "lm..config.Every"}', "not part of lm"),
         ('{"type": "lm"}', "not part of lm"),
         ('{"type": "lmx.config.Config"}', "not part of lm"),
         (optimizer_json(learning_rate=1), "unknown field of lm.config.Optimizer 'learning_rate': valid: name, lr"),
+        ('{"type": "lm.main.Foo"}', "'lm.main.Foo', which is not part of lm"),
+        ('{"type": "lm.evaluate.Foo"}', "not part of lm"),  # importing a command would define its flags
+        (to_json(BASE).replace('"steps": 1000', '"steps": 2.5'), "steps=2.5 must be a whole number"),
+        (to_json(BASE).replace('"wandb": false', '"wandb": 1'), "wandb=1 must be true or false"),
+        (to_json(BASE).replace('"samples": [', '"samples": [5, '), "samples=(5, '') must be tuple[str, ...]"),
+        (json.dumps(json.loads(to_json(BASE)) | {"objective": json.loads(to_json(Every()))}), "must be of lm.objectives"),
+        (json.dumps(json.loads(to_json(BASE)) | {"objective": 5}), "objective=5 must be of lm.objectives"),
+        (json.dumps(json.loads(to_json(BASE)) | {"mesh": 5}), "mesh=5 must be Mesh"),
+        (optimizer_json(lr="x"), "lr='x' must be a number"),
+        (optimizer_json(betas=[0.9]), "betas=(0.9,) must be tuple[float, float]"),
+        ("[" * 100_000, "nested deeper"),
+        ('{"type": "lm.config.Every", "log": ' + "9" * 5000 + "}", "too many digits"),
         (optimizer_json(deca=1), "did you mean 'decay'?"),
-        ('{"type": "lm.config.Every",\n "log": 3,,}', "broken JSON at line 2"),
-        ("", "broken JSON at line 1"),
-        (to_json(BASE)[:-20], "broken JSON"),
+        ('{"type": "lm.config.Every",\n "log": 3,,}', "at line 2"),
+        ("", "no valid JSON"),
+        (to_json(BASE)[:-20], "no valid JSON"),
     ],
 )
 def test_json_mistakes(text, words):
@@ -485,3 +498,29 @@ def test_help_explains_each_flag():
 def test_numbers_out_of_range(path, text):
     with pytest.raises(UserError):
         override(BASE, [(path, text)])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"def config(:\n", "line 1: invalid syntax"),
+        (b"import no_such_module\n", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        (b"x = 1\nx / 0\n", "line 2: ZeroDivisionError"),
+        (b"def config():\n    return {}['a']\n", "line 2: KeyError: 'a'"),
+        (b"\xff\xfe\x00", "config file"),
+    ],
+)
+def test_a_broken_config_file_is_named_with_its_line(text, words, tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        load(str(path))
+    assert "broken.py" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_config_of_a_run_starts_the_same_again(tmp_path):
+    (tmp_path / "config.json").write_text(to_json(BASE))
+    assert load(str(tmp_path / "config.json")) == BASE
+    with pytest.raises(UserError, match="takes no arguments"):
+        load(f"{tmp_path / 'config.json'}:steps=3")

@@ -155,7 +155,12 @@ class Batches:
 
     def __getitem__(self, step: int) -> Example:
         low, high = self.shard
-        rows = [self._example(i) for i in range(step * self.batch + low, step * self.batch + high)]
+        rows = []
+        for i in range(step * self.batch + low, step * self.batch + high):
+            rows.append(self._example(i))
+            if len(rows) == 1:  # once more when they are stacked
+                size = 2 * (high - low) * sum(x.nbytes for x in rows[0].values())
+                check_memory(size, f"a batch of {high - low:,} rows", "lower batch")
         return _stack([{**self.blank, **row} for row in rows] if self.blank else rows)
 
     def _example(self, index: int) -> Example:
