@@ -54,6 +54,7 @@ def check_range(instance: Any, low: float, high: float, *names: str) -> None:
 
 # errno -> (what happened, what to do); the file's name goes in front.
 BY_ERRNO = {
+    errno.EFBIG: ("the file is larger than this system or its limit allows", "raise the limit with `ulimit -f`"),
     errno.ENOSPC: ("the disk is full", "make room or name a folder on another disk; what was finished is kept"),
     errno.EDQUOT: ("the disk quota is used up", "make room or name a folder on another disk; what was finished is kept"),
     errno.EROFS: ("the file system is read-only", "name a folder that can be written"),
@@ -73,6 +74,7 @@ BY_ERRNO = {
 }
 # Text inside errors of libraries that have no errno -> the line.
 BY_TEXT = (
+    ("File too large", "a file is larger than this system or its limit allows: raise the limit (ulimit -f)"),
     ("No space left on device", "the disk is full: make room or name a folder on another disk; what was finished is kept"),
     ("Disk quota exceeded", "the disk quota is used up: make room or name a folder on another disk"),
     ("Read-only file system", "the file system is read-only: name a folder that can be written"),

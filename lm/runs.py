@@ -17,6 +17,8 @@ from lm.outputs import Claim
 from lm.sharding import unbox
 from lm.strict_json import load_json
 
+FILES, FOLDERS = ("config.json", "tokenizer.json", "metrics.jsonl", "summary.json"), ("checkpoints", "tensorboard", "samples")
+
 
 def is_published(path: str | Path) -> bool:
     """Tell a model folder in Hugging Face's layout from a run: its config.json names no objective."""
@@ -98,6 +100,10 @@ def owned(workdir: Path):
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                check(not (workdir / name).is_dir(), f"{workdir / name} is a folder where the run writes a file: move it away")
+            for name in FOLDERS:
+                check(not (workdir / name).is_file(), f"{workdir / name} is a file where the run has a folder: move it away")
             claim = Claim(workdir, "name another --workdir")
         except (UserError, OSError) as one:
             error = one
