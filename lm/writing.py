@@ -75,6 +75,8 @@ class Command:
             writer, ask, chat if self.flags["chat"] or self.flags["prompts"] else None, self.flags["system"]
         )
         new = self.new(job)
+        least = self.options.get("min_new_tokens", 0)
+        check(least <= new, f"--min_new_tokens={least} is more than the {new} new tokens that there may be: lower it")
         ask = dataclasses.replace(ask, new=new)
         check_rows(writer, ask)
         return dataclasses.replace(job, ask=dataclasses.replace(ask, grammar=self.grammar(writer, new)))

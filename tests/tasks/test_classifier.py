@@ -75,7 +75,7 @@ def test_attacks_only_take_away(subject, examples, tmp_path):
     with pytest.raises(UserError, match="synonyms=FILE"):
         Attacked(path=examples[0]).measure(under)
     (tmp_path / "syn.json").write_text("[1]")
-    with pytest.raises(UserError, match="synonyms are an object"):
+    with pytest.raises(UserError, match="an object is needed, not a list"):
         Attacked(path=examples[0], synonyms=str(tmp_path / "syn.json")).measure(under)
 
 

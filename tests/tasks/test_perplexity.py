@@ -274,7 +274,7 @@ def test_a_wrong_task_is_told(text, said):
     ("line", "said"),
     [
         ("{", "q.jsonl:1: no valid JSON"),
-        ("[]", "q.jsonl:1: a list, not an object"),
+        ("[]", "q.jsonl:1: an object is needed, not a list"),
         ('{"question": "q"}', "q.jsonl:1 has no field 'choices'"),
         ('{"question": "q", "choices": [], "answer": 0}', "q.jsonl:1: 'choices' must be a list"),
         ('{"question": "q", "choices": ["a"], "answer": 1}', "q.jsonl:1: 'answer' must be the number of one of 1"),
