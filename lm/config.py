@@ -140,7 +140,8 @@ class Config:
         check_range(self, -(2**31), 2**31, "seed")
         check(self.every.log > 0, f"every.log={self.every.log} must be positive")
         check(min(vars(self.every).values()) >= 0, f"{self.every}: steps between two of a thing are at least 0, which is never")
-        check(min(vars(self.mesh).values()) >= -1, f"{self.mesh}: devices along an axis are at least 1, or -1 for the rest")
+        sizes = vars(self.mesh).values()
+        check(min(sizes) >= -1 and max(sizes) < 2**31, f"{self.mesh}: devices along an axis are at least 1, or -1 for the rest")
         self.stop.check_beside(self.every.evaluate, self.keep.best)
         check(
             self.batch % self.micro_batches == 0,
