@@ -59,8 +59,9 @@ def machine() -> dict[str, float]:
 
 
 def step(config: Config, corpus: Any, rate: float) -> dict[str, float]:
-    """Time of the real train step on one real batch, over and over: `tokens_per_second` is what a run's
-    `train/tokens_per_second` comes to where neither data nor logging hold the device up.
+    """Measure the train step, repeated on one real batch.
+
+    `tokens_per_second` is the upper bound of a run's `train/tokens_per_second`: no data loading, no logging.
     """
     import jax
 
@@ -176,7 +177,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     for part in PARTS.value:
         if part not in known:
             raise unknown("part", part, known)
-    target = output("launch.bench")  # a name that cannot be written is told before the work
+    target = output("launch.bench")  # checked before minutes of measurement
 
     from lm import platform
 

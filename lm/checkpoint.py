@@ -18,10 +18,10 @@ import numpy as np
 
 from lm.config import Keep
 from lm.errors import UserError, one_line, translate
-from lm.integrity import checksums, is_sealed, path_of, seal, shape_in
+from lm.integrity import checksums, path_of, shape_in
 from lm.outputs import replace_file
 from lm.stopping import EarlyStop
-from lm.strict_json import load_json
+from lm.strict_json import is_sealed, load_json, seal
 
 BY_LOSS = EarlyStop()
 ASIDE = "damaged"  # the folder of a run that damaged checkpoints are moved to
@@ -29,7 +29,7 @@ Found = TypeVar("Found")
 
 
 class Damaged(UserError):
-    """A checkpoint is not what was saved."""
+    """The content of a checkpoint differs from what was saved."""
 
     def __init__(self, folder: Path, reason: str):
         super().__init__(f"checkpoint {folder} is damaged ({reason})")
@@ -129,9 +129,9 @@ class Checkpoints:
         self.manager.save(step, args=args, metrics=ranked, force=True)
 
     def amend(self, step: int, notes: Mapping[str, Any], figures: Mapping[str, float] | None) -> None:
-        """Add to a save what came after it: notes, and the figures of an evaluation; drop what is then kept for nothing.
+        """Add notes and the figures of a later evaluation to a save; delete checkpoints that no longer rank among the kept.
 
-        Waits for the save to be finished. All processes call it together.
+        Waits until the save is on disk. All processes call it together.
         """
         self.wait()
         ranked = ranks(step, figures)
@@ -148,14 +148,15 @@ class Checkpoints:
             self.manager.delete(old)
 
     def notes(self, step: int) -> dict[str, Any]:
-        """Return what was noted beside the state; raises Damaged where it is not as it was sealed."""
+        """Return the notes saved beside the state; raises Damaged when they do not match their checksum."""
         path = self.folder(step) / "notes" / "metadata"
         try:
             notes = load_json(path, dict)
         except (OSError, UserError) as error:
             raise Damaged(self.folder(step), f"its notes cannot be read: {translate(error)}") from None
-        if not is_sealed(notes):
-            raise Damaged(self.folder(step), "its notes are not as they were written")
+        # Saves of before there were checksums have neither.
+        if ("seal" in notes or "arrays" in notes) and not is_sealed(notes):
+            raise Damaged(self.folder(step), "its notes do not match their checksum")
         return notes
 
     def restore(self, step: int, abstract: Any, part: str | None = None) -> Any:
@@ -177,20 +178,20 @@ class Checkpoints:
             )
         )
         with self.reading(step):
-            found = self.manager.restore(step, args=self.ocp.args.Composite(state=args))["state"]
-            again = checksums(found) if arrays else {}
+            restored = self.manager.restore(step, args=self.ocp.args.Composite(state=args))["state"]
+            again = checksums(restored) if arrays else {}
         if odd := [name for name, entry in again.items() if entry != arrays[name]]:
             raise Damaged(self.folder(step), f"'{odd[0]}' is not what was saved")
-        return found[part] if part else abstract.replace(**found)
+        return restored[part] if part else abstract.replace(**restored)
 
     def stored(self, step: int) -> dict[str, Any]:
         """Shapes and dtypes of all arrays of a step, as they were saved."""
         # Not the manager's item_metadata: in a process that has saved nothing yet it knows no handler and gives None.
         with self.reading(step):
-            found = self.ocp.StandardCheckpointer().metadata(self.folder(step) / "state").item_metadata
-        if found is None:
+            metadata = self.ocp.StandardCheckpointer().metadata(self.folder(step) / "state").item_metadata
+        if metadata is None:
             raise Damaged(self.folder(step), "the list of its arrays is missing or cannot be read")
-        return found.tree
+        return metadata.tree
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """Map the paths of all arrays of a step to their shapes, as Orbax has them: for saves without checksums."""

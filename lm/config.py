@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from lm.data.prepare import Data
 from lm.errors import UserError, check, check_choices, check_range, one_line, unknown
-from lm.fields import arguments, described, fits, hints, override, parse
+from lm.fields import arguments, described, has_type, hints, override, parse
 from lm.groups import Groups
 from lm.privacy import Private
 from lm.stopping import EarlyStop
@@ -231,7 +231,7 @@ def from_json(text: str | bytes, where: str = "config") -> Any:
             inside = type(one).__module__.startswith(packages[name])
             kind = f"of {packages[name]}" if packages[name] else described(kinds[name])
             field = f"{path}.{name}" if path else name
-            check(inside and fits(one, kinds[name]), f"{where}: {field}={one_line(repr(one), 60)} must be {kind}")
+            check(inside and has_type(one, kinds[name]), f"{where}: {field}={one_line(repr(one), 60)} must be {kind}")
         try:
             return cls(**given)
         except UserError as error:

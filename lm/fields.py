@@ -108,18 +108,18 @@ def arguments(function: Callable, arg: str) -> dict[str, Any]:
     return {name: parse(text, valid[name], name) for name, text in result.items()}
 
 
-def fits(value: Any, kind: Any) -> bool:
+def has_type(value: Any, kind: Any) -> bool:
     """Tell whether a value is of an annotated type; a whole number is a float, too, but true is no number."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in UNIONS:
-        return any(fits(value, one) for one in args)
+        return any(has_type(value, one) for one in args)
     if origin is Literal:
         return any(type(value) is type(one) and value == one for one in args)
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        return len(kinds) == len(value) and all(map(fits, value, kinds))
+        return len(kinds) == len(value) and all(map(has_type, value, kinds))
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
     # Any and protocols tell nothing here; what needs them finds out.

@@ -1,13 +1,10 @@
-"""Checksums of arrays and notes, by which a checkpoint shows at its restore that it is what was saved.
+"""Checksums of arrays, by which a checkpoint shows at its restore that it is what was saved.
 
 A checksum is a sum over elements, so that it does not depend on how an array is cut over devices: a save of one mesh is
 verified on any other, and a part of a state by itself. It runs at the speed of memory, where hashes of the files would
 take longer than writing them.
 """
 
-import json
-import zlib
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -84,18 +81,3 @@ def device_sums(arrays: list[jax.Array]) -> jax.Array:
 def weights(xp: Any, count: int) -> Any:
     """Return an odd number a place, without a pattern that neighbours share."""
     return (xp.arange(count, dtype=xp.uint32) * xp.uint32(2654435761)) | xp.uint32(1)
-
-
-def seal(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Add a checksum of the notes themselves."""
-    return {**notes, "seal": zlib.crc32(canonical(notes))}
-
-
-def is_sealed(notes: Mapping[str, Any]) -> bool:
-    """Tell whether notes are as they were sealed; those of before there were seals pass."""
-    rest = {name: value for name, value in notes.items() if name != "seal"}
-    return "seal" not in notes or notes["seal"] == zlib.crc32(canonical(rest))
-
-
-def canonical(notes: Mapping[str, Any]) -> bytes:
-    return json.dumps(notes, sort_keys=True).encode()

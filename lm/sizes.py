@@ -1,5 +1,6 @@
 """Sizes before work: how much memory there is, and one line where something would need more."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def readable(count: float) -> str:
     raise AssertionError
 
 
+@functools.cache  # asked for every batch, and does not change
 def memory() -> int:
     """Return the bytes of memory that this process may use: of the machine, or of the control group that it is in."""
     found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,14 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: without_nan(one) for name, one in value.items()}
     return [without_nan(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def seal(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to a JSON object a checksum of itself, "seal"."""
+    return {**values, "seal": zlib.crc32(json.dumps(values, sort_keys=True).encode())}
+
+
+def is_sealed(values: Mapping[str, Any]) -> bool:
+    """Tell whether a JSON object carries the checksum of its own content."""
+    rest = {name: value for name, value in values.items() if name != "seal"}
+    return values.get("seal") == seal(rest)["seal"]

@@ -12,11 +12,12 @@ import pytest
 from lm.checkpoint import Checkpoints, Damaged
 from lm.config import Keep
 from lm.errors import UserError
-from lm.integrity import checksums, device_sums, host_sum, is_sealed, seal
+from lm.integrity import checksums, device_sums, host_sum
 from lm.outputs import Claim, output_file
 from lm.runs import owned
 from lm.sharding import make_mesh
 from lm.state import TrainState
+from lm.strict_json import is_sealed, seal
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint16, jnp.bfloat16, np.float32, np.int32, bool])
@@ -42,7 +43,7 @@ def test_notes_are_sealed():
     notes = json.loads(json.dumps(seal({"seconds": 1.5, "corpus": "abc"})))
     assert is_sealed(notes)
     assert not is_sealed(notes | {"corpus": "abd"})
-    assert is_sealed({"corpus": "of before there were seals"})
+    assert not is_sealed({"corpus": "abc"})
 
 
 def state(step: int) -> TrainState:

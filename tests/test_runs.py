@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.config import read_config
+from lm.checkpoint import Checkpoints
+from lm.config import Keep, read_config
+from lm.looks import attempted
 from lm.preemption import Stop
 from tests.processes import environment
 
@@ -166,6 +168,39 @@ def test_kill_9_loses_nothing_that_was_saved(straight, text, tmp_path):
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_end_bit_identical(straight, text, tmp_path):
     kill_and_resume(straight, text, tmp_path, 20, seed=0)
+
+
+def test_a_run_that_ended_between_a_save_and_its_evaluation_evaluates_again(straight, text, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    checkpoints = Checkpoints(workdir, Keep())
+    before = checkpoints.notes(12)
+    checkpoints.amend(12, {"looked": False}, None)  # as it stands before the evaluation
+    checkpoints.close()
+    (workdir / "summary.json").unlink()
+    lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    torn = [{name: value for name, value in line.items() if "eval/" not in name or line["step"] < 12} for line in lines]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in torn))
+    done = run(f"--workdir={workdir}", config=f"{TINY}:text={text}")
+    assert done.returncode == 0, done.stderr
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["eval/validation/loss"] == lines[-1]["eval/validation/loss"]
+    after = Checkpoints(workdir, Keep(), read_only=True).notes(12)
+    assert after["looked"]
+    assert after["figures"] == before["figures"]
+    assert json.loads((workdir / "summary.json").read_text())["steps"] == 12
+
+
+def test_a_look_that_fails_is_a_line_and_what_it_needs_is_tried_first(text, tmp_path):
+    config = f"{TINY}:text={text}"
+    done = run(f"--workdir={tmp_path / 'a'}", "--config.evaluate=perplexity:none.txt", config=config)
+    assert done.returncode == 2
+    assert "none.txt" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "a").exists()  # before the first step
+    lines = []
+    with attempted("step 6: evaluation", lines.append):
+        raise ValueError("two\nlines")
+    assert lines == ["step 6: evaluation failed, the run goes on without it: ValueError: two lines"]
 
 
 def test_a_run_moves_to_another_mesh(straight, text, tmp_path):

@@ -13,13 +13,13 @@ from typing import Any
 
 from lm.errors import UserError
 from lm.outputs import replace_file
-from lm.strict_json import load_json
+from lm.strict_json import is_sealed, load_json, seal
 
 BLOCK = 16 << 20  # bytes that are read at once
 SEEN = 16  # states of the text's files that are remembered: several machines may share a cache
 
 
-class Damaged(UserError):
+class DamagedCorpus(UserError):
     """A prepared corpus that is not as it was written."""
 
 
@@ -34,34 +34,29 @@ def checksum(path: Path) -> int:
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object in one piece, with a checksum of itself."""
-    replace_file(path, json.dumps({**values, "seal": _seal(values)}, indent=1))
+    replace_file(path, json.dumps(seal(values), indent=1))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Read what `write_sealed` wrote; raises Damaged where it is not as it was written."""
+    """Read what `write_sealed` wrote; raises DamagedCorpus where it is not as it was written."""
     try:
         found = load_json(path, dict)
     except (UserError, OSError) as error:
-        raise Damaged(f"{path} is damaged ({error})") from None
-    values = {name: value for name, value in found.items() if name != "seal"}
-    if found.get("seal") != _seal(values):
-        raise Damaged(f"{path} is damaged (its checksum does not fit)")
-    return values
-
-
-def _seal(values: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+        raise DamagedCorpus(f"{path} is damaged ({error})") from None
+    if not is_sealed(found):
+        raise DamagedCorpus(f"{path} is damaged (its checksum does not fit)")
+    return {name: value for name, value in found.items() if name != "seal"}
 
 
 def verify(folder: Path, sums: Mapping[str, int]) -> None:
-    """Compare files of a folder with their checksums; raises Damaged naming the first that differs."""
+    """Compare files of a folder with their checksums; raises DamagedCorpus naming the first that differs."""
     for name, expected in sums.items():
         try:
             found = checksum(folder / name)
         except OSError as error:
-            raise Damaged(f"{folder / name} is damaged ({error.strerror})") from None
+            raise DamagedCorpus(f"{folder / name} is damaged ({error.strerror})") from None
         if found != expected:
-            raise Damaged(f"{folder / name} is damaged (its checksum does not fit)")
+            raise DamagedCorpus(f"{folder / name} is damaged (its checksum does not fit)")
 
 
 def fingerprint(paths: Iterable[str]) -> str:

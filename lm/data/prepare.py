@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm.data.augment import Augmentation
-from lm.data.digests import Damaged, fingerprint, read_sealed, remember, remembered, verify
+from lm.data.digests import DamagedCorpus, fingerprint, read_sealed, remember, remembered, verify
 from lm.data.examples import ExampleSet, ExampleSource, labelled
 from lm.data.folds import numbers
 from lm.data.sources import Concatenation, Documentation, Reader, Source, components, source_from
@@ -143,7 +143,7 @@ def _stored(
         return None, ""
     try:
         corpus = _open(final, [share for share, _ in readers], whole)
-    except Damaged as error:
+    except DamagedCorpus as error:
         return None, str(error)
     opened = [reader for _, reader in readers] + ([] if isinstance(validation, int | float) else [validation])
     everything = Concatenation(tuple(opened))
@@ -171,7 +171,7 @@ def _opened(source: Source, words: Words | None) -> Reader:
 
 
 def _open(folder: Path, shares: list[float], whole: bool) -> Corpus:
-    """Open a prepared corpus; raises Damaged."""
+    """Open a prepared corpus; raises DamagedCorpus."""
     about = read_sealed(folder / "corpus.json")
     verify(folder, about["files"])
     train = tuple((share, Tokens.open(folder / f"train-{k}", whole)) for k, share in enumerate(shares))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.data.digests import Damaged
+from lm.data.digests import DamagedCorpus
 from lm.errors import UserError
 from lm.strict_json import load_json
 
@@ -51,7 +51,7 @@ class Tokens:
     def open(base: Path, whole: bool = False) -> Tokens:
         """Map BASE.bin, BASE.starts and, where the corpus has them, BASE.marks under the header BASE.json.
 
-        Files of up to VERIFIED bytes in all, with `whole` of any size, are compared with their checksums. Raises Damaged.
+        Files of up to VERIFIED bytes in all, with `whole` of any size, are compared with their checksums. Raises DamagedCorpus.
         """
         try:
             header = load_json(base.with_suffix(".json"), dict)
@@ -60,14 +60,14 @@ class Tokens:
             marks = _map(base.with_suffix(".marks"), np.dtype("u1")) if header.get("marks") else None
             wanted, sums = (header["tokens"], header["documents"], header["tokens"]), header["crc32"]
         except (OSError, ValueError, KeyError, UserError) as error:
-            raise Damaged(f"{base}.bin is damaged ({error})") from None
+            raise DamagedCorpus(f"{base}.bin is damaged ({error})") from None
         if wanted != (len(tokens), len(starts), len(tokens if marks is None else marks)):
-            raise Damaged(f"{base}.bin is cut short")
+            raise DamagedCorpus(f"{base}.bin is cut short")
         arrays = {".bin": tokens, ".starts": starts} | ({} if marks is None else {".marks": marks})
         if whole or sum(array.nbytes for array in arrays.values()) <= VERIFIED:
             for (suffix, array), expected in zip(arrays.items(), sums, strict=True):
                 if zlib.crc32(array.view(np.uint8)) != expected:
-                    raise Damaged(f"{base}{suffix} is damaged (its checksum does not fit)")
+                    raise DamagedCorpus(f"{base}{suffix} is damaged (its checksum does not fit)")
         return Tokens(tokens, starts, header, marks)
 
     @staticmethod

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.data import digests, words
-from lm.data.digests import Damaged
+from lm.data.digests import DamagedCorpus
 from lm.data.sources import Concatenation, Reader
 from lm.data.split import Part, Split, parts, plan
 from lm.data.store import Writer
@@ -47,9 +47,9 @@ class Tokenisation:
             done = digests.read_sealed(self.folder / "journal.json")
             digests.verify(self.folder, done["files"])
             if done["text"] != digests.fingerprint(self.inputs):
-                raise Damaged("the text changed since")
+                raise DamagedCorpus("the text changed since")
             self.splits = [Split(**split) for split in done["splits"]]
-        except (Damaged, KeyError, TypeError):
+        except (DamagedCorpus, KeyError, TypeError):
             done = self._begin()
         self.tokenizer = Tokenizer.load(self.folder / "tokenizer.json")
         try:
