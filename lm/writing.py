@@ -39,6 +39,8 @@ class Command:
 
     def __post_init__(self):
         self.sampling()  # a mistake in the options is told before a model is opened
+        for name, texts in (("stop", self.flags["stop"]), ("bad_words", self.options.get("bad_words", ()))):
+            check(all(texts), f"--{name}= is empty: name a text, or leave the flag out")
 
     def some(self, *names: str) -> dict[str, Any]:
         return {name: self.options[name] for name in names if name in self.options}
@@ -68,7 +70,7 @@ class Command:
             rules=self.rules(tokenizer),
             samples=self.options.get("num_samples", 1),
             seed=self.flags["seed"],
-            stop=tuple(filter(None, self.flags["stop"])),
+            stop=tuple(self.flags["stop"]),
         )
         check(ask.samples >= 1, f"num_samples={ask.samples} must be at least 1")
         job = LeftToRight(
