@@ -65,11 +65,11 @@ def step(config: Config, corpus: Any, rate: float) -> dict[str, float]:
     """
     import jax
 
-    from lm import flops
+    from lm.models import flops
     from lm.objectives.base import training_batches
     from lm.sharding import make_mesh, place
-    from lm.state import abstract_state, initialise
     from lm.train import abstract_batch, compile_step
+    from lm.training.state import abstract_state, initialise
 
     batches = training_batches(config, corpus)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
@@ -133,8 +133,8 @@ def decode(config: Config, rate: float) -> dict[str, float]:
     Every token of a batch reads all weights once, so bandwidth / (4 bytes x parameters) bounds the steps a second, but
     for models that the processor's cache holds: those can pass 1.
     """
-    from lm import flops
     from lm.decode.speed import random_params, tokens_per_second
+    from lm.models import flops
 
     model = config.objective.model
     params = random_params(model, SEED.value)

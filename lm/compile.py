@@ -74,12 +74,12 @@ def report(config: Config, topology: str | None) -> str:
     """Compile and describe the step of a config on a slice."""
     import jax
 
-    from lm import flops
     from lm.console import table
+    from lm.models import flops
     from lm.objectives.base import training_batches
     from lm.sharding import batch_layout, make_mesh
-    from lm.state import abstract_state
     from lm.train import compile_step
+    from lm.training.state import abstract_state
 
     config, corpus = stand_in(config)
     objective = config.objective
@@ -107,7 +107,7 @@ def report(config: Config, topology: str | None) -> str:
         ("parameters", f"{flops.parameter_count(abstract.params):,}"),
         ("arguments a device", f"{memory.argument_size_in_bytes / gib:.3f} GiB"),
         ("temporaries a device", f"{memory.temp_size_in_bytes / gib:.3f} GiB"),
-        ("operations a step", f"{work:.3e} FLOP (formula of lm.flops)"),
+        ("operations a step", f"{work:.3e} FLOP (formula of lm.models.flops)"),
         ("collectives", ", ".join(f"{n} {c}" for c, n in sorted(found.items())) or "none"),
     ]
     return table(rows, ("what", "value"))

@@ -19,10 +19,10 @@ from typing import Any, Literal
 from lm.data.prepare import Data
 from lm.errors import UserError, check, check_choices, check_range, one_line, unknown
 from lm.fields import arguments, described, has_type, hints, override, parse
-from lm.groups import Groups
-from lm.privacy import Private
-from lm.stopping import EarlyStop
 from lm.strict_json import parse_json
+from lm.training.dp_budget import Private
+from lm.training.parameters import Groups
+from lm.training.stopping import EarlyStop
 
 __all__ = ["Config", "Every", "Keep", "Mesh", "Optimizer", "Schedule", "arguments", "from_json", "load", "override", "parse",
            "read_config", "to_json"]  # fmt: skip

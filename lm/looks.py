@@ -20,10 +20,10 @@ from lm.decode.open import encode_prompts, fits, opened_steps
 from lm.errors import UserError, one_line, translate
 from lm.progress import Meter
 from lm.results import measured, new_tokens, samples
-from lm.state import TrainState
 from lm.tasks.downstream import logged
 from lm.tasks.subject import Subject, Task
-from lm.writers import Writers
+from lm.training.state import TrainState
+from lm.training.writers import Writers
 
 
 class Asked(Exception):

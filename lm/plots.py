@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.errors import UserError
-from lm.writers import parse_metrics
+from lm.training.writers import parse_metrics
 
 INK, MUTED, GRID = "#222222", "#767676", "#e6e6e6"
 TRAIN, OTHERS = "#3b6fb6", ("#d1495b", "#2a9d6f", "#c9822b", "#7b559c", "#4c9aa8", "#8a6d3b")

@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 
-from lm import flops, groups, metrics
 from lm.config import Config
 from lm.data.examples import labelled
 from lm.errors import UserError
-from lm.state import TrainState
-from lm.stopping import Watch
-from lm.writers import Writers
+from lm.models import flops
+from lm.training import metrics, parameters
+from lm.training.state import TrainState
+from lm.training.stopping import Watch
+from lm.training.writers import Writers
 
 
 def announce(run: Any, abstract: TrainState, start: int, say: Any) -> None:
@@ -29,7 +30,7 @@ def announce(run: Any, abstract: TrainState, start: int, say: Any) -> None:
         f"{sum(len(stream) for _, stream in run.corpus.train):,} training {unit} ({run.corpus.name}), {config.steps:,} "
         f"steps of {per_step:,} tokens, {run.mesh.devices.size} {jax.devices()[0].device_kind} device(s), mesh {mesh}"
     )
-    moving, still = (flops.parameter_count(part) for part in groups.split(config.optimizer.groups, abstract.params))
+    moving, still = (flops.parameter_count(part) for part in parameters.split(config.optimizer.groups, abstract.params))
     if still:
         say(f"trains {moving:,} of {moving + still:,} parameters ({moving / (moving + still):.2%})")
     if start:

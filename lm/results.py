@@ -9,17 +9,17 @@ from typing import Any
 
 import jax
 
-from lm.checkpoint import Checkpoints
 from lm.config import Config
 from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
-from lm.state import TrainState
-from lm.stopping import Watch
 from lm.strict_json import load_json
 from lm.tasks.downstream import logged
 from lm.tasks.open import label
 from lm.tasks.subject import Subject, Task
-from lm.writers import finite
+from lm.training.checkpoint import Checkpoints
+from lm.training.state import TrainState
+from lm.training.stopping import Watch
+from lm.training.writers import finite
 
 
 def measured(run: Any, params: Any, tasks: Mapping[str, Task]) -> dict[str, float]:

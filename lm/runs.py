@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 
-from lm.checkpoint import Checkpoints, agreed, compare
 from lm.config import Config, read_config, to_json
 from lm.errors import UserError, check
-from lm.integrity import path_of, shape_in
 from lm.outputs import Claim
 from lm.sharding import unbox
 from lm.strict_json import load_json
+from lm.training.checkpoint import Checkpoints, agreed, compare
+from lm.training.integrity import path_of, shape_in
 
 FILES, FOLDERS = ("config.json", "tokenizer.json", "metrics.jsonl", "summary.json"), ("checkpoints", "tensorboard", "samples")
 

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lm.checkpoint import Checkpoints
 from lm.config import Config, read_config
 from lm.errors import UserError, check
-from lm.groups import is_added
 from lm.runs import is_published
-from lm.state import TrainState
+from lm.training.checkpoint import Checkpoints
+from lm.training.parameters import is_added
+from lm.training.state import TrainState
 
 MOST = 8  # names listed of each kind
 LAST = re.compile(r"classifier/(out/)?(kernel|bias)|crf/.*")  # what scores labels one by one

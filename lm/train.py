@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import groups, privacy, private
-from lm.checkpoint import Checkpoints
 from lm.config import Config, read_config, to_json
 from lm.data.pipeline import prefetch
 from lm.data.prepare import Corpus, prepare
@@ -26,16 +24,26 @@ from lm.preemption import Stop
 from lm.progress import Meter, announce, changes, summary
 from lm.results import conclude, done
 from lm.runs import digest_of, owned
-from lm.schedules import factor
 from lm.sharding import local_rows, make_mesh, place
 from lm.start import begin
-from lm.state import TrainState, abstract_params, abstract_state, chain, check_device_memory, check_state, initialise
-from lm.stopping import Watch
 from lm.tasks.language import HeldOut, held_out_of
 from lm.tasks.learning_curve import curves
 from lm.tasks.open import named
 from lm.tasks.subject import Task
-from lm.writers import Writers
+from lm.training import dp_budget, dp_gradients, parameters
+from lm.training.checkpoint import Checkpoints
+from lm.training.schedules import factor
+from lm.training.state import (
+    TrainState,
+    abstract_params,
+    abstract_state,
+    chain,
+    check_device_memory,
+    check_state,
+    initialise,
+)
+from lm.training.stopping import Watch
+from lm.training.writers import Writers
 
 
 def train_step(config: Config, optimizer: optax.GradientTransformation, state: TrainState, batch: Any):
@@ -48,7 +56,7 @@ def train_step(config: Config, optimizer: optax.GradientTransformation, state: T
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(row_key, jnp.arange(config.batch))
     grads, sums, memory = gradients(config, state.params, batch, state.memory, keys_B)
     if config.optimizer.private.noise:
-        grads = private.noised(config, grads, state.step)
+        grads = dp_gradients.noised(config, grads, state.step)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
     lr = config.optimizer.lr * factor(config.schedule, config.steps, state.step)
@@ -76,11 +84,11 @@ def gradients(config: Config, params: Any, batch: Any, memory: Any, keys_B: jax.
     `optimizer.private` they are those of each row's own loss, shortened, over the batch; the noise is added later.
     """
     objective, parts, clip = config.objective, config.micro_batches, config.optimizer.private.clip
-    moving, still = groups.split(config.optimizer.groups, params)
+    moving, still = parameters.split(config.optimizer.groups, params)
     weights = denominators(objective, batch)
 
     def loss(moving, batch, memory, keys_B, weights=weights):
-        sums, memory = objective.loss(groups.nested({**moving, **still}), batch, memory, keys_B)
+        sums, memory = objective.loss(parameters.nested({**moving, **still}), batch, memory, keys_B)
         total = sum(scale * sums[k][0] / weights[k] for k, scale in objective.scales.items())
         return total, (sums, memory)
 
@@ -90,7 +98,7 @@ def gradients(config: Config, params: Any, batch: Any, memory: Any, keys_B: jax.
 
     def one(batch, memory, keys_B):
         if clip:
-            return private.clipped(alone, moving, batch, keys_B, clip, config.batch), None
+            return dp_gradients.clipped(alone, moving, batch, keys_B, clip, config.batch), None
         (total, (sums, memory)), grads = jax.value_and_grad(loss, has_aux=True)(moving, batch, memory, keys_B)
         return (grads, sums, total), memory
 
@@ -116,7 +124,7 @@ def gradients(config: Config, params: Any, batch: Any, memory: Any, keys_B: jax.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (grads, sums, total), memory = jax.lax.scan(step, zeros, xs)
         memory = jax.tree.map(merge, memory)
-    grads = groups.nested({**jax.tree.map(jnp.zeros_like, still), **grads})
+    grads = parameters.nested({**jax.tree.map(jnp.zeros_like, still), **grads})
     return grads, sums if "loss" in sums else {"loss": (total, jnp.ones(())), **sums}, memory
 
 
@@ -216,7 +224,7 @@ def sitting(config: Config, workdir: Path, stop: Stop) -> None:
         tokens = config.batch * config.objective.records.tokens
         with Writers(workdir, config.steps, start, tokens, lead, config.wandb) as writers:
             announce(run, abstract, start, writers.say)
-            for line in privacy.said(config, corpus, batches):
+            for line in dp_budget.said(config, corpus, batches):
                 writers.say(line)
             meter, step_function = Meter(config, writers, watch), None
             if not looked:  # the last sitting was ended between a save and its evaluation
@@ -230,7 +238,7 @@ def sitting(config: Config, workdir: Path, stop: Stop) -> None:
             checkpoints.wait()
             if step < config.steps and not watch.over:
                 writers.say(f"stopped at step {step} and saved; the same command goes on from here")
-            writers.close(summary(run, abstract, step) | privacy.promise(config, corpus, batches, step) | found)
+            writers.close(summary(run, abstract, step) | dp_budget.promise(config, corpus, batches, step) | found)
     if lead:
         curves(workdir)
 

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.checkpoint import Checkpoints, Damaged
 from lm.config import Keep
 from lm.errors import UserError
-from lm.integrity import checksums, device_sums, host_sum
 from lm.outputs import Claim, output_file
 from lm.runs import owned
 from lm.sharding import make_mesh
-from lm.state import TrainState
 from lm.strict_json import is_sealed, seal
+from lm.training.checkpoint import Checkpoints, Damaged
+from lm.training.integrity import checksums, device_sums, host_sum
+from lm.training.state import TrainState
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint16, jnp.bfloat16, np.float32, np.int32, bool])

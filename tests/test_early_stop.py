@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from launch.finetune import ended
-from lm.checkpoint import Checkpoints
 from lm.config import Keep, from_json, load, override, to_json
 from lm.errors import UserError
-from lm.state import TrainState
-from lm.stopping import EarlyStop, Watch
+from lm.training.checkpoint import Checkpoints
+from lm.training.state import TrainState
+from lm.training.stopping import EarlyStop, Watch
 from tests.test_objective_runs import command
 from tests.test_runs import parameters, run
 

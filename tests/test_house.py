@@ -90,7 +90,7 @@ def test_corruption_knows_data_and_no_device():
 
 
 def test_objectives_know_models_data_and_corruption():
-    known = ("lm.models", "lm.data", "lm.corruption", "lm.columns", "lm.metrics", "lm.flops", "lm.sharding")
+    known = ("lm.models", "lm.data", "lm.corruption", "lm.columns", "lm.training.metrics", "lm.models.flops", "lm.sharding")
     only("lm.objectives", *known)
 
 

@@ -11,8 +11,8 @@ from lm.config import Config, Mesh, Optimizer
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.sharding import make_mesh, place
-from lm.state import abstract_state, initialise
 from lm.train import abstract_batch, compile_step
+from lm.training.state import abstract_state, initialise
 from tests.marks import quick
 
 ROWS, LENGTH = 16, 64

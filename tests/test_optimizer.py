@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import optimizer as optimizers
 from lm.config import Config, Mesh, Optimizer, Schedule
 from lm.errors import UserError
 from lm.objectives.causal import Causal
 from lm.sharding import axes_of, make_mesh, unbox
-from lm.state import abstract_params, abstract_state, chain, create, initialise
 from lm.train import train_step
+from lm.training import optimizer as optimizers
+from lm.training.state import abstract_params, abstract_state, chain, create, initialise
 from tests.models.reference import draw, tiny
 
 # A table, a stacked matrix that is split in heads, its inverse, stacked norms and a bias: every kind of parameter.

@@ -5,12 +5,12 @@ import numpy as np
 import optax
 import pytest
 
-from lm import optimizer as optimizers
 from lm.config import Config, Optimizer, Schedule
 from lm.convert.convert import flat, load
-from lm.schedules import factor
-from lm.state import abstract_params, chain, create
 from lm.train import train_step
+from lm.training import optimizer as optimizers
+from lm.training.schedules import factor
+from lm.training.state import abstract_params, chain, create
 from tests import test_optimizer
 from tests.marks import quick
 from tests.models import test_mup

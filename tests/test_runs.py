@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.checkpoint import Checkpoints
 from lm.config import Keep, read_config
 from lm.looks import attempted
 from lm.preemption import Stop
+from lm.training.checkpoint import Checkpoints
 from tests.processes import environment
 
 TINY = "tests/configs/tiny.py"

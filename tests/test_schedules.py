@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lm.config import Schedule
-from lm.schedules import factor
+from lm.training.schedules import factor
 
 
 def at(schedule: Schedule, steps: int, *points: int) -> list[float]:

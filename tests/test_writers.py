@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lm.errors import UserError
-from lm.tensorboard import EventFile, crc32c, event, record, scalar_value, text_value
-from lm.writers import MetricsLog, Writers, parse_metrics
+from lm.training.tensorboard import EventFile, crc32c, event, record, scalar_value, text_value
+from lm.training.writers import MetricsLog, Writers, parse_metrics
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -129,7 +129,7 @@ def test_other_processes_are_silent(tmp_path, capsys):
 
 def test_kill_leaves_a_log_that_parses_and_resumes(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from lm.writers import MetricsLog\n"
+        "import sys; from pathlib import Path; from lm.training.writers import MetricsLog\n"
         "log = MetricsLog(Path(sys.argv[1]))\n"
         "for step in range(1, 10**7):\n"
         "    log.write(step, {'train/loss': 1 / step})\n"

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import jax
 
 from lm.errors import UserError
-from lm.groups import flat, nested
+from lm.training.parameters import flat, nested
 
 
 @jax.tree_util.register_static

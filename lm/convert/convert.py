@@ -38,10 +38,10 @@ from lm.convert.rules import Rule, blocks, missing, write
 from lm.data import special
 from lm.data.tokenizers import Tokenizer
 from lm.errors import UserError, check, unknown
-from lm.groups import flat, nested
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.sharding import shardings, unbox
 from lm.sizes import check_memory
+from lm.training.parameters import flat, nested
 
 FAMILIES: tuple[Family, ...] = (
     gpt.FAMILY, *encoders.FAMILIES, albert.FAMILY, distilbert.FAMILY, electra.FAMILY, *llama.FAMILIES, *gemma.FAMILIES,

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm.checkpoint import Checkpoints
 from lm.config import Config, Every, read_config, to_json
 from lm.convert import tasks
 from lm.convert.absent import without
@@ -27,8 +26,9 @@ from lm.models.lora import merged
 from lm.objectives.base import Objective
 from lm.runs import load_params
 from lm.start import matched
-from lm.state import TrainState
 from lm.strict_json import dump_json, load_json
+from lm.training.checkpoint import Checkpoints
+from lm.training.state import TrainState
 
 PUBLISHED = "published.json"  # in a run made of a folder: what that was
 

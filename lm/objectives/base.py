@@ -25,12 +25,12 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from lm import flops
 from lm.data.packed import Examples
 from lm.data.pipeline import Batches
 from lm.data.prompts import Prompt
 from lm.data.records import Documents, Windows
 from lm.errors import check
+from lm.models import flops
 from lm.models.encoder_decoder import EncoderDecoder
 
 Example = dict[str, np.ndarray]

@@ -15,7 +15,7 @@ from lm.corruption.masking import budget, replace
 from lm.corruption.sentences import sentences
 from lm.data.records import Documents, Windows
 from lm.errors import check, check_choices, check_range
-from lm.flops import train_flops
+from lm.models.flops import train_flops
 from lm.models.heads import Pooler, cross_entropy, gather
 from lm.models.layers import fold
 from lm.models.model import Model

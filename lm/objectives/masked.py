@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import flops
 from lm.columns import side_by_side
 from lm.corruption import masking
 from lm.corruption.encoder_rows import Ids, Row, lay_pair, lay_text
@@ -30,6 +29,7 @@ from lm.corruption.similar import Words, load, replace_words, save, similar_word
 from lm.data.records import Windows
 from lm.data.words import ENTITY, PHRASE, WORD
 from lm.errors import check, check_choices, check_range
+from lm.models import flops
 from lm.models.heads import Pooler, cross_entropy, gather
 from lm.models.layers import Linear
 from lm.models.model import Model

@@ -18,7 +18,8 @@ from lm.objectives.base import Objective
 
 # Parameters that parts share by name; all else (heads, poolers) each part has for itself.
 TRUNK = ("embed", "input", "project", "stack", "encoder_input", "encoder", "decoder_input", "decoder")
-INNER = ("layers", "buckets", "query", "transform", "head_bias", "output")  # what networks have inside (`lm.groups`)
+# Inside a network (`lm.training.parameters`).
+INNER = ("layers", "buckets", "query", "transform", "head_bias", "output")
 
 
 @dataclass(frozen=True, kw_only=True)

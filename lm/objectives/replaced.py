@@ -18,8 +18,8 @@ from lm.corruption.masking import budget
 from lm.corruption.sentences import sentences
 from lm.data.records import Windows
 from lm.errors import check, check_range
-from lm.flops import train_flops
 from lm.models.electra import Electra, generator_of
+from lm.models.flops import train_flops
 from lm.models.heads import Head, cross_entropy
 from lm.models.layers import fold
 from lm.models.transformer import Transformer

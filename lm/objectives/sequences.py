@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import flops
+from lm.models import flops
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.heads import Head, cross_entropy
 from lm.models.model import Model

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import flops
 from lm.corruption.permutation import NEVER
 from lm.data.examples import ExampleSet
 from lm.data.framing import SPECIAL, Frame, Laid, Style, style_of
 from lm.data.packed import row_length
 from lm.errors import UserError, check, check_choices, check_range
+from lm.models import flops
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.heads import gather
 from lm.models.model import Model

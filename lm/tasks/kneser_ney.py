@@ -150,7 +150,7 @@ def fit(corpus: Corpus, order: int, packing: str = "documents") -> KneserNey:
 
 def evaluate(model: KneserNey, tokens: Tokens, packing: str = "documents") -> dict[str, float]:
     """Return loss (nats a token), perplexity and bits per byte, as `lm.tasks.language.HeldOut` does of a network."""
-    from lm import metrics
+    from lm.training import metrics
 
     logs = np.log(model.probabilities(Stream.of(tokens, packing)))
     loss = {"kneser_ney/loss": -float(logs.mean())} if len(logs) else {}

@@ -9,8 +9,6 @@ from typing import Any
 
 import jax
 
-from lm import metrics
-from lm.checkpoint import Checkpoints
 from lm.config import Config
 from lm.data.pipeline import Evaluation, prefetch
 from lm.data.prepare import Corpus, prepare
@@ -21,6 +19,8 @@ from lm.sharding import AXES, local_rows, make_mesh, place
 from lm.tasks.downstream import examined
 from lm.tasks.statistics import Figure, Figures, jackknife
 from lm.tasks.subject import Subject
+from lm.training import metrics
+from lm.training.checkpoint import Checkpoints
 
 
 class HeldOut:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lm.plots import GRID, MUTED, OTHERS, TRAIN, loss_curve
 from lm.tasks.pictures import canvas
-from lm.writers import parse_metrics
+from lm.training.writers import parse_metrics
 
 NAMES = "eval/validation/examples/"
 

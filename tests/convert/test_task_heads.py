@@ -26,7 +26,7 @@ from lm.objectives.extract import Extract
 from lm.objectives.tag import Tag
 from lm.objectives.trunk import Head, Rows
 from lm.sharding import AXES, make_mesh, unbox
-from lm.state import TrainState
+from lm.training.state import TrainState
 from tests.convert.test_families import ALBERT, BART, BERT, DISTIL, LLAMA, T5, XLNET
 from tests.marks import quick
 from tests.objectives.labelled import model as small

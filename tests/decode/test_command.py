@@ -13,14 +13,14 @@ import numpy as np
 import optax
 import pytest
 
-from lm.checkpoint import Checkpoints
 from lm.config import Config, to_json
 from lm.data.tokenizers import Bytes, Characters
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.sharding import unbox
-from lm.state import create
+from lm.training.checkpoint import Checkpoints
+from lm.training.state import create
 
 
 def command(*arguments):

@@ -18,8 +18,8 @@ from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.sharding import is_named, unbox
-from lm.state import abstract_params, chain, create
 from lm.train import train_step
+from lm.training.state import abstract_params, chain, create
 
 FOLDER = Path(__file__).parent
 CONFIGS = sorted(p for p in (FOLDER.parent.parent / "configs").glob("*.py") if p.stem != "__init__")

@@ -9,8 +9,8 @@ from lm.config import Config, Optimizer
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
-from lm.state import chain, create
 from lm.train import train_step
+from lm.training.state import chain, create
 from tests.models.reference import arrays, documents, gpt2_params, stirred
 
 torch = pytest.importorskip("torch")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.flops import parameter_count
+from lm.models.flops import parameter_count
 from lm.models.memory import Memory, MemoryModel, TransformerXL, allowed, empty_memory
 from lm.models.presets import (
     TRANSFORMER_XL_BASE,

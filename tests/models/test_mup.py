@@ -10,8 +10,8 @@ from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.sharding import unbox
-from lm.state import chain, create
 from lm.train import train_step
+from lm.training.state import chain, create
 from tests.models import reference
 from tests.models.reference import draw, tiny
 

@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import flops
-from lm.models import presets
+from lm.models import flops, presets
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from tests.models.reference import tiny

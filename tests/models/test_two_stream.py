@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import flops
-from lm.models import presets
+from lm.models import flops, presets
 from lm.models.relative import distances, shift
 from lm.models.two_stream import TwoStream, XLNet, directions
 from lm.sharding import unbox

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import groups
 from lm.config import load
 from lm.convert.run import write_run
 from lm.data.examples import Example, ExampleSet
@@ -24,7 +23,8 @@ from lm.objectives.classify import Classify
 from lm.objectives.trunk import Head, Rows
 from lm.sharding import unbox
 from lm.start import alike, begin, relabelled
-from lm.state import abstract_state, initialise
+from lm.training import parameters
+from lm.training.state import abstract_state, initialise
 from tests.objectives.labelled import model, words
 from tests.processes import environment
 from tests.test_optimizer import one_device
@@ -293,7 +293,7 @@ def test_scores_of_other_labels_are_drawn_anew(labels, kept, tmp_path):
         abstract = abstract_state(of(labels), rows, mesh)
         fresh = initialise(of(labels), rows, abstract)
         state, lines = begin(of(labels), jax.tree.map(jnp.copy, fresh), abstract)
-    mine, drawn, theirs = (groups.flat(tree) for tree in (state.params, fresh.params, theirs))
+    mine, drawn, theirs = (parameters.flat(tree) for tree in (state.params, fresh.params, theirs))
     for path, x in mine.items():
         source = theirs if kept or not path.startswith("classifier/") else drawn
         np.testing.assert_array_equal(x, source[path], err_msg=path)

@@ -11,13 +11,13 @@ import numpy as np
 import optax
 import pytest
 
-from lm import metrics
 from lm.config import Config, from_json, load, to_json
 from lm.data.prepare import prepare
 from lm.objectives.__main__ import default, objectives
 from lm.objectives.base import resolve, training_batches
 from lm.sharding import AXES, make_mesh, place, shardings, unbox
 from lm.train import gradients
+from lm.training import metrics
 from tests.marks import quick
 
 CONFIGS = sorted(Path("tests/configs").glob("tiny*.py"))

@@ -232,7 +232,7 @@ def scores(model, params, batch):
 
 def test_parameters_of_the_published_networks():
     """Appendix B of the specification."""
-    from lm.flops import parameter_count
+    from lm.models.flops import parameter_count
     from lm.models.presets import BART_BASE, BART_LARGE
 
     start = np.zeros((1, 4), np.int32)

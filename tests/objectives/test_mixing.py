@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import groups
 from lm.config import Config, load
 from lm.convert.convert import save
 from lm.convert.run import write_run
@@ -27,8 +26,9 @@ from lm.objectives.tag import Tag
 from lm.objectives.trunk import Head, Rows
 from lm.sharding import axes_of, place, unbox
 from lm.start import begin
-from lm.state import abstract_state, initialise
 from lm.train import gradients
+from lm.training import parameters
+from lm.training.state import abstract_state, initialise
 from tests.marks import quick
 from tests.objectives.labelled import model, words
 from tests.test_optimizer import one_device
@@ -82,7 +82,7 @@ def test_a_mix_begins_as_the_mean_and_learns():
     config, _, batch, _ = subject("one", "encoder", True)
     objective = config.objective
     boxed = jax.eval_shape(objective.init, jax.random.key(0), batch)
-    assert groups.flat(axes_of(boxed))["mix/weights"] == (None,)
+    assert parameters.flat(axes_of(boxed))["mix/weights"] == (None,)
     params = unbox(objective.init(jax.random.key(0), batch))
     states = np.asarray(sown(objective.model, params, batch, False))
     states[-1] = trunk.states(objective.model, {k: x for k, x in params.items() if k != "mix"}, batch, None, False)
@@ -91,8 +91,8 @@ def test_a_mix_begins_as_the_mean_and_learns():
     slopes = jax.jit(jax.grad(lambda p: objective.loss(p, batch, None, None)[0]["loss"][0]))(params)["mix"]
     assert np.abs(slopes["weights"]).min() > 0
     assert abs(slopes["scale"]) > 0
-    assert groups.is_task_head("mix/weights")
-    assert groups.is_task_head("mix/scale")
+    assert parameters.is_task_head("mix/weights")
+    assert parameters.is_task_head("mix/scale")
 
 
 def test_a_mix_in_a_causal_network_sees_nothing_ahead():

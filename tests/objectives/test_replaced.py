@@ -15,7 +15,7 @@ from lm.config import Config
 from lm.data.store import Tokens
 from lm.data.tokenizers import Bytes
 from lm.errors import UserError
-from lm.flops import parameter_count
+from lm.models.flops import parameter_count
 from lm.models.heads import Head
 from lm.models.presets import ELECTRA_BASE, ELECTRA_LARGE, ELECTRA_SMALL
 from lm.models.transformer import Transformer

@@ -27,11 +27,11 @@ from lm.objectives.tag import Tag
 from lm.objectives.tasks import Tasks
 from lm.sharding import AXES, make_mesh, place, unbox
 from lm.start import begin, matched
-from lm.state import abstract_state, initialise
 from lm.tasks.downstream import asked
 from lm.tasks.language import HeldOut, Validation, held_out_of
 from lm.tasks.subject import Subject
 from lm.train import gradients
+from lm.training.state import abstract_state, initialise
 from tests.objectives.labelled import configs, prepared
 from tests.test_objective_runs import command
 from tests.test_runs import identical, run

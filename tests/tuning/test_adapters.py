@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import groups
 from lm.config import Config
 from lm.convert.convert import family_for
 from lm.data.tokenizers import Bytes
@@ -18,7 +17,8 @@ from lm.models.adapters import Adapter, Bottleneck
 from lm.models.model import Model
 from lm.objectives.causal import Causal
 from lm.sharding import unbox
-from lm.state import abstract_params
+from lm.training import parameters
+from lm.training.state import abstract_params
 from tests.marks import quick
 from tests.models.reference import tiny
 from tests.test_optimizer import batch
@@ -41,7 +41,7 @@ def test_the_formula_is_torchs(activation):
     x = np.random.default_rng(0).normal(size=(3, 4, 6)).astype(np.float32)
     layer = Bottleneck(6, Adapter(size=2, activation=activation))
     tree = noisy(unbox(layer.init(jax.random.key(0), x)["params"]))
-    z, leaves = torch.tensor(x), {path: torch.tensor(np.asarray(p)) for path, p in groups.flat(tree).items()}
+    z, leaves = torch.tensor(x), {path: torch.tensor(np.asarray(p)) for path, p in parameters.flat(tree).items()}
     function = torch.relu if activation == "relu" else lambda y: torch.nn.functional.gelu(y, approximate="tanh")
     inner = function(z @ leaves["down/kernel"] + leaves["down/bias"])
     expected = z + inner @ leaves["up/kernel"] + leaves["up/bias"]
@@ -53,23 +53,23 @@ def test_the_formula_is_torchs(activation):
 def test_at_first_nearly_nothing(placement, after):
     model = dataclasses.replace(MODEL, placement=placement, adapter=Adapter(size=5, after=after))
     params, plain = drawn(model), dataclasses.replace(model, adapter=Adapter())
-    bare = groups.nested({path: x for path, x in groups.flat(params).items() if "adapter" not in path})
+    bare = parameters.nested({path: x for path, x in parameters.flat(params).items() if "adapter" not in path})
     difference = np.abs(states(model, params) - states(plain, bare)).max()
     assert 0 < difference < 1e-3
-    owners = {path.split("/")[2] for path in groups.flat(params) if "adapter" in path}
+    owners = {path.split("/")[2] for path in parameters.flat(params) if "adapter" in path}
     assert owners == {"adapter_mlp", *(["adapter_attention"] if after == "both" else [])}
 
 
 def test_adapters_norms_and_heads_are_trained():
     """Houlsby et al. 2019, section 2.1: 2 m d + d + m an adapter, the norms and the last layer."""
     boxed = unbox(abstract_params(Causal(model=MODEL), batch()))
-    moving, still = groups.split(groups.Groups(), boxed)
+    moving, still = parameters.split(parameters.Groups(), boxed)
     assert all("adapter" in path or "norm" in path for path in moving)
     assert not [path for path in still if "adapter" in path or "norm" in path]
     sizes = {path: int(np.prod(x.shape)) for path, x in moving.items()}
     m, d = 5, 12
     assert sum(n for path, n in sizes.items() if "adapter" in path) == 2 * 2 * (2 * m * d + d + m)
-    assert groups.is_task_head("classifier/kernel")
+    assert parameters.is_task_head("classifier/kernel")
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm import groups
 from lm.config import read_config
 from lm.convert.convert import load as load_folder
 from lm.convert.run import export_run, opened
 from lm.models.lora import Lora, merged
+from lm.training import parameters
 from tests.convert.test_command import start
 
 pytest.importorskip("transformers")
@@ -40,7 +40,7 @@ def test_only_factors_and_head_move(runs):
     folder, said = runs
     line = next(line for line in said.splitlines() if "trains " in line)
     (_, before, _), (_, after, _) = (opened(str(folder / name), None) for name in ("first", "second"))
-    before, after = groups.flat(before), groups.flat(after)
+    before, after = parameters.flat(before), parameters.flat(after)
     moved = {path for path in after if path not in before or not np.array_equal(after[path], before[path])}
     assert moved == {path for path in after if "lora" in path or path.startswith(("classifier", "pooler"))}
     assert f"trains {sum(after[path].size for path in moved):,} of {sum(x.size for x in after.values()):,} parameters" in line
@@ -56,10 +56,10 @@ def test_the_export_is_merged(runs):
     assert not (Path(folder) / "out.partial").exists()
     from lm.convert.tasks import task_of
 
-    found = groups.flat(load_folder(folder / "out", task=task_of(config.objective)).params)
+    found = parameters.flat(load_folder(folder / "out", task=task_of(config.objective)).params)
     plain, expected = merged(config.objective.model, params)
     assert plain.lora == Lora() != config.objective.model.lora
-    for path, x in groups.flat(expected).items():
+    for path, x in parameters.flat(expected).items():
         if not path.startswith(("stack/norm",)):
             theirs = np.asarray(found[path])
             assert np.array_equal(theirs, np.asarray(x)[: len(theirs)]), path

@@ -8,16 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from lm import groups
 from lm.config import Config, Optimizer, Schedule, load
 from lm.data.prepare import prepare
 from lm.errors import UserError
-from lm.groups import Groups
 from lm.objectives.base import resolve, training_batches
 from lm.objectives.causal import Causal
 from lm.sharding import axes_of, unbox
-from lm.state import abstract_params, abstract_state, chain, create
 from lm.train import gradients, train_step
+from lm.training import parameters
+from lm.training.parameters import Groups
+from lm.training.state import abstract_params, abstract_state, chain, create
 from tests.models.reference import draw, tiny
 from tests.test_optimizer import batch, one_device
 
@@ -29,8 +29,8 @@ HEAD = ("embed", None)
 
 def shapes(extra: bool = True) -> dict:
     """A GPT's parameters and a classifier's, as path -> (shape, axes)."""
-    axes = groups.flat(axes_of(BOXED))
-    found = {path: (x.shape, axes[path]) for path, x in groups.flat(unbox(BOXED)).items()}
+    axes = parameters.flat(axes_of(BOXED))
+    found = {path: (x.shape, axes[path]) for path, x in parameters.flat(unbox(BOXED)).items()}
     return found | ({"classifier/kernel": ((12, 2), HEAD), "pooler/dense/kernel": ((12, 12), HEAD)} if extra else {})
 
 
@@ -45,7 +45,7 @@ def electra(path: str, layer: int, decay: float) -> float:
 
 
 def test_layer_decay_is_electras():
-    found = groups.factors(Groups(layer_decay=0.8), shapes())
+    found = parameters.factors(Groups(layer_decay=0.8), shapes())
     for path, factor in found.items():
         if path.startswith("stack/norm"):
             assert factor == pytest.approx(0.8)
@@ -59,7 +59,7 @@ def test_layer_decay_is_electras():
 
 
 def test_rates_without_a_gap_are_ulmfits():
-    found = groups.factors(Groups(layer_decay=1 / 2.6, layer_gap=0, head=5.0, rates=("attention=2", "query=3")), shapes())
+    found = parameters.factors(Groups(layer_decay=1 / 2.6, layer_gap=0, head=5.0, rates=("attention=2", "query=3")), shapes())
     assert found["classifier/kernel"] == pytest.approx(5.0)
     np.testing.assert_allclose(found["stack/layers/mlp/up/kernel"].reshape(-1), [2.6**-3, 2.6**-2, 2.6**-1], rtol=1e-6)
     np.testing.assert_allclose(found["stack/layers/attention/key/kernel"].reshape(-1)[-1], 2 / 2.6, rtol=1e-6)
@@ -73,7 +73,7 @@ def test_a_decoder_lies_on_its_encoder():
     for name, depth in (("encoder", 2), ("decoder", 3)):
         tree |= {f"{name}/layers/norm0/scale": ((depth, 4), layered), f"{name}/norm/scale": ((4,), ("embed",))}
         tree |= {f"{name}/buckets": ((32, 2), (None, "heads"))}
-    found = groups.heights(tree)
+    found = parameters.heights(tree)
     assert found["embed/table"] == 6
     assert found["encoder/layers/norm0/scale"].tolist() == [5, 4]
     assert found["decoder/layers/norm0/scale"].tolist() == [3, 2, 1]
@@ -100,7 +100,7 @@ def stepped(config: Config, steps: int = 1, parts: int = 1):
 
 
 def moved(before, after) -> dict[str, np.ndarray]:
-    old, new = (groups.flat(jax.device_get(state.params)) for state in (before, after))
+    old, new = (parameters.flat(jax.device_get(state.params)) for state in (before, after))
     return {path: new[path] - old[path] for path in old}
 
 
@@ -113,8 +113,8 @@ def test_frozen_parameters_stay_and_cost_nothing(name):
         if path.endswith("key/bias"):  # it shifts all scores of a query alike: its gradient is rounding
             continue
         assert bool(np.abs(change).max() > 0) == path.endswith("bias"), path
-    paths = {path for path in groups.flat(states[0].params) if path.endswith("bias")}
-    biases = sum(groups.flat(states[0].params)[path].size for path in paths)
+    paths = {path for path in parameters.flat(states[0].params) if path.endswith("bias")}
+    biases = sum(parameters.flat(states[0].params)[path].size for path in paths)
     slots = sum(x.size for x in jax.tree.leaves(states[0].opt_state))
     assert slots <= 2 * biases + 8 + 2 * len(paths)
     abstract = abstract_state(found, batch(), one_device())
@@ -129,7 +129,7 @@ def test_clipping_and_norm_see_what_is_trained_only(parts):
     params = states[0].params
     keys = jnp.stack([jax.random.key(0)] * 4)
     whole = gradients(config("sgd"), params, batch(), None, keys)[0]
-    free = {p: x for p, x in groups.flat(whole).items() if not p.startswith(("stack/layers", "input"))}
+    free = {p: x for p, x in parameters.flat(whole).items() if not p.startswith(("stack/layers", "input"))}
     norm = float(optax.tree.norm(free))
     assert float(sums["grad_norm"][0]) == pytest.approx(norm, rel=1e-5)
     change = moved(states[0], states[1])
@@ -140,7 +140,7 @@ def test_clipping_and_norm_see_what_is_trained_only(parts):
 def test_rates_scale_the_update_with_its_decay():
     """Not the gradient, which Adam would divide out again."""
     plain, scaled = (stepped(config(**kind))[0] for kind in ({}, {"layer_decay": 0.5, "rates": ("up/kernel=3",)}))
-    factors = groups.factors(Groups(layer_decay=0.5, rates=("up/kernel=3",)), shapes(extra=False))
+    factors = parameters.factors(Groups(layer_decay=0.5, rates=("up/kernel=3",)), shapes(extra=False))
     whole, shares = moved(*plain), moved(*scaled)
     for path in whole:
         np.testing.assert_allclose(shares[path], whole[path] * factors[path], atol=1e-6, err_msg=path)
@@ -155,7 +155,7 @@ def test_layers_join_from_the_top():
         assert [bool(k > 0) for k in kernel] == [step >= 6, step >= 4, step >= 2], step
         assert bool(np.abs(change["embed/table"]).max() > 0) == (step >= 8), step
         assert bool(np.abs(change["stack/norm/scale"]).max() > 0) == (step >= 2), step
-    first = groups.flat(jax.device_get(moved(states[2], states[3])))["stack/layers/mlp/up/kernel"][2]
+    first = parameters.flat(jax.device_get(moved(states[2], states[3])))["stack/layers/mlp/up/kernel"][2]
     keys = jnp.stack([jax.random.key(0)] * 4)
     whole = gradients(config(), states[0].params, batch(), None, keys)[0]
     gradient, norm = np.asarray(whole["stack"]["layers"]["mlp"]["up"]["kernel"]), float(optax.tree.norm(whole))
@@ -181,9 +181,9 @@ def test_defaults_change_nothing():
 def test_heads_are_found_by_one_word_whatever_their_names(task, names):
     config = load(f"tests/configs/tiny_{task}.py")
     config, corpus = resolve(config, prepare(config.data))
-    params = groups.flat(unbox(abstract_params(config.objective, training_batches(config, corpus)[0])))
-    assert {path.split("/")[0] for path in groups.trained(Groups(train=("heads",)), params)} == names
-    biases = groups.trained(Groups(train=("bias$", "heads")), params)
+    params = parameters.flat(unbox(abstract_params(config.objective, training_batches(config, corpus)[0])))
+    assert {path.split("/")[0] for path in parameters.trained(Groups(train=("heads",)), params)} == names
+    biases = parameters.trained(Groups(train=("bias$", "heads")), params)
     assert any(path.endswith("layers/norm0/bias") for path in biases)
     assert not any(path.endswith("layers/norm0/scale") for path in biases)
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import groups
 from lm.config import Config, Optimizer, load
 from lm.convert.convert import load as load_folder
 from lm.convert.convert import save
@@ -29,8 +28,9 @@ from lm.objectives.causal import Causal
 from lm.objectives.classify import Classify
 from lm.sharding import AXES, make_mesh, place, shardings, unbox
 from lm.start import begin
-from lm.state import abstract_params, abstract_state, chain, initialise
 from lm.train import gradients
+from lm.training import parameters
+from lm.training.state import abstract_params, abstract_state, chain, initialise
 from tests.marks import quick
 from tests.models.reference import tiny
 from tests.test_optimizer import batch, one_device
@@ -80,8 +80,8 @@ def test_the_first_step_is_the_plain_models():
     """B is 0, A is uniform within 1 / sqrt(inputs), and the states are those of the network without them, bit for bit."""
     plain = dataclasses.replace(MODEL, lora=Lora())
     tuned = unbox(Model(MODEL).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"])
-    ours = groups.flat(tuned)
-    bare = groups.nested({path: x for path, x in ours.items() if "lora" not in path})
+    ours = parameters.flat(tuned)
+    bare = parameters.nested({path: x for path, x in ours.items() if "lora" not in path})
     factors = [path for path in ours if "lora" in path]
     assert len(factors) == 12
     assert all(bool(np.any(ours[path])) == path.endswith("lora_a") for path in factors)
@@ -93,7 +93,7 @@ def test_the_first_step_is_the_plain_models():
 
 def counted(objective, batch, **found) -> float:
     boxed = unbox(abstract_params(objective, batch))
-    moving, still = groups.split(groups.Groups(**found), boxed)
+    moving, still = parameters.split(parameters.Groups(**found), boxed)
     sizes = [sum(int(np.prod(x.shape)) for x in part.values()) for part in (moving, still)]
     return sizes[0] / sum(sizes)
 
@@ -108,7 +108,7 @@ def test_it_trains_little_of_a_published_network():
 
 def test_the_head_of_a_task_is_trained_too():
     config, _, rows = labelled("")
-    moving, still = groups.split(config.optimizer.groups, unbox(abstract_params(config.objective, rows)))
+    moving, still = parameters.split(config.optimizer.groups, unbox(abstract_params(config.objective, rows)))
     assert {path for path in moving if "lora" not in path} == {
         f"{name}/{leaf}" for name in ("classifier", "pooler/dense") for leaf in ("kernel", "bias")
     }
@@ -146,9 +146,9 @@ def test_accumulation_and_mesh_change_nothing(trunk):
         cut = jax.device_put(tree, shardings(boxed, mesh))
         grads, found = jax.device_get(taken(dataclasses.replace(config, micro_batches=2), cut, place(rows, mesh, config.batch)))
     np.testing.assert_allclose(found["loss"], sums["loss"], rtol=1e-5)
-    for (path, a), b in zip(groups.flat(grads).items(), groups.flat(expected).values()):
+    for (path, a), b in zip(parameters.flat(grads).items(), parameters.flat(expected).values()):
         assert np.linalg.norm(a - b) <= 1e-4 * max(np.linalg.norm(b), 1e-2), path
-    factors = {p: x for p, x in groups.flat(expected).items() if "lora" in p}
+    factors = {p: x for p, x in parameters.flat(expected).items() if "lora" in p}
     assert factors
     assert all(np.any(x) for p, x in factors.items() if "key" not in p)
 
@@ -173,7 +173,7 @@ def test_dropout_is_on_what_the_factors_read():
 def test_merging_is_the_formula_bit_by_bit():
     plain, found = merged(MODEL, params())
     assert plain == dataclasses.replace(MODEL, lora=Lora())
-    ours, theirs = groups.flat(params()), groups.flat(found)
+    ours, theirs = parameters.flat(params()), parameters.flat(found)
     assert not [path for path in theirs if "lora" in path]
     hit = 0
     for path, x in theirs.items():
@@ -211,7 +211,7 @@ def test_an_exported_run_is_merged(tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     config, tree = run_of(MODEL, tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "out")
-    expected, found = (groups.flat(x) for x in (merge(EVERYWHERE, tree), load_folder(tmp_path / "out").params))
+    expected, found = (parameters.flat(x) for x in (merge(EVERYWHERE, tree), load_folder(tmp_path / "out").params))
     assert expected.keys() == found.keys()
     for path in expected:
         assert np.array_equal(expected[path], found[path]), path
@@ -234,8 +234,8 @@ def test_a_start_gives_the_trunk_and_the_factors_are_drawn(kind, tmp_path):
     with jax.set_mesh(one_device()):
         abstract = abstract_state(config, batch(), one_device())
         state, lines = begin(config, initialise(config, batch(), abstract), abstract)
-    found = groups.flat(state.params)
-    for path, x in groups.flat(tree).items():
+    found = parameters.flat(state.params)
+    for path, x in parameters.flat(tree).items():
         np.testing.assert_array_equal(found[path], x, err_msg=path)
     assert not np.any(found["stack/layers/mlp/up/lora_b"])
     assert np.any(found["stack/layers/mlp/up/lora_a"])
@@ -270,11 +270,11 @@ def test_factors_decay_and_are_matrices(name):
     optimizer = chain(Config(objective=Causal(model=MODEL), optimizer=Optimizer(name=name, decay=0.5)), boxed)
     zeros = jax.tree.map(jnp.zeros_like, params())
     updates, _ = optimizer.update(zeros, optimizer.init(params()), params())
-    for path, update in groups.flat(updates).items():
+    for path, update in parameters.flat(updates).items():
         moves = "lora" in path and not (name == "lamb" and not np.any(update))
         assert bool(np.any(update)) == moves, path
         if moves and name in ("adamw", "muon", "adafactor"):
-            np.testing.assert_allclose(update, -0.5 * groups.flat(params())[path], atol=1e-6)
+            np.testing.assert_allclose(update, -0.5 * parameters.flat(params())[path], atol=1e-6)
 
 
 @pytest.mark.parametrize("targets", [("querry",), ("query", "embed")])

@@ -13,16 +13,16 @@ import optax
 import pytest
 from scipy import optimize, stats
 
-from lm import groups, privacy, private
 from lm.config import Config, Mesh, Optimizer, from_json, load, to_json
 from lm.data.prepare import prepare
 from lm.errors import UserError
-from lm.groups import Groups
 from lm.objectives.base import resolve, training_batches
-from lm.privacy import Private
 from lm.sharding import make_mesh, place, unbox
-from lm.state import abstract_state, chain, create, initialise
 from lm.train import abstract_batch, compile_step, gradients, train_step
+from lm.training import dp_budget, dp_gradients, parameters
+from lm.training.dp_budget import Private
+from lm.training.parameters import Groups
+from lm.training.state import abstract_state, chain, create, initialise
 from tests.marks import quick
 from tests.test_optimizer import one_device
 from tests.tuning.test_lora import noisy
@@ -64,7 +64,7 @@ def each() -> dict[str, np.ndarray]:
             sums, _ = objective.loss(params, row, None, key)
             return sums["loss"][0] / sums["loss"][1]
 
-        return groups.flat(jax.grad(loss)(params))
+        return parameters.flat(jax.grad(loss)(params))
 
     rows = [one({k: x[i : i + 1] for k, x in batch.items()}, keys()[i : i + 1]) for i in range(config.batch)]
     return {path: np.stack([row[path] for row in rows]) for path in rows[0]}
@@ -77,7 +77,7 @@ def found(parts: int = 1, train: tuple[str, ...] = (), clip: float = 0.0):
     config = asked(config, parts, train, clip=clip)
     call = jax.jit(lambda params, batch: gradients(config, params, batch, None, keys()))
     grads, sums, _ = call(params, batches[0])
-    return groups.flat(grads), sums
+    return parameters.flat(grads), sums
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.3])
@@ -91,7 +91,7 @@ def test_it_is_optaxs_aggregate(noise, parts):
     expected, _ = aggregate.update(each(), aggregate.init(None))
     grads, sums = found(parts, clip=CLIP)
     if noise:
-        grads = private.noise(grads, noise * CLIP / rows, key)
+        grads = dp_gradients.noise(grads, noise * CLIP / rows, key)
     for path, x in expected.items():
         np.testing.assert_allclose(grads[path], x, atol=2e-6, err_msg=path)
     assert [float(x) for x in sums["clipped"]] == [(norms > CLIP).sum(), rows]
@@ -107,11 +107,11 @@ def test_without_clipping_it_is_the_mean_of_rows_and_the_plain_gradient():
 
 def test_noise_has_its_deviation_and_is_new_in_every_step():
     config, zeros = asked(subject()[0], clip=2.0, noise=3.0), {"a": jnp.zeros((100, 200)), "b": {"c": jnp.zeros(50)}}
-    first, again, later = (private.noised(config, zeros, jnp.asarray(step)) for step in (0, 0, 1))
+    first, again, later = (dp_gradients.noised(config, zeros, jnp.asarray(step)) for step in (0, 0, 1))
     assert np.std(first["a"]) == pytest.approx(3.0 * 2.0 / config.batch, rel=0.03)
     np.testing.assert_array_equal(first["a"], again["a"])
     assert abs(np.corrcoef(np.ravel(first["a"]), np.ravel(later["a"]))[0, 1]) < 0.05
-    other = private.noised(dataclasses.replace(config, seed=1), zeros, jnp.asarray(0))
+    other = dp_gradients.noised(dataclasses.replace(config, seed=1), zeros, jnp.asarray(0))
     assert not np.array_equal(first["a"], other["a"])
 
 
@@ -121,7 +121,7 @@ def test_what_is_frozen_gets_no_noise_and_does_not_count_in_the_norm():
     optimizer = chain(config, jax.eval_shape(config.objective.init, jax.random.key(0), batches[0]))
     state = create(config, optimizer, params)
     state, _ = jax.jit(lambda state, batch: train_step(config, optimizer, state, batch))(state, batches[0])
-    after, before = groups.flat(jax.device_get(state.params)), groups.flat(params)
+    after, before = parameters.flat(jax.device_get(state.params)), parameters.flat(params)
     for path, x in after.items():
         assert np.array_equal(x, before[path]) != path.startswith("classifier"), path
     head = {path: x for path, x in each().items() if path.startswith("classifier")}
@@ -144,7 +144,7 @@ def test_neither_parts_nor_a_mesh_change_anything():
             abstract = abstract_state(one, batch, mesh)
             state = initialise(one, batch, abstract)
             state, sums = compile_step(one, abstract, batch)(state, place(batches[0], mesh, one.batch))
-            results.append((groups.flat(jax.device_get(state.params)), float(sums["loss"][0])))
+            results.append((parameters.flat(jax.device_get(state.params)), float(sums["loss"][0])))
     (expected, loss), (params, again) = results
     for path, x in expected.items():
         np.testing.assert_allclose(params[path], x, atol=2e-6, err_msg=path)
@@ -194,10 +194,10 @@ def test_without_the_accountant_the_figure_is_left_out_and_that_is_said(monkeypa
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     config, corpus, batches, _ = subject()
     noisy_run = asked(config, clip=1.0, noise=1.0)
-    assert privacy.promise(noisy_run, corpus, batches, 10) == {}
-    assert "pip install dp-accounting" in privacy.said(noisy_run, corpus, batches)[0]
-    assert "without noise" in privacy.said(asked(config, clip=1.0), corpus, batches)[0]
-    assert privacy.said(config, corpus, batches) == ()
+    assert dp_budget.promise(noisy_run, corpus, batches, 10) == {}
+    assert "pip install dp-accounting" in dp_budget.said(noisy_run, corpus, batches)[0]
+    assert "without noise" in dp_budget.said(asked(config, clip=1.0), corpus, batches)[0]
+    assert dp_budget.said(config, corpus, batches) == ()
 
 
 def test_epsilon_is_between_the_exact_one_and_the_textbooks():
@@ -208,9 +208,9 @@ def test_epsilon_is_between_the_exact_one_and_the_textbooks():
     curve = lambda e: stats.norm.cdf(mu / 2 - e / mu) - math.exp(e) * stats.norm.cdf(-mu / 2 - e / mu) - delta  # noqa: E731
     exact = optimize.brentq(curve, 0, 50)
     classic = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # Mironov 2017, proposition 3
-    assert exact <= privacy.epsilon(noise, 1.0, steps, delta) <= classic
+    assert exact <= dp_budget.epsilon(noise, 1.0, steps, delta) <= classic
     config, corpus, batches, _ = subject()
-    few, many = (privacy.promise(asked(config, clip=1.0, noise=2.0), corpus, batches, n) for n in (1, 100))
+    few, many = (dp_budget.promise(asked(config, clip=1.0, noise=2.0), corpus, batches, n) for n in (1, 100))
     rows = batches.streams[0].count
     assert few["delta"] == pytest.approx(rows**-1.1)
-    assert 0 < few["epsilon"] < many["epsilon"] < privacy.epsilon(2.0, 1.0, 100, few["delta"])
+    assert 0 < few["epsilon"] < many["epsilon"] < dp_budget.epsilon(2.0, 1.0, 100, few["delta"])

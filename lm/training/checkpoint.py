@@ -1,7 +1,7 @@
 """Checkpoints: asynchronous Orbax saves of the state, the last ones and the best ones kept, restored onto any mesh.
 
-A save is believed only when it is whole: its notes are sealed, and hold a checksum of each array (`lm.integrity`) that is
-computed anew at every restore.
+A save is believed only when it is whole: its notes are sealed, and hold a checksum of each array
+(`lm.training.integrity`) that is computed anew at every restore.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ import numpy as np
 
 from lm.config import Keep
 from lm.errors import UserError, one_line, translate
-from lm.integrity import checksums, path_of, shape_in
 from lm.outputs import replace_file
-from lm.stopping import EarlyStop
 from lm.strict_json import is_sealed, load_json, seal
+from lm.training.integrity import checksums, path_of, shape_in
+from lm.training.stopping import EarlyStop
 
 BY_LOSS = EarlyStop()
 ASIDE = "damaged"  # the folder of a run that damaged checkpoints are moved to

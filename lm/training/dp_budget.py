@@ -1,4 +1,4 @@
-"""Differential privacy: what a run is asked for, and what its steps promise. The gradient is in `lm.private`."""
+"""Differential privacy: what a run is asked for, and what its steps promise. The gradient is in `lm.training.dp_gradients`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

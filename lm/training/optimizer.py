@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from optax import contrib
 
-from lm import groups
 from lm.config import Optimizer
 from lm.sharding import axes_of, unbox
+from lm.training import parameters
 
 
 def grouped(config: Optimizer, params: Any, mup: float = 1.0) -> optax.GradientTransformation:
@@ -22,16 +22,16 @@ def grouped(config: Optimizer, params: Any, mup: float = 1.0) -> optax.GradientT
 
     The others get zeros, and the chain knows nothing of them.
     """
-    axes = groups.flat(axes_of(params))
-    shapes = {path: (x.shape, axes[path]) for path, x in groups.flat(unbox(params)).items()}
-    chosen = groups.trained(config.groups, shapes)
-    factors = {path: x for path, x in groups.factors(config.groups, shapes).items() if path in chosen}
-    parts = [build(config, groups.nested({path: axes[path] for path in axes if path in chosen}), mup)]
+    axes = parameters.flat(axes_of(params))
+    shapes = {path: (x.shape, axes[path]) for path, x in parameters.flat(unbox(params)).items()}
+    chosen = parameters.trained(config.groups, shapes)
+    factors = {path: x for path, x in parameters.factors(config.groups, shapes).items() if path in chosen}
+    parts = [build(config, parameters.nested({path: axes[path] for path in axes if path in chosen}), mup)]
     if any(np.any(x != 1) for x in factors.values()):
-        parts.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, groups.nested(factors))))
+        parts.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, parameters.nested(factors))))
     if config.groups.unfreeze:
-        first = {path: x for path, x in groups.joins(config.groups, shapes).items() if path in chosen}
-        parts.append(waiting(groups.nested(first)))
+        first = {path: x for path, x in parameters.joins(config.groups, shapes).items() if path in chosen}
+        parts.append(waiting(parameters.nested(first)))
     chain = optax.chain(*parts) if len(parts) > 1 else parts[0]
     return chain if len(chosen) == len(shapes) else only(chain, chosen)
 
@@ -50,13 +50,13 @@ def only(chain: optax.GradientTransformation, chosen: set[str]) -> optax.Gradien
     """Show a chain the parameters of these paths alone; the updates of all others are zero."""
 
     def pick(tree):
-        return groups.nested({path: x for path, x in groups.flat(tree).items() if path in chosen})
+        return parameters.nested({path: x for path, x in parameters.flat(tree).items() if path in chosen})
 
     def update(updates, state, params=None):
         found, state = chain.update(pick(updates), state, None if params is None else pick(params))
-        found = groups.flat(found)
-        still = {path: jnp.zeros_like(x) for path, x in groups.flat(updates).items() if path not in chosen}
-        return jax.tree.map(lambda _, u: u, updates, groups.nested({**found, **still})), state
+        found = parameters.flat(found)
+        still = {path: jnp.zeros_like(x) for path, x in parameters.flat(updates).items() if path not in chosen}
+        return jax.tree.map(lambda _, u: u, updates, parameters.nested({**found, **still})), state
 
     return optax.GradientTransformation(lambda params: chain.init(pick(params)), update)
 

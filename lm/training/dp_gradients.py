@@ -1,7 +1,7 @@
 """Gradients in which no row shows much: each row's by itself, shortened, added up, with noise on the sum (DP-SGD).
 
 Abadi et al. 2016, algorithm 1; what `optax.contrib.differentially_private_aggregate` computes of all rows at once, here
-of as many as a micro-batch has. What is asked for is `lm.privacy.Private`.
+of as many as a micro-batch has. What is asked for is `lm.training.dp_budget.Private`.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import groups
 from lm.decode.score import NO_MESH
 from lm.errors import check
+from lm.training import parameters
 
 
 def check_rows(config: Any, params: Any, batch: Any) -> None:
@@ -62,8 +62,9 @@ def clipped(loss: Callable, params: Any, batch: Any, keys_B: jax.Array, clip: fl
 def noised(config: Any, grads: Any, step: jax.Array) -> Any:
     """Add noise of `noise` x `clip` / batch to the gradients of what is trained; the same on every mesh."""
     private, key = config.optimizer.private, jax.random.fold_in(jax.random.key(config.seed), 2)
-    moving, still = groups.split(config.optimizer.groups, grads)
-    return groups.nested({**still, **noise(moving, private.noise * private.clip / config.batch, jax.random.fold_in(key, step))})
+    moving, still = parameters.split(config.optimizer.groups, grads)
+    noisy = noise(moving, private.noise * private.clip / config.batch, jax.random.fold_in(key, step))
+    return parameters.nested({**still, **noisy})
 
 
 def noise(grads: Any, deviation: float, key: jax.Array) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from lm.console import Console
 from lm.errors import UserError
 from lm.outputs import replace_file
-from lm.tensorboard import EventFile
+from lm.training.tensorboard import EventFile
 
 
 class Writers:

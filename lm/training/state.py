@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from lm import optimizer as optimizers
-from lm import private
 from lm.config import Config
 from lm.errors import check
-from lm.groups import flat
 from lm.models import lora
 from lm.sharding import Named, is_named, shardings, unbox
 from lm.sizes import check_memory, readable
+from lm.training import dp_gradients
+from lm.training import optimizer as optimizers
+from lm.training.parameters import flat
 
 
 class TrainState(struct.PyTreeNode):
@@ -66,7 +66,7 @@ def abstract_state(config: Config, batch: Any, mesh: jax.sharding.Mesh) -> Train
     """
     boxed = abstract_params(config.objective, batch)
     params = unbox(boxed)
-    private.check_rows(config, params, batch)
+    dp_gradients.check_rows(config, params, batch)
     optimizer = chain(config, boxed)
     state = jax.eval_shape(lambda p: create(config, optimizer, p), params)
     slots = name_slots(state.opt_state, boxed)
