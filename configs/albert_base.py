@@ -11,10 +11,9 @@ with RoBERTa's rate for such batches.
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import Pretrained, WordPiece
+from lm.data.tokenizer.tokenizer import Pretrained, WordPiece
 from lm.models.presets import ALBERT_BASE, ALBERT_LARGE
 from lm.objectives.masked import Masked
 

@@ -12,10 +12,9 @@ Their Poisson mean there is 3.5: --config.objective.poisson=3.5.
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair, Pretrained
+from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.models.presets import BART_BASE, BART_LARGE, twice
 from lm.objectives.denoise import Denoise
 

@@ -9,10 +9,9 @@ eval/validation/accuracy: the share of the text's tokens that are right, given t
 place by place scores 0.034 on the documentation.
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.presets import twice
 from lm.models.transformer import Transformer
 from lm.objectives.denoise import Denoise

@@ -10,10 +10,9 @@ learns in minutes what the papers' recipe takes hours for.
 
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import WordPiece
+from lm.data.tokenizer.tokenizer import WordPiece
 from lm.models.transformer import Transformer
 from lm.objectives.masked import Masked
 

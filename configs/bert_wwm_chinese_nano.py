@@ -11,11 +11,10 @@ words. Without a text: the interpreter's documentation, in English words.
 
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import Tagged, source_from
-from lm.data.tokenizers import WordPiece
-from lm.data.words import Given, Jieba
+from lm.data.text.words import Given, Jieba
+from lm.data.tokenizer.tokenizer import WordPiece
 from lm.models.transformer import Transformer
 from lm.objectives.masked import Masked
 

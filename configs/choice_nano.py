@@ -9,13 +9,12 @@ A line of the file: {"context": ..., "question": ..., "options": [...], "label":
 without pre-training stays there (0.27 after 100 steps); counting the words that name and text share gives a half.
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.examples import examples_from, held_out_from
-from lm.data.prepare import Data
-from lm.data.tokenizers import WordPiece
+from lm.config import Config, Data, Every, Optimizer, Schedule
+from lm.data.labelled.sources import examples_from, held_out_from
+from lm.data.tokenizer.tokenizer import WordPiece
 from lm.models.transformer import Transformer
 from lm.objectives.choice import Choose
-from lm.objectives.trunk import Head, Rows
+from lm.objectives.finetune.network import Head, Rows
 
 
 def config(

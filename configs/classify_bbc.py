@@ -11,12 +11,11 @@ pre-trained on the same kind of text. 133 articles that occur twice are left out
 from dataclasses import replace
 
 from configs.start_nano import ENCODER, tuning
-from lm.config import Config, Every, Schedule
-from lm.data.examples import Labelled
-from lm.data.prepare import Data
-from lm.data.tokenizers import WordPiece
+from lm.config import Config, Data, Every, Schedule
+from lm.data.labelled.sources import Labelled
+from lm.data.tokenizer.tokenizer import WordPiece
 from lm.objectives.classify import Classify
-from lm.objectives.trunk import Head, Rows
+from lm.objectives.finetune.network import Head, Rows
 
 
 def config(

@@ -11,13 +11,12 @@ learns scores, `language` is that of XNLI. Look at eval/validation/accuracy: 22 
 
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.examples import examples_from, held_out_from
-from lm.data.prepare import Data
-from lm.data.tokenizers import WordPiece
+from lm.config import Config, Data, Every, Optimizer, Schedule
+from lm.data.labelled.sources import examples_from, held_out_from
+from lm.data.tokenizer.tokenizer import WordPiece
 from lm.models.transformer import Transformer
 from lm.objectives.classify import Classify
-from lm.objectives.trunk import Head, Rows
+from lm.objectives.finetune.network import Head, Rows
 
 
 def config(

@@ -11,10 +11,9 @@ released code does. The paper goes on from GPT-2's weights; the rate is its demo
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import JsonLines, source_from
-from lm.data.tokenizers import BytePair, Pretrained
+from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.models.presets import GPT2_LARGE, GPT2_MEDIUM, GPT2_SMALL
 from lm.objectives.causal import Causal
 

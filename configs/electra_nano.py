@@ -8,10 +8,9 @@ every token replaced 0.26. Bytes, because wrong letters are found sooner than wr
 network takes several times as many steps to leave 0.
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import Bytes
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.transformer import Transformer
 from lm.objectives.replaced import Replaced
 

@@ -12,10 +12,9 @@ steps is the same to 1e-4. The generator of the small model that they released i
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair, Pretrained
+from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.models.presets import ELECTRA_BASE, ELECTRA_LARGE, ELECTRA_SMALL
 from lm.objectives.replaced import Replaced
 

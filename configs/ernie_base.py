@@ -12,10 +12,9 @@ published: `steps`, `unit_share`.
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import Tagged, source_from
-from lm.data.tokenizers import Pretrained, WordPiece
+from lm.data.tokenizer.tokenizer import Pretrained, WordPiece
 from lm.models.presets import ERNIE_BASE
 from lm.objectives.masked import Masked
 

@@ -1,4 +1,4 @@
-"""Questions made out of running text, to learn answering from before those that people asked (`lm.data.cloze`).
+"""Questions made out of running text, to learn answering from before those that people asked (`lm.data.labelled.cloze`).
 
     python -m lm.main --config=configs/extract_cloze.py:text='articles/*.txt',start=RUN --workdir=runs/cloze
     python -m lm.main --config=configs/extract_xquad.py:start=runs/cloze
@@ -11,12 +11,11 @@ questions once; reading half of them twice did not help. Chinese: `gap=什么,li
 from dataclasses import replace
 
 from configs.start_nano import ENCODER, tuning
-from lm.config import Config, Every, Schedule
-from lm.data.examples import Cloze
-from lm.data.prepare import Data
-from lm.data.tokenizers import WordPiece
+from lm.config import Config, Data, Every, Schedule
+from lm.data.labelled.sources import Cloze
+from lm.data.tokenizer.tokenizer import WordPiece
 from lm.objectives.extract import Extract
-from lm.objectives.trunk import Rows
+from lm.objectives.finetune.network import Rows
 
 
 def config(

@@ -8,13 +8,12 @@ where it reads from left to right (GPT). Without it a network of 3 x 128 begins 
 Look at eval/validation/exact: the share of windows with both ends right; a network without pre-training stays at 0.16.
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.examples import examples_from, held_out_from
-from lm.data.prepare import Data
-from lm.data.tokenizers import WordPiece
+from lm.config import Config, Data, Every, Optimizer, Schedule
+from lm.data.labelled.sources import examples_from, held_out_from
+from lm.data.tokenizer.tokenizer import WordPiece
 from lm.models.transformer import Transformer
 from lm.objectives.extract import Extract
-from lm.objectives.trunk import Rows
+from lm.objectives.finetune.network import Rows
 
 
 def config(

@@ -12,12 +12,11 @@ last ten articles.
 from typing import Literal
 
 from configs.start_nano import ENCODER, tuned, tuning
-from lm.config import Config, Every, Schedule
-from lm.data.examples import Questions
-from lm.data.prepare import Data
-from lm.data.tokenizers import WordPiece
+from lm.config import Config, Data, Every, Schedule
+from lm.data.labelled.sources import Questions
+from lm.data.tokenizer.tokenizer import WordPiece
 from lm.objectives.extract import Extract
-from lm.objectives.trunk import Rows
+from lm.objectives.finetune.network import Rows
 
 
 def config(

@@ -7,10 +7,9 @@
 
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import Characters
+from lm.data.tokenizer.tokenizer import Characters
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 

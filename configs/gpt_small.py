@@ -10,10 +10,9 @@ configs/gpt_nano.py.
 
 from dataclasses import replace
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair, Pretrained
+from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.models.presets import GPT2_SMALL
 from lm.objectives.causal import Causal
 

@@ -3,10 +3,9 @@
     python -m lm.main --config=configs/gpt_tiny.py:text='books/*.txt'
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 

@@ -6,10 +6,9 @@ One layer of 512: an LSTM's steps are one after another, and few wide products a
 `carry=true` reads the corpus in order, each row going on where the row of the batch before ended.
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.lstm import LSTM
 from lm.objectives.baselines import LSTMLanguageModel
 

@@ -11,11 +11,10 @@ published: these are those of RoBERTa-wwm-ext, 1 M steps of 384 x 512 tokens, fr
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import Pretrained, WordPiece
-from lm.data.words import Jieba
+from lm.data.text.words import Jieba
+from lm.data.tokenizer.tokenizer import Pretrained, WordPiece
 from lm.models.presets import BERT_CHINESE, BERT_CHINESE_LARGE
 from lm.objectives.masked import Masked
 

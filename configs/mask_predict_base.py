@@ -10,10 +10,9 @@ translated, and evaluates an average of checkpoints: here a moving one.
 
 from dataclasses import replace
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import pairs_from
-from lm.data.tokenizers import BytePair, Pretrained
+from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.models.presets import MASK_PREDICT_BASE, twice
 from lm.objectives.conditional import Conditional
 

@@ -7,10 +7,9 @@ Ghazvininejad et al. 2019: masked tokens of a target given its source and the re
 slot before the source. Look at eval/validation/accuracy, of masked tokens, and length_accuracy.
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import pairs_from
-from lm.data.tokenizers import BytePair
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.presets import twice
 from lm.models.transformer import Transformer
 from lm.objectives.conditional import Conditional

@@ -8,10 +8,9 @@ Liu et al. 2019 (MT-DNN) for sharing all but the heads, Raffel et al. 2020 for d
 
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.objectives.masked import Masked

@@ -11,11 +11,10 @@ right, given the inputs and the targets before them.
 
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.corruption.spans import Denoiser
-from lm.data.prepare import Data
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.transformer import Transformer
 from lm.objectives.prefix import Prefix, ul2
 

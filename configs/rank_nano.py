@@ -9,13 +9,12 @@ A file has the columns sentence1, sentence2 and score. Without one: are two sent
 pre-training learns these 1,330 pairs by heart (squared error 0.005, held out 0.26, where always saying 0.5 has 0.25).
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.examples import examples_from, held_out_from
-from lm.data.prepare import Data
-from lm.data.tokenizers import WordPiece
+from lm.config import Config, Data, Every, Optimizer, Schedule
+from lm.data.labelled.sources import examples_from, held_out_from
+from lm.data.tokenizer.tokenizer import WordPiece
 from lm.models.transformer import Transformer
+from lm.objectives.finetune.network import Rows
 from lm.objectives.rank import Rank
-from lm.objectives.trunk import Rows
 
 
 def config(

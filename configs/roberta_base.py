@@ -10,10 +10,9 @@ may be masked, random ones come from id 4 on. fairseq also decays biases and nor
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair, Pretrained
+from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.models.presets import ROBERTA_BASE, ROBERTA_LARGE
 from lm.objectives.masked import Masked
 

@@ -12,10 +12,9 @@ random weights use configs/simcse_nano.py. The authors keep the step that is bes
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import Table, source_from
-from lm.data.tokenizers import BytePair, Pretrained
+from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.errors import check
 from lm.models.presets import BERT_BASE
 from lm.objectives.contrastive import Contrastive

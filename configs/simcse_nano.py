@@ -11,10 +11,9 @@ paper, stands in for the pre-training that its encoders had.
 
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import Table, source_from
-from lm.data.tokenizers import BytePair
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.errors import check
 from lm.models.transformer import Transformer
 from lm.objectives.contrastive import Contrastive

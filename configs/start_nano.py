@@ -10,10 +10,9 @@ their frequencies for 700 steps. Configs on real data take shapes and optimizer 
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair, WordPiece
+from lm.data.tokenizer.tokenizer import BytePair, WordPiece
 from lm.models.presets import twice
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal

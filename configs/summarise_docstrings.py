@@ -8,10 +8,9 @@ held out whole.
 """
 
 from configs.start_nano import PAIR, tuned, tuning
-from lm.config import Config, Every, Schedule
-from lm.data.examples import Labelled
-from lm.data.prepare import Data
-from lm.data.tokenizers import BytePair
+from lm.config import Config, Data, Every, Schedule
+from lm.data.labelled.sources import Labelled
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.presets import twice
 from lm.objectives.text2text import Reply, Text2text
 

@@ -11,10 +11,9 @@ The z-loss of 1e-4 is that of their code. The documents of a row run into each o
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair, Pretrained
+from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.models.presets import T5_1_1_BASE, T5_BASE, twice
 from lm.objectives.span import Span
 

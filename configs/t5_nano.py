@@ -8,10 +8,9 @@ Raffel et al. 2020: 15 % of the tokens in spans of 3, a sentinel for each; 141 t
 them. A quarter of those are sentinels, which come in order; text_accuracy leaves them out.
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.presets import twice
 from lm.models.transformer import Transformer
 from lm.objectives.span import Span

@@ -7,16 +7,15 @@
 With `start=RUN` or `start=HF_DIR` the network and its tokenizer are that folder's, and only the head is new; `causal=yes`
 where it reads from left to right (GPT). Without it a network of 3 x 128 learns from nothing but the examples.
 Look at eval/validation/inside: the accuracy where there is something to tag. Files are columns of words and tags, as
-CoNLL's (.conll); for the People's Daily write source=lm.data.examples.Entities(path=...) into a config of your own.
+CoNLL's (.conll); for the People's Daily write source=lm.data.labelled.columns.Entities(path=...) into a config of your own.
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.examples import examples_from, held_out_from
-from lm.data.prepare import Data
-from lm.data.tokenizers import WordPiece
+from lm.config import Config, Data, Every, Optimizer, Schedule
+from lm.data.labelled.sources import examples_from, held_out_from
+from lm.data.tokenizer.tokenizer import WordPiece
 from lm.models.transformer import Transformer
+from lm.objectives.finetune.network import Rows
 from lm.objectives.tag import Tag
-from lm.objectives.trunk import Rows
 
 
 def config(

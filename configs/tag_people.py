@@ -8,12 +8,11 @@ that run's. The held-out lines are the last tenth of the month.
 """
 
 from configs.start_nano import ENCODER, tuned, tuning
-from lm.config import Config, Every, Schedule
-from lm.data.examples import Entities
-from lm.data.prepare import Data
-from lm.data.tokenizers import WordPiece
+from lm.config import Config, Data, Every, Schedule
+from lm.data.labelled.sources import Entities
+from lm.data.tokenizer.tokenizer import WordPiece
+from lm.objectives.finetune.network import Rows
 from lm.objectives.tag import Tag
-from lm.objectives.trunk import Rows
 
 
 def config(

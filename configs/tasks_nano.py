@@ -1,6 +1,6 @@
 """Two tasks on one network, in minutes on two CPU cores: the package of a paragraph, and the mark behind each word.
 
-    python -m lm.objectives.tasks
+    python -m lm.objectives.multitask
     python -m lm.main --config=configs/tasks_nano.py:text=reviews.csv,tags=train.conll,temperature=5,start=HF_DIR
 
 A step is a batch of one task (Liu et al. 2019, MT-DNN); tasks are drawn as often as they have examples, to the power
@@ -9,17 +9,16 @@ and eval/validation/examples/marks/f1 beside configs/tag_nano.py. `start=RUN` or
 tokenizer; a run of this config is a start for any single task on the same network.
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.examples import examples_from
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
+from lm.data.labelled.sources import examples_from
 from lm.data.sources import Mixture
-from lm.data.tokenizers import WordPiece
+from lm.data.tokenizer.tokenizer import WordPiece
 from lm.models.transformer import Transformer
 from lm.objectives.classify import Classify
+from lm.objectives.finetune.network import Head
 from lm.objectives.mixture import Part
+from lm.objectives.multitask import Tasks
 from lm.objectives.tag import Tag
-from lm.objectives.tasks import Tasks
-from lm.objectives.trunk import Head
 
 
 def config(

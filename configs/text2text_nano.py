@@ -10,10 +10,9 @@ pairs. Look at eval/validation/examples/rougeL at the end, and at predictions.js
 """
 
 from configs.start_nano import DECODER, PAIR, tuned
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.examples import examples_from, held_out_from
-from lm.data.prepare import Data
-from lm.data.tokenizers import BytePair
+from lm.config import Config, Data, Every, Optimizer, Schedule
+from lm.data.labelled.sources import examples_from, held_out_from
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.presets import twice
 from lm.objectives.text2text import Text2text, fields
 

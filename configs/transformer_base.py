@@ -11,10 +11,9 @@ width^-0.5 x min(step^-0.5, step x 4000^-1.5), label smoothing 0.1, dropout 0.1 
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import pairs_from
-from lm.data.tokenizers import BytePair, Pretrained
+from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.models.presets import TRANSFORMER_BASE, TRANSFORMER_BIG, twice
 from lm.objectives.seq2seq import Seq2seq
 

@@ -13,10 +13,9 @@ one text, whose documents the memory runs through.
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair, Bytes, Pretrained
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, Pretrained
 from lm.models.presets import TRANSFORMER_XL_BASE, TRANSFORMER_XL_ENWIK8
 from lm.objectives.recurrent import Lengths, Recurrent
 

@@ -10,10 +10,9 @@ eval/validation/accuracy: the share of the target's tokens that are right, given
 by place scores 0.30, with a capital in front and a full stop behind 0.43.
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import pairs_from
-from lm.data.tokenizers import BytePair
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.presets import twice
 from lm.models.transformer import Transformer
 from lm.objectives.seq2seq import Seq2seq

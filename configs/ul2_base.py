@@ -12,10 +12,9 @@ SwiGLU is what their code is said to have; the paper's table of sizes does not n
 from dataclasses import replace
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair, Pretrained
+from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.models.presets import T5_1_1_BASE, twice
 from lm.objectives.prefix import Prefix, ul2
 

@@ -8,10 +8,9 @@ Dai et al. 2019. Held-out text is read with a memory twice as long as in trainin
 segment by segment with the same parameters, so that the difference is what the memory is worth.
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.memory import TransformerXL
 from lm.objectives.recurrent import Lengths, Recurrent
 

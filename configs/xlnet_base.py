@@ -11,10 +11,9 @@ only matrices decay; and it drops out embeddings of distances. On a CPU take con
 
 from dataclasses import replace
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair, Pretrained
+from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.models.presets import XLNET_BASE
 from lm.objectives.permuted import Permuted
 

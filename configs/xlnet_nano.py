@@ -7,10 +7,9 @@ Yang et al. 2019. The loss on held-out text is the cross-entropy of the predicte
 a random order; the trivial guess, the tokens' frequency, costs 6.16 nats and is right in 7 of 100.
 """
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair
+from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.two_stream import XLNet
 from lm.objectives.permuted import Permuted
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lm.data.examples import Example
-from lm.data.tokenizers import BytePair
-from lm.tasks import classification, outcomes, qa, tagging
-from lm.tasks.kneser_ney import KneserNey, Stream
-from lm.tasks.statistics import flat
+from lm.data.tokenizer.tokenizer import BytePair
+from lm.data.types import Example
+from lm.evaluation import predictions
+from lm.evaluation.kneser_ney import KneserNey, Stream
+from lm.evaluation.metrics import classification, qa, tagging
+from lm.evaluation.metrics.statistics import flat
 
 Found = dict[str, dict[str, float | None]]
 
@@ -83,7 +84,7 @@ def reply(train: Sequence[Example], held_out: Sequence[Example]) -> Found:
 def written(texts: Sequence[str], held_out: Sequence[Example]) -> dict[str, float | None]:
     """Measure texts as those of a network are."""
     pairs = zip(texts, held_out)
-    return flat(outcomes.measure_texts(None, [{"guess": t, "gold": [one.get("target")]} for t, one in pairs], 0))
+    return flat(predictions.measure_texts(None, [{"guess": t, "gold": [one.get("target")]} for t, one in pairs], 0))
 
 
 def neighbours(train: Sequence[Example], held_out: Sequence[Example]) -> dict[str, float | None]:

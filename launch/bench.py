@@ -16,10 +16,10 @@ from typing import Any
 
 from absl import flags
 
-from lm.command import define_output, output, run
 from lm.config import Config, load, override
 from lm.console import table
 from lm.errors import unknown
+from lm.flags import define_output, output, run
 from lm.strict_json import dump_json
 
 CONFIG = flags.DEFINE_string("config", "configs/gpt_tiny.py", "config file and its arguments")
@@ -115,7 +115,7 @@ def batches(config: Config, corpus: Any) -> dict[str, float]:
 
 def corruptions() -> dict[str, float]:
     """Tokens a second that each objective's first config corrupts and packs, in one thread."""
-    from lm.data.prepare import prepare
+    from lm.data.corpus.prepare import prepare
     from lm.objectives.__main__ import default, objectives
     from lm.objectives.base import resolve
 
@@ -152,7 +152,7 @@ def score(config: Config) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from lm.data.prompts import Prompt
+    from lm.data.rows.prompts import Prompt
     from lm.decode.score import TOKENS as TOGETHER
     from lm.decode.score import Pair, Scorer
     from lm.decode.speed import random_params
@@ -182,7 +182,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     from lm import platform
 
     platform.prepare()
-    from lm.data.prepare import prepare
+    from lm.data.corpus.prepare import prepare
     from lm.objectives.base import resolve
 
     config, corpus = resolve(config, prepare(config.data, report=print))
@@ -204,4 +204,4 @@ def main(overrides: list[tuple[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, Config)

@@ -24,10 +24,10 @@ from absl import flags
 
 from launch.baselines import BASELINES
 from launch.real_data import DOMAINS, MADE, Missing, articles, minilm, texts
-from lm.command import run
 from lm.config import load
 from lm.console import table
 from lm.errors import check, unknown
+from lm.flags import run
 from lm.outputs import replace_file
 from lm.strict_json import dump_json, load_json
 

@@ -10,7 +10,7 @@ each fold's are those of its training side). Of texts to write every one is answ
 
     folds.json         every figure: of each fold, mean, standard deviation, and of all predictions together
     predictions.jsonl  every example once, as its own fold's network answers, with "fold"; figures.json, errors.html and
-                       pictures of all of them, as a run leaves them (lm.tasks.downstream)
+                       pictures of all of them, as a run leaves them (lm.evaluation.downstream)
 """
 
 import math
@@ -25,13 +25,14 @@ import numpy as np
 from absl import flags
 
 from launch.finetune import ended, train
-from lm.command import run
 from lm.config import Config, load, override, parse, read_config
 from lm.console import table
-from lm.data.examples import Example, ExampleSet, labelled
-from lm.data.folds import dealt
+from lm.data.corpus.split import dealt
+from lm.data.labelled.sources import ExampleSet, labelled
 from lm.data.sources import components
+from lm.data.types import Example
 from lm.errors import check
+from lm.flags import run
 from lm.outputs import replace_file
 from lm.strict_json import dump_json, load_json, load_json_lines
 
@@ -88,11 +89,11 @@ def begin(folder: Path, asked: dict[str, Any]) -> None:
 
 def labels_of(config: Config, overrides: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
     """Give the override that names the labels of all examples; none where the objective has none, or was told them."""
-    from lm.data.prepare import prepare
+    from lm.data.corpus.prepare import prepare
     from lm.objectives.base import resolve
 
     if config.start:  # the tokenizer is the folder's
-        from lm.convert.adopt import adopt
+        from lm.start.adopt import adopt
 
         config, _ = adopt(config, [name for name, _ in overrides])
     path, inner = "objective", config.objective
@@ -147,9 +148,9 @@ def shown(found: dict[str, dict[str, Any]], count: int) -> str:
 
 def gathered(config: Config, folder: Path, count: int) -> Figures:
     """Write the predictions of all folds in the order of the data; give their figures. Nothing where runs leave none."""
-    from lm.tasks.downstream import Found, leave
-    from lm.tasks.outcomes import ANSWERS, form_of
-    from lm.tasks.statistics import flat
+    from lm.evaluation.downstream import Found, leave
+    from lm.evaluation.metrics.statistics import flat
+    from lm.evaluation.predictions import ANSWERS, form_of
 
     if not all((folder / str(number) / "predictions.jsonl").exists() for number in range(1, count + 1)):
         return {}
@@ -187,4 +188,4 @@ if __name__ == "__main__":
     for name in VALUES:
         flags.declare_key_flag(name)  # --help tells of these
     VALUES.mark_as_parsed()
-    run(main)
+    run(main, Config)

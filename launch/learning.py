@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from lm.command import run
 from lm.config import read_config
 from lm.errors import check, unknown
+from lm.flags import run
 from lm.outputs import replace_file
 from lm.strict_json import load_json
 
@@ -39,7 +39,7 @@ class Held:
 
     @staticmethod
     def open(workdir: Path) -> "Held":
-        from lm.data.prepare import prepare
+        from lm.data.corpus.prepare import prepare
         from lm.objectives.base import resolve
 
         config = read_config(workdir)
@@ -47,7 +47,7 @@ class Held:
 
     def batches(self):
         """The batches that the run was measured on."""
-        from lm.data.pipeline import Evaluation
+        from lm.data.rows.pipeline import Evaluation
 
         c = self.config
         rows, objective = c.batch // c.micro_batches, c.objective.measured()
@@ -60,9 +60,9 @@ class Held:
         """Figures of the trained parameters (or of fresh ones) under another form of the objective."""
         import jax
 
+        from lm.evaluation.held_out import HeldOut
         from lm.runs import load_params
         from lm.sharding import AXES, make_mesh, unbox
-        from lm.tasks.language import HeldOut
 
         config = replace(self.config, objective=objective or self.config.objective)
         batch = next(iter(self.batches()))
@@ -108,7 +108,7 @@ def copying(held: Held) -> float:
 
 def kneser_ney(held: Held) -> float:
     """Bits per byte of an interpolated Kneser-Ney model of order 5."""
-    from lm.tasks.kneser_ney import evaluate, fit
+    from lm.evaluation.kneser_ney import evaluate, fit
 
     packing = held.config.data.packing
     return evaluate(fit(held.corpus, 5, packing), held.corpus.validation, packing)["kneser_ney/bits_per_byte"]

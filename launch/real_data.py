@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm.data.documentation import DocumentationReader
-from lm.data.documented import summaries
-from lm.data.examples import Entities
-from lm.data.split import position
+from lm.data.corpus.split import position
+from lm.data.demo import DocumentationReader, summaries
+from lm.data.labelled.columns import Entities
 from lm.strict_json import load_json, parse_json
 
 SHARE = 0.1  # held out

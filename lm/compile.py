@@ -15,9 +15,9 @@ from typing import Any
 
 from absl import flags
 
-from lm.command import run
 from lm.config import Config, load, override
 from lm.errors import UserError, check
+from lm.flags import run
 
 CONFIG = flags.DEFINE_string("config", None, "config file and its arguments: FILE.py[:key=value,...]")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v5e:4x4")
@@ -50,10 +50,11 @@ def stand_in(config: Config) -> tuple[Config, Any]:
     """
     import numpy as np
 
-    from lm.data.examples import labelled
-    from lm.data.prepare import Corpus, prepare
-    from lm.data.store import Tokens
-    from lm.data.tokenizers import Bytes
+    from lm.data.corpus.corpus import Corpus
+    from lm.data.corpus.prepare import prepare
+    from lm.data.corpus.store import Tokens
+    from lm.data.labelled.sources import labelled
+    from lm.data.tokenizer.tokenizer import Bytes
     from lm.objectives.base import resolve
 
     if labelled(config.data.source):
@@ -125,11 +126,11 @@ def main(overrides: list[tuple[str, str]]) -> None:
     os.environ.setdefault("TPU_WORKER_ID", "0")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if config.start:
-        from lm.convert.adopt import adopt
+        from lm.start.adopt import adopt
 
         config, _ = adopt(config, [name for name, _ in overrides])
     print(report(config, TOPOLOGY.value))
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, Config)

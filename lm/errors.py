@@ -13,7 +13,7 @@ SHORT = 12  # names that an error lists beside the nearest one
 class UserError(Exception):
     """A user's mistake, worded as one line that names the thing and the way out.
 
-    Entry points print it without a traceback and exit with status 2 (`lm.command.run`); a traceback is for our own bugs.
+    Entry points print it without a traceback and exit with status 2 (`lm.flags.run`); a traceback is for our own bugs.
     """
 
 

@@ -21,7 +21,7 @@ Of a classifier (its fields and label in JSON lines): disturbed:FILE (?how=drop_
 `--step=auto`, the default here and in every command that opens a run, is the checkpoint with the best figure where the run
 had patience (`--config.stop.patience`): with it a run ends early, and its figures are of that one. Else it is the newest.
 
-`python -m lm.tasks.harness` runs the tasks of lm-evaluation-harness, `python -m lm.tasks.judging` makes
+`python -m lm.evaluation.harness` runs the tasks of lm-evaluation-harness, `python -m lm.evaluation.report.judging` makes
 sheets for human judges and reads them.
 """
 
@@ -32,8 +32,8 @@ from typing import Any
 
 from absl import flags
 
-from lm.command import define_new_heads, define_output, output, run
 from lm.errors import check
+from lm.flags import define_new_heads, define_output, output, run
 from lm.strict_json import dump_json
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
@@ -57,9 +57,9 @@ def main(overrides: list[tuple[str, str]]) -> None:
     from lm import platform
 
     platform.prepare()
-    from lm.convert.run import opened
-    from lm.tasks.open import named
-    from lm.tasks.subject import Subject
+    from lm.convert.runs import opened
+    from lm.evaluation.registry import named
+    from lm.evaluation.subject import Subject
 
     tasks = named(TASKS.value or ("" if TEXT.value else "validation"))
     config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value)
@@ -80,7 +80,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
 def measured(name: str, task: Any, subject: Any) -> dict[str, float | None]:
     """Measure and show one task."""
     from lm.console import table
-    from lm.tasks.statistics import flat
+    from lm.evaluation.metrics.statistics import flat
 
     found = task.measure(subject)
     rows = [(metric, f.value, "" if math.isnan(f.error) else f"{f.error:.2g}") for metric, f in found.items()]
@@ -91,7 +91,7 @@ def measured(name: str, task: Any, subject: Any) -> dict[str, float | None]:
 def texts(subject: Any) -> list[dict[str, Any]]:
     """Score and show each text of the command line."""
     from lm.console import printable, table
-    from lm.tasks.perplexity import text_scores
+    from lm.evaluation.perplexity import text_scores
 
     results = [text_scores(subject, text) for text in TEXT.value]
     for found in results:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from absl import flags
 
-from lm.command import define_new_heads, define_output, output, run
 from lm.errors import UserError, check, unknown
+from lm.flags import define_new_heads, define_output, output, run
 from lm.strict_json import dump_json
 
 STEPWISE, WRITING = ("greedy", "sample"), ("greedy", "sample", "beam", "contrastive", "speculative")
@@ -126,14 +126,14 @@ def main(overrides: list[tuple[str, str]]) -> None:
     from lm import platform  # jax starts here: a mistake in the flags is told before
 
     platform.prepare()
-    from lm.convert.run import opened
-    from lm.writing import Command
+    from lm.convert.runs import opened
+    from lm.decode.request import Command
 
     command = Command(STRATEGY.value, options, flags.FLAGS.flag_values_dict())
     job = command.job(*opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value))
     if PROMPTS.value:
-        from lm.decode.batching import complete
-        from lm.show import FileProgress
+        from lm.decode.files import complete
+        from lm.decode.show import FileProgress
 
         count = complete(job, Path(PROMPTS.value), file.path, command.settings(), FileProgress, flags.FLAGS.overwrite)
         file.remember()
@@ -141,7 +141,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
         return
     samples = command.say(job, PROMPT.value)
     if file:
-        from lm.decode.jobs import as_object
+        from lm.decode.modes import as_object
 
         lines = (dump_json(as_object(sample)) + "\n" for sample in samples)
         file.write("".join(lines))

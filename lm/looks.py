@@ -15,13 +15,13 @@ from typing import Any
 import jax
 
 from lm.config import Config
-from lm.data.tokenizers import Tokenizer
-from lm.decode.open import encode_prompts, fits, opened_steps
+from lm.data.tokenizer.tokenizer import Tokenizer
+from lm.decode.prefill import encode_prompts, fits, opened_steps
 from lm.errors import UserError, one_line, translate
+from lm.evaluation.downstream import logged
+from lm.evaluation.subject import Subject, Task
 from lm.progress import Meter
 from lm.results import measured, new_tokens, samples
-from lm.tasks.downstream import logged
-from lm.tasks.subject import Subject, Task
 from lm.training.state import TrainState
 from lm.training.writers import Writers
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from absl import flags
 
-from lm.command import run
 from lm.config import Config, load, override
 from lm.errors import check
+from lm.flags import run
 from lm.processes import joined
 
 CONFIG = flags.DEFINE_string("config", None, "config file and its arguments: FILE.py[:key=value,...]")
@@ -44,13 +44,13 @@ def main(default: str | None = None) -> None:
         with joined(DISTRIBUTED.value, TIMEOUT.value, Path(workdir)):
             work(config, Path(workdir), [name for name, _ in overrides])
 
-    run(start)
+    run(start, Config)
 
 
 def work(config: Config, workdir: Path, chosen: list[str]) -> None:
     """Train, or show rows; `chosen`: fields that the command line sets."""
     if config.start:  # the network and the tokenizer are the folder's
-        from lm.convert.adopt import adopt
+        from lm.start.adopt import adopt
 
         config, lines = adopt(config, chosen)
         print("\n".join(lines))

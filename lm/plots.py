@@ -159,7 +159,7 @@ def count(value: float) -> str:
 if __name__ == "__main__":
     from absl import flags
 
-    from lm.command import run
+    from lm.flags import run
 
     workdir = flags.DEFINE_string("workdir", None, "The run whose loss to draw, into loss.png beside its metrics.")
 

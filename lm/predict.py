@@ -29,22 +29,25 @@ from typing import Any, NamedTuple
 import jax
 
 from lm.config import Config
-from lm.data.example_files import texts
-from lm.data.examples import Columns, Entities, Example, ExampleSet, Labelled, Questions
-from lm.data.prepare import Corpus
+from lm.data.corpus.corpus import Corpus
+from lm.data.labelled.columns import Columns, Entities
+from lm.data.labelled.files import Labelled, texts
+from lm.data.labelled.questions import Questions
+from lm.data.labelled.sources import ExampleSet
 from lm.data.sources import components
-from lm.data.tagged import UNIT
-from lm.data.tokenizers import Tokenizer
+from lm.data.text.tagged import UNIT
+from lm.data.tokenizer.tokenizer import Tokenizer
+from lm.data.types import Example
 from lm.errors import UserError, check, unknown
+from lm.evaluation.downstream import Found, ask, squad
+from lm.evaluation.held_out import held_out_of
+from lm.evaluation.metrics.tagging import spans
+from lm.evaluation.predictions import ANSWERS, TAGS, Prediction, Row, scheme_of
 from lm.objectives.base import resolve
 from lm.objectives.text2text import fields
 from lm.outputs import Output
 from lm.sharding import AXES, make_mesh
 from lm.strict_json import dump_json
-from lm.tasks.downstream import Found, ask, squad
-from lm.tasks.language import held_out_of
-from lm.tasks.outcomes import ANSWERS, TAGS, Prediction, Row, scheme_of
-from lm.tasks.tagging import spans
 
 TABLES, LINES = (".csv", ".tsv", ".tab"), (".jsonl", ".ndjson")
 WORDS = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".tsv", ".tab")  # words in columns
@@ -267,7 +270,7 @@ def write(found: Found, output: Output | None) -> None:
 if __name__ == "__main__":
     from absl import flags
 
-    from lm.command import define_new_heads, define_output, output, run
+    from lm.flags import define_new_heads, define_output, output, run
 
     WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
     MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
@@ -280,13 +283,13 @@ if __name__ == "__main__":
     def main(overrides: list[tuple[str, str]]) -> None:
         """Read the flags, load the run, answer."""
         from lm import platform
-        from lm.data.files import expand
+        from lm.data.text.files import expand
 
         check(not overrides, "lm.predict takes no --config.* flags: a run's config is its own")
         file = output("lm.predict", [] if INPUT.value == "-" else expand(INPUT.value))
         check(INPUT.value == "-" or bool(expand(INPUT.value)), f"--input={INPUT.value}: there is no such file")
         platform.prepare()
-        from lm.convert.run import opened
+        from lm.convert.runs import opened
 
         loaded = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value)
         write(predict(*loaded, INPUT.value, WORKDIR.value or MODEL.value, TASK.value), file)

@@ -2,7 +2,7 @@
 
 from lm.config import Config
 from lm.console import printable, table
-from lm.data.prepare import prepare
+from lm.data.corpus.prepare import prepare
 from lm.objectives.base import resolve, training_batches
 
 ROWS = 2

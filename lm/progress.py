@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from lm.config import Config
-from lm.data.examples import labelled
+from lm.data.labelled.sources import labelled
 from lm.errors import UserError
 from lm.models import flops
 from lm.training import metrics, parameters

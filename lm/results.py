@@ -12,10 +12,10 @@ import jax
 from lm.config import Config
 from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
+from lm.evaluation.downstream import logged
+from lm.evaluation.registry import label
+from lm.evaluation.subject import Subject, Task
 from lm.strict_json import load_json
-from lm.tasks.downstream import logged
-from lm.tasks.open import label
-from lm.tasks.subject import Subject, Task
 from lm.training.checkpoint import Checkpoints
 from lm.training.state import TrainState
 from lm.training.stopping import Watch

@@ -193,3 +193,6 @@ def local_columns(sharding: NamedSharding, shape: tuple[int, ...]) -> slice:
     return slice(
         min(s[1].start or 0 for s in slices), max(shape[1] if s[1].stop is None else s[1].stop for s in slices)
     )
+
+
+NO_MESH = jax.sharding.AbstractMesh((), ())  # a batch need not divide among the devices of training

@@ -14,9 +14,14 @@ import jax.numpy as jnp
 import optax
 
 from lm.config import Config, read_config, to_json
-from lm.data.pipeline import prefetch
-from lm.data.prepare import Corpus, prepare
+from lm.data.corpus.corpus import Corpus
+from lm.data.corpus.prepare import prepare
+from lm.data.rows.pipeline import prefetch
 from lm.errors import check
+from lm.evaluation.held_out import HeldOut, held_out_of
+from lm.evaluation.registry import named
+from lm.evaluation.report.learning_curve import curves
+from lm.evaluation.subject import Task
 from lm.looks import due, look, rehearse
 from lm.objectives.base import resolve, training_batches
 from lm.outputs import replace_file
@@ -25,11 +30,7 @@ from lm.progress import Meter, announce, changes, summary
 from lm.results import conclude, done
 from lm.runs import digest_of, owned
 from lm.sharding import local_rows, make_mesh, place
-from lm.start import begin
-from lm.tasks.language import HeldOut, held_out_of
-from lm.tasks.learning_curve import curves
-from lm.tasks.open import named
-from lm.tasks.subject import Task
+from lm.start.begin import begin
 from lm.training import dp_budget, dp_gradients, parameters
 from lm.training.checkpoint import Checkpoints
 from lm.training.schedules import factor

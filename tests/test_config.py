@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm import config as configs
-from lm.command import split_overrides
 from lm.config import Config, Every, Optimizer, arguments, from_json, load, override, parse, to_json
-from lm.data.examples import labelled
-from lm.data.records import Documents
+from lm.data.labelled.sources import labelled
+from lm.data.rows.records import Documents
 from lm.errors import UserError
+from lm.flags import split_overrides
 from lm.models.positions import Rotary
 from lm.objectives.causal import Causal
 from tests.models.reference import tiny
@@ -358,7 +358,7 @@ def optimizer_json(**changes) -> str:
         ('{"type": "lm..config.Every"}', "not part of lm"),
         ('{"type": "lm"}', "not part of lm"),
         ('{"type": "lmx.config.Config"}', "not part of lm"),
-        (optimizer_json(learning_rate=1), "unknown field of lm.config.Optimizer 'learning_rate': valid: name, lr"),
+        (optimizer_json(learning_rate=1), "unknown field of lm.training.settings.Optimizer 'learning_rate': valid: name, lr"),
         ('{"type": "lm.main.Foo"}', "'lm.main.Foo', which is not part of lm"),
         ('{"type": "lm.evaluate.Foo"}', "not part of lm"),  # importing a command would define its flags
         (to_json(BASE).replace('"steps": 1000', '"steps": 2.5'), "steps=2.5 must be a whole number"),
@@ -370,9 +370,9 @@ def optimizer_json(**changes) -> str:
         (optimizer_json(lr="x"), "lr='x' must be a number"),
         (optimizer_json(betas=[0.9]), "betas=(0.9,) must be tuple[float, float]"),
         ("[" * 100_000, "nested deeper"),
-        ('{"type": "lm.config.Every", "log": ' + "9" * 5000 + "}", "too many digits"),
+        ('{"type": "lm.training.settings.Every", "log": ' + "9" * 5000 + "}", "too many digits"),
         (optimizer_json(deca=1), "did you mean 'decay'?"),
-        ('{"type": "lm.config.Every",\n "log": 3,,}', "at line 2"),
+        ('{"type": "lm.training.settings.Every",\n "log": 3,,}', "at line 2"),
         ("", "no valid JSON"),
         (to_json(BASE)[:-20], "no valid JSON"),
     ],
@@ -388,7 +388,7 @@ def test_json_mistakes(text, words):
     "text",
     [
         '{"type": 3}',
-        '{"type": ["lm.config.Every"]}',
+        '{"type": ["lm.training.settings.Every"]}',
         '{"type": "lm.config.Config", "steps": 5}',
         optimizer_json(name="adam"),
     ],

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from lm import page as pages
-from lm.attribution import Inputs, Network, gradient_times_input, integrated_gradients, observe, rollout
 from lm.convert.convert import load
-from lm.data.tokenizers import Bytes, WordPiece
+from lm.data.tokenizer.tokenizer import Bytes, WordPiece
 from lm.errors import UserError
-from lm.explain import explain, numbers
+from lm.explain import page as pages
+from lm.explain.attribution import Inputs, Network, gradient_times_input, integrated_gradients, observe, rollout
+from lm.explain.explain import explain, numbers
 from lm.models.model import Model
 from tests.convert.test_command import start
 from tests.marks import quick

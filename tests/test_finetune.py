@@ -11,8 +11,8 @@ import pytest
 
 from launch import baselines, finetune, real_data
 from lm.config import load, override, to_json
-from lm.data.examples import Example
-from lm.data.prepare import prepare
+from lm.data.corpus.prepare import prepare
+from lm.data.types import Example
 
 FLAGS = finetune.VALUES
 

@@ -10,7 +10,7 @@ import pytest
 
 from launch import finetune, folds
 from lm.config import load, override, to_json
-from lm.data.prepare import prepare
+from lm.data.corpus.prepare import prepare
 from lm.errors import UserError
 from lm.objectives.base import resolve
 from tests.processes import xla_flags

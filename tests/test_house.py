@@ -95,7 +95,7 @@ def test_objectives_know_models_data_and_corruption():
 
 
 def test_decoding_knows_models():
-    only("lm.decode", "lm.models", "lm.data.tokenizers", "lm.data.prompts", "lm.sharding")
+    only("lm.decode", "lm.models", "lm.data.tokenizer.tokenizer", "lm.data.rows.prompts", "lm.sharding")
 
 
 def test_nothing_imports_the_loop():

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from lm.config import load
-from lm.convert.run import opened
-from lm.data.examples import Columns, Entities, Example, Labelled
+from lm.convert.runs import opened
+from lm.data.labelled.columns import Columns, Entities
+from lm.data.labelled.files import Labelled
+from lm.data.types import Example
 from lm.errors import UserError
+from lm.evaluation.downstream import Found
+from lm.evaluation.predictions import TAGS
 from lm.predict import KINDS, kind_of, predict, read, roomy, told, write
-from lm.tasks.downstream import Found
-from lm.tasks.outcomes import TAGS
 from tests.marks import quick
 from tests.test_objective_runs import command
 from tests.test_runs import run

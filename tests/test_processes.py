@@ -40,7 +40,7 @@ def test_a_place_that_cannot_be(text, words):
 
 
 def test_auto_outside_a_cluster():
-    code = "from lm.processes import joined\nfrom lm.command import run\n"
+    code = "from lm.processes import joined\nfrom lm.flags import run\n"
     code += "def main(_):\n with joined('auto', 5): pass\nrun(main)"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
@@ -129,7 +129,7 @@ def test_the_last_save_is_named(tmp_path):
 WORKER = """
 import os, time
 from pathlib import Path
-from lm.command import run
+from lm.flags import run
 from lm.processes import joined
 def main(_):
     with joined(os.environ["PLACE"], 60, Path("nowhere")):

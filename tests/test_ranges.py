@@ -8,7 +8,7 @@ import pytest
 
 from lm.config import load, override
 from lm.corruption.spans import Denoiser
-from lm.data.prepare import Corpus
+from lm.data.corpus.corpus import Corpus
 from lm.errors import UserError
 from lm.models.lstm import LSTM
 from lm.models.positions import Rotary

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lm.data.tokenizers import BytePair, Bytes
+from lm.data.tokenizer.tokenizer import BytePair, Bytes
 from lm.decode.generate import to_sample
-from lm.show import Stream, shaded, tokens_table
+from lm.decode.show import Stream, shaded, tokens_table
 
 TEXT = "hé 日本 🙂 ok\n\nend of it"
 TOKENIZERS = {"bytes": Bytes().build(lambda: []), "bpe": BytePair(vocab=270).build(lambda: ["of it of it"])}

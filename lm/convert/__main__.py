@@ -10,8 +10,8 @@ from pathlib import Path
 
 from absl import flags
 
-from lm.command import run
 from lm.errors import check
+from lm.flags import run
 
 MODEL = flags.DEFINE_string("model", None, "model folder to read")
 WORKDIR = flags.DEFINE_string("workdir", None, "run to make, or to write as a folder")
@@ -39,10 +39,10 @@ def main(overrides: list[tuple[str, str]]) -> None:
         from lm.convert.compare import compare
 
         return print(compare(MODEL.value))
-    from lm.convert.run import export_run, import_run
+    from lm.convert.runs import export_run, import_run
 
     if TOKENIZER.value or ADD_TOKENS.value or PAD_VOCAB.value:
-        from lm.convert.surgery import convert
+        from lm.convert.vocabulary import convert
 
         new = {"tokenizer": TOKENIZER.value, "add_tokens": ADD_TOKENS.value, "initialise": INITIALISE.value}
         ends = MODEL.value, WORKDIR.value, OUTPUT.value, STEP.value

@@ -10,14 +10,15 @@ import numpy as np
 
 from lm.console import table
 from lm.convert.convert import load, some
+from lm.convert.family import architecture
 from lm.convert.folder import read_settings
-from lm.convert.heads import ANSWER, CHOICE, SEQUENCE
-from lm.convert.tasks import task_of
+from lm.convert.layouts import ANSWER, CHOICE, SEQUENCE
+from lm.convert.task_heads import task_of
 from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
 from lm.models.transformer import Transformer
-from lm.objectives.trunk import bare
+from lm.objectives.finetune.network import bare
 
 ROWS, LENGTH = 2, 32
 
@@ -29,7 +30,7 @@ def compare(path: str) -> str:
         import transformers
     except ImportError:
         raise UserError("--check compares with transformers: pip install transformers torch") from None
-    name = (read_settings(Path(path).expanduser()).get("architectures") or ["AutoModel"])[0]
+    name = architecture(read_settings(Path(path).expanduser())) or "AutoModel"
     check(hasattr(transformers, name), f"--check: transformers {transformers.__version__} has no {name}; another version may")
     loaded = load(path)
     model, task = loaded.objective.model, task_of(loaded.objective)

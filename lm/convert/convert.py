@@ -14,29 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm.convert import (
-    albert,
-    bart,
-    distilbert,
-    electra,
-    encoders,
-    gemma,
-    gpt,
-    llama,
-    t5,
-    tasks,
-    tokens,
-    transfoxl,
-    xlnet,
-)
+from lm.convert import task_heads, tokens
 from lm.convert.absent import present
 from lm.convert.differ import Difference, differ, refusal
+from lm.convert.families import albert, bart, distilbert, electra, encoders, gemma, gpt, llama, t5, transfoxl, xlnet
 from lm.convert.family import Family, canonical
 from lm.convert.folder import INDEX, SINGLE, Folder
-from lm.convert.leaves import fill
+from lm.convert.lazy import fill
 from lm.convert.rules import Rule, blocks, missing, write
-from lm.data import special
-from lm.data.tokenizers import Tokenizer
+from lm.data.tokenizer import special
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import UserError, check, unknown
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.sharding import shardings, unbox
@@ -83,7 +70,7 @@ def family_of(settings: dict[str, Any], task: str = "") -> Family:
     kind = str(settings.get("model_type"))
     for family in FAMILIES:
         if kind in family.types:
-            return tasks.tasked(family, settings, task)
+            return task_heads.tasked(family, settings, task)
     raise unknown("model_type of config.json", kind, [name for family in FAMILIES for name in family.types])
 
 
@@ -154,8 +141,8 @@ def padded(objective: Any, multiple: int) -> Any:
         return objective
     if isinstance(model, EncoderDecoder):
         sides = {name: dataclasses.replace(getattr(model, name), pad_vocab=multiple) for name in ("encoder", "decoder")}
-        return tasks.remodelled(objective, dataclasses.replace(model, **sides))
-    return tasks.remodelled(objective, dataclasses.replace(model, pad_vocab=multiple))
+        return task_heads.remodelled(objective, dataclasses.replace(model, **sides))
+    return task_heads.remodelled(objective, dataclasses.replace(model, pad_vocab=multiple))
 
 
 def names(
@@ -182,7 +169,7 @@ def names(
         leaves = [match.expand(leaf) for match, leaf in matches if match]
         original = next((first[leaf] for leaf in leaves if leaf in first), None)
         same = original not in found or folder.same(found[original], name)
-        if original is None or (not same and tasks.task_of(objective) and re.search(tasks.OTHERS, name)):
+        if original is None or (not same and task_heads.task_of(objective) and re.search(task_heads.OTHERS, name)):
             left.append(name)  # logits of their own, too, where none are asked for
             continue
         check(same, f"{folder.path} has '{found.get(original)}' and '{name}', which a tied model has once, and they differ")
@@ -238,18 +225,18 @@ def family_for(objective: Any, kind: str = "") -> tuple[Family, dict[str, Any]]:
     both = "a prefix-LM reads its prompt in both directions, which no class of transformers does with such a decoder; a causal "
     check(not (objective.prefix and objective.generative), f"objective: {both}run, or an encoder-decoder, can be written")
     reasons: dict[str, list[Difference] | str] = {}
-    for family in sorted(tasks.candidates(FAMILIES, objective), key=lambda family: kind not in family.types):
+    for family in sorted(task_heads.candidates(FAMILIES, objective), key=lambda family: kind not in family.types):
         name = "/".join(family.types)
         try:
             settings = family.settings(objective)
             again = family_of(settings).objective(settings)
-            lost = differ(*(tasks.compared(one.model, tasks.headless(objective)) for one in (objective, again)))
+            lost = differ(*(task_heads.compared(one.model, task_heads.headless(objective)) for one in (objective, again)))
         except AttributeError:  # a model of another kind, without the fields that this family writes
             continue
         except UserError as error:
             reasons[name] = str(error)
             continue
-        if not tasks.task_of(objective) and (again.generative, again.answers) != (objective.generative, objective.answers):
+        if not task_heads.task_of(objective) and (again.generative, again.answers) != (objective.generative, objective.answers):
             reasons |= {} if lost else {name: "it reads text in another direction"}
         elif not lost:
             return family, settings
@@ -265,14 +252,14 @@ def moved(objective: Any, leaves: dict[str, Any], pad: int | None) -> tuple[Any,
         return objective, leaves
     table = np.asarray(leaves[name])[old:]
     table = np.concatenate([np.zeros((new, *table.shape[1:]), table.dtype), table])
-    return tasks.remodelled(objective, dataclasses.replace(objective.model, offset=new)), {**leaves, name: table}
+    return task_heads.remodelled(objective, dataclasses.replace(objective.model, offset=new)), {**leaves, name: table}
 
 
 def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: str, kind: str = "") -> set[str]:
     """Write a folder that `transformers` loads, as `kind` where that fits; give our leaves that it has no place for."""
     from safetensors.numpy import save_file
 
-    objective = tasks.framed(objective, tokenizer)
+    objective = task_heads.framed(objective, tokenizer)
     family, settings = family_for(objective, kind)
     found = present(params)
     if family.types == ("roberta",):
@@ -286,7 +273,7 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
     rows = {name: x.shape[:1] for name, x in flat(unbox(boxed)).items()}  # without those that fill a table up
     leaves = {name: np.asarray(x)[: rows[name][0]] if rows.get(name) else np.asarray(x) for name, x in found.items()}
     shards, size = [{}], 0
-    for name, array in chain(write(family.rules(objective), leaves), tasks.unread(objective).items()):
+    for name, array in chain(write(family.rules(objective), leaves), task_heads.unread(objective).items()):
         if size + array.nbytes > SHARD and shards[-1]:
             shards.append({})
             size = 0

@@ -156,3 +156,11 @@ def canonical(name: str, family: Family, known: set[str]) -> str | None:
         if candidate in known:
             return candidate
     return None if re.search(family.ignored, name) else name
+
+
+def architecture(settings: Mapping[str, Any]) -> str:
+    """Return the first entry of `architectures` in a folder's config.json, "" where it has none."""
+    names = settings.get("architectures") or []
+    right = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    check(right, f"config.json: architectures={one_line(repr(names), 60)} must be a list of names")
+    return names[0] if names else ""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm.data.cores import is_ideograph, symbol_bytes
-from lm.data.special import find, special_ids
-from lm.data.tokenizers import Tokenizer
+from lm.data.tokenizer.builders import is_ideograph, symbol_bytes
+from lm.data.tokenizer.special import find, special_ids
+from lm.data.tokenizer.tokenizer import Tokenizer
 
 Key = str | bytes  # text, with a leading space where a word begins; bytes that are no whole character
 

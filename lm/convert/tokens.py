@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lm.data import special
-from lm.data.framing import Frame, style_of
-from lm.data.tokenizers import Tokenizer
+from lm.data.rows.templates import Frame, style_of
+from lm.data.tokenizer import special
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.strict_json import dump_json, load_json
 

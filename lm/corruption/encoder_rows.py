@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.corruption.pairs import Sentence, sentence_pair, sentence_starts
-from lm.data.words import SENTENCE
+from lm.data.text.words import SENTENCE
 
 
 class Ids(NamedTuple):

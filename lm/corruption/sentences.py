@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.corruption.pairs import sentence_starts
-from lm.data.words import SENTENCE
+from lm.data.text.words import SENTENCE
 
 
 class Sentences(NamedTuple):

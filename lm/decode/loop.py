@@ -49,7 +49,7 @@ def begin(
     """Read the prompts once; choose the first token of each of `repeats` rows a prompt.
 
     `room`: new tokens there is space for, of which `until` will be asked for. `keys_B`: one key a row, B = prompts x
-    repeats. `grammar`: None, or what new tokens must follow (`lm.decode.constrained.Grammar`).
+    repeats. `grammar`: None, or what new tokens must follow (`lm.decode.grammar.constrained.Grammar`).
     """
     h_BTD, state = steps.prefill(prepared, prompts, room)
     logits_BV = steps.logits(prepared, h_BTD[:, -1])

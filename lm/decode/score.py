@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.prompts import Prompt
-from lm.decode.open import bucket, check_finite, opened_steps, pad
+from lm.data.rows.prompts import Prompt
+from lm.decode.prefill import bucket, check_finite, opened_steps, pad
 from lm.decode.steps import Prompts, Steps
 from lm.errors import UserError, check
+from lm.sharding import NO_MESH
 
 TOKENS = 8192  # computed together, on one device
 CHUNK = 2**23  # logits that exist at once
-NO_MESH = jax.sharding.AbstractMesh((), ())  # a batch need not divide among the devices of training
 
 
 class Scored(NamedTuple):

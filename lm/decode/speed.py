@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm.data.prompts import Prompt
-from lm.decode.generate import continue_tokens, row_keys
+from lm.data.rows.prompts import Prompt
+from lm.decode.generate import row_keys
 from lm.decode.sampling import Sampling
 from lm.decode.steps import StackSteps
+from lm.decode.writer import continue_tokens
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.sharding import unbox

@@ -25,10 +25,10 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from lm.data.packed import Examples
-from lm.data.pipeline import Batches
-from lm.data.prompts import Prompt
-from lm.data.records import Documents, Windows
+from lm.data.rows.examples import Examples
+from lm.data.rows.pipeline import Batches
+from lm.data.rows.prompts import Prompt
+from lm.data.rows.records import Documents, Windows
 from lm.errors import check
 from lm.models import flops
 from lm.models.encoder_decoder import EncoderDecoder

@@ -2,7 +2,7 @@
 
     python -m lm.objectives.baselines [--config=configs/lstm_nano.py]
 
-The n-gram needs no network: `python -m lm.tasks.kneser_ney`.
+The n-gram needs no network: `python -m lm.evaluation.kneser_ney`.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from lm.data.prompts import continued
-from lm.data.records import Windows
+from lm.data.rows.prompts import continued
+from lm.data.rows.records import Windows
 from lm.errors import check_range
 from lm.models.heads import cross_entropy
 from lm.models.lstm import LSTM, LSTMModel, State

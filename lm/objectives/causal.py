@@ -9,14 +9,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from lm.data.prompts import Prompt, continued
-from lm.data.records import Documents, Windows
+from lm.data.rows.prompts import Prompt, continued
+from lm.data.rows.records import Documents, Windows
 from lm.errors import check, check_choices, check_range
 from lm.models.heads import cross_entropy
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.base import Example, Objective, fit
-from lm.objectives.sequences import lay
+from lm.objectives.rows import lay
 
 
 @dataclass(frozen=True, kw_only=True)

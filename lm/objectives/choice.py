@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.examples import Example
-from lm.data.framing import Laid, cut
-from lm.data.packed import row_length
-from lm.data.values import check_tokens, encoded, items_of, refuse_empties, refuse_empty
+from lm.data.labelled.check import check_tokens, encoded, items_of, refuse_empties, refuse_empty
+from lm.data.rows.examples import row_length
+from lm.data.rows.templates import Laid, cut
+from lm.data.types import Example
 from lm.errors import UserError, check, check_range
-from lm.objectives import trunk
 from lm.objectives.base import Objective
-from lm.objectives.trunk import Head, Rows, Stacks
-from lm.objectives.tuned import Tuned
+from lm.objectives.finetune import network
+from lm.objectives.finetune.base import Tuned
+from lm.objectives.finetune.network import Head, Rows, Stacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +53,20 @@ class Choose(Tuned, Objective):
             isinstance(self.model, Stacks),
             "the options of an example lie in one row, all of which XLNet sees: take another network",
         )
-        trunk.check_rows(self.model, dataclasses.replace(self.rows, row=0))
+        network.check_rows(self.model, dataclasses.replace(self.rows, row=0))
 
     # -- host ----------------------------------------------------------------------------------------------------------
 
     @property
     def row(self) -> int:
-        return self.rows.row or trunk.limit(self.model, self.rows) * max(1, self.most)
+        return self.rows.row or network.limit(self.model, self.rows) * max(1, self.most)
 
     def study(self, corpus):
         """Count the options, and choose a row that holds those of one example; refuse empty texts."""
-        examples = [*trunk.examples_of(corpus), *corpus.validation.examples]
+        examples = [*network.examples_of(corpus), *corpus.validation.examples]
         refuse_empties(examples, *filter(None, (self.context, self.question)))
         most = self.most or max(len(self.offered(example)) for example in examples)
-        found = trunk.knowing(dataclasses.replace(self, most=most), self.frame)
+        found = network.knowing(dataclasses.replace(self, most=most), self.frame)
         for example in examples:
             found.right(example)
             options = found.offered(example)
@@ -79,7 +79,7 @@ class Choose(Tuned, Objective):
         sizes = [size for example in examples for size, _ in found.sizes(example)]
         longest = -(-max(sizes) // 8) * 8
         row = row_length(sizes, longest) if self.rows.pack else longest
-        return trunk.knowing(dataclasses.replace(found, rows=dataclasses.replace(self.rows, row=row)), self.frame)
+        return network.knowing(dataclasses.replace(found, rows=dataclasses.replace(self.rows, row=row)), self.frame)
 
     def offered(self, example: Example) -> list[str]:
         """Give the texts of the options."""
@@ -109,7 +109,7 @@ class Choose(Tuned, Objective):
             text = self.frame.encode(lead + option)
             check_tokens(len(text), option, example.where, f"option {k}")
             text = cut(text, self.longest, "end") if self.longest else text
-            found.append(self.frame.join([*context, text], trunk.limit(self.model, self.rows)))
+            found.append(self.frame.join([*context, text], network.limit(self.model, self.rows)))
         return found
 
     def sizes(self, example: Example) -> list[tuple[int, int]]:
@@ -118,7 +118,7 @@ class Choose(Tuned, Objective):
     def corrupt(self, rng, record):
         examples, room = [example for example, _ in record["examples"]], record["room"]
         groups = [self.lay(example) for example in examples]
-        row, begins = trunk.lay_row([one for group in groups for one in group], self.model, self.frame, self.row)
+        row, begins = network.lay_row([one for group in groups for one in group], self.model, self.frame, self.row)
         row["places"] = np.zeros((room, self.most), np.int32)
         row["offered"] = np.zeros((room, self.most), bool)
         row |= {"targets": np.zeros(room, np.int32), "weights": np.zeros(room, np.float32)}
@@ -132,27 +132,27 @@ class Choose(Tuned, Objective):
 
     @property
     def pool(self) -> str:
-        return trunk.pool_of(self.head, self.model, self.rows, self.frame)
+        return network.pool_of(self.head, self.model, self.rows, self.frame)
 
     # -- device --------------------------------------------------------------------------------------------------------
 
     @property
     def scores(self):
         # RoBERTa's folders too have BERT's head for this task.
-        style = "bert" if self.frame.style == "roberta" and not trunk.is_pair(self.model) else self.frame.style
-        return trunk.scores_of(self.head, self.model, self.rows, style, 1)
+        style = "bert" if self.frame.style == "roberta" and not network.is_pair(self.model) else self.frame.style
+        return network.scores_of(self.head, self.model, self.rows, style, 1)
 
     def init(self, key, batch):
         state = jnp.zeros((1, 1, self.model.width))
         head = self.scores.init(jax.random.fold_in(key, 1), state)["params"]
-        return {**trunk.draw(self.model, key, self.rows), **head}
+        return {**network.draw(self.model, key, self.rows), **head}
 
     def logits(self, params, batch, keys_B=None):
         """Score the options (B, P, options); those that are not there get the lowest number."""
-        h_BTD = trunk.states(self.model, params, batch, keys_B, self.rows.causal)
+        h_BTD = network.states(self.model, params, batch, keys_B, self.rows.causal)
         places = batch["places"]
         flat = {**batch, "places": places.reshape(len(places), -1)}
-        scores = self.scores.apply({"params": params}, trunk.pooled(h_BTD, flat, self.pool), keys_B)
+        scores = self.scores.apply({"params": params}, network.pooled(h_BTD, flat, self.pool), keys_B)
         return jnp.where(batch["offered"], scores.reshape(places.shape), jnp.finfo(jnp.float32).min)
 
     def loss(self, params, batch, memory, keys_B):
@@ -161,7 +161,7 @@ class Choose(Tuned, Objective):
         count = weights_BP.sum()
         hits = jnp.sum((logits_BPK.argmax(-1) == targets) * weights_BP)
         nll = -jnp.sum(jnp.where(weights_BP > 0, right_BP, 0) * weights_BP)
-        return {"loss": (nll, count), "accuracy": (hits, count), "filled": trunk.filled(batch)}, memory
+        return {"loss": (nll, count), "accuracy": (hits, count), "filled": network.filled(batch)}, memory
 
     def predict(self, params, batch):
         """Give each option's probability (B, P, options)."""
@@ -179,7 +179,7 @@ class Choose(Tuned, Objective):
         return rows
 
     def show(self, tokenizer, example, found=None):
-        texts, lines, at = trunk.texts_of(tokenizer, example), [], 0
+        texts, lines, at = network.texts_of(tokenizer, example), [], 0
         for k in np.flatnonzero(example["weights"]):
             guess = None if found is None else int(found["probabilities"][k].argmax())
             for option in range(int(example["offered"][k].sum())):
@@ -187,7 +187,7 @@ class Choose(Tuned, Objective):
                 chosen = f" {'>' if option == guess else ' '} {found['probabilities'][k][option]:4.0%}" if found else ""
                 lines.append(f"{sign}{chosen}  {texts[at]}")
                 at += 1
-        return "\n".join(lines) or trunk.EMPTY
+        return "\n".join(lines) or network.EMPTY
 
 
 if __name__ == "__main__":

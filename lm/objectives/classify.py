@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.examples import Example
-from lm.data.framing import Keep, Laid
-from lm.data.values import encoded, number_of, refuse_doubles, refuse_empties
+from lm.data.labelled.check import encoded, number_of, refuse_doubles, refuse_empties
+from lm.data.rows.templates import Keep, Laid
+from lm.data.types import Example
 from lm.errors import check, check_choices, check_range
 from lm.models.layers import fold
-from lm.objectives import trunk
 from lm.objectives.base import Objective
-from lm.objectives.trunk import Head, Rows, Trunk
-from lm.objectives.tuned import Tuned
+from lm.objectives.finetune import network
+from lm.objectives.finetune.base import Tuned
+from lm.objectives.finetune.network import Head, Rows, Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Classify(Tuned, Objective):
         check_range(self, 0, float("inf"), "mixup")
         weights = self.class_weights
         check(all(0 <= w < float("inf") for w in weights), f"class_weights={weights} must all be at least 0 and finite")
-        trunk.check_rows(self.model, self.rows)
+        network.check_rows(self.model, self.rows)
         refuse_doubles(self.labels)
         check(len(self.fields) in (1, 2), f"fields={self.fields}: one text or two")
         weighted = self.balanced or self.class_weights or self.smoothing
@@ -81,19 +81,19 @@ class Classify(Tuned, Objective):
     def study(self, corpus):
         """Find the labels and the length of a row; refuse empty texts, and held-out labels that training does not have."""
         check(self.rows.pack or not self.mixup, "mixup mixes the examples of a row: rows.pack=False leaves one; mixup=0")
-        examples = trunk.examples_of(corpus)
+        examples = network.examples_of(corpus)
         counts = Counter(name for example in examples for name in self.names(example))
         labels = self.labels or (() if self.kind == "number" else tuple(sorted(counts)))
         check(self.kind == "number" or len(labels) > 1, f"{len(labels)} label(s) in {self.label!r}: nothing to tell apart")
         weights = self.class_weights
         if self.balanced and not weights:
             weights = tuple(round(len(examples) / (len(labels) * max(1, counts[name])), 6) for name in labels)
-        found = trunk.knowing(dataclasses.replace(self, labels=labels, class_weights=weights), self.frame)
+        found = network.knowing(dataclasses.replace(self, labels=labels, class_weights=weights), self.frame)
         everything = [*examples, *corpus.validation.examples]
         for example in everything:
             found.target(example)
         refuse_empties(everything, *self.fields)
-        return trunk.knowing(dataclasses.replace(found, rows=trunk.settled(found, corpus)), self.frame)
+        return network.knowing(dataclasses.replace(found, rows=network.settled(found, corpus)), self.frame)
 
     def names(self, example: Example) -> list[str]:
         """Give the labels of an example as texts; none of a number."""
@@ -115,7 +115,7 @@ class Classify(Tuned, Objective):
         names = self.names(example)
         places = [self.labels.index(name) if name in self.labels else -1 for name in names]
         if -1 in places and self.unknown == "refuse":
-            raise trunk.refuse(example.where, names[places.index(-1)], self.labels)
+            raise network.refuse(example.where, names[places.index(-1)], self.labels)
         if self.kind == "one":
             weight = 1.0 if not self.class_weights else self.class_weights[places[0]]
             return np.int32(max(0, places[0])), weight * (places[0] >= 0)
@@ -125,14 +125,14 @@ class Classify(Tuned, Objective):
 
     def lay(self, example: Example) -> Laid:
         texts = [encoded(self.frame, example, field) for field in self.fields]
-        return self.frame.join(texts, trunk.limit(self.model, self.rows), self.keep)
+        return self.frame.join(texts, network.limit(self.model, self.rows), self.keep)
 
     def sizes(self, example: Example) -> list[tuple[int, int]]:
         return [(len(self.lay(example).tokens), 1)]
 
     def corrupt(self, rng, record):
         examples, room = [example for example, _ in record["examples"]], record["room"]
-        row, begins = trunk.lay_row([self.lay(example) for example in examples], self.model, self.frame, self.row)
+        row, begins = network.lay_row([self.lay(example) for example in examples], self.model, self.frame, self.row)
         last = self.pool == "last"
         shape = (room, len(self.labels)) if self.kind == "several" else (room,)
         row |= {"places": np.zeros(room, np.int32), "weights": np.zeros(room, np.float32)}
@@ -144,19 +144,19 @@ class Classify(Tuned, Objective):
 
     @property
     def pool(self) -> str:
-        return trunk.pool_of(self.head, self.model, self.rows, self.frame)
+        return network.pool_of(self.head, self.model, self.rows, self.frame)
 
     # -- device --------------------------------------------------------------------------------------------------------
 
     @property
     def scores(self):
         outputs = 1 if self.kind == "number" else len(self.labels)
-        return trunk.scores_of(self.head, self.model, self.rows, self.frame.style, outputs)
+        return network.scores_of(self.head, self.model, self.rows, self.frame.style, outputs)
 
     def init(self, key, batch):
         state = jnp.zeros((1, 1, self.model.width))
         head = self.scores.init(jax.random.fold_in(key, 1), state)["params"]
-        return {**trunk.draw(self.model, key, self.rows), **head}
+        return {**network.draw(self.model, key, self.rows), **head}
 
     def logits(self, params, batch, keys_B=None):
         """Score the labels, or estimate the number: (B, P, labels or 1)."""
@@ -164,8 +164,8 @@ class Classify(Tuned, Objective):
 
     def pooled(self, params, batch, keys_B):
         """Return what is scored, (B, P, D)."""
-        h_BTD = trunk.states(self.model, params, batch, keys_B, self.rows.causal)
-        return trunk.pooled(h_BTD, batch, self.pool)
+        h_BTD = network.states(self.model, params, batch, keys_B, self.rows.causal)
+        return network.pooled(h_BTD, batch, self.pool)
 
     def loss(self, params, batch, memory, keys_B):
         targets, weights_BP = batch["targets"], batch["weights"]
@@ -176,7 +176,7 @@ class Classify(Tuned, Objective):
             loss_BP = self.costs(logits_BPC, targets)
         total = jnp.sum(loss_BP * weights_BP), weights_BP.sum()
         metrics = self.metrics(logits_BPC, targets, weights_BP > 0)
-        return {"loss": total, **metrics, "filled": trunk.filled(batch)}, memory
+        return {"loss": total, **metrics, "filled": network.filled(batch)}, memory
 
     def mixed(self, params, batch, keys_B):
         """Score mixtures: (their scores, each one's loss, the target with the larger share)."""
@@ -240,7 +240,7 @@ class Classify(Tuned, Objective):
 
     def show(self, tokenizer, example, found=None):
         lines = []
-        for k, text in enumerate(trunk.texts_of(tokenizer, example)):
+        for k, text in enumerate(network.texts_of(tokenizer, example)):
             target = example["targets"][k]
             if self.kind == "number":
                 gold = f"{target:g}"
@@ -254,7 +254,7 @@ class Classify(Tuned, Objective):
                 shown = f"{guess:.3f}" if self.kind == "number" else guess if self.kind == "one" else ", ".join(guess) or "none"
                 sure = f" ({found['probabilities'][k].max():.0%})" if self.kind == "one" else ""
                 lines.append(f"guess  {shown}{sure}")
-        return "\n".join(lines) or trunk.EMPTY
+        return "\n".join(lines) or network.EMPTY
 
 
 # -- mixtures ----------------------------------------------------------------------------------------------------------

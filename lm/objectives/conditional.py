@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.records import Documents
+from lm.data.rows.records import Documents
 from lm.errors import check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.heads import Head, cross_entropy
 from lm.models.layers import Embed
 from lm.objectives.base import Objective, fit
+from lm.objectives.rows import HOLDS, lay, row_flops, show_pairs
 from lm.objectives.seq2seq import closed
-from lm.objectives.sequences import HOLDS, lay, row_flops, show_pairs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from lm.corruption.masking import budget, replace
 from lm.corruption.sentences import sentences
-from lm.data.records import Documents, Windows
+from lm.data.rows.records import Documents, Windows
 from lm.errors import check, check_choices, check_range
 from lm.models.flops import train_flops
 from lm.models.heads import Pooler, cross_entropy, gather

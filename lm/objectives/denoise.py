@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lm.corruption import noise
-from lm.data.prompts import answered
-from lm.data.records import Windows
+from lm.data.rows.prompts import answered
+from lm.data.rows.records import Windows
 from lm.errors import check, check_choices, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.objectives.base import Objective, fit
-from lm.objectives.sequences import HOLDS, forced, guess, read, row_flops, show_pairs, target_sums
+from lm.objectives.rows import HOLDS, forced, guess, read, row_flops, show_pairs, target_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,8 @@ class Denoise(Objective):
     token masking is units="tokens"; its deletion that with replace="none".
 
     Each document of a row is spoiled on its own, between a <s> and a </s>; what these take is cut off at the row's end.
-    Words and the ends of sentences are those of `lm.data.pieces`. `length` is a row's, 0: as long as the network takes.
+    Words and the ends of sentences are those of `lm.data.tokenizer.vocabulary`. `length` is a row's, 0: as long as the
+    network takes.
     """
 
     paper: ClassVar[str] = "Lewis et al. 2020 (BART)"

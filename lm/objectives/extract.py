@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.answers import Choice, Window, answer, candidates, token_span
-from lm.data.examples import Example
-from lm.data.values import check_tokens, refuse_empties, refuse_empty
-from lm.data.windows import owners, windows
+from lm.data.labelled.answers import Choice, Window, answer, candidates, token_span
+from lm.data.labelled.check import check_tokens, refuse_empties, refuse_empty
+from lm.data.rows.packing import owners, windows
+from lm.data.types import Example
 from lm.errors import check, check_choices, check_range
 from lm.models.layers import Linear, dropout, fold
-from lm.objectives import trunk
 from lm.objectives.base import Objective
-from lm.objectives.trunk import Rows, Trunk
-from lm.objectives.tuned import Tuned
+from lm.objectives.finetune import network
+from lm.objectives.finetune.base import Tuned
+from lm.objectives.finetune.network import Rows, Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Extract(Tuned, Objective):
         check_range(self, 1, float("inf"), "stride", "question", "longest", "candidates")
         check_range(self, 0, 1, "dropout")
         check_range(self, -float("inf"), float("inf"), "threshold")
-        trunk.check_rows(self.model, self.rows)
+        network.check_rows(self.model, self.rows)
 
     # -- host ----------------------------------------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ class Extract(Tuned, Objective):
 
     def study(self, corpus):
         """Find whether questions have no answer, and the length of a row; refuse empty texts and answers that are elsewhere."""
-        examples = trunk.examples_of(corpus)
+        examples = network.examples_of(corpus)
         refuse_empties([*examples, *corpus.validation.examples], "question", "context")
         for example in [*examples, *corpus.validation.examples]:
             for text, start in self.answers(example):
@@ -76,7 +76,7 @@ class Extract(Tuned, Objective):
                 there = start >= 0 and example.get("context")[start : start + len(text)] == text
                 check(there, f"{example.where}: the answer {text!r} is not at character {start} of the paragraph; mend it")
         null = any(not self.answers(example) for example in examples) if self.null is None else self.null
-        return trunk.knowing(dataclasses.replace(self, null=null, rows=trunk.settled(self, corpus)), self.frame)
+        return network.knowing(dataclasses.replace(self, null=null, rows=network.settled(self, corpus)), self.frame)
 
     def answers(self, example: Example) -> list[tuple[str, int]]:
         texts, starts = example.get("answers", list), example.get("starts", list)
@@ -89,7 +89,7 @@ class Extract(Tuned, Objective):
         ids, spans = self.frame.spans(context)
         check_tokens(len(asked), example.get("question"), example.where, "'question'")
         check_tokens(len(ids), context, example.where, "'context'")
-        longest = trunk.limit(self.model, self.rows)
+        longest = network.limit(self.model, self.rows)
         room = longest - len(asked) - self.frame.overhead(2)
         check(room > 0, f"objective.rows.length={longest} leaves no token for paragraphs; raise it or lower question")
         cuts = windows(len(ids), room, self.stride)
@@ -120,7 +120,7 @@ class Extract(Tuned, Objective):
 
     def corrupt(self, rng, record):
         laid = [(example, self.lay(example)[part]) for example, part in record["examples"]]
-        row, begins = trunk.lay_row([window.laid for _, window in laid], self.model, self.frame, self.row)
+        row, begins = network.lay_row([window.laid for _, window in laid], self.model, self.frame, self.row)
         room = record["room"]
         row |= {name: np.zeros(room, np.int32) for name in ("starts", "ends", "numbers")}
         row["weights"] = np.zeros(room, np.float32)
@@ -134,20 +134,20 @@ class Extract(Tuned, Objective):
 
     @property
     def scorer(self) -> Linear:
-        init = trunk.stack_of(self.model).linear(self.model.width)
+        init = network.stack_of(self.model).linear(self.model.width)
         return Linear((self.model.width, 2), ("embed", None), **init)
 
     def init(self, key, batch):
         state = jnp.zeros((1, 1, self.model.width))
         scorer = self.scorer.init(jax.random.fold_in(key, 1), state)["params"]
-        return {**trunk.draw(self.model, key, self.rows), "answer": scorer}
+        return {**network.draw(self.model, key, self.rows), "answer": scorer}
 
     def weights(self, batch):
         return {"loss": 2 * batch["weights"].sum()}
 
     def logits(self, params, batch, keys_B=None):
         """Score each token as the first and the last of an answer: float32 (B, T, 2)."""
-        h_BTD = trunk.states(self.model, params, batch, keys_B, self.rows.causal)
+        h_BTD = network.states(self.model, params, batch, keys_B, self.rows.causal)
         h_BTD = dropout(h_BTD, self.dropout, fold(keys_B, 1000), 1)
         return self.scorer.apply({"params": params["answer"]}, h_BTD.astype(jnp.float32))
 
@@ -161,7 +161,7 @@ class Extract(Tuned, Objective):
             total += jnp.sum((jax.nn.logsumexp(scores_BPT, -1) - target_BP) * weights_BP)
             right_BP &= scores_BPT.argmax(-1) == batch[name]
         count = weights_BP.sum()
-        return {"loss": (total, 2 * count), "exact": (right_BP.sum(), count), "filled": trunk.filled(batch)}, memory
+        return {"loss": (total, 2 * count), "exact": (right_BP.sum(), count), "filled": network.filled(batch)}, memory
 
     def predict(self, params, batch):
         """Give each token's scores as the first and the last of an answer, (B, T) both."""
@@ -200,7 +200,7 @@ class Extract(Tuned, Objective):
             if found is not None:
                 start, end = (int(own[0]) + int(found[name][own].argmax()) for name in ("start", "end"))
                 lines.append(f"guess   {words(start, end) or '(none)'}")
-        return "\n".join(lines) or trunk.EMPTY
+        return "\n".join(lines) or network.EMPTY
 
 
 if __name__ == "__main__":

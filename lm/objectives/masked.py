@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.columns import side_by_side
+from lm.console import side_by_side
 from lm.corruption import masking
 from lm.corruption.encoder_rows import Ids, Row, lay_pair, lay_text
 from lm.corruption.pairs import Sentence
 from lm.corruption.similar import Words, load, replace_words, save, similar_words
-from lm.data.records import Windows
-from lm.data.words import ENTITY, PHRASE, WORD
+from lm.data.rows.records import Windows
+from lm.data.text.words import ENTITY, PHRASE, WORD
 from lm.errors import check, check_choices, check_range
 from lm.models import flops
 from lm.models.heads import Pooler, cross_entropy, gather

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.records import Windows
+from lm.data.rows.records import Windows
 from lm.errors import UserError, check, check_choices
 from lm.objectives.base import Objective
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.corruption.permutation import NEVER, choose, elsewhere, join, orders, pair, ranks, trim
-from lm.data.prompts import Prompt, continued
-from lm.data.records import Windows
-from lm.data.words import SENTENCE, WORD
+from lm.data.rows.prompts import Prompt, continued
+from lm.data.rows.records import Windows
+from lm.data.text.words import SENTENCE, WORD
 from lm.errors import check, check_range
 from lm.models.heads import cross_entropy
 from lm.models.two_stream import TwoStream, XLNet

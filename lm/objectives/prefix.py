@@ -12,14 +12,14 @@ import numpy as np
 
 from lm.corruption.layouts import Layout, Line, Sides, Symbols, capacity, draw
 from lm.corruption.spans import Denoiser
-from lm.data.prompts import Prompt, answered, continued, encode
-from lm.data.records import Windows
+from lm.data.rows.prompts import Prompt, answered, continued, encode
+from lm.data.rows.records import Windows
 from lm.errors import check, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.base import Objective, fit
-from lm.objectives.sequences import guess, read, row_flops
+from lm.objectives.rows import guess, read, row_flops
 from lm.objectives.span import denoised, sentinel_names, show
 
 

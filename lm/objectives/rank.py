@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.examples import Example
-from lm.data.framing import Laid
-from lm.data.values import encoded, number_of, refuse_empties
+from lm.data.labelled.check import encoded, number_of, refuse_empties
+from lm.data.rows.templates import Laid
+from lm.data.types import Example
 from lm.errors import check, check_choices
-from lm.objectives import trunk
 from lm.objectives.base import Objective
-from lm.objectives.trunk import Rows, Stacks
-from lm.objectives.tuned import Tuned
+from lm.objectives.finetune import network
+from lm.objectives.finetune.base import Tuned
+from lm.objectives.finetune.network import Rows, Stacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +43,29 @@ class Rank(Tuned, Objective):
         check(len(self.fields) == 2, f"fields={self.fields}: two texts are compared")
         check(isinstance(self.model, Stacks), "both texts lie in one row, all of which XLNet sees: take another network")
         check(0 <= self.top < float("inf"), f"top={self.top} must be positive, or 0 to take the highest score")
-        trunk.check_rows(self.model, dataclasses.replace(self.rows, row=0))
+        network.check_rows(self.model, dataclasses.replace(self.rows, row=0))
 
     # -- host ----------------------------------------------------------------------------------------------------------
 
     @property
     def row(self) -> int:
-        return self.rows.row or 2 * trunk.limit(self.model, self.rows)
+        return self.rows.row or 2 * network.limit(self.model, self.rows)
 
     def study(self, corpus):
         """Find the highest score; refuse empty texts."""
-        examples = trunk.examples_of(corpus)
+        examples = network.examples_of(corpus)
         refuse_empties([*examples, *corpus.validation.examples], *self.fields)
         scores = [self.score(example) for example in [*examples, *corpus.validation.examples]]
         top = self.top or max(scores[: len(examples)])
         check(top > 0, f"no {self.label!r} above 0: nothing to bring together")
         rows = self.rows if self.rows.row else dataclasses.replace(self.rows, row=self.row)
-        return trunk.knowing(dataclasses.replace(self, top=float(top), rows=rows), self.frame)
+        return network.knowing(dataclasses.replace(self, top=float(top), rows=rows), self.frame)
 
     def score(self, example: Example) -> float:
         return number_of(example, self.label)
 
     def lay(self, example: Example) -> list[Laid]:
-        longest = trunk.limit(self.model, self.rows)
+        longest = network.limit(self.model, self.rows)
         return [self.frame.join([encoded(self.frame, example, field)], longest) for field in self.fields]
 
     def sizes(self, example: Example) -> list[tuple[int, int]]:
@@ -74,7 +74,7 @@ class Rank(Tuned, Objective):
     def corrupt(self, rng, record):
         examples, room = [example for example, _ in record["examples"]], record["room"]
         laid = [one for example in examples for one in self.lay(example)]
-        row, begins = trunk.lay_row(laid, self.model, self.frame, self.row)
+        row, begins = network.lay_row(laid, self.model, self.frame, self.row)
         row |= {"places": np.zeros((room, 2), np.int32)}
         row |= {"targets": np.zeros(room, np.float32), "weights": np.zeros(room, np.float32)}
         edges = begins[1:] - 1 if self.pool == "last" else begins[:-1]
@@ -87,14 +87,14 @@ class Rank(Tuned, Objective):
     # -- device --------------------------------------------------------------------------------------------------------
 
     def init(self, key, batch):
-        return trunk.draw(self.model, key, self.rows)
+        return network.draw(self.model, key, self.rows)
 
     def cosines(self, params, batch, keys_B=None):
         """Compare both texts of each example: float32 (B, P)."""
-        h_BTD = trunk.states(self.model, params, batch, keys_B, self.rows.causal)
+        h_BTD = network.states(self.model, params, batch, keys_B, self.rows.causal)
         places = batch["places"]
         flat = {**batch, "places": places.reshape(len(places), -1)}
-        z_BP2D = trunk.pooled(h_BTD, flat, self.pool).astype(jnp.float32).reshape(*places.shape, -1)
+        z_BP2D = network.pooled(h_BTD, flat, self.pool).astype(jnp.float32).reshape(*places.shape, -1)
         squares_BP2 = jnp.sum(z_BP2D**2, -1)
         return jnp.prod(z_BP2D, 2).sum(-1) / jnp.sqrt(jnp.maximum(squares_BP2.prod(-1), 1e-16))
 
@@ -103,7 +103,7 @@ class Rank(Tuned, Objective):
         weights_BP = batch["weights"]
         count = weights_BP.sum()
         total, off = (jnp.sum(x * weights_BP) for x in (error_BP**2, jnp.abs(error_BP)))
-        return {"loss": (total, count), "error": (off, count), "filled": trunk.filled(batch)}, memory
+        return {"loss": (total, count), "error": (off, count), "filled": network.filled(batch)}, memory
 
     def predict(self, params, batch):
         """Give the cosine of each pair (B, P)."""
@@ -119,11 +119,11 @@ class Rank(Tuned, Objective):
         ]
 
     def show(self, tokenizer, example, found=None):
-        texts, lines = trunk.texts_of(tokenizer, example), []
+        texts, lines = network.texts_of(tokenizer, example), []
         for k in np.flatnonzero(example["weights"]):
             guess = "" if found is None else f", guess {found['cosine'][k]:.2f}"
             lines += [f"first   {texts[2 * k]}", f"second  {texts[2 * k + 1]}", f"alike   {example['targets'][k]:.2f}{guess}"]
-        return "\n".join(lines) or trunk.EMPTY
+        return "\n".join(lines) or network.EMPTY
 
 
 if __name__ == "__main__":

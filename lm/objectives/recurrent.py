@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.prompts import continued
-from lm.data.records import Windows
+from lm.data.rows.prompts import continued
+from lm.data.rows.records import Windows
 from lm.errors import check, check_choices, check_range
 from lm.models.adaptive import adaptive_cross_entropy
 from lm.models.memory import MemoryModel, TransformerXL, empty_memory

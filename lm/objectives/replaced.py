@@ -16,7 +16,7 @@ import numpy as np
 
 from lm.corruption.masking import budget
 from lm.corruption.sentences import sentences
-from lm.data.records import Windows
+from lm.data.rows.records import Windows
 from lm.errors import check, check_range
 from lm.models.electra import Electra, generator_of
 from lm.models.flops import train_flops

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from lm.data.prompts import answered
-from lm.data.records import Documents
+from lm.data.rows.prompts import answered
+from lm.data.rows.records import Documents
 from lm.errors import check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.objectives.base import Objective, fit
-from lm.objectives.sequences import HOLDS, forced, guess, read, row_flops, show_pairs, target_sums
+from lm.objectives.rows import HOLDS, forced, guess, read, row_flops, show_pairs, target_sums
 
 
 @dataclass(frozen=True, kw_only=True)

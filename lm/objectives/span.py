@@ -13,12 +13,12 @@ import numpy as np
 
 from lm.corruption.layouts import Sides, Symbols, draw, restored
 from lm.corruption.spans import Denoiser
-from lm.data.prompts import answered
-from lm.data.records import Windows
+from lm.data.rows.prompts import answered
+from lm.data.rows.records import Windows
 from lm.errors import check, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.objectives.base import Batch, Example, Objective, Sums, fit
-from lm.objectives.sequences import guess, read, row_flops, target_sums, text_accuracy
+from lm.objectives.rows import guess, read, row_flops, target_sums, text_accuracy
 
 
 @dataclass(frozen=True, kw_only=True)

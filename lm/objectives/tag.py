@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.examples import Example
-from lm.data.framing import Laid
-from lm.data.windows import owners, word_windows
+from lm.data.rows.packing import owners, word_windows
+from lm.data.rows.templates import Laid
+from lm.data.types import Example
 from lm.errors import check, check_choices, check_range
 from lm.models.crf import (
     NOISE,
@@ -31,10 +31,10 @@ from lm.models.crf import (
 )
 from lm.models.heads import gather
 from lm.models.layers import Linear, dropout, fold
-from lm.objectives import trunk
 from lm.objectives.base import Objective
-from lm.objectives.trunk import Rows, Trunk
-from lm.objectives.tuned import Tuned
+from lm.objectives.finetune import network
+from lm.objectives.finetune.base import Tuned
+from lm.objectives.finetune.network import Rows, Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,23 +69,23 @@ class Tag(Tuned, Objective):
         check_choices(self)
         check_range(self, 0, 1, "dropout")
         check_range(self, 0, float("inf"), "overlap")
-        trunk.check_rows(self.model, self.rows)
+        network.check_rows(self.model, self.rows)
         check(not self.crf or self.unknown == "refuse", "unknown='skip' leaves gaps in a chain of tags: crf=False")
 
     # -- host ----------------------------------------------------------------------------------------------------------
 
     def study(self, corpus):
         """Find the tags; with an O, so that it stands first."""
-        examples = trunk.examples_of(corpus)
+        examples = network.examples_of(corpus)
         names = {tag for example in examples for tag in example.get(self.tags, list)}
         labels = self.labels or tuple(sorted(names, key=lambda name: (name != "O", name)))
         check(len(labels) > 1, f"{len(labels)} tag(s) in {self.tags!r}: nothing to tell apart")
-        found = trunk.knowing(dataclasses.replace(self, labels=labels), self.frame)
+        found = network.knowing(dataclasses.replace(self, labels=labels), self.frame)
         for example in [*examples, *corpus.validation.examples]:
             found.targets(example)
         scheme = self.scheme_of(examples, corpus.validation.examples) if self.crf and self.forbid != "never" else self.scheme
-        found = dataclasses.replace(found, scheme=scheme, rows=trunk.settled(found, corpus))
-        return trunk.knowing(found, self.frame)
+        found = dataclasses.replace(found, scheme=scheme, rows=network.settled(found, corpus))
+        return network.knowing(found, self.frame)
 
     def scheme_of(self, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
         """Find the scheme, or "none"; refuse tags against it where they would cost 1e4 nats, else say how many there are."""
@@ -111,13 +111,13 @@ class Tag(Tuned, Objective):
         check(len(words) == len(tags) > 0, f"{example.where}: {len(words)} words and {len(tags)} tags; mend the example")
         odd = next((tag for tag in tags if tag not in self.labels), None)
         if odd is not None and self.unknown == "refuse":
-            raise trunk.refuse(example.where, odd, self.labels)
+            raise network.refuse(example.where, odd, self.labels)
         return np.array([self.labels.index(tag) if tag in self.labels else -1 for tag in tags], np.int32)
 
     def lay(self, example: Example) -> list[tuple[Laid, np.ndarray, np.ndarray]]:
         """Lay the windows of an example out: tokens, the words that count here, and the place of each one's first token."""
         pieces = self.frame.words(example.get(self.words, list), example.values.get("spaced", True), example.where)
-        longest = trunk.limit(self.model, self.rows)
+        longest = network.limit(self.model, self.rows)
         room = longest - self.frame.overhead(1)
         check(room > 0, f"objective.rows.length={longest} leaves no token for a word; raise it")
         pieces = [piece[:room] for piece in pieces]
@@ -139,7 +139,7 @@ class Tag(Tuned, Objective):
     def corrupt(self, rng, record):
         laid = [(self.lay(example)[part], self.targets(example)) for example, part in record["examples"]]
         sequences = [window[0] for window, _ in laid]
-        row, begins = trunk.lay_row(sequences, self.model, self.frame, self.row)
+        row, begins = network.lay_row(sequences, self.model, self.frame, self.row)
         room, at = record["room"], 0
         row |= {name: np.zeros(room, np.int32) for name in ("places", "targets")}
         row |= {"weights": np.zeros(room, np.float32)}
@@ -159,7 +159,7 @@ class Tag(Tuned, Objective):
 
     @property
     def scorer(self) -> Linear:
-        init = trunk.stack_of(self.model).linear(self.model.width)
+        init = network.stack_of(self.model).linear(self.model.width)
         return Linear((self.model.width, len(self.labels)), ("embed", None), **init)
 
     def init(self, key, batch):
@@ -167,11 +167,11 @@ class Tag(Tuned, Objective):
         found = {"classifier": self.scorer.init(jax.random.fold_in(key, 1), state)["params"]}
         if self.crf:
             found["crf"] = Chain(len(self.labels)).init(jax.random.fold_in(key, 2))["params"]
-        return {**trunk.draw(self.model, key, self.rows), **found}
+        return {**network.draw(self.model, key, self.rows), **found}
 
     def logits(self, params, batch, keys_B=None):
         """Score the tags of each word, float32 (B, W, tags)."""
-        h_BTD = trunk.states(self.model, params, batch, keys_B, self.rows.causal)
+        h_BTD = network.states(self.model, params, batch, keys_B, self.rows.causal)
         h_BWD = dropout(gather(h_BTD, batch["places"]), self.dropout, fold(keys_B, 1000), 1)
         return self.scorer.apply({"params": params["classifier"]}, h_BWD.astype(jnp.float32))
 
@@ -195,7 +195,7 @@ class Tag(Tuned, Objective):
             log_BWC = jax.nn.log_softmax(logits_BWC)
             total = -jnp.sum(jnp.take_along_axis(log_BWC, targets[..., None], -1)[..., 0] * weights_BW)
         hits_BW = (self.best(params, logits_BWC, batch) == targets) * weights_BW
-        sums = {"loss": (total, count), "accuracy": (hits_BW.sum(), count), "filled": trunk.filled(batch)}
+        sums = {"loss": (total, count), "accuracy": (hits_BW.sum(), count), "filled": network.filled(batch)}
         if "O" in self.labels:  # most words are outside of every entity
             inside_BW = weights_BW * (targets != self.labels.index("O"))
             sums["inside"] = jnp.sum(hits_BW * inside_BW), inside_BW.sum()
@@ -265,7 +265,7 @@ class Tag(Tuned, Objective):
                 text = "".join(tokenizer.decode(tokens[low:high]).split())
                 words.append(f"{text}/{tag}" + (f">{guess}" if guess != tag else ""))
             lines.append(" ".join(words))
-        return "\n".join(lines) or trunk.EMPTY
+        return "\n".join(lines) or network.EMPTY
 
 
 if __name__ == "__main__":

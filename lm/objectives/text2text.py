@@ -10,19 +10,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lm.data import special
-from lm.data.examples import Example
-from lm.data.framing import Frame, Keep, cut
-from lm.data.packed import Examples, pair_lengths
-from lm.data.prompts import Prompt
-from lm.data.values import check_tokens, items_of, refuse_empty
+from lm.data.labelled.check import check_tokens, items_of, refuse_empty
+from lm.data.rows.examples import Examples, pair_lengths
+from lm.data.rows.prompts import Prompt
+from lm.data.rows.templates import Frame, Keep, cut
+from lm.data.tokenizer import special
+from lm.data.types import Example
 from lm.errors import check, check_choices, check_range
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
 from lm.models.transformer import Transformer
-from lm.objectives import trunk
 from lm.objectives.base import Objective, fit
-from lm.objectives.sequences import forced, guess, lay, read, row_flops, show_pairs, target_sums
+from lm.objectives.finetune import network
+from lm.objectives.rows import forced, guess, lay, read, row_flops, show_pairs, target_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class Text2text(Objective):
 
     def study(self, corpus):
         """Look at every example once, and choose the length of a row by the first ones."""
-        examples = trunk.examples_of(corpus)
+        examples = network.examples_of(corpus)
         texts = [self.texts(example) for example in [*examples, *corpus.validation.examples]]
         if self.row or not self.pack:
             return self
@@ -254,7 +254,7 @@ class Text2text(Objective):
         found = read(self.model, params, batch, keys_B)
         sums = target_sums(*found, batch, smoothing=self.smoothing, chunk=self.chunk)
         sides = [batch[name] for name in ("segments", "source_segments") if name in batch]
-        real, computed = zip(*(trunk.filled({"segments": side}) for side in sides))
+        real, computed = zip(*(network.filled({"segments": side}) for side in sides))
         return {**sums, "filled": (sum(real), sum(computed))}, memory
 
     def predict(self, params, batch):
@@ -267,7 +267,7 @@ class Text2text(Objective):
 
     def show(self, tokenizer, example, found=None):
         if self.paired:
-            return show_pairs(tokenizer, example, found) if example["segments"].any() else trunk.EMPTY
+            return show_pairs(tokenizer, example, found) if example["segments"].any() else network.EMPTY
         lines = []
         for number in range(1, int(example["segments"].max(initial=0)) + 1):
             own = example["segments"] == number
@@ -277,7 +277,7 @@ class Text2text(Objective):
             lines.append(f"{'target':<9}{tokenizer.decode(example['targets'][asked], special=True)!r}")
             if found is not None:
                 lines.append(f"{'guess':<9}{tokenizer.decode(found['guess'][asked], special=True)!r}")
-        return "\n".join(lines) or trunk.EMPTY
+        return "\n".join(lines) or network.EMPTY
 
 
 def fields(template: str) -> list[str]:

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from lm.config import Keep
 from lm.errors import UserError, one_line, translate
 from lm.outputs import replace_file
 from lm.strict_json import is_sealed, load_json, seal
 from lm.training.integrity import checksums, path_of, shape_in
+from lm.training.settings import Keep
 from lm.training.stopping import EarlyStop
 
 BY_LOSS = EarlyStop()

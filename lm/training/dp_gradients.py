@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm.decode.score import NO_MESH
 from lm.errors import check
+from lm.sharding import NO_MESH
 from lm.training import parameters
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from optax import contrib
 
-from lm.config import Optimizer
 from lm.sharding import axes_of, unbox
 from lm.training import parameters
+from lm.training.settings import Optimizer
 
 
 def grouped(config: Optimizer, params: Any, mup: float = 1.0) -> optax.GradientTransformation:

@@ -194,3 +194,30 @@ def split(groups: Groups, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     leaves = flat(params)
     chosen = trained(groups, leaves)
     return {p: x for p, x in leaves.items() if p in chosen}, {p: x for p, x in leaves.items() if p not in chosen}
+
+
+LAST = re.compile(r"classifier/(out/)?(kernel|bias)|crf/.*")  # what scores labels one by one
+
+
+def alike(mine: tuple[Any, Any], theirs: tuple[Any, Any]) -> bool:
+    """Tell whether scores of the one serve the other; a published folder without names calls its labels LABEL_0 and on."""
+    (own, kind), (names, other) = mine, theirs
+    unnamed = bool(own) and bool(names) and len(own) == len(names) and all(re.fullmatch(r"LABEL_\d+", x) for x in names)
+    return kind == other and (own == names or unnamed)
+
+
+def matched(wanted: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
+    """Pair the paths of a network's arrays with those that they are filled from.
+
+    A mixture keeps the network under "trunk", and BERT's pooler, which heads begin with, once for each of its parts.
+    """
+    known = {name.removeprefix("trunk/"): name for name in theirs}
+    found = {}
+    for name in wanted:
+        own = name.removeprefix("trunk/")
+        inner = own.partition("/")[2]
+        if own in known:
+            found[name] = known[own]
+        elif inner.startswith("pooler/") and inner in known:
+            found[name] = known[inner]
+    return found

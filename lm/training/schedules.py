@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from lm.config import Schedule
+from lm.training.settings import Schedule
 
 
 def factor(schedule: Schedule, steps: int, step: jax.Array) -> jax.Array:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from lm.config import Config
 from lm.errors import check
 from lm.models import lora
 from lm.sharding import Named, is_named, shardings, unbox
@@ -16,6 +15,7 @@ from lm.sizes import check_memory, readable
 from lm.training import dp_gradients
 from lm.training import optimizer as optimizers
 from lm.training.parameters import flat
+from lm.training.settings import Run
 
 
 class TrainState(struct.PyTreeNode):
@@ -38,7 +38,7 @@ def abstract_params(objective: Any, batch: Any) -> Any:
     return jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), batch)
 
 
-def chain(config: Config, params: Any) -> optax.GradientTransformation:
+def chain(config: Run, params: Any) -> optax.GradientTransformation:
     """Build the optimizer of a config for (abstract, named) parameters."""
     model, paths = config.objective.model, list(flat(unbox(params)))
     missed = lora.unmet(model, paths)
@@ -47,7 +47,7 @@ def chain(config: Config, params: Any) -> optax.GradientTransformation:
     return optimizers.grouped(config.optimizer, params, config.objective.model.mup)
 
 
-def create(config: Config, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+def create(config: Run, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
     """Wrap parameters (boxed or not) into the state of step 0."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -59,7 +59,7 @@ def create(config: Config, optimizer: optax.GradientTransformation, params: Any)
     )
 
 
-def abstract_state(config: Config, batch: Any, mesh: jax.sharding.Mesh) -> TrainState:
+def abstract_state(config: Run, batch: Any, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the whole state.
 
     Optimizer slots that have a parameter's shape lie as that parameter does; all else is on every device.
@@ -88,7 +88,7 @@ def name_slots(opt_state: optax.OptState, params: Any) -> optax.OptState:
     return jax.tree_util.tree_map_with_path(one, opt_state)
 
 
-def initialise(config: Config, batch: Any, abstract: TrainState) -> TrainState:
+def initialise(config: Run, batch: Any, abstract: TrainState) -> TrainState:
     """Draw the state of step 0, each device its own part; the numbers do not depend on the mesh."""
     optimizer = chain(config, abstract_params(config.objective, batch))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)

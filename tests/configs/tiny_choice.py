@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from lm.config import Config, Every, Optimizer
-from lm.data.examples import Labelled
-from lm.data.prepare import Data
-from lm.data.tokenizers import Bytes
+from lm.config import Config, Data, Every, Optimizer
+from lm.data.labelled.sources import Labelled
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.transformer import Transformer
 from lm.objectives.choice import Choose
-from lm.objectives.trunk import Head, Rows
+from lm.objectives.finetune.network import Head, Rows
 
 
 def config(dropout: float = 0.1) -> Config:

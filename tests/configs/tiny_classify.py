@@ -3,15 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer
-from lm.data.examples import Labelled
-from lm.data.prepare import Data
-from lm.data.tokenizers import Bytes
+from lm.config import Config, Data, Every, Optimizer
+from lm.data.labelled.sources import Labelled
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.presets import twice
 from lm.models.transformer import Transformer
 from lm.models.two_stream import XLNet
 from lm.objectives.classify import Classify
-from lm.objectives.trunk import Head, Rows
+from lm.objectives.finetune.network import Head, Rows
 
 LABELS = {"one": "label", "several": "topics", "number": "stars"}
 

@@ -1,9 +1,8 @@
 """A SimCSE of seconds for tests: 2 x 32, bytes, sentences of running text and the masked-token term."""
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import Bytes
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.transformer import Transformer
 from lm.objectives.contrastive import Contrastive
 

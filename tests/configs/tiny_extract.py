@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from lm.config import Config, Every, Optimizer
-from lm.data.examples import Questions
-from lm.data.prepare import Data
-from lm.data.tokenizers import Bytes
+from lm.config import Config, Data, Every, Optimizer
+from lm.data.labelled.sources import Questions
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.transformer import Transformer
 from lm.objectives.extract import Extract
-from lm.objectives.trunk import Rows
+from lm.objectives.finetune.network import Rows
 
 
 def config(dropout: float = 0.1) -> Config:

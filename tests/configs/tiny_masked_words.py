@@ -1,9 +1,8 @@
 """MacBERT in seconds: 2 x 16, bytes, n-grams of similar words, the order of sentences."""
 
-from lm.config import Config, Every, Optimizer
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer
 from lm.data.sources import source_from
-from lm.data.tokenizers import Bytes
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.transformer import Transformer
 from lm.objectives.masked import Masked
 

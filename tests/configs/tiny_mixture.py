@@ -1,9 +1,8 @@
 """Next tokens and masked tokens on one trunk of 2 x 16."""
 
-from lm.config import Config, Every, Optimizer
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer
 from lm.data.sources import source_from
-from lm.data.tokenizers import Bytes
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.objectives.masked import Masked

@@ -1,9 +1,8 @@
 """UL2 of seconds for tests: 2 + 2 x 16, bytes, label smoothing."""
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import Bytes
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.presets import twice
 from lm.models.transformer import Transformer
 from lm.objectives.prefix import Prefix, ul2

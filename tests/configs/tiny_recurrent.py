@@ -1,9 +1,8 @@
 """A Transformer-XL of seconds for tests: 2 x 32, bytes, two tail clusters."""
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import source_from
-from lm.data.tokenizers import Bytes
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.memory import TransformerXL
 from lm.objectives.recurrent import Lengths, Recurrent
 

@@ -1,9 +1,8 @@
 """A run of seconds for tests: pairs of sentences, 2 + 2 x 32, bytes."""
 
-from lm.config import Config, Every, Optimizer, Schedule
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer, Schedule
 from lm.data.sources import pairs_from
-from lm.data.tokenizers import Bytes
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.presets import twice
 from lm.models.transformer import Transformer
 from lm.objectives.seq2seq import Seq2seq

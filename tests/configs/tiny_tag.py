@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from lm.config import Config, Every, Optimizer
-from lm.data.examples import Columns
-from lm.data.prepare import Data
-from lm.data.tokenizers import Bytes
+from lm.config import Config, Data, Every, Optimizer
+from lm.data.labelled.sources import Columns
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.transformer import Transformer
+from lm.objectives.finetune.network import Rows
 from lm.objectives.tag import Tag
-from lm.objectives.trunk import Rows
 
 
 def config(crf: bool = True, dropout: float = 0.1) -> Config:

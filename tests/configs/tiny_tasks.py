@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
-from lm.config import Config, Every, Optimizer
-from lm.data.examples import Columns, Labelled, Questions
-from lm.data.prepare import Data
+from lm.config import Config, Data, Every, Optimizer
+from lm.data.labelled.sources import Columns, Labelled, Questions
 from lm.data.sources import Mixture
-from lm.data.tokenizers import Bytes
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.transformer import Transformer
 from lm.objectives.classify import Classify
 from lm.objectives.extract import Extract
+from lm.objectives.finetune.network import Rows
 from lm.objectives.mixture import Part
+from lm.objectives.multitask import Tasks
 from lm.objectives.tag import Tag
-from lm.objectives.tasks import Tasks
-from lm.objectives.trunk import Rows
 
 
 def config(dropout: float = 0.1, weights: tuple[float, ...] = (2.0, 1.0, 1.0), temperature: float = 1.0) -> Config:

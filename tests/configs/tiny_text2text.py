@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from lm.config import Config, Every, Optimizer
-from lm.data.examples import Labelled
-from lm.data.prepare import Data
-from lm.data.tokenizers import Bytes
+from lm.config import Config, Data, Every, Optimizer
+from lm.data.labelled.sources import Labelled
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.presets import twice
 from lm.models.transformer import Transformer
 from lm.objectives.text2text import Reply, Text2text

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from lm.convert.convert import flat
-from lm.convert.run import export_run, import_run, opened
-from lm.convert.surgery import convert
-from lm.data.tokenizers import WordPiece
+from lm.convert.runs import export_run, import_run, opened
+from lm.convert.vocabulary import convert
+from lm.data.tokenizer.tokenizer import WordPiece
 from lm.errors import UserError
-from lm.tasks.pseudo import masked_logprobs
-from lm.tasks.subject import Subject
-from lm.tasks.vectors import vectors
+from lm.evaluation.pseudo_likelihood import masked_logprobs
+from lm.evaluation.subject import Subject
+from lm.evaluation.vectors import vectors
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

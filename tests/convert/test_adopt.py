@@ -6,17 +6,16 @@ import json
 import numpy as np
 import pytest
 
-from lm.config import Config, override
-from lm.convert.adopt import adopt
-from lm.convert.run import import_run
-from lm.data.prepare import Data
-from lm.data.tokenizers import BytePair, Bytes, Pretrained
+from lm.config import Config, Data, override
+from lm.convert.runs import import_run
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, Pretrained
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.objectives.masked import Masked
 from lm.objectives.seq2seq import Seq2seq
+from lm.start.adopt import adopt
 from tests.convert.test_families import make
 
 torch = pytest.importorskip("torch")

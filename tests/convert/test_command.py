@@ -10,7 +10,7 @@ import pytest
 
 from lm.convert.compare import compare
 from lm.convert.convert import save
-from lm.data.tokenizers import Bytes
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.errors import UserError
 from lm.models.memory import TransformerXL
 from lm.objectives.recurrent import Recurrent

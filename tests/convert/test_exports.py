@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from lm.convert.convert import family_for, load, save
-from lm.convert.run import opened
-from lm.data.tokenizers import BytePair, Bytes, Characters, Tokenizer, WordPiece
-from lm.decode.generate import continue_tokens, row_keys
-from lm.decode.open import opened_steps
+from lm.convert.runs import opened
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, Tokenizer, WordPiece
+from lm.decode.generate import row_keys
+from lm.decode.prefill import opened_steps
 from lm.decode.sampling import Sampling
+from lm.decode.writer import continue_tokens
 from lm.errors import UserError
 from lm.models.model import Model
 from lm.models.transformer import Transformer
@@ -235,7 +236,7 @@ def test_sentinels_that_are_missing(tmp_path):
     with pytest.raises(UserError, match=r"special tokens.*<extra_id_.*--pad_vocab=1 --output=FOLDER") as error:
         opened(None, str(tmp_path / "out"))
     assert "with_special" not in str(error.value)
-    from lm.convert.surgery import convert
+    from lm.convert.vocabulary import convert
 
     convert(str(tmp_path / "out"), None, str(tmp_path / "more"), multiple=1)
     assert opened(None, str(tmp_path / "more"))[0].objective.sentinels

@@ -154,7 +154,7 @@ def load_with(loaded, params):
 @pytest.mark.parametrize("name", quick(CASES, [name for name in CASES if "," not in name]))
 def test_there_and_back(name, tmp_path):
     """Theirs, ours, theirs: the same names and bytes, loaded without a complaint; ours again: the same bytes."""
-    from lm.data.tokenizers import Bytes
+    from lm.data.tokenizer.tokenizer import Bytes
 
     theirs = make(name, tmp_path / "theirs")
     loaded = load(tmp_path / "theirs")

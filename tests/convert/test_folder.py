@@ -12,7 +12,7 @@ import pytest
 
 from lm.convert.convert import flat, load
 from lm.convert.folder import Folder
-from lm.convert.leaves import fill
+from lm.convert.lazy import fill
 from lm.convert.rules import Rule, blocks, read
 from lm.errors import UserError
 from lm.runs import is_published

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lm.convert.convert import load, save
-from lm.convert.gemma import FAMILIES
-from lm.data.tokenizers import Bytes
+from lm.convert.families.gemma import FAMILIES
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.errors import UserError
 from lm.models.model import Model, empty_cache
 from lm.models.positions import Rotary

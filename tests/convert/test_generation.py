@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from lm.convert.convert import load
-from lm.data.prompts import Prompt
-from lm.decode.beam import Beams, beam_search
-from lm.decode.generate import continue_tokens, row_keys
-from lm.decode.open import batch_prompts, opened_steps
+from lm.data.rows.prompts import Prompt
+from lm.decode.generate import row_keys
+from lm.decode.prefill import batch_prompts, opened_steps
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
+from lm.decode.search.beam import Beams, beam_search
+from lm.decode.writer import continue_tokens
 from tests.convert.test_families import CASES
 from tests.marks import quick
 

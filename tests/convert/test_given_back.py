@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lm.convert.convert import flat, load, save
-from lm.convert.run import export_run, import_run, kind_of, said
-from lm.data.tokenizers import BytePair, Bytes, WordPiece
+from lm.convert.runs import export_run, import_run, kind_of, said
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, WordPiece
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.transformer import Transformer

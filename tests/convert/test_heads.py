@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lm.convert.convert import flat, load, save
-from lm.data.tokenizers import Bytes
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.encoder_decoder import Seq2Seq
 from lm.models.model import Model
 from lm.models.presets import twice

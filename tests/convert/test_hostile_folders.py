@@ -6,7 +6,7 @@ import time
 import pytest
 
 from lm.convert.convert import load
-from lm.data.tokenizers import Bytes, Tokenizer
+from lm.data.tokenizer.tokenizer import Bytes, Tokenizer
 from lm.errors import UserError
 from lm.sizes import memory
 from tests.convert.test_families import CASES, make

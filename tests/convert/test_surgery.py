@@ -6,16 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from lm.config import Config, Every, Optimizer
-from lm.convert import surgery
+from lm.config import Config, Data, Every, Optimizer
+from lm.convert import vocabulary
 from lm.convert.convert import flat, load
-from lm.convert.run import opened
+from lm.convert.runs import opened
 from lm.convert.spelling import Spelling, match
-from lm.convert.surgery import convert, operate, plan
-from lm.data.prepare import Data
-from lm.data.sources import Text
-from lm.data.tokenizers import BytePair, Bytes, Characters, Pretrained, Tokenizer, WordPiece
+from lm.convert.vocabulary import convert, operate, plan
+from lm.data.text.files import Text
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, Pretrained, Tokenizer, WordPiece
 from lm.errors import UserError
+from lm.evaluation.perplexity import text_scores
+from lm.evaluation.subject import Subject
 from lm.models.memory import TransformerXL
 from lm.models.model import Model
 from lm.models.transformer import Transformer
@@ -23,8 +24,6 @@ from lm.objectives.causal import Causal
 from lm.objectives.recurrent import Recurrent
 from lm.objectives.replaced import Replaced
 from lm.sharding import unbox
-from lm.tasks.perplexity import text_scores
-from lm.tasks.subject import Subject
 from lm.train import train
 from tests.convert.test_command import start
 from tests.models.reference import draw, tiny
@@ -148,7 +147,7 @@ def test_every_leaf_of_two_networks(vocabularies):
     """ELECTRA has one table and a bias in its generator."""
     model = tiny(positions="learned", types=2, placement="post", embed_norm=True, vocab=0)
     objective = Replaced(model=model).resolve(vocabularies["words"])
-    rng, shapes = np.random.default_rng(0), unbox(surgery.drawn(objective))
+    rng, shapes = np.random.default_rng(0), unbox(vocabulary.drawn(objective))
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
     bigger = vocabularies["words"].with_special(["<new>"])
     again, found, _, lines = operate(objective, params, vocabularies["words"], bigger, "mean")
@@ -197,10 +196,10 @@ def test_composed_rows_are_means(vocabularies):
 def test_drawn_rows_have_the_old_mean_and_covariance():
     rng = np.random.default_rng(0)
     table = (rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4)) + [1, 2, 3, 4]).astype(np.float32)
-    found = surgery.normal_like(table, 200_000, np.random.default_rng(1))
+    found = vocabulary.normal_like(table, 200_000, np.random.default_rng(1))
     np.testing.assert_allclose(found.mean(0), table.mean(0), atol=0.03)
     np.testing.assert_allclose(np.cov(found.T), np.cov(table.T, ddof=0), atol=0.06 * np.abs(np.cov(table.T)).max())
-    bias = surgery.normal_like(table[:, 0], 100_000, np.random.default_rng(1))
+    bias = vocabulary.normal_like(table[:, 0], 100_000, np.random.default_rng(1))
     assert bias.shape == (100_000,)
     assert bias.std() == pytest.approx(table[:, 0].std(), rel=0.02)
 
@@ -231,7 +230,7 @@ def test_filling_up(vocabularies):
 def test_adaptive_tables_are_refused_by_name(vocabularies):
     model = TransformerXL(vocab=0, width=16, depth=1, heads=2, context=8, memory=8, cutoffs=(100, 200))
     objective = Recurrent(model=model).resolve(vocabularies["small"])
-    params = unbox(jax.eval_shape(objective.init, jax.random.key(0), surgery.example()))
+    params = unbox(jax.eval_shape(objective.init, jax.random.key(0), vocabulary.example()))
     params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), params)
     with pytest.raises(UserError, match=r"table0.*adaptive"):
         operate(objective, params, vocabularies["small"], vocabularies["pairs"])
@@ -393,7 +392,7 @@ def test_mistakes_are_named(args, said, folders, tmp_path):
 def test_bytes_take_no_tokens(vocabularies, tmp_path):
     (tmp_path / "tokens.txt").write_text("word\n")
     with pytest.raises(UserError, match="no longer pieces"):
-        surgery.with_tokens(vocabularies["bytes"], tmp_path / "tokens.txt")
+        vocabulary.with_tokens(vocabularies["bytes"], tmp_path / "tokens.txt")
 
 
 def test_nothing_is_overwritten(folders, tmp_path):

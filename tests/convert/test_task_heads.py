@@ -8,24 +8,24 @@ import jax
 import numpy as np
 import pytest
 
-from lm.config import Config
-from lm.convert.adopt import adopt
+from lm.config import Config, Data
 from lm.convert.compare import compare
 from lm.convert.convert import flat, load, save
 from lm.convert.folder import Folder
-from lm.convert.run import as_config, export_run, import_run, start_from
-from lm.data.prepare import Data
-from lm.data.tokenizers import Tokenizer
+from lm.convert.runs import as_config, export_run, import_run
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.two_stream import XLNet
-from lm.objectives import trunk
 from lm.objectives.choice import Choose
 from lm.objectives.classify import Classify
 from lm.objectives.extract import Extract
+from lm.objectives.finetune import network
+from lm.objectives.finetune.network import Head, Rows
 from lm.objectives.tag import Tag
-from lm.objectives.trunk import Head, Rows
 from lm.sharding import AXES, make_mesh, unbox
+from lm.start.adopt import adopt
+from lm.start.published import start_from
 from lm.training.state import TrainState
 from tests.convert.test_families import ALBERT, BART, BERT, DISTIL, LLAMA, T5, XLNET
 from tests.marks import quick
@@ -153,11 +153,11 @@ def ours_of(loaded, rows, types):
     found = []
     for group in groups:
         size = sum(len(rows[i]) for i in group) + 2
-        laid = [trunk.Laid(rows[i].astype(np.int32), types[i].astype(np.int32), (0,)) for i in group]
+        laid = [network.Laid(rows[i].astype(np.int32), types[i].astype(np.int32), (0,)) for i in group]
         frame = objective.frame
         if isinstance(model, EncoderDecoder):
             object.__setattr__(frame, "tokenizer", tokenizer(frame.style))
-        row, begins = trunk.lay_row(laid, model, frame, size)
+        row, begins = network.lay_row(laid, model, frame, size)
         if isinstance(objective, Classify | Choose):
             places = begins[1:] - 1 if objective.pool == "last" else begins[:-1]
             row["places"] = places.astype(np.int32)
@@ -278,7 +278,7 @@ def started(path, objective):
 def ready(kind, folder, style="bert", **fields):
     """An objective on a folder's network."""
     objective = kind(model=load(folder).objective.model, **fields)
-    return trunk.knowing(objective, trunk.frame(objective.model, objective.rows, tokenizer(style)))
+    return network.knowing(objective, network.frame(objective.model, objective.rows, tokenizer(style)))
 
 
 def test_a_start_at_a_bare_encoder_says_that_the_head_is_drawn(tmp_path):
@@ -326,7 +326,7 @@ def test_a_start_at_a_head_without_a_counterpart_takes_its_network(tmp_path):
     make("XLNet", ANSWER, tmp_path)
     model = load(tmp_path, task=SEQUENCE).objective.model
     objective = Classify(model=model, labels=("a", "b"), rows=Rows(pack=False))
-    objective = trunk.knowing(objective, trunk.frame(model, objective.rows, tokenizer("xlnet")))
+    objective = network.knowing(objective, network.frame(model, objective.rows, tokenizer("xlnet")))
     fresh, found, said = started(tmp_path, objective)
     new = {name for name in found if np.array_equal(found[name], fresh[name])}
     assert new == {f"{layer}/{part}" for layer in ("summary", "classifier") for part in ("kernel", "bias")}
@@ -383,7 +383,7 @@ def test_check_compares_the_scores_too(name, task, tmp_path):
 
 
 def test_a_new_vocabulary_keeps_the_head(tmp_path):
-    from lm.convert.surgery import convert
+    from lm.convert.vocabulary import convert
 
     make("Bert", SEQUENCE, tmp_path / "hf", vocab_size=12)
     tokenizer().save(tmp_path / "hf" / "tokenizer.json")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.data.tokenizers import BytePair, Tokenizer, WordPiece
+from lm.data.tokenizer.tokenizer import BytePair, Tokenizer, WordPiece
 from lm.errors import UserError
 
 transformers = pytest.importorskip("transformers")

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from lm.convert.convert import flat, load, nested, save
-from lm.convert.transfoxl import FAMILY
-from lm.data.prompts import Prompt
-from lm.data.tokenizers import Bytes
-from lm.decode.generate import continue_tokens, row_keys
-from lm.decode.open import opened_steps
+from lm.convert.families.transfoxl import FAMILY
+from lm.data.rows.prompts import Prompt
+from lm.data.tokenizer.tokenizer import Bytes
+from lm.decode.generate import row_keys
+from lm.decode.prefill import opened_steps
 from lm.decode.sampling import Sampling
 from lm.decode.score import Pair, Scorer
+from lm.decode.writer import continue_tokens
 from lm.errors import UserError
 from lm.models.memory import MemoryModel, TransformerXL, empty_memory
 from lm.models.presets import TRANSFORMER_XL_LARGE

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lm.corruption.pairs import chunk, sentence_pair, sentence_starts, shorten, truncate
-from lm.data.records import Windows
-from lm.data.store import Tokens
+from lm.data.corpus.store import Tokens
+from lm.data.rows.records import Windows
 
 STOP, SEPARATOR, LIMIT = 1, 0, 61
 ENDS = np.arange(100_000) == STOP

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.config import from_json, load, to_json
-from lm.data.augment import CodeSwitch, Edits, Paraphrases, SpanCutoff, augmented, chosen
-from lm.data.examples import Columns, Example, Labelled
-from lm.data.prepare import Data, prepare
-from lm.data.rewording import Tagged, Text
+from lm.config import Data, from_json, load, to_json
+from lm.data.corpus.augment import CodeSwitch, Edits, Paraphrases, SpanCutoff, augmented, chosen
+from lm.data.corpus.prepare import prepare
+from lm.data.corpus.rewording import Tagged, Text
+from lm.data.labelled.columns import Columns
+from lm.data.labelled.files import Labelled
 from lm.data.sources import Mixture
-from lm.data.sources import Text as RunningText
-from lm.data.tokenizers import Bytes
+from lm.data.text.files import Text as RunningText
+from lm.data.tokenizer.tokenizer import Bytes
+from lm.data.types import Example
 from lm.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"

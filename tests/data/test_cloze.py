@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lm.config import load
-from lm.data import cloze
-from lm.data.examples import Cloze
-from lm.data.prepare import prepare
+from lm.data.corpus.prepare import prepare
+from lm.data.labelled import cloze
+from lm.data.labelled.cloze import Cloze
 from lm.errors import UserError
 
 STORY = (

@@ -5,21 +5,18 @@ import json
 
 import pytest
 
-from lm.data.examples import (
-    Columns,
-    Documented,
-    Entities,
-    ExampleSet,
-    Labelled,
-    Questions,
-    TfdsExamples,
-    examples_from,
-    labelled,
-)
-from lm.data.labelled import split
-from lm.data.prepare import Data, prepare
-from lm.data.sources import Mixture, Text
-from lm.data.tokenizers import BytePair, Bytes
+from lm.config import Data
+from lm.data.corpus.gather import split
+from lm.data.corpus.prepare import prepare
+from lm.data.demo import Documented
+from lm.data.labelled.columns import Columns, Entities
+from lm.data.labelled.files import Labelled
+from lm.data.labelled.questions import Questions
+from lm.data.labelled.sources import ExampleSet, examples_from, labelled
+from lm.data.labelled.tfds import TfdsExamples
+from lm.data.sources import Mixture
+from lm.data.text.files import Text
+from lm.data.tokenizer.tokenizer import BytePair, Bytes
 from lm.errors import UserError
 
 

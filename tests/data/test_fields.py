@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.fields import boundaries
-from lm.data.prepare import Data, prepare
-from lm.data.records import Documents
-from lm.data.sources import JsonLines, Table
-from lm.data.tokenizers import BytePair, Bytes, Characters, WordPiece
+from lm.config import Data
+from lm.data.corpus.prepare import prepare
+from lm.data.rows.packing import boundaries
+from lm.data.rows.records import Documents
+from lm.data.text.files import JsonLines
+from lm.data.text.tables import Table
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, WordPiece
 from lm.errors import UserError
 
 HARD = ["<|endoftext|>", "[SEP]", "\x1e\x1f\x00", "", "a,b\n\"c\"", "\ufdd0\uffff", "é中\r\n"]  # fmt: skip

@@ -7,11 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lm.data.examples import Example, Labelled
-from lm.data.folds import dealt, held, numbers
-from lm.data.prepare import Data, prepare
-from lm.data.sources import Mixture, Text
-from lm.data.tokenizers import Bytes
+from lm.config import Data
+from lm.data.corpus.prepare import prepare
+from lm.data.corpus.split import dealt, held, numbers
+from lm.data.labelled.files import Labelled
+from lm.data.sources import Mixture
+from lm.data.text.files import Text
+from lm.data.tokenizer.tokenizer import Bytes
+from lm.data.types import Example
 from lm.errors import UserError
 
 REVIEWS = "tests/configs/reviews.csv"

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.answers import Choice, Window, answer, candidates, token_span
-from lm.data.framing import Frame, Laid, longest_first
-from lm.data.packed import best_fit, row_length
-from lm.data.tokenizers import BytePair, Bytes, Characters, Tokenizer, WordPiece
-from lm.data.windows import owners, windows, word_windows
+from lm.data.labelled.answers import Choice, Window, answer, candidates, token_span
+from lm.data.rows.examples import best_fit, row_length
+from lm.data.rows.packing import owners, windows, word_windows
+from lm.data.rows.templates import Frame, Laid, longest_first
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, Tokenizer, WordPiece
 from lm.errors import UserError
 from tests.objectives.labelled import words
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.packing import first_fit, pack, ring, window, wrapped
-from lm.data.store import Tokens
+from lm.data.corpus.store import Tokens
+from lm.data.rows.packing import first_fit, pack, ring, window, wrapped
 
 SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=8)
 

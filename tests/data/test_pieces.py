@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.sources import source_from
-from lm.data.tokenizers import BytePair, Bytes, Characters, Pretrained, Tokenizer, WordPiece
+from lm.data.text.sources import source_from
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, Pretrained, Tokenizer, WordPiece
 from lm.errors import UserError
 
 TEXT = "The cat's hat, sat: 12.5! naïve 中文字 [MASK] don't\n"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.packing import ring
-from lm.data.pipeline import Batches, Evaluation, prefetch
-from lm.data.records import Windows
-from lm.data.store import Tokens
+from lm.data.corpus.store import Tokens
+from lm.data.rows.packing import ring
+from lm.data.rows.pipeline import Batches, Evaluation, prefetch
+from lm.data.rows.records import Windows
 from lm.errors import UserError
 
 

@@ -15,12 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data import tokenise
-from lm.data.prepare import Data, prepare, summary
-from lm.data.sources import JsonLines, Mixture, Piece, Text
-from lm.data.split import Split, parts, plan, position
-from lm.data.store import Tokens
-from lm.data.tokenizers import BytePair, Bytes, Characters
+from lm.config import Data
+from lm.data.corpus import tokenise
+from lm.data.corpus.prepare import prepare
+from lm.data.corpus.split import Split, parts, plan, position
+from lm.data.corpus.store import Tokens
+from lm.data.prepare import summary
+from lm.data.sources import Mixture
+from lm.data.text.files import JsonLines, Text
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters
+from lm.data.types import Piece
 from lm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -168,7 +172,7 @@ KILLED = """
     from lm.data import tokenise
     from lm.data.prepare import Data, prepare
     from lm.data.sources import JsonLines
-    from lm.data.tokenizers import BytePair, Tokenizer
+    from lm.data.tokenizer.tokenizer import BytePair, Tokenizer
 
     kill_at, path = int(sys.argv[1]), sys.argv[2]
     tokenise.BATCH_CHARACTERS = 2000
@@ -307,7 +311,7 @@ def test_a_strange_journal_or_folder_is_no_obstacle(tmp_path, journal, monkeypat
 def test_verify_reads_streams_of_any_size(tmp_path, monkeypatch):
     data = Data(source=write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(30)]), tokenizer=Bytes())
     folder = prepare(data).folder
-    monkeypatch.setattr("lm.data.store.VERIFIED", 0)
+    monkeypatch.setattr("lm.data.corpus.store.VERIFIED", 0)
     raw = bytearray((folder / "train-0.bin").read_bytes())
     raw[9] ^= 1
     (folder / "train-0.bin").unlink()

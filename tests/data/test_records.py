@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.fields import next_fit
-from lm.data.packing import ring
-from lm.data.pipeline import Batches, Evaluation
-from lm.data.records import Documents, Windows
-from lm.data.store import Tokens
+from lm.data.corpus.store import Tokens
+from lm.data.rows.packing import next_fit, ring
+from lm.data.rows.pipeline import Batches, Evaluation
+from lm.data.rows.records import Documents, Windows
 from lm.errors import UserError
 from tests.data.test_pipeline import same, stream
 

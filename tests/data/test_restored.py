@@ -1,7 +1,9 @@
 """Sentences as pairs: which are taken, what is left of them, and where the border between the fields is."""
 
-from lm.data.restored import bare, sentences
-from lm.data.sources import JsonLines, Restored, Table, Text, pairs_from
+from lm.data.text.files import JsonLines, Text
+from lm.data.text.restored import Restored, bare, sentences
+from lm.data.text.sources import pairs_from
+from lm.data.text.tables import Table
 
 TEXT = """Return the turtle's x coordinate, if
 any.  It is (see above) a float.

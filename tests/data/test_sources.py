@@ -9,8 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.data import files
-from lm.data.sources import Documentation, JsonLines, Mixture, Parquet, Text, Tfds, source_from
+from lm.data.demo import Documentation
+from lm.data.sources import Mixture
+from lm.data.text import files
+from lm.data.text.files import JsonLines, Text
+from lm.data.text.parquet import Parquet
+from lm.data.text.sources import source_from
+from lm.data.text.tfds import Tfds
 from lm.errors import UserError
 
 
@@ -202,7 +207,7 @@ def test_tfds_mistakes(local_text):
 
 def test_a_set_that_cannot_be_had_is_one_line_and_soon(tmp_path, monkeypatch):
     # A port that nobody listens on, in place of the archive.
-    monkeypatch.setattr("lm.data.published.reachable.__defaults__", ("http://127.0.0.1:9/", 1.0))
+    monkeypatch.setattr("lm.data.text.tfds.reachable.__defaults__", ("http://127.0.0.1:9/", 1.0))
     begin = time.monotonic()
     with pytest.raises(UserError, match="tiny_shakespeare is not on this machine"):
         Tfds(name="tiny_shakespeare", data_dir=str(tmp_path)).open()
@@ -212,7 +217,7 @@ def test_a_set_that_cannot_be_had_is_one_line_and_soon(tmp_path, monkeypatch):
 def test_a_host_that_never_answers_is_given_up(monkeypatch):
     import socket
 
-    from lm.data.published import reachable
+    from lm.data.text.tfds import reachable
 
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

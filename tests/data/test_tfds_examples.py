@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from lm.data.examples import TfdsExamples
+from lm.data.labelled.tfds import TfdsExamples
 from lm.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets")

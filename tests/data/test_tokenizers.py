@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.tokenizers import BytePair, Bytes, Characters, Pretrained, Tokenizer, WordPiece, byte_symbols
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, Pretrained, Tokenizer, WordPiece, byte_symbols
 from lm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,7 @@ def test_byte_pair_learns_and_is_the_same_in_another_process(byte_pair):
     assert byte_pair.token_id("the") is not None
     assert byte_pair.token_id("no such token") is None
     code = (
-        "from lm.data.tokenizers import BytePair\nfrom tests.data.test_tokenizers import SAMPLE\n"
+        "from lm.data.tokenizer.tokenizer import BytePair\nfrom tests.data.test_tokenizers import SAMPLE\n"
         "print(BytePair(vocab=400).build(lambda: SAMPLE).sha256())"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

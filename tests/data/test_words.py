@@ -14,11 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data import tokenise
-from lm.data.prepare import Data, prepare
-from lm.data.sources import JsonLines, Mixture, Tagged, Text
-from lm.data.tokenizers import BytePair, Bytes, Characters, WordPiece
-from lm.data.words import ALL, ENTITY, PHRASE, SENTENCE, WORD, Given, Jieba, begins, of_tokens, with_sentences
+from lm.config import Data
+from lm.data.corpus import tokenise
+from lm.data.corpus.prepare import prepare
+from lm.data.sources import Mixture
+from lm.data.text.files import JsonLines, Text
+from lm.data.text.tagged import Tagged
+from lm.data.text.words import ALL, ENTITY, PHRASE, SENTENCE, WORD, Given, Jieba, begins, of_tokens, with_sentences
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, WordPiece
 from lm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +94,7 @@ def test_documents_and_archives(tmp_path):
 
 
 def test_names_are_one_entity_and_brackets_may_be_text():
-    from lm.data.tagged import parse
+    from lm.data.text.tagged import parse
 
     def entities(line):
         found = []
@@ -199,7 +202,7 @@ def test_jieba(tmp_path):
 
 
 def test_jieba_that_is_not_there(tmp_path, monkeypatch):
-    from lm.data import words
+    from lm.data.text import words
 
     words._jieba.cache_clear()
     monkeypatch.setitem(sys.modules, "jieba", None)
@@ -213,7 +216,7 @@ KILLED = """
     from lm.data import tokenise, words
     from lm.data.prepare import Data, prepare
     from lm.data.sources import Tagged
-    from lm.data.tokenizers import Bytes, Tokenizer
+    from lm.data.tokenizer.tokenizer import Bytes, Tokenizer
 
     kill_at, path = int(sys.argv[1]), sys.argv[2]
     tokenise.BATCH_CHARACTERS = 300

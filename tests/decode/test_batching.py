@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 
 from lm import sizes
-from lm.data.prompts import Prompt
-from lm.data.tokenizers import Bytes
-from lm.decode import batching
-from lm.decode.batching import complete
+from lm.data.rows.prompts import Prompt
+from lm.data.tokenizer.tokenizer import Bytes
+from lm.decode import files
 from lm.decode.chat import Chat
-from lm.decode.generate import Request, Writer, generate
-from lm.decode.jobs import LeftToRight, check_rows
+from lm.decode.files import complete
+from lm.decode.generate import generate
 from lm.decode.loop import begin
+from lm.decode.modes import LeftToRight, check_rows
 from lm.decode.sampling import Sampling
+from lm.decode.show import FileProgress
 from lm.decode.speed import random_params
+from lm.decode.writer import Request, Writer
 from lm.errors import UserError
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.outputs import Claim
-from lm.show import FileProgress
 
 TOKENIZER = Bytes().build(lambda: [])
 MODEL = Transformer(vocab=TOKENIZER.vocab, context=96, width=16, depth=1, heads=2, init=0.4, init_positions=0.4)
@@ -89,7 +90,7 @@ class Killed:
 
 
 def test_goes_on_after_a_kill(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(batching, "WINDOW", 40)
+    monkeypatch.setattr(files, "WINDOW", 40)
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(ragged(100)) + "\n", encoding="utf-8")
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
@@ -193,7 +194,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
         if (tmp_path / "out.jsonl.partial").exists():  # the samples are there, and are being sorted
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(batching.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         complete(job(), path, output, {}, overwrite=True)
     monkeypatch.undo()

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from lm.convert.convert import load
-from lm.data.prompts import Prompt
-from lm.decode import beam
-from lm.decode.beam import Beams, beam_search
-from lm.decode.open import KINDS, batch_prompts, opened_steps
+from lm.data.rows.prompts import Prompt
+from lm.decode.prefill import KINDS, batch_prompts, opened_steps
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
+from lm.decode.search import beam
+from lm.decode.search.beam import Beams, beam_search
 from lm.decode.steps import Seq2SeqSteps
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq

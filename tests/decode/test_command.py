@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from lm.config import Config, to_json
-from lm.data.tokenizers import Bytes, Characters
+from lm.data.tokenizer.tokenizer import Bytes, Characters
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
@@ -34,7 +34,7 @@ SITTING = """
 import contextlib, io, json, sys
 from absl import flags
 from lm import generate
-from lm.command import run
+from lm.flags import run
 found = []
 for arguments in json.load(sys.stdin):
     for name in flags.FLAGS:

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.data.tokenizers import BytePair, Bytes, Characters, WordPiece
-from lm.decode import constrained
-from lm.decode.automaton import automaton
-from lm.decode.constrained import classes, distances, from_json_schema, from_regex, piece_bytes, token_bytes
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, WordPiece
 from lm.decode.generate import generate
+from lm.decode.grammar import constrained
+from lm.decode.grammar.automaton import automaton
+from lm.decode.grammar.constrained import classes, distances, from_json_schema, from_regex, piece_bytes, token_bytes
+from lm.decode.grammar.schema import to_regex
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
-from lm.decode.schema import to_regex
 from lm.decode.speed import random_params
 from lm.errors import UserError
 from lm.models.transformer import Transformer

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lm.convert.convert import load
-from lm.decode.contrastive import contrastive_search
-from lm.decode.open import batch_prompts, opened_steps
+from lm.decode.prefill import batch_prompts, opened_steps
 from lm.decode.processors import Rules
+from lm.decode.search.contrastive import contrastive_search
 from lm.errors import UserError
 from tests.decode.test_beam import MODELS, VOCAB, prompts_for
 

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.data.prompts import Prompt
-from lm.data.tokenizers import Characters
-from lm.decode.beam import Beams
-from lm.decode.generate import Writer, continue_tokens, generate, occurrences, row_keys
-from lm.decode.open import bucket
+from lm.data.rows.prompts import Prompt
+from lm.data.tokenizer.tokenizer import Characters
+from lm.decode.generate import generate, occurrences, row_keys
+from lm.decode.prefill import bucket
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
+from lm.decode.search.beam import Beams
 from lm.decode.speed import random_params, tokens_per_second
 from lm.decode.steps import Prompts, StackSteps
-from lm.decode.ways import ContrastiveSearch, Speculative
+from lm.decode.strategies import ContrastiveSearch, Speculative
+from lm.decode.writer import Writer, continue_tokens
 from lm.errors import UserError
 from lm.models.model import Model
 from lm.models.transformer import Transformer

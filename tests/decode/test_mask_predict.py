@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from lm.decode import mask_predict as module
-from lm.decode.mask_predict import mask_predict
+from lm.decode.search import mask_predict as module
+from lm.decode.search.mask_predict import mask_predict
 from lm.errors import UserError
 from lm.objectives.conditional import Conditional
-from lm.objectives.sequences import lay
+from lm.objectives.rows import lay
 from lm.sharding import unbox
 from tests.objectives.pairs import END, MASK, TOKENIZER, twice
 

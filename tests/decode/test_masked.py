@@ -8,10 +8,10 @@ import pytest
 from scipy.stats import chisquare
 
 from lm.convert.convert import load
-from lm.data.tokenizers import Tokenizer, WordPiece
-from lm.decode import masked
-from lm.decode.masked import chain, fill, gibbs, network_of, padded
+from lm.data.tokenizer.tokenizer import Tokenizer, WordPiece
 from lm.decode.sampling import Sampling
+from lm.decode.search import masked
+from lm.decode.search.masked import chain, fill, gibbs, network_of, padded
 from lm.errors import UserError
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm.data.prompts import Prompt
+from lm.data.rows.prompts import Prompt
 from lm.decode.score import Pair, Scorer
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder

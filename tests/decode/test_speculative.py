@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
-from lm.decode.speculative import continue_one, judge, speculative
+from lm.decode.search.speculative import continue_one, judge, speculative
 from lm.decode.speed import random_params
 from lm.decode.steps import Prompts, StackSteps
 from lm.errors import UserError

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.data.prompts import Prompt
-from lm.decode.open import KINDS, batch_prompts
+from lm.data.rows.prompts import Prompt
+from lm.decode.prefill import KINDS, batch_prompts
 from lm.decode.steps import StackSteps
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.lstm import LSTM, LSTMModel

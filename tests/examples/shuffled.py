@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lm.data.records import Windows
+from lm.data.rows.records import Windows
 from lm.models.heads import cross_entropy
 from lm.models.model import Model
 from lm.models.transformer import Transformer

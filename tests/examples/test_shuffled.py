@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lm.config import load
-from lm.data.pipeline import Batches, Evaluation
-from lm.data.store import Tokens
+from lm.data.corpus.store import Tokens
+from lm.data.rows.pipeline import Batches, Evaluation
 from lm.models.transformer import Transformer
 from lm.preview import preview
 from lm.sharding import unbox

@@ -106,7 +106,7 @@ CONFIGS = [
     ("digits", write(CONFIG, '{"a": ' + DIGITS + "}"), "config.json|digits"),
     ("a command's class", change(CONFIG, objective__type="lm.main.Foo"), "lm.main"),
     ("another command's", change(CONFIG, objective__type="lm.evaluate.Foo"), "lm.evaluate"),
-    ("a Mesh for an objective", change(CONFIG, objective={"type": "lm.config.Mesh"}), "objective"),
+    ("a Mesh for an objective", change(CONFIG, objective={"type": "lm.training.settings.Mesh"}), "objective"),
     ("less depth", change(CONFIG, objective__model__depth=1), "depth|shape"),
     ("more depth", change(CONFIG, objective__model__depth=1_000_000_000_000), "depth|shape|needs|memory"),
     ("other heads", change(CONFIG, objective__model__heads=32, objective__model__width=64), "shape|width"),
@@ -156,8 +156,8 @@ def prepared(damage: Callable[[Path, Path], None]) -> Callable[[Path], None]:
 
     def work(folder: Path) -> None:
         import lm.data.prepare as prepare
-        from lm.data.sources import Text
-        from lm.data.tokenizers import Bytes
+        from lm.data.text.files import Text
+        from lm.data.tokenizer.tokenizer import Bytes
 
         here = Path.cwd()
         os.chdir(folder)

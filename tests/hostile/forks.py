@@ -19,7 +19,7 @@ from tests.hostile.case import Outcome
 MEMORY = 12 << 30  # bytes of address space
 PRELOADED = (
     "jax flax.linen optax orbax.checkpoint tokenizers safetensors.numpy numpy jinja2 matplotlib.figure rich.table "
-    "lm.command lm.train lm.convert.convert lm.convert.run lm.decode.open lm.tasks.downstream lm.tasks.open"
+    "lm.flags lm.train lm.convert.convert lm.convert.runs lm.decode.prefill lm.evaluation.downstream lm.evaluation.registry"
 )
 
 

@@ -275,7 +275,7 @@ def honest() -> list[Case]:
         Case(HONEST, "pairs that are equal", f"{score} --tasks=pairs:p.jsonl", "02 ", files={"p.jsonl": '{"first": "a", "second": "a"}\n'}),
         Case(HONEST, "an empty half of a pair", f"{score} --tasks=pairs:p.jsonl", "2 p.jsonl|''", files={"p.jsonl": '{"first": "a", "second": ""}\n'}),
         Case(HONEST, "a last word alone", f"{score} --tasks=last_word:p.jsonl", "02 ", files={"p.jsonl": '{"text": "alone"}\n'}),
-        Case(HONEST, "formulas in a sheet", "lm.tasks.judging --outputs=a.jsonl --outputs=b.jsonl --sheet=s.csv", "0", also=formulas),
+        Case(HONEST, "formulas in a sheet", "lm.evaluation.report.judging --outputs=a.jsonl --outputs=b.jsonl --sheet=s.csv", "0", also=formulas),
         Case(HONEST, "a layer that is not there", "lm.explain --workdir=RUN --text=ab --layers=99", "2 layers"),
     ]  # fmt: skip
 

@@ -32,7 +32,7 @@ def damage(path: Path, chance: random.Random) -> str:
 
 def opened_or_refused(workdir: Path):
     """Open a run as generation does: parameters, or the one line that refuses it."""
-    from lm.convert.run import opened
+    from lm.convert.runs import opened
 
     try:
         return opened(str(workdir), None)
@@ -48,7 +48,7 @@ def flips(run_folder: Path, folder: Path, count: int, seed: int) -> None:
     """Damage one file after another in a fresh copy; what is opened is one of the saves, to the bit."""
     import jax
 
-    from lm.convert.run import opened
+    from lm.convert.runs import opened
 
     chance, wholes = random.Random(seed), []
     for step in ("12", "8"):

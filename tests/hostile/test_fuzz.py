@@ -68,25 +68,25 @@ def examples(source) -> list:
 
 
 def labelled(path: Path) -> list:
-    from lm.data.examples import Labelled
+    from lm.data.labelled.files import Labelled
 
     return examples(Labelled(path=str(path)))
 
 
 def conll(path: Path) -> list:
-    from lm.data.examples import Columns
+    from lm.data.labelled.columns import Columns
 
     return examples(Columns(path=str(path)))
 
 
 def squad(path: Path) -> list:
-    from lm.data.examples import Questions
+    from lm.data.labelled.questions import Questions
 
     return examples(Questions(path=str(path)))
 
 
 def running(path: Path) -> list:
-    from lm.data.sources import source_from
+    from lm.data.text.sources import source_from
 
     reader = source_from(str(path), None).open()
     return [reader[i] for i in range(len(reader))]
@@ -105,13 +105,13 @@ def published_file(path: Path) -> object:
 
 
 def regex(expression: str) -> object:
-    from lm.decode.automaton import automaton
+    from lm.decode.grammar.automaton import automaton
 
     return automaton(expression, "regex")
 
 
 def schema(value: object) -> object:
-    from lm.decode.schema import to_regex
+    from lm.decode.grammar.schema import to_regex
 
     return to_regex(value)
 

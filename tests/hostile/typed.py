@@ -327,20 +327,20 @@ lm.data.prepare --text=list.jsonl => list.jsonl
 lm.data.prepare --text=junk.parquet => junk.parquet
 lm.data.prepare --text=a.txt --cache=notes.txt/x => notes.txt
 lm.data.prepare --data=unheard:x => unheard
-lm.tasks.kneser_ney --config={TINY} --order=0 => order
-lm.tasks.kneser_ney --config={TINY} --order=100000 => order|memory|needs
-lm.tasks.kneser_ney --config=none.py => none.py
-lm.tasks.judging => sheet|read
-lm.tasks.judging --outputs=a.jsonl --sheet=s.csv => two
-lm.tasks.judging --outputs=a.jsonl --outputs=none.jsonl --sheet=s.csv => none.jsonl
-lm.tasks.judging --outputs=a.jsonl --outputs=b.jsonl --sheet=x.html => csv
-lm.tasks.judging --outputs=a.jsonl --outputs=b.jsonl --sheet=a.txt/s.csv => a.txt
-lm.tasks.judging --read=none.csv --key=none.json => none
-lm.tasks.judging --read=x.csv --key=notes.txt => notes.txt
-lm.tasks.harness --model=HF => tasks|lm-eval|lm_eval
-lm.tasks.harness --model=HF --tasks=arc_easy => lm-eval|lm_eval
-lm.tasks.downstream --workdir=RUN => RUN|running text|examples
-lm.tasks.downstream --workdir=none => none
+lm.evaluation.kneser_ney --config={TINY} --order=0 => order
+lm.evaluation.kneser_ney --config={TINY} --order=100000 => order|memory|needs
+lm.evaluation.kneser_ney --config=none.py => none.py
+lm.evaluation.report.judging => sheet|read
+lm.evaluation.report.judging --outputs=a.jsonl --sheet=s.csv => two
+lm.evaluation.report.judging --outputs=a.jsonl --outputs=none.jsonl --sheet=s.csv => none.jsonl
+lm.evaluation.report.judging --outputs=a.jsonl --outputs=b.jsonl --sheet=x.html => csv
+lm.evaluation.report.judging --outputs=a.jsonl --outputs=b.jsonl --sheet=a.txt/s.csv => a.txt
+lm.evaluation.report.judging --read=none.csv --key=none.json => none
+lm.evaluation.report.judging --read=x.csv --key=notes.txt => notes.txt
+lm.evaluation.harness --model=HF => tasks|lm-eval|lm_eval
+lm.evaluation.harness --model=HF --tasks=arc_easy => lm-eval|lm_eval
+lm.evaluation.downstream --workdir=RUN => RUN|running text|examples
+lm.evaluation.downstream --workdir=none => none
 lm.plots --workdir=none => none
 lm.plots => workdir
 launch.bench --output=nodir/x.json => nodir

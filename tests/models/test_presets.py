@@ -136,7 +136,7 @@ def test_gemma_is_transformers():
     """The shapes too: the published config.json of each, read, is the preset."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    from lm.convert.gemma import FAMILIES
+    from lm.convert.families.gemma import FAMILIES
 
     small = {"vocab_size": 262144, "hidden_size": 1152, "num_attention_heads": 4, "num_key_value_heads": 1,
              "intermediate_size": 6912, "max_position_embeddings": 32768, "sliding_window": 512}  # fmt: skip

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from lm.config import load
-from lm.data.prepare import prepare
-from lm.data.tokenizers import Tokenizer
+from lm.data.corpus.prepare import prepare
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.models.transformer import Transformer
 from lm.objectives.base import resolve, training_batches
 

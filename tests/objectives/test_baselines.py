@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lm.config import Config, from_json, to_json
-from lm.data.pipeline import Batches, Evaluation
-from lm.data.store import Tokens
+from lm.data.corpus.store import Tokens
+from lm.data.rows.pipeline import Batches, Evaluation
 from lm.models.lstm import LSTM
 from lm.objectives.baselines import LSTMLanguageModel
 from lm.objectives.causal import Causal

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lm.config import Config
-from lm.data.packing import window
-from lm.data.pipeline import Batches, Evaluation
-from lm.data.store import Tokens
+from lm.data.corpus.store import Tokens
+from lm.data.rows.packing import window
+from lm.data.rows.pipeline import Batches, Evaluation
 from lm.errors import UserError
 from lm.objectives.causal import Causal
 from lm.train import gradients

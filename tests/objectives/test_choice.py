@@ -4,15 +4,16 @@ import jax
 import numpy as np
 import pytest
 
-from lm.data.examples import Example, ExampleSet
-from lm.data.framing import Frame
-from lm.data.prepare import Corpus
+from lm.data.corpus.corpus import Corpus
+from lm.data.labelled.sources import ExampleSet
+from lm.data.rows.templates import Frame
+from lm.data.types import Example
 from lm.errors import UserError
 from lm.models.two_stream import XLNet
-from lm.objectives import trunk
 from lm.objectives.choice import Choose
+from lm.objectives.finetune import network
+from lm.objectives.finetune.network import Rows
 from lm.objectives.rank import Rank
-from lm.objectives.trunk import Rows
 from lm.sharding import unbox
 from tests.objectives.labelled import model, words
 
@@ -21,7 +22,7 @@ torch = pytest.importorskip("torch")
 
 def ready(**fields) -> Choose:
     objective = Choose(**{"model": model(), "rows": Rows(length=12, row=60), "most": 4, **fields})
-    return trunk.knowing(objective, Frame(words(), "bert"))
+    return network.knowing(objective, Frame(words(), "bert"))
 
 
 def example(label, options=("one two", "three", "four five six"), **more) -> Example:
@@ -102,7 +103,7 @@ def test_options_stand_behind_context_and_question():
     names = ready().frame.tokenizer.decode
     assert names(found[0].tokens, special=True) == "[CLS] seven eight [SEP] ten one two [SEP]"  # the option is kept
     apart = Choose(model=model(), options=("a", "b"), context="")
-    apart = trunk.knowing(apart, Frame(words(), "bert"))
+    apart = network.knowing(apart, Frame(words(), "bert"))
     laid = apart.lay(Example({"a": "one", "b": "two"}, "here"))
     assert [one.tokens.tolist() for one in laid] == [[2, 5, 3], [2, 6, 3]]
 
@@ -137,7 +138,7 @@ def test_a_network_that_sees_the_whole_row_is_refused():
 
 
 def test_cosines_are_those_of_the_texts_alone():
-    objective = trunk.knowing(Rank(model=model(), top=5.0, rows=Rows(length=16, row=64)), Frame(words(), "bert"))
+    objective = network.knowing(Rank(model=model(), top=5.0, rows=Rows(length=16, row=64)), Frame(words(), "bert"))
     pairs = [("one two three", "four", 5), ("five", "six seven", 1), ("one", "one", "2.5")]
     examples = [Example({"sentence1": a, "sentence2": b, "score": s}, "x") for a, b, s in pairs]
     row = objective.corrupt(None, {"examples": [(one, 0) for one in examples], "room": 4})
@@ -146,8 +147,8 @@ def test_cosines_are_those_of_the_texts_alone():
     vectors = []
     for text in (text for pair in pairs for text in pair[:2]):
         laid = objective.frame.join([objective.frame.encode(text)], 16)
-        alone, _ = trunk.lay_row([laid], objective.model, objective.frame, len(laid.tokens))
-        h = trunk.states(objective.model, params, {name: x[None] for name, x in alone.items()}, None, False)
+        alone, _ = network.lay_row([laid], objective.model, objective.frame, len(laid.tokens))
+        h = network.states(objective.model, params, {name: x[None] for name, x in alone.items()}, None, False)
         vectors.append(torch.tensor(np.asarray(h)[0].mean(0)))
     expected = [float(torch.nn.functional.cosine_similarity(a, b, dim=0)) for a, b in zip(vectors[::2], vectors[1::2])]
     np.testing.assert_allclose(objective.cosines(params, batch)[0, :3], expected, rtol=1e-4)

@@ -11,19 +11,22 @@ import numpy as np
 import pytest
 
 from lm.config import load
-from lm.convert.run import write_run
-from lm.data.examples import Example, ExampleSet
-from lm.data.framing import Frame
-from lm.data.prepare import Corpus, prepare
+from lm.convert.runs import write_run
+from lm.data.corpus.corpus import Corpus
+from lm.data.corpus.prepare import prepare
+from lm.data.labelled.sources import ExampleSet
+from lm.data.rows.templates import Frame
+from lm.data.types import Example
 from lm.errors import UserError
 from lm.models.pooling import Scores
-from lm.objectives import trunk
 from lm.objectives.base import resolve, training_batches
 from lm.objectives.classify import Classify
-from lm.objectives.trunk import Head, Rows
+from lm.objectives.finetune import network as trunk
+from lm.objectives.finetune.network import Head, Rows
 from lm.sharding import unbox
-from lm.start import alike, begin, relabelled
+from lm.start.begin import begin, relabelled
 from lm.training import parameters
+from lm.training.parameters import alike
 from lm.training.state import abstract_state, initialise
 from tests.objectives.labelled import model, words
 from tests.processes import environment
@@ -318,8 +321,8 @@ def test_each_task_has_labels_of_its_own():
 def test_a_head_on_a_published_network(tmp_path):
     """The config names a folder: network and tokenizer are its own, the head is new."""
     transformers = pytest.importorskip("transformers")
-    from lm.data.examples import Labelled
-    from lm.data.tokenizers import WordPiece
+    from lm.data.labelled.files import Labelled
+    from lm.data.tokenizer.tokenizer import WordPiece
 
     texts = [e.values["text"] for e in Labelled(path="tests/configs/reviews.csv").open()]
     tokenizer = WordPiece(vocab=300).build(lambda: texts)

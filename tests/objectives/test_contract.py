@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from lm.config import Config, from_json, load, to_json
-from lm.data.prepare import prepare
+from lm.data.corpus.prepare import prepare
 from lm.objectives.__main__ import default, objectives
 from lm.objectives.base import resolve, training_batches
 from lm.sharding import AXES, make_mesh, place, shardings, unbox

@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.data.examples import Example, ExampleSet, Questions
-from lm.data.framing import Frame
-from lm.data.prepare import Corpus
+from lm.data.corpus.corpus import Corpus
+from lm.data.labelled.questions import Questions
+from lm.data.labelled.sources import ExampleSet
+from lm.data.rows.templates import Frame
+from lm.data.types import Example
 from lm.errors import UserError
-from lm.objectives import trunk
 from lm.objectives.extract import Extract
-from lm.objectives.trunk import Rows
+from lm.objectives.finetune import network
+from lm.objectives.finetune.network import Rows
 from tests.data.test_framing import KINDS, TEXT
 from tests.objectives.labelled import model, words
 
@@ -21,7 +23,7 @@ XQUAD = Path(__file__).parents[3] / "shared" / "data" / "xquad"
 
 def ready(tokenizer=None, **fields) -> Extract:
     fields = {"model": model(vocab=60000, context=512), "rows": Rows(length=64), "stride": 20, "null": True, **fields}
-    return trunk.knowing(Extract(**fields), Frame(tokenizer or words(), "bert"))
+    return network.knowing(Extract(**fields), Frame(tokenizer or words(), "bert"))
 
 
 def perfect(objective: Extract, example: Example) -> str:
@@ -146,7 +148,7 @@ def test_real_questions(language):
     path = XQUAD / f"xquad.{language}.json"
     if not path.exists():
         pytest.skip("no XQuAD here")
-    from lm.data.tokenizers import WordPiece
+    from lm.data.tokenizer.tokenizer import WordPiece
 
     found = Questions(path=str(path)).open()
     assert len(found) == 1190

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.columns import columns, display_width
 from lm.config import from_json, to_json
-from lm.data.pipeline import Batches
-from lm.data.records import Windows
-from lm.data.store import Tokens
-from lm.data.words import ALL, ENTITY, PHRASE, WORD
+from lm.console import columns, display_width
+from lm.data.corpus.store import Tokens
+from lm.data.rows.pipeline import Batches
+from lm.data.rows.records import Windows
+from lm.data.text.words import ALL, ENTITY, PHRASE, WORD
 from lm.errors import UserError
 from lm.models.transformer import Transformer
 from lm.objectives.masked import Masked

@@ -10,22 +10,23 @@ import pytest
 
 from lm.config import Config, load
 from lm.convert.convert import save
-from lm.convert.run import write_run
-from lm.data.examples import Example
-from lm.data.framing import Frame
-from lm.data.prepare import prepare
+from lm.convert.runs import write_run
+from lm.data.corpus.prepare import prepare
+from lm.data.rows.templates import Frame
+from lm.data.types import Example
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
 from lm.models.two_stream import XLNet
-from lm.objectives import classify, trunk
+from lm.objectives import classify
 from lm.objectives.base import resolve, training_batches
 from lm.objectives.classify import Classify
+from lm.objectives.finetune import network
+from lm.objectives.finetune.network import Head, Rows
 from lm.objectives.regularised import Regularised
 from lm.objectives.tag import Tag
-from lm.objectives.trunk import Head, Rows
 from lm.sharding import axes_of, place, unbox
-from lm.start import begin
+from lm.start.begin import begin
 from lm.train import gradients
 from lm.training import parameters
 from lm.training.state import abstract_state, initialise
@@ -53,10 +54,10 @@ def sown(net, params, batch, causal: bool) -> np.ndarray:
     where = {"positions_BT": batch["positions"], "segments_BT": batch["segments"], "mutable": ["intermediates"]}
     if isinstance(net, EncoderDecoder):
         source = {f"source_{name}_BS": batch[f"source_{name}"] for name in ("positions", "segments")}
-        call = Seq2Seq(trunk.bare(net)).apply({"params": params}, batch["source"], batch["tokens"], **where, **source)
+        call = Seq2Seq(network.bare(net)).apply({"params": params}, batch["source"], batch["tokens"], **where, **source)
     else:
         more = {"types_BT": batch.get("types"), "causal": causal}
-        call = Model(trunk.bare(net)).apply({"params": params}, batch["tokens"], **where, **more)
+        call = Model(network.bare(net)).apply({"params": params}, batch["tokens"], **where, **more)
     mine = call[1]["intermediates"]["decoder" if isinstance(net, EncoderDecoder) else "stack"]
     return np.concatenate([mine["input"][0][None], mine["layers"]["states"][0]])
 
@@ -68,14 +69,14 @@ def test_the_mix_is_peters_sum(trunk_):
     weights, scale = np.array([0.3, -1.0, 2.0]), 1.7
     params = {**params, "mix": {"weights": jnp.asarray(weights, jnp.float32), "scale": jnp.asarray(scale, jnp.float32)}}
     plain = {name: tree for name, tree in params.items() if name != "mix"}
-    last = trunk.states(objective.model, plain, batch, None, causal)
+    last = network.states(objective.model, plain, batch, None, causal)
     states = [*sown(objective.model, plain, batch, causal)[:-1], last]
     expected = scale * sum(e * np.asarray(h) for e, h in zip(np.exp(weights) / np.exp(weights).sum(), states))
-    found = trunk.states(objective.model, params, batch, None, causal)
+    found = network.states(objective.model, params, batch, None, causal)
     real = batch["segments"] > 0
     np.testing.assert_allclose(found[real], expected[real], atol=2e-5)
     only = {**plain, "mix": {"weights": jnp.array([0.0, 0.0, 99.0]), "scale": jnp.ones(())}}
-    np.testing.assert_allclose(trunk.states(objective.model, only, batch, None, causal)[real], last[real], atol=1e-5)
+    np.testing.assert_allclose(network.states(objective.model, only, batch, None, causal)[real], last[real], atol=1e-5)
 
 
 def test_a_mix_begins_as_the_mean_and_learns():
@@ -85,8 +86,8 @@ def test_a_mix_begins_as_the_mean_and_learns():
     assert parameters.flat(axes_of(boxed))["mix/weights"] == (None,)
     params = unbox(objective.init(jax.random.key(0), batch))
     states = np.asarray(sown(objective.model, params, batch, False))
-    states[-1] = trunk.states(objective.model, {k: x for k, x in params.items() if k != "mix"}, batch, None, False)
-    found = trunk.states(objective.model, params, batch, None, False)
+    states[-1] = network.states(objective.model, {k: x for k, x in params.items() if k != "mix"}, batch, None, False)
+    found = network.states(objective.model, params, batch, None, False)
     np.testing.assert_allclose(found, states.mean(0), atol=1e-5)
     slopes = jax.jit(jax.grad(lambda p: objective.loss(p, batch, None, None)[0]["loss"][0]))(params)["mix"]
     assert np.abs(slopes["weights"]).min() > 0
@@ -100,7 +101,7 @@ def test_a_mix_in_a_causal_network_sees_nothing_ahead():
     row = {name: x[:1] for name, x in batch.items()}
 
     def states(table):
-        return trunk.states(config.objective.model, {**params, "embed": {"table": table}}, row, None, True)[0]
+        return network.states(config.objective.model, {**params, "embed": {"table": table}}, row, None, True)[0]
 
     tokens = row["tokens"][0]
     place = next(t for t in range(3, len(tokens)) if (tokens[t + 1 : t + 3] != tokens[: t + 1, None]).all())
@@ -113,7 +114,7 @@ def test_an_example_is_mixed_alike_alone_and_among_others():
     examples = [Example({"text": text, "label": label}, "here") for text, label in
                 (("one two three", "a"), ("four", "b"), ("five six", "a"), ("seven eight nine ten", "b"))]  # fmt: skip
     objective = Classify(model=model(context=16), labels=("a", "b"), rows=Rows(row=32, mix=True))
-    objective = trunk.knowing(objective, Frame(words(), "bert"))
+    objective = network.knowing(objective, Frame(words(), "bert"))
     packed = objective.corrupt(None, {"examples": [(one, 0) for one in examples], "room": 4})
     alone = [objective.corrupt(None, {"examples": [(one, 0)], "room": 4}) for one in examples]
     params = noisy(unbox(objective.init(jax.random.key(0), {"tokens": packed["tokens"][None]})))
@@ -200,10 +201,11 @@ def test_the_loss_of_mixtures_is_that_by_hand(kind, monkeypatch):
     batch = {**batch, "weights": weights}
     share = rng.random(shape).astype(np.float32)
     monkeypatch.setattr(classify, "shares", lambda keys_B, alpha, size: jnp.asarray(share))
-    objective = trunk.knowing(dataclasses.replace(config.objective, head=Head(inner="none"), mixup=0.5), config.objective.frame)
+    mixing = dataclasses.replace(config.objective, head=Head(inner="none"), mixup=0.5)
+    objective = network.knowing(mixing, config.objective.frame)
     params = {**params, **noisy(unbox(objective.init(jax.random.key(1), batch)))}
     sums, _ = objective.loss(params, batch, None, jax.random.split(jax.random.key(0), len(weights)))
-    z = np.asarray(trunk.pooled(trunk.states(objective.model, params, batch, None, False), batch, objective.pool))
+    z = np.asarray(network.pooled(network.states(objective.model, params, batch, None, False), batch, objective.pool))
     kernel, bias = (np.asarray(params["classifier"][name]) for name in ("kernel", "bias"))
     total, hits = 0.0, 0
     for row in range(len(z)):
@@ -234,7 +236,7 @@ def test_the_loss_of_mixtures_is_that_by_hand(kind, monkeypatch):
 
 def test_mixtures_do_not_depend_on_parts():
     config, _, batch, params = subject("one", "encoder", False, 0.1)
-    objective = trunk.knowing(dataclasses.replace(config.objective, mixup=0.4), config.objective.frame)
+    objective = network.knowing(dataclasses.replace(config.objective, mixup=0.4), config.objective.frame)
     keys = jax.random.split(jax.random.key(2), config.batch)
     found = []
     for parts in (1, 4):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lm.corruption.permutation import NEVER, choose, elsewhere, join, orders, pair, ranks, shares, spans, trim
-from lm.data.pipeline import Batches, Evaluation
-from lm.data.store import Tokens
-from lm.data.tokenizers import Bytes
+from lm.data.corpus.store import Tokens
+from lm.data.rows.pipeline import Batches, Evaluation
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.errors import UserError
 from lm.models.two_stream import TwoStream, XLNet
 from lm.objectives.permuted import Permuted

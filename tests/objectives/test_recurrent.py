@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lm.config import Config, from_json, to_json
-from lm.data.pipeline import Batches, Evaluation
-from lm.data.store import Tokens
+from lm.data.corpus.store import Tokens
+from lm.data.rows.pipeline import Batches, Evaluation
 from lm.errors import UserError
 from lm.objectives.recurrent import Lengths, Recurrent
 from lm.train import gradients

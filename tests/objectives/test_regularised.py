@@ -11,8 +11,8 @@ import pytest
 from lm.data.sources import Mixture
 from lm.errors import UserError
 from lm.objectives.mixture import Part
+from lm.objectives.multitask import Tasks
 from lm.objectives.regularised import Regularised
-from lm.objectives.tasks import Tasks
 from lm.sharding import unbox
 from tests.objectives.labelled import configs, prepared
 

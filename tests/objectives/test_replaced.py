@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from lm.config import Config
-from lm.data.store import Tokens
-from lm.data.tokenizers import Bytes
+from lm.data.corpus.store import Tokens
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.errors import UserError
 from lm.models.flops import parameter_count
 from lm.models.heads import Head

@@ -10,8 +10,8 @@ import pytest
 
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.objectives.conditional import Conditional
+from lm.objectives.rows import read
 from lm.objectives.seq2seq import Seq2seq
-from lm.objectives.sequences import read
 from lm.sharding import unbox
 from tests.models.reference import tiny
 from tests.objectives.pairs import BEGIN, END, MASK, TOKENIZER, draw, from_bart, split, twice
@@ -289,7 +289,7 @@ def test_parameters_have_names_and_places_for_lengths():
 
 def test_what_a_row_may_hold():
     """The slot and the end are counted: rows of many short pairs hold all of each pair."""
-    from lm.data.store import Tokens
+    from lm.data.corpus.store import Tokens
 
     rng = np.random.default_rng(0)
     sizes = rng.integers(0, 6, (200, 2))

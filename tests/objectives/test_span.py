@@ -12,13 +12,13 @@ from scipy.stats import chi2
 
 from lm.corruption.layouts import stretch
 from lm.corruption.spans import Denoiser, composition, counts, iid_mask, longest, raw_length, span_mask, with_sentinels
-from lm.data.packing import window
-from lm.data.store import Tokens
+from lm.data.corpus.store import Tokens
+from lm.data.rows.packing import window
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.heads import Head
 from lm.models.presets import t5, t5_1_1, twice
-from lm.objectives.sequences import target_sums
+from lm.objectives.rows import target_sums
 from lm.objectives.span import Span
 from tests.models.reference import tiny
 from tests.objectives.pairs import draw, split

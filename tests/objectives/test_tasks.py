@@ -10,27 +10,30 @@ import numpy as np
 import pytest
 
 from lm.config import load
-from lm.convert.adopt import adopt
-from lm.convert.run import write_run
-from lm.data.examples import Columns, Labelled
-from lm.data.pipeline import BLOCK, by_task
-from lm.data.prepare import prepare
-from lm.data.sources import Mixture, Text, components
+from lm.convert.runs import write_run
+from lm.data.corpus.prepare import prepare
+from lm.data.labelled.columns import Columns
+from lm.data.labelled.files import Labelled
+from lm.data.rows.pipeline import BLOCK, by_task
+from lm.data.sources import Mixture, components
+from lm.data.text.files import Text
 from lm.errors import UserError
+from lm.evaluation.downstream import asked
+from lm.evaluation.held_out import HeldOut, Validation, held_out_of
+from lm.evaluation.subject import Subject
 from lm.models.transformer import Transformer
 from lm.objectives.base import resolve, training_batches
 from lm.objectives.causal import Causal
 from lm.objectives.classify import Classify
 from lm.objectives.mixture import Part
+from lm.objectives.multitask import Tasks
 from lm.objectives.regularised import Regularised
 from lm.objectives.tag import Tag
-from lm.objectives.tasks import Tasks
 from lm.sharding import AXES, make_mesh, place, unbox
-from lm.start import begin, matched
-from lm.tasks.downstream import asked
-from lm.tasks.language import HeldOut, Validation, held_out_of
-from lm.tasks.subject import Subject
+from lm.start.adopt import adopt
+from lm.start.begin import begin
 from lm.train import gradients
+from lm.training.parameters import matched
 from lm.training.state import abstract_state, initialise
 from tests.objectives.labelled import configs, prepared
 from tests.test_objective_runs import command
@@ -199,7 +202,7 @@ def test_a_run_stops_goes_on_and_leaves_files_of_every_task(tmp_path):
     for name in NAMES:
         assert {f"predictions-{name}.jsonl", f"figures-{name}.json", f"errors-{name}.html"} <= there
     assert {"confusion-reviews.png", "confusion-tags.png", "learning.png"} <= there
-    done = command("lm.tasks.downstream", f"--workdir={tmp_path / 'straight'}", f"--output={tmp_path / 'again'}")
+    done = command("lm.evaluation.downstream", f"--workdir={tmp_path / 'straight'}", f"--output={tmp_path / 'again'}")
     assert done.returncode == 0, done.stderr
     for name in NAMES:
         left, again = ((tmp_path / folder / f"figures-{name}.json").read_text() for folder in ("straight", "again"))

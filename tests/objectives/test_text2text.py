@@ -11,19 +11,21 @@ from hypothesis import strategies as st
 
 from lm.config import load
 from lm.convert.convert import load as load_folder
-from lm.data.examples import Example, ExampleSet
-from lm.data.packed import balanced_fit, pair_lengths
-from lm.data.prepare import Corpus, prepare
-from lm.data.tokenizers import Bytes
+from lm.data.corpus.corpus import Corpus
+from lm.data.corpus.prepare import prepare
+from lm.data.labelled.sources import ExampleSet
+from lm.data.rows.examples import balanced_fit, pair_lengths
+from lm.data.tokenizer.tokenizer import Bytes
+from lm.data.types import Example
 from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
 from lm.errors import UserError
+from lm.evaluation.replies import replies
 from lm.models.presets import twice
 from lm.objectives.base import resolve, training_batches
 from lm.objectives.denoise import Denoise
 from lm.objectives.text2text import Reply, Text2text, fields
 from lm.sharding import unbox
-from lm.tasks.replies import replies
 from tests.marks import quick
 from tests.objectives.labelled import configs, model, prepared, words
 

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from lm.convert.convert import flat, load
-from lm.data.examples import Example
-from lm.data.framing import Frame
-from lm.objectives import trunk
+from lm.data.rows.templates import Frame
+from lm.data.types import Example
 from lm.objectives.choice import Choose
 from lm.objectives.classify import Classify
 from lm.objectives.extract import Extract
+from lm.objectives.finetune import network
+from lm.objectives.finetune.network import Head, Rows
 from lm.objectives.tag import Tag
-from lm.objectives.trunk import Head, Rows
 from lm.sharding import unbox
 from tests.convert.test_families import ALBERT, BART, BERT, T5, XLNET
 from tests.marks import quick
@@ -61,7 +61,7 @@ def nested(model, table: dict[str, str]) -> dict:
 
 def ready(objective, loaded, head: dict, style: str):
     """Give the objective a frame, and the parameters of trunk and head; both are all that it has."""
-    objective = trunk.knowing(objective, Frame(words(), style))
+    objective = network.knowing(objective, Frame(words(), style))
     shapes = unbox(jax.eval_shape(objective.init, jax.random.key(0), {}))
     params = {k: v for k, v in loaded.params.items() if k in shapes and k not in head} | head
     assert {k: v.shape for k, v in flat(params).items()} == {k: v.shape for k, v in flat(shapes).items()}
@@ -73,9 +73,9 @@ def rows(objective, lengths=(11, 7), pack=True, seed=0):
     rng = np.random.default_rng(seed)
     sequences = [rng.integers(5, 55, n).astype(np.int32) for n in lengths]
     types = [np.repeat([0, 1], [n // 2, n - n // 2]).astype(np.int32) for n in lengths]
-    laid = [trunk.Laid(ids, kinds, (0,)) for ids, kinds in zip(sequences, types)]
+    laid = [network.Laid(ids, kinds, (0,)) for ids, kinds in zip(sequences, types)]
     groups = [laid] if pack else [[one] for one in laid]
-    made = [trunk.lay_row(group, objective.model, objective.frame, sum(lengths) + 3) for group in groups]
+    made = [network.lay_row(group, objective.model, objective.frame, sum(lengths) + 3) for group in groups]
     batch = {name: np.stack([row[name] for row, _ in made]) for name in made[0][0]}
     return batch, sequences, types, [begins for _, begins in made]
 
@@ -118,8 +118,8 @@ def test_scores_of_sequences(name, tmp_path):
     if name in ("bart", "t5"):
         end, start = (2, 2) if name == "bart" else (1, 0)
         sequences = [np.append(ids[:-1], end).astype(np.int32) for ids in sequences]
-        laid = [trunk.Laid(ids, np.zeros_like(ids), (0,)) for ids in sequences]
-        row, edges = trunk.lay_row(laid, objective.model, Beginning(start), 21)
+        laid = [network.Laid(ids, np.zeros_like(ids), (0,)) for ids in sequences]
+        row, edges = network.lay_row(laid, objective.model, Beginning(start), 21)
         batch, begins = {key: value[None] for key, value in row.items()}, [edges]
     last = objective.pool == "last"
     places = [edges[1:] - 1 if last else edges[:-1] for edges in begins]
@@ -196,7 +196,7 @@ def test_an_example_reads_the_same_alone_and_among_others():
     examples = [Example({"text": text, "label": label}, "here") for text, label in
                 (("one two three", "a"), ("four", "b"), ("five six", "a"), ("seven eight nine ten", "b"))]  # fmt: skip
     objective = Classify(model=small(context=16), labels=("a", "b"), rows=Rows(row=32))
-    objective = trunk.knowing(objective, Frame(words(), "bert"))
+    objective = network.knowing(objective, Frame(words(), "bert"))
     packed = objective.corrupt(None, {"examples": [(one, 0) for one in examples], "room": 4})
     alone = [objective.corrupt(None, {"examples": [(one, 0)], "room": 4}) for one in examples]
     params = unbox(objective.init(jax.random.key(0), {"tokens": packed["tokens"][None]}))

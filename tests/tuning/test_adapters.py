@@ -9,7 +9,7 @@ import pytest
 
 from lm.config import Config
 from lm.convert.convert import family_for
-from lm.data.tokenizers import Bytes
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
 from lm.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 
 from lm.config import read_config
 from lm.convert.convert import load as load_folder
-from lm.convert.run import export_run, opened
+from lm.convert.runs import export_run, opened
 from lm.models.lora import Lora, merged
 from lm.training import parameters
 from tests.convert.test_command import start
@@ -54,7 +54,7 @@ def test_the_export_is_merged(runs):
     config, params, _ = opened(str(folder / "second"), None)
     export_run(folder / "second", folder / "out")
     assert not (Path(folder) / "out.partial").exists()
-    from lm.convert.tasks import task_of
+    from lm.convert.task_heads import task_of
 
     found = parameters.flat(load_folder(folder / "out", task=task_of(config.objective)).params)
     plain, expected = merged(config.objective.model, params)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from lm.config import Config, Optimizer, Schedule, load
-from lm.data.prepare import prepare
+from lm.data.corpus.prepare import prepare
 from lm.errors import UserError
 from lm.objectives.base import resolve, training_batches
 from lm.objectives.causal import Causal

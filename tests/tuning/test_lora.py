@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.config import Config, Optimizer, load
+from lm.config import Config, Data, Optimizer, load
 from lm.convert.convert import load as load_folder
 from lm.convert.convert import save
-from lm.convert.run import export_run, write_run
-from lm.data.prepare import Data, prepare
-from lm.data.tokenizers import Bytes
+from lm.convert.runs import export_run, write_run
+from lm.data.corpus.prepare import prepare
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
 from lm.errors import UserError
@@ -27,7 +27,7 @@ from lm.objectives.base import resolve, training_batches
 from lm.objectives.causal import Causal
 from lm.objectives.classify import Classify
 from lm.sharding import AXES, make_mesh, place, shardings, unbox
-from lm.start import begin
+from lm.start.begin import begin
 from lm.train import gradients
 from lm.training import parameters
 from lm.training.state import abstract_params, abstract_state, chain, initialise

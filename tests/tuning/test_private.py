@@ -14,7 +14,7 @@ import pytest
 from scipy import optimize, stats
 
 from lm.config import Config, Mesh, Optimizer, from_json, load, to_json
-from lm.data.prepare import prepare
+from lm.data.corpus.prepare import prepare
 from lm.errors import UserError
 from lm.objectives.base import resolve, training_batches
 from lm.sharding import make_mesh, place, unbox

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lm.config import load
-from lm.data.prepare import prepare
+from lm.data.corpus.prepare import prepare
 from lm.errors import UserError
 from lm.models.layers import fold
 from lm.objectives.base import resolve, training_batches

@@ -1,0 +1,255 @@
+"""Another vocabulary for trained weights: tokens added, or the whole tokenizer replaced and what both know kept.
+
+    python -m lm.convert --model=HF_DIR --add_tokens=FILE --output=HF_DIR2
+    python -m lm.convert --model=HF_DIR --tokenizer=PATH [--initialise=overlap|mean|random] --workdir=RUN
+
+Every parameter with a row a token takes part, input and output tables and biases alike. A piece that both vocabularies
+have keeps its row. "overlap" gives a new piece the mean of the rows of the old pieces that spell it: a plain form of the
+idea of WECHSEL (Minixhofer et al. 2022) and FOCUS (Dobler & de Melo 2023), that new rows should be mixtures of old ones
+of similar meaning, which those find through word vectors of both vocabularies. "mean" draws from a normal distribution
+with the old rows' mean and covariance (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models").
+"random" draws as a new model does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from lm.config import Config
+from lm.convert import tokens
+from lm.convert.absent import without
+from lm.convert.convert import flat, load, nested, save, some
+from lm.convert.runs import kind_of, opened, remember, untrained, whole, write_run
+from lm.convert.spelling import Match, Spelling, match
+from lm.convert.task_heads import framed
+from lm.data.corpus.corpus import Data
+from lm.data.demo import Documentation
+from lm.data.tokenizer.special import find
+from lm.data.tokenizer.tokenizer import Pretrained, Tokenizer
+from lm.errors import UserError, check
+from lm.objectives.base import sized
+from lm.sharding import axes_of, unbox
+from lm.strict_json import load_json
+
+Initialise = Literal["overlap", "mean", "random"]
+ROWS = ("table", "head_bias")  # names of leaves with a row a token, in the order of the tokenizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where each row of the new tables comes from: an old row, the mean of some, or (neither) it is drawn."""
+
+    vocab: int  # rows of the new tables that have an id
+    old: np.ndarray  # old row of each new one, or -1: int [vocab]
+    parts: dict[int, list[int]]  # new row -> old rows whose mean it is
+    filler: range  # rows for no piece: the mean of all
+    match: Match
+
+
+def plan(old: Tokenizer, new: Tokenizer, rows: int, initialise: Initialise, multiple: int = 1) -> Plan:
+    """Find the new rows in a table of `rows` old ones; a number of rows that `multiple` divides.
+
+    Rows that the old table had beyond its tokenizer stay where all old tokens keep their ids.
+    """
+    before, after = Spelling(old), Spelling(new)
+    found = match(before, after)
+    prefix = found.old[: old.vocab]
+    kept = new.vocab >= old.vocab and np.array_equal(prefix[prefix >= 0], np.flatnonzero(prefix >= 0))
+    vocab = -(-max(new.vocab, rows if kept else 0) // multiple) * multiple
+    source = np.full(vocab, -1, np.int64)
+    source[: new.vocab] = found.old
+    if kept:  # holes of the vocabulary, and rows behind it that no token took
+        source[: old.vocab] = np.arange(old.vocab)
+        source[new.vocab : rows] = np.arange(new.vocab, rows)
+    parts = {}
+    if initialise == "overlap":
+        wanted = [i for i in after.keys if source[i] < 0]
+        parts = {i: ids for i in wanted if (ids := before.compose(after.keys[i]))}
+    return Plan(vocab, source, parts, range(max(new.vocab, rows if kept else 0), vocab), found)
+
+
+def operate(
+    objective: Any, params: Any, old: Tokenizer, new: Tokenizer, initialise: Initialise = "overlap", multiple: int = 1,
+    seed: int = 0,
+) -> tuple[Any, Any, Tokenizer, list[str]]:  # fmt: skip
+    """Give objective, parameters and tokenizer with the new vocabulary, and the lines to say.
+
+    Special tokens that the objective needs and the new tokenizer lacks are added behind it. Raises UserError for tables
+    whose rows are not in the tokenizer's order.
+    """
+    new = new.with_special(objective.special)
+    axes = flat(axes_of(drawn(objective)))
+    leaves = {name: np.asarray(x) for name, x in flat(params).items()}
+    rowed = [name for name in leaves if "vocab" in (axes[name] or ())]
+    odd = [name for name in rowed if name.rpartition("/")[2] not in ROWS]
+    check(not odd, f"{some(set(odd))}: adaptive tables, cut by how frequent their tokens are; their vocabulary stays as it is")
+    rows = objective.model.vocab
+    found = plan(old, new, rows, initialise, multiple)
+    objective = dataclasses.replace(objective, model=sized(objective.model, found.vocab)).resolve(new)
+    shapes = {name: x.shape for name, x in flat(unbox(drawn(objective))).items()}
+    fresh = draws(objective, rowed, seed) if initialise == "random" else {}
+    rng = np.random.default_rng(seed)
+    for name in rowed:
+        table = leaves[name][:rows]
+        leaves[name] = transplant(table, found, shapes[name], fresh.get(name), rng, pieces=min(old.vocab, rows))
+    return objective, nested(leaves), new, said(old, new, found, initialise, rowed)
+
+
+def transplant(
+    table: np.ndarray, found: Plan, shape: tuple[int, ...], fresh: np.ndarray | None, rng: np.random.Generator, pieces: int
+) -> np.ndarray:
+    """Make one new table, float32 of `shape`, from the old one; rows beyond the vocabulary are 0: their logits are masked."""
+    result = np.zeros(shape, np.float32)
+    have = np.flatnonzero(found.old >= 0)
+    result[have] = table[found.old[have]]
+    for i, ids in found.parts.items():
+        result[i] = table[ids].mean(0)
+    filler = list(found.filler)
+    result[filler] = table[:pieces].mean(0)
+    none = [i for i in np.flatnonzero(found.old < 0).tolist() if i not in found.parts and i not in found.filler]
+    if none:
+        result[none] = fresh[none] if fresh is not None else normal_like(table[:pieces], len(none), rng)
+    return result
+
+
+def normal_like(table: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw rows from the normal distribution with the mean and the covariance of a table's: float32 (count, ...)."""
+    rows = table.reshape(len(table), -1).astype(np.float64)
+    mean = rows.mean(0)
+    values, vectors = np.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    root = vectors * np.sqrt(np.maximum(values, 0))
+    found = mean + rng.standard_normal((count, len(mean))) @ root.T
+    return found.reshape(count, *table.shape[1:]).astype(np.float32)
+
+
+def drawn(objective: Any) -> Any:
+    """Shapes and axes of the parameters, without computing any."""
+    return jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), example())
+
+
+def draws(objective: Any, names: list[str], seed: int) -> dict[str, np.ndarray]:
+    """Draw some parameters as a new model does; the compiler leaves the rest out."""
+
+    def some_of(key):
+        found = flat(unbox(objective.init(key, example())))
+        return {name: found[name] for name in names}
+
+    return jax.device_get(jax.jit(some_of)(jax.random.key(seed)))
+
+
+def example() -> dict[str, np.ndarray]:
+    return {name: np.zeros((1, 8), np.int32) for name in ("tokens", "source", "places", "lengths")}
+
+
+def said(old: Tokenizer, new: Tokenizer, found: Plan, initialise: Initialise, rowed: list[str]) -> list[str]:
+    """Say how many rows came from where."""
+    same, composed = found.match, len(found.parts)
+    rest = int((found.old < 0).sum()) - composed - len(found.filler)
+    how = {"random": "drawn as a new model's"}.get(initialise, "drawn with the old rows' mean and covariance")
+    other = f" ({same.twins:,} of them only inside a word there and at its beginning here, or the reverse)"
+    twins = other if same.twins else ""
+    lines = [
+        f"vocabulary: {old.vocab:,} tokens before, {new.vocab:,} now, in {some(set(rowed))}",
+        f"kept: {same.same + same.twins:,} pieces that both have{twins} and {same.roles:,} special tokens",
+        f"composed: {composed:,} from the old pieces that spell them; {how}: {rest:,}",
+    ]
+    if found.filler:
+        lines.append(f"filled up: {len(found.filler):,} rows of no token, at the mean of the others")
+    return lines
+
+
+def with_tokens(tokenizer: Tokenizer, file: Path) -> tuple[Tokenizer, list[str]]:
+    """Add the tokens of a file, one a line; give the tokenizer and those that it had."""
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Core
+
+    check(
+        not (tokenizer.bytes or tokenizer.characters),
+        "--add_tokens: a tokenizer of bytes or characters has no longer pieces; train another one and give it as --tokenizer",
+    )
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"--add_tokens={file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--add_tokens={file}: byte {error.start} is not UTF-8") from None
+    tokens = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    known = [token for token in tokens if tokenizer.token_id(token) is not None]
+    fresh = [token for token in tokens if token not in known]
+    check(bool(fresh), f"--add_tokens={file} names no token that is new: one a line")
+    core = Core.from_str(tokenizer.core.to_str())
+    core.add_tokens([AddedToken(token, normalized=False) for token in fresh])
+    separator = [] if tokenizer.separator is None else [core.id_to_token(tokenizer.separator)]
+    return Tokenizer(core, separator), known
+
+
+def convert(
+    model: str | None, workdir: str | None, output: str | None, step: str = "auto", *, tokenizer: str | None = None,
+    add_tokens: str | None = None, initialise: Initialise = "overlap", multiple: int = 1, seed: int = 0,
+) -> list[str]:  # fmt: skip
+    """Read a folder (`model`) or a run, change its vocabulary, write a folder (`output`) or a run; give the lines to say."""
+    check(not (tokenizer and add_tokens), "--tokenizer replaces the vocabulary, --add_tokens adds to it: give one of them")
+    check(multiple > 0, f"--pad_vocab={multiple} must be positive")
+    check(bool(model) + bool(workdir) + bool(output) == 2, "name where from (--model or --workdir) and where to (--output, or "
+          "--workdir with --model)")  # fmt: skip
+    target = Path(output or workdir)
+    check(not target.exists() or (target.is_dir() and not any(target.iterdir())), f"{target} exists; name a new folder")
+    kind, drawn = "", ()
+    if model:  # its objective is settled with the new tokenizer: the old one may lack what that needs (T5's sentinels)
+        loaded = whole(load(model), model)
+        objective, params, old, data = loaded.objective, loaded.params, loaded.tokenizer, Data(source=Documentation())
+        kind, drawn = loaded.kind, loaded.drawn
+    else:
+        drawn = untrained(Path(workdir), step)
+        config, params, old = opened(workdir, None, step, new_heads=True)
+        objective, data = framed(config.objective, old), config.data
+    new, lines = Tokenizer.load(tokenizer) if tokenizer else old, []
+    if add_tokens:
+        new, known = with_tokens(old, Path(add_tokens).expanduser())
+        lines = [f"tokens that were there already: {some(set(known))}"] if known else []
+    objective, params, new, more = operate(objective, params, old, new, initialise, multiple, seed)
+    lines = [f"{model or workdir}: {type(objective).__name__}", *lines, *more]
+    if drawn:
+        lines.append(f"not in {model or workdir}, so not in {target}: {some(set(drawn))}")
+    if output:
+        card = "\n".join(["---", "library_name: transformers", "---", "", f"# {target.name}", "", *lines, ""])
+        left = save(objective, without(params, drawn, str(target)), new, target, card, kind or kind_of(Path(workdir)))
+        if model:  # a run has no ids of its own but those that were written just now
+            describe(target, Path(model).expanduser(), old, new)
+        return [*lines, f"{target}: config.json, weights, tokenizer and card" + (f"; left out: {some(left)}" if left else "")]
+    data = dataclasses.replace(data, tokenizer=Pretrained(str(target.absolute() / "tokenizer.json")))
+    write_run(Config(objective=objective, data=data, steps=1, batch=8), params, new, target)
+    remember(target, kind or kind_of(Path(model or workdir)), drawn)
+    return [*lines, f"{target}: a run at step 0; start={target} trains it"]
+
+
+def describe(folder: Path, source: Path, old: Tokenizer, new: Tokenizer) -> None:
+    """Write which tokens begin, end, hide and fill text, as `source` has them, into a folder's config.json and beside it."""
+    settings, theirs = (load_json(path / "config.json", dict) for path in (folder, source))
+    for name in [name for name in theirs if name.endswith("_token_id")]:
+        value = theirs[name]
+        token = old.core.id_to_token(value) if isinstance(value, int) else None
+        there = find(new.core, token) if token else None
+        there = new.core.id_to_token(new.separator) if there is None and value == old.separator and new.separator else there
+        settings[name] = None if there is None else new.token_id(there)
+    for name, role in (("pad", "[PAD]"), ("mask", "[MASK]")):
+        if f"{name}_token_id" not in theirs and find(new.core, role):
+            settings[f"{name}_token_id"] = new.special_id(role)
+    if new.separator is not None and "eos_token_id" not in theirs:
+        settings |= {"bos_token_id": new.separator, "eos_token_id": new.separator}
+    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    tokens.update(folder, settings)
+    path = folder / "tokenizer_config.json"
+    about = load_json(path, dict) if path.exists() else {}
+    named = {"cls": "[CLS]", "bos": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]", "unk": "[UNK]"}
+    found = {f"{name}_token": find(new.core, role) for name, role in named.items() if find(new.core, role)}
+    if new.separator is not None:
+        found |= {"eos_token": new.core.id_to_token(new.separator)}
+    path.write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **found, **about}, indent=1) + "\n")

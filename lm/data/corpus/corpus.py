@@ -1,0 +1,80 @@
+"""What to train on (`Data`), and the same prepared (`Corpus`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lm.data.corpus.augment import Augmentation
+from lm.data.corpus.split import numbers
+from lm.data.corpus.store import Tokens
+from lm.data.demo import Documentation
+from lm.data.labelled.sources import ExampleSet, ExampleSource, labelled
+from lm.data.sources import Source
+from lm.data.text.words import Words
+from lm.data.tokenizer.tokenizer import BytePair, Tokenizer, Vocabulary
+from lm.errors import UserError, check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What to train on.
+
+    `validation` is a source of its own, or the share of documents held out by a hash of their content (of a corpus
+    with a single document: the last share of its characters). `packing`: 'documents' keeps attention and positions
+    within a document, 'windows' runs over their borders. `words` tells where words begin in text that does not show it.
+    Sources of `lm.data.examples` hold labelled examples, for fine-tuning; they stay text until a row is made of them.
+    `fold` "2/5" holds out the second of five equal parts of them (`lm.data.folds`), in place of `validation`: that is not
+    looked at then, and a source there stays unread. `augment` adds changed copies of the training examples
+    (`lm.data.corpus.augment`).
+    """
+
+    source: Source | ExampleSource = dataclasses.field(default_factory=Documentation)
+    tokenizer: Vocabulary = dataclasses.field(default_factory=BytePair)
+    validation: float | Source | ExampleSource = 0.05
+    packing: Literal["documents", "windows"] = "documents"
+    words: Words | None = None
+    augment: tuple[Augmentation, ...] = ()
+    fold: str = ""
+
+    def __post_init__(self):
+        if isinstance(self.validation, int | float) and not 0 <= self.validation < 1:
+            raise UserError(f"validation={self.validation}: give a share from 0 to below 1, or a source")
+        if self.packing not in ("documents", "windows"):
+            raise UserError(f"packing={self.packing!r}: use 'documents' or 'windows'")
+        if not isinstance(self.augment, tuple) or not all(isinstance(one, Augmentation) for one in self.augment):
+            raise UserError(f"augment={self.augment!r}: give a tuple of values of lm.data.corpus.augment, such as (Edits(),)")
+        if self.fold and numbers(self.fold) and not labelled(self.source):
+            raise UserError(f"fold={self.fold} is for labelled examples; of running text hold out a share: validation=0.05")
+        if self.augment and not labelled(self.source):
+            raise UserError("augment is for labelled examples; the source is running text: leave it out")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Prepared tokens: `train` pairs each stream with its share of rows; `bytes`, `sha256` are of the whole text."""
+
+    tokenizer: Tokenizer
+    train: tuple[tuple[float, Tokens], ...]
+    validation: Tokens
+    name: str
+    bytes: int
+    sha256: str
+    folder: Path
+
+    @property
+    def holds_out(self) -> bool:
+        """Tell whether there is something to measure: an example, or a token behind another one."""
+        return len(self.validation) > (0 if isinstance(self.validation, ExampleSet) else 1)
+
+    def identity(self) -> dict[str, str]:
+        """What must be the same for a run to go on, and for its figures to come again."""
+        return {"corpus": self.sha256, "tokenizer": self.tokenizer.sha256()}
+
+    def check_identity(self, notes: dict[str, Any], workdir: Path, otherwise: str) -> None:
+        """Raise UserError unless these are the data that a save's notes tell of; an imported run was trained on none."""
+        for name, value in self.identity().items():
+            line = f"the {name} is not the one that {workdir} was trained with; bring it back or {otherwise}"
+            check(notes[name] in (value, ""), line)

@@ -1,0 +1,119 @@
+"""Make a corpus of labelled examples: both sides of the split, and a tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.data.corpus.augment import augmented
+from lm.data.corpus.split import held, key, position
+from lm.data.labelled.sources import ExampleSet, labelled
+from lm.data.sources import components
+from lm.data.tokenizer.tokenizer import Characters, Pretrained, Tokenizer
+from lm.data.types import Example, Read, strings, told
+from lm.errors import UserError, check
+
+
+def gather(data: Any, root: Path, report: Callable[[str], None]):
+    """Return the corpus of a `Data` whose sources are labelled; a vocabulary made of it is kept under `root`."""
+    from lm.data.corpus.corpus import Corpus
+
+    check(data.words is None, f"words={data.words}: labelled examples have no marks; leave it out")
+    parts = components(data.source)
+    check(all(labelled(source) for _, source in parts), "a mixture of labelled examples and running text: part them")
+    read = [numbered(source.open(), k) for k, (_, source) in enumerate(parts)]
+    for one in read:
+        check(len(one) > 0, f"{one.name} has no example in it")
+    if data.fold:
+        train, held_out = held(read, data.fold)
+    elif isinstance(data.validation, int | float):
+        sides = [split(one, data.validation) for one in read]
+        train, held_out = [side[0] for side in sides], [x for side in sides for x in side[1]]
+    else:
+        check(labelled(data.validation), "validation: the training examples are labelled, so these must be, too")
+        train, sources = [list(one) for one in read], components(data.validation)
+        held_out = [x for k, (_, source) in enumerate(sources) for x in numbered(source.open(), k)]
+        check(bool(held_out), "validation: its source has no example")
+    parts = components(data.source, [len(side) for side in train])
+    everything = [example for side in (*train, held_out) for example in side]
+    name = f"fold {data.fold} of " * bool(data.fold) + "+".join(one.name for one in read)
+    tokenizer, folder = vocabulary(data.tokenizer, train, everything, root, name, report)
+    if data.augment:
+        train = augmented(train, data.augment)
+        copies = sum(map(len, (*train, held_out))) - len(everything)
+        report(f"augmentation: {copies:,} copies beside {len(everything) - len(held_out):,} training examples")
+        everything = [example for side in (*train, held_out) for example in side]
+    digest = hashlib.sha256("".join(map(text_of, everything)).encode("utf-8", "surrogatepass")).hexdigest()
+    sets = tuple((share, ExampleSet(one.name, side)) for (share, _), one, side in zip(parts, read, train))
+    validation = ExampleSet(f"validation of {name}", held_out)
+    size = sum(side.raw_bytes for _, side in sets) + validation.raw_bytes
+    return Corpus(tokenizer, sets, validation, name, size, digest, folder)
+
+
+def numbered(read: Read, part: int) -> Read:
+    """Give every example the number of its source in a mixture."""
+    return dataclasses.replace(read, examples=tuple(example._replace(part=part) for example in read))
+
+
+def text_of(example: Example) -> str:
+    """Write all values as one text."""
+    return json.dumps(example.values, sort_keys=True, ensure_ascii=False)
+
+
+def split(read: Read, share: float) -> tuple[list[Example], list[Example]]:
+    """Hold out the groups of examples with the least hashes (`folds.key`), as near to the share as can be.
+
+    Both sides get one. Unlike a bound on the hash, which suits endless text, this holds a small set's share exactly.
+    """
+    if share == 0:
+        return list(read), []
+    keys = [key(example) for example in read]
+    least: dict[str, float] = {}  # of the values of a group's examples: the same whatever their order
+    for name, example in zip(keys, read):
+        least[name] = min(position(example.group or text_of(example)), least.get(name, 1.0))
+    places = [least[name] for name in keys]
+    order, sizes = np.unique(places, return_counts=True)
+    if len(order) < 2:
+        raise UserError(f"{read.name}: all examples are alike, so none can be held out; use validation=0")
+    count = int(np.abs(np.cumsum(sizes) - share * len(places)).argmin()) + 1
+    below = order[min(count, len(order) - 1)]
+    sides: tuple[list[Example], list[Example]] = [], []
+    for example, place in zip(read, places):
+        sides[int(place < below)].append(example)
+    return sides
+
+
+def vocabulary(
+    rule: Any, train: list[list[Example]], everything: list[Example], root: Path, name: str, report: Callable[[str], None]
+) -> tuple[Tokenizer, Path]:
+    """Build or load the tokenizer; give it and the folder of what is kept of this corpus."""
+
+    def texts() -> Iterator[str]:
+        chosen = everything if isinstance(rule, Characters) else [x for side in train for x in side]
+        for example in chosen:
+            found = told(example.values)
+            between = " " if example.values.get("spaced", True) else ""
+            words = found.pop("words", [])
+            yield from (between.join(words), *strings(found)) if words else strings(found)
+
+    facts = [repr(rule), *map(text_of, everything)]
+    if isinstance(rule, Pretrained):
+        facts.append(Tokenizer.load(rule.path).sha256())
+    own = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    folder = root / f"{name.replace('/', '_').replace(':', '_')[:40]}-{own}"
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        if not isinstance(rule, Pretrained):
+            report("making the vocabulary")
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = folder / f"tokenizer.{os.uname().nodename}-{os.getpid()}"  # several processes may make the same
+        rule.build(texts).save(fresh)
+        fresh.replace(path)
+    return Tokenizer.load(folder), folder

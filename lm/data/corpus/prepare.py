@@ -1,0 +1,173 @@
+"""Tokenise a corpus once and open it from the cache afterwards.
+
+A prepared corpus lives in $LM_CACHE (~/.cache/lm) under a key made of everything it depends on. It is written beside
+its final name with a journal: a killed run goes on where it stopped, and nothing half-written looks whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lm.data.corpus.corpus import Corpus, Data
+from lm.data.corpus.digests import DamagedCorpus, fingerprint, read_sealed, remember, remembered, verify
+from lm.data.corpus.store import FORMAT, Tokens
+from lm.data.corpus.tokenise import Tokenisation, content
+from lm.data.labelled.sources import labelled
+from lm.data.sources import Concatenation, Source, components
+from lm.data.text.words import Segmented, Words
+from lm.data.tokenizer.tokenizer import BytePair, Pretrained, Tokenizer, WordPiece
+from lm.data.types import Reader
+from lm.errors import UserError
+
+
+def prepare(
+    data: Data,
+    cache: str | os.PathLike | None = None,
+    report: Callable[[str], None] | None = None,
+    whole: bool = False,
+) -> Corpus:
+    """Return the prepared corpus, from the cache when it is there; `report` is told how far it is.
+
+    A damaged cache, or one whose text changed, is set aside and prepared anew: the same text gives the same tokens, bit by
+    bit. Streams of up to `store.VERIFIED` bytes are compared with their checksums, with `whole` those of any size.
+    """
+    report = report or (lambda line: None)
+    if any(labelled(source) for _, source in components(data.source)):
+        from lm.data.corpus.gather import gather
+
+        return gather(data, _cache_root(cache), report)
+    readers = [(share, _opened(source, data.words)) for share, source in components(data.source)]
+    validation = data.validation
+    if not isinstance(validation, int | float):
+        validation = _opened(validation, data.words)
+    root = _cache_root(cache)
+    key = _key(data, [reader for _, reader in readers], validation)
+    final = root / f"{readers[0][1].name.replace('/', '_').replace(':', '_')[:40]}-{key}"
+    corpus, problem = _stored(final, readers, validation, report, whole)
+    if corpus is None:
+        try:
+            with _exclusive(root, final.name, report) as folder:
+                corpus, problem = _stored(final, readers, validation, report, whole)  # made by another process meanwhile
+                if corpus is None:
+                    if problem:
+                        report(f"{problem}: set aside as {set_aside(final).name}, and prepared anew")
+                    Tokenisation(data.tokenizer, readers, validation, folder, report).run()
+                    _publish(folder, final)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+                line = f"{problem}, and " if problem else ""
+                raise UserError(f"{line}{root}: {error.strerror}; set LM_CACHE to a folder with room") from None
+            raise
+    return corpus or _open(final, [share for share, _ in readers], whole)
+
+
+def _stored(
+    final: Path, readers: list[tuple[float, Reader]], validation: float | Reader, report: Callable[[str], None], whole: bool
+) -> tuple[Corpus | None, str]:
+    """Open what was prepared; None and why where it cannot be used, None and "" where there is none."""
+    if not os.path.lexists(final):
+        return None, ""
+    try:
+        corpus = _open(final, [share for share, _ in readers], whole)
+    except DamagedCorpus as error:
+        return None, str(error)
+    opened = [reader for _, reader in readers] + ([] if isinstance(validation, int | float) else [validation])
+    everything = Concatenation(tuple(opened))
+    state = fingerprint(everything.inputs())
+    if state not in remembered(final):
+        # Copied or changed, with size and time kept. What marks say is not in the digest of the text.
+        report(f"the files of {corpus.name} were touched since they were prepared: comparing their text")
+        if everything.marked or content(opened, report) != corpus.sha256:
+            return None, f"{final} is of another text, though size and time are the same"
+        remember(final, state)
+    return corpus, ""
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what cannot be used, so that nothing is lost; return the new path."""
+    number = 1
+    while os.path.lexists(other := path.with_name(f"{path.name}.aside-{number}")):
+        number += 1
+    return path.rename(other)
+
+
+def _opened(source: Source, words: Words | None) -> Reader:
+    reader = source.open()
+    return Segmented(reader, words) if words else reader
+
+
+def _open(folder: Path, shares: list[float], whole: bool) -> Corpus:
+    """Open a prepared corpus; raises DamagedCorpus."""
+    about = read_sealed(folder / "corpus.json")
+    verify(folder, about["files"])
+    train = tuple((share, Tokens.open(folder / f"train-{k}", whole)) for k, share in enumerate(shares))
+    return Corpus(
+        tokenizer=Tokenizer.load(folder / "tokenizer.json"),
+        train=train,
+        validation=Tokens.open(folder / "validation", whole),
+        name=about["name"],
+        bytes=about["bytes"],
+        sha256=about["sha256"],
+        folder=folder,
+    )
+
+
+def _cache_root(cache: str | os.PathLike | None) -> Path:
+    root = Path(cache or os.environ.get("LM_CACHE") or "~/.cache/lm").expanduser() / "corpora"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{root} cannot be made ({error.strerror}): set LM_CACHE to a folder of yours") from None
+    return root
+
+
+def _key(data: Data, readers: list[Reader], validation: float | Reader) -> str:
+    """Hash everything that the token files depend on."""
+    tokenizer: dict = {"type": type(data.tokenizer).__name__, **dataclasses.asdict(data.tokenizer)}
+    if isinstance(data.tokenizer, Pretrained):
+        tokenizer["sha256"] = Tokenizer.load(data.tokenizer.path).sha256()
+    if isinstance(data.tokenizer, BytePair | WordPiece):
+        import tokenizers
+
+        tokenizer["version"] = tokenizers.__version__
+        tokenizer["weights"] = [share for share, _ in components(data.source)]
+    rule = validation if isinstance(validation, int | float) else validation.signature()
+    facts = [FORMAT, [reader.signature() for reader in readers], tokenizer, rule]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _exclusive(root: Path, name: str, report) -> Iterator[Path]:
+    """Hold the only right to write `name`; yield the folder to write in. The lock goes when its holder dies."""
+    folder = root / f"{name}.partial"
+    with open(root / f"{name}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("another process prepares this corpus: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: a folder of our own, and the first to finish wins
+            folder = root / f"{name}.partial-{os.uname().nodename}-{os.getpid()}"
+        if os.path.lexists(folder) and not folder.is_dir():
+            report(f"{folder} is no folder: set aside as {set_aside(folder).name}")
+        folder.mkdir(exist_ok=True)
+        yield folder
+
+
+def _publish(folder: Path, final: Path) -> None:
+    (folder / "journal.json").unlink()
+    try:
+        folder.rename(final)
+    except OSError:
+        if not (final / "corpus.json").exists():
+            raise
+        shutil.rmtree(folder)

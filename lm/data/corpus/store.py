@@ -1,0 +1,161 @@
+"""A token file on disk: raw little-endian ids, the documents' starts, and a JSON header; read by memory map.
+
+Stream layout: the separator, then each document followed by the separator. So next-token prediction meets every token
+of every document exactly once, its first token (predicted from the separator before it, which opens the document) and
+its end (the separator after it) included. A tokenizer without a separator gives the bare concatenation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lm.data.corpus.digests import DamagedCorpus
+from lm.errors import UserError
+from lm.strict_json import load_json
+
+ALL_MARKS = 15  # every bit of lm.data.text.words
+FORMAT = 3  # part of every cache key: raise it when the layout, the split or what a reader yields changes
+VERIFIED = 100_000_000  # bytes of a stream that are verified whenever it is opened: 40 ms
+
+
+class Tokens:
+    """A stream of ids. `tokens`: uint16 or uint32 [n]; `starts`: int64 [documents], where each document begins.
+
+    A document begins at the separator before it. `raw_bytes` counts the UTF-8 bytes of the text without separators.
+    `marks`: uint8 [n], the bits of `lm.data.text.words` for each token, or None.
+    """
+
+    def __init__(self, tokens: np.ndarray, starts: np.ndarray, header: dict, marks: np.ndarray | None = None):
+        # Plain views: slicing np.memmap itself costs three times as much.
+        self.tokens, self.starts = tokens.view(np.ndarray), starts.view(np.ndarray)
+        self.marks = None if marks is None else marks.view(np.ndarray)
+        self.header = header
+        self.raw_bytes: int = header["raw_bytes"]
+        self.separator: int | None = header["separator"]
+        self.vocab: int = header["vocab"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def documents(self) -> int:
+        return len(self.starts)
+
+    @staticmethod
+    def open(base: Path, whole: bool = False) -> Tokens:
+        """Map BASE.bin, BASE.starts and, where the corpus has them, BASE.marks under the header BASE.json.
+
+        Files of up to VERIFIED bytes in all, with `whole` of any size, are compared with their checksums. Raises DamagedCorpus.
+        """
+        try:
+            header = load_json(base.with_suffix(".json"), dict)
+            tokens = _map(base.with_suffix(".bin"), np.dtype(header["dtype"]))
+            starts = _map(base.with_suffix(".starts"), np.dtype("<i8"))
+            marks = _map(base.with_suffix(".marks"), np.dtype("u1")) if header.get("marks") else None
+            wanted, sums = (header["tokens"], header["documents"], header["tokens"]), header["crc32"]
+        except (OSError, ValueError, KeyError, UserError) as error:
+            raise DamagedCorpus(f"{base}.bin is damaged ({error})") from None
+        if wanted != (len(tokens), len(starts), len(tokens if marks is None else marks)):
+            raise DamagedCorpus(f"{base}.bin is cut short")
+        arrays = {".bin": tokens, ".starts": starts} | ({} if marks is None else {".marks": marks})
+        if whole or sum(array.nbytes for array in arrays.values()) <= VERIFIED:
+            for (suffix, array), expected in zip(arrays.items(), sums, strict=True):
+                if zlib.crc32(array.view(np.uint8)) != expected:
+                    raise DamagedCorpus(f"{base}{suffix} is damaged (its checksum does not fit)")
+        return Tokens(tokens, starts, header, marks)
+
+    @staticmethod
+    def of(documents: Iterable[np.ndarray], separator: int | None, vocab: int, raw_bytes: int = 0) -> Tokens:
+        """Lay out documents that are already ids, in memory."""
+        edge = [] if separator is None else [separator]
+        parts, starts, at = [np.array(edge, np.int32)], [], 0
+        for ids in documents:
+            starts.append(at)
+            parts.append(np.concatenate([ids, edge]).astype(np.int32))
+            at += len(parts[-1])
+        stream = np.concatenate(parts).astype(id_type(vocab))
+        header = {"raw_bytes": raw_bytes, "separator": separator, "vocab": vocab}
+        return Tokens(stream, np.array(starts, np.int64), header)
+
+
+def id_type(vocab: int) -> np.dtype:
+    return np.dtype("<u2" if vocab <= 1 << 16 else "<u4")
+
+
+def _map(path: Path, dtype: np.dtype) -> np.ndarray:
+    # mmap refuses an empty file.
+    return np.memmap(path, dtype, "r") if os.path.getsize(path) else np.zeros(0, dtype)
+
+
+class Writer:
+    """Append documents to BASE.bin, BASE.starts and, if `marked`, BASE.marks.
+
+    After a kill it goes on from the `state` that `flush` gave: tokens, documents, and the CRC-32 of each of the files.
+    """
+
+    def __init__(self, base: Path, vocab: int, separator: int | None, state: Sequence[int] = (), marked: bool = False):
+        self.base, self.vocab, self.separator = base, vocab, separator
+        self.dtype = id_type(vocab)
+        tokens, documents, *self.sums = state or (0, 0, *[0] * (2 + marked))
+        self.tokens, self.documents = tokens, documents
+        self._bin = _reopen(base.with_suffix(".bin"), tokens * self.dtype.itemsize)
+        self._starts = _reopen(base.with_suffix(".starts"), documents * 8)
+        self._marks = _reopen(base.with_suffix(".marks"), tokens) if marked else None
+        if not tokens and separator is not None:
+            self._write(np.array([separator]), None)
+
+    def add(self, ids: np.ndarray, first: bool, last: bool, marks: np.ndarray | None = None) -> None:
+        """Append a piece: `first` begins a document, `last` ends it; `marks`: uint8 [len(ids)]."""
+        if first:
+            start = self.tokens - (self.separator is not None)
+            self._put(1, self._starts, np.array([start], "<i8").tobytes())
+            self.documents += 1
+        self._write(ids, marks)
+        if last and self.separator is not None:
+            self._write(np.array([self.separator]), None)
+
+    def _write(self, ids: np.ndarray, marks: np.ndarray | None) -> None:
+        self._put(0, self._bin, ids.astype(self.dtype).tobytes())
+        if self._marks:  # a separator begins a unit of every kind
+            bits = np.full(len(ids), ALL_MARKS, np.uint8) if marks is None else marks
+            self._put(2, self._marks, bits.tobytes())
+        self.tokens += len(ids)
+
+    def _put(self, number: int, file, raw: bytes) -> None:
+        self.sums[number] = zlib.crc32(raw, self.sums[number])
+        file.write(raw)
+
+    def flush(self) -> tuple[int, ...]:
+        """Hand everything to the operating system; return the state (tokens, documents, checksums) to go on from."""
+        self._bin.flush()
+        self._starts.flush()
+        if self._marks:
+            self._marks.flush()
+        return self.tokens, self.documents, *self.sums
+
+    def close(self, **header) -> None:
+        """Sync the files and write the header."""
+        for file in filter(None, (self._bin, self._starts, self._marks)):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        header |= {"format": FORMAT, "vocab": self.vocab, "dtype": self.dtype.str, "separator": self.separator,
+                   "tokens": self.tokens, "documents": self.documents, "crc32": self.sums}  # fmt: skip
+        header |= {"marks": True} if self._marks else {}
+        self.base.with_suffix(".json").write_text(json.dumps(header, indent=1))
+
+
+def _reopen(path: Path, size: int):
+    """Open for appending at exactly `size` bytes: what a killed writer put after its last journal entry is cut off."""
+    file = open(path, "ab")  # noqa: SIM115
+    if os.path.getsize(path) < size:
+        file.close()
+        raise EOFError(path)
+    file.truncate(size)
+    return file

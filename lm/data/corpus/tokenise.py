@@ -1,0 +1,227 @@
+"""Turn readers into token files in one folder, batch by batch, with a journal that a killed run goes on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lm.data.corpus import digests
+from lm.data.corpus.digests import DamagedCorpus
+from lm.data.corpus.split import Part, Split, parts, plan
+from lm.data.corpus.store import Writer
+from lm.data.sources import Concatenation
+from lm.data.text import words
+from lm.data.tokenizer.tokenizer import Characters, Tokenizer, Vocabulary
+from lm.data.types import Reader
+from lm.errors import UserError
+
+BATCH_CHARACTERS = 4 << 20  # tokenised at once, then journalled: bounds memory and what a kill loses
+BATCH_PARTS = 4096
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # the second only where it is needed
+
+
+class Tokenisation:
+    """One corpus in the making, in `folder`; every method can be repeated after a kill."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        readers: list[tuple[float, Reader]],
+        validation: float | Reader,
+        folder: Path,
+        report: Callable[[str], None],
+    ):
+        self.vocabulary, self.readers, self.folder = vocabulary, readers, folder
+        self.share, self.separate = (validation, None) if isinstance(validation, int | float) else (0.0, validation)
+        self.report, self.said = report, 0.0
+        opened = [reader for _, reader in readers] + ([self.separate] if self.separate else [])
+        everything = Concatenation(tuple(opened))
+        self.marked, self.inputs = everything.marked, everything.inputs()
+
+    def run(self) -> None:
+        try:
+            done = digests.read_sealed(self.folder / "journal.json")
+            digests.verify(self.folder, done["files"])
+            if done["text"] != digests.fingerprint(self.inputs):
+                raise DamagedCorpus("the text changed since")
+            self.splits = [Split(**split) for split in done["splits"]]
+        except (DamagedCorpus, KeyError, TypeError):
+            done = self._begin()
+        self.tokenizer = Tokenizer.load(self.folder / "tokenizer.json")
+        try:
+            self._write_all(done)
+        except EOFError:  # the machine went down before the files reached the disk: start again
+            self._write_all(self._begin())
+
+    def _begin(self) -> dict:
+        """Choose the splits and make the tokenizer."""
+        text = digests.fingerprint(self.inputs)
+        self.splits = [plan(reader, self.share) for _, reader in self.readers]
+        tokenizer = self.vocabulary.build(self._training_text)
+        for name in TOKENIZER:
+            (self.folder / name).unlink(missing_ok=True)
+        tokenizer.save(self.folder / "tokenizer.json")
+        files = {name: digests.checksum(self.folder / name) for name in TOKENIZER if (self.folder / name).exists()}
+        done = {"stream": 0, "pieces": 0, "sizes": {}, "splits": [dataclasses.asdict(split) for split in self.splits]}
+        done |= {"files": files, "text": text}
+        self._record(done)
+        return done
+
+    def _streams(self) -> list[tuple[str, Reader, Split, bool]]:
+        """List (name of the training stream, reader, split, whether all of it is held out)."""
+        found = [(f"train-{k}", reader, self.splits[k], False) for k, (_, reader) in enumerate(self.readers)]
+        if self.separate:
+            found.append(("validation", self.separate, Split(), True))
+        return found
+
+    def _training_text(self) -> Iterator[str]:
+        """Yield what a vocabulary is made from: the training side; for Characters, everything.
+
+        A mixture gives each source its share of the bytes that BytePair looks at.
+        """
+        self.report("making the vocabulary")
+        for name, reader, split, held_out in self._streams():
+            if isinstance(self.vocabulary, Characters):
+                yield from (part.text for part in parts(reader, split))
+            elif not held_out:
+                share = self.readers[int(name.removeprefix("train-"))][0]
+                limit = share * self.vocabulary.train_bytes
+                for part in parts(reader, split):
+                    if not part.held_out and limit > 0:
+                        limit -= len(part.text.encode())
+                        yield part.text
+                    if limit <= 0:
+                        break
+
+    def _write_all(self, done: dict) -> None:
+        self.files, self.text = done["files"], done["text"]
+        names = [f"train-{k}" for k in range(len(self.readers))] + ["validation"]
+        vocab, separator = self.tokenizer.vocab, self.tokenizer.separator
+        self.writers = {
+            name: Writer(self.folder / name, vocab, separator, done["sizes"].get(name, ()), marked=self.marked)
+            for name in names
+        }
+        self.hashes = {name: hashlib.sha256() for name in (*names, "all")}
+        self.bytes = dict.fromkeys(names, 0)
+        for k, (name, reader, split, held_out) in enumerate(self._streams()):
+            skip = len(reader) if k < done["stream"] else done["pieces"] if k == done["stream"] else 0
+            for batch in _batches(parts(reader, split), skip):
+                targets = [name if not (part.held_out or held_out) else "validation" for part in batch]
+                self._account(batch, targets)
+                if batch[0].piece >= skip:
+                    self._tokenise(batch, targets)
+                    done |= {"stream": k, "pieces": batch[-1].piece + 1}
+                    done["sizes"] = {n: writer.flush() for n, writer in self.writers.items()}
+                    self._record(done)
+                self._say(reader, batch[-1].piece)
+        self._finish()
+
+    def _account(self, batch: list[Part], targets: list[str]) -> None:
+        for part, target in zip(batch, targets):
+            raw = part.text.encode()
+            _update(self.hashes[target], raw, part)
+            _update(self.hashes["all"], raw, part)
+            self.bytes[target] += len(raw)
+
+    def _tokenise(self, batch: list[Part], targets: list[str]) -> None:
+        """Write parts: the fields of each with separators between, and marks where the corpus has them."""
+        fields = [words.split(part.text, part.borders) for part in batch]
+        texts = [text for part in fields for text in part]
+        if self.marked:
+            found = self.tokenizer.encode_ends(texts)
+        else:
+            found = [(ids, None) for ids in self.tokenizer.encode_batch(texts)]
+        rest = iter(found)
+        for part, target, texts in zip(batch, targets, fields):
+            encoded = list(itertools.islice(rest, len(texts)))
+            marks = self._marks(part, texts, [ends for _, ends in encoded]) if self.marked else None
+            self.writers[target].add(self._join([ids for ids, _ in encoded]), part.first, part.last, marks)
+
+    def _join(self, fields: list[np.ndarray]) -> np.ndarray:
+        if len(fields) == 1:
+            return fields[0]
+        if self.tokenizer.separator is None:
+            raise UserError(
+                "the source's documents have several fields, which a tokenizer without a separator cannot keep apart: "
+                "use Bytes, BytePair or WordPiece"
+            )
+        edge = np.array([self.tokenizer.separator], np.int32)
+        return np.concatenate([part for ids in fields for part in (edge, ids)][1:])
+
+    @staticmethod
+    def _marks(part: Part, texts: list[str], ends: list[np.ndarray]) -> np.ndarray:
+        bits, at, found = part.marks(), 0, []
+        for text, stops in zip(texts, ends):
+            found += [[words.ALL], words.of_tokens(words.with_sentences(text, bits[at : at + len(text)]), stops)]
+            at += len(text)
+        return np.concatenate(found[1:]).astype(np.uint8)
+
+    def _finish(self) -> None:
+        if self.separate and not self.bytes["validation"]:
+            raise UserError(f"{self.separate.name} has no text in it: give a file with text, or validation=0.05")
+        digest = self.tokenizer.sha256()
+        sources = {f"train-{k}": reader.signature() for k, (_, reader) in enumerate(self.readers)}
+        for name, writer in self.writers.items():
+            writer.close(
+                raw_bytes=self.bytes[name], sha256=self.hashes[name].hexdigest(), tokenizer=digest,
+                source=sources.get(name, ""),
+            )  # fmt: skip
+        about = {
+            "name": "+".join(reader.name for _, reader in self.readers),
+            "bytes": sum(self.bytes.values()),
+            "sha256": self.hashes["all"].hexdigest(),
+            "files": self.files
+            | {f"{name}.json": digests.checksum(self.folder / f"{name}.json") for name in self.writers},
+        }
+        digests.write_sealed(self.folder / "corpus.json", about)
+        if self.text == digests.fingerprint(self.inputs):
+            digests.remember(self.folder, self.text)
+
+    def _record(self, done: dict) -> None:
+        digests.write_sealed(self.folder / "journal.json", done)
+
+    def _say(self, reader: Reader, piece: int) -> None:
+        if time.monotonic() - self.said > 2:
+            self.said = time.monotonic()
+            self.report(f"{reader.name}: {100 * (piece + 1) / len(reader):.0f} % tokenised")
+
+
+def _update(digest, raw: bytes, part: Part) -> None:
+    """Hash a part of a document; the same text with other borders is another corpus."""
+    digest.update(raw)
+    if part.borders:
+        digest.update(repr(part.borders).encode())
+
+
+def content(readers: Sequence[Reader], report: Callable[[str], None]) -> str:
+    """Return the SHA-256 that `Tokenisation` gives the whole text of these readers, by reading it once."""
+    digest, said = hashlib.sha256(), time.monotonic()
+    for reader in readers:
+        for part in parts(reader, Split()):
+            _update(digest, part.text.encode(), part)
+            if time.monotonic() - said > 2:
+                said = time.monotonic()
+                report(f"{reader.name}: {100 * (part.piece + 1) / len(reader):.0f} % compared with what was prepared")
+    return digest.hexdigest()
+
+
+def _batches(stream: Iterator[Part], skip: int) -> Iterator[list[Part]]:
+    """Group parts; a batch ends with a whole piece, and none lies on both sides of piece `skip`."""
+    batch: list[Part] = []
+    characters = 0
+    for part in stream:
+        new = bool(batch) and part.piece != batch[-1].piece
+        full = characters >= BATCH_CHARACTERS or len(batch) >= BATCH_PARTS
+        if new and (full or part.piece >= skip > batch[-1].piece):
+            yield batch
+            batch, characters = [], 0
+        batch.append(part)
+        characters += len(part.text)
+    if batch:
+        yield batch

@@ -1,0 +1,75 @@
+"""Parquet files by index: one row, one document; a row group at a time is held in memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from lm.data.text.files import expand, signature
+from lm.data.types import Piece, Reader
+from lm.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parquet:
+    """One row, one document: the string in `column`."""
+
+    path: str
+    column: str = "text"
+
+    def open(self) -> Reader:
+        return ParquetReader(self.path, self.column)
+
+
+class ParquetReader:
+    """Rows of Parquet files; keeps the last row group's column in memory."""
+
+    def __init__(self, path: str, column: str):
+        import pyarrow.parquet
+
+        self.paths, self.column = expand(path), column
+        self.name = ",".join(os.path.basename(p) for p in self.paths[:3])
+        groups = []
+        for file, p in enumerate(self.paths):
+            try:
+                parquet = pyarrow.parquet.ParquetFile(p)
+            except (pyarrow.ArrowInvalid, OSError) as error:
+                raise UserError(f"{p} is not a Parquet file ({str(error).splitlines()[0]})") from None
+            names = parquet.schema_arrow.names
+            if column not in names:
+                raise UserError(f"{p}: no column {column!r}; it has {', '.join(names)}")
+            kind = parquet.schema_arrow.field(column).type
+            if str(kind) not in ("string", "large_string", "string_view"):
+                raise UserError(f"{p}: column {column!r} is {kind}, not string")
+            groups += [(file, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups)]
+        self.groups = groups
+        self.ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)
+        self._last: tuple[int, list] | None = None
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, i: int) -> Piece:
+        group = int(np.searchsorted(self.ends, i, "right"))
+        last = self._last
+        if last is None or last[0] != group:
+            last = self._last = (group, self._read(group))
+        return Piece(last[1][i - int(self.ends[group])] or "")  # negative: counted from the group's end
+
+    def _read(self, group: int) -> list:
+        import pyarrow.parquet
+
+        file, number, _ = self.groups[group]
+        try:
+            return pyarrow.parquet.ParquetFile(self.paths[file]).read_row_group(number, [self.column])[0].to_pylist()
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{self.paths[file]}: row group {number} is damaged ({reason}); fetch the file again") from None
+
+    def signature(self) -> str:
+        return signature(self.paths, "parquet", self.column)
+
+    def inputs(self) -> list[str]:
+        return self.paths

@@ -1,0 +1,123 @@
+"""What sources of text and of labelled examples hand on: pieces of documents, examples, and the readers of either."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from lm.errors import UserError, check
+
+
+class Piece(NamedTuple):
+    """A document, or a part of a long one: `end` says that the document ends with this piece.
+
+    `borders`: where a field ends and the next begins, as offsets into the text (so that no text can look like a border).
+    `marks` gives the bits of `lm.data.text.words` for each character, uint8 [len(text)], when they are asked for.
+    """
+
+    text: str
+    end: bool = True
+    borders: tuple[int, ...] = ()
+    marks: Callable[[], np.ndarray] | None = None
+
+
+def joined(fields: list[str]) -> Piece:
+    """Return a document of these fields."""
+    return Piece("".join(fields), True, tuple(itertools.accumulate(map(len, fields)))[:-1])
+
+
+class Reader(Protocol):
+    """An indexed sequence of pieces; documents are runs of pieces up to one whose `end` is true."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int) -> Piece: ...
+    def signature(self) -> str:
+        """Identify the text without reading it: paths, sizes, modification times, versions."""
+
+    def inputs(self) -> list[str]:
+        """List the files that the text is read from."""
+
+
+def documents(reader: Reader) -> Iterator[str]:
+    """Give the documents of a reader, put together from their pieces."""
+    parts: list[str] = []
+    for i in range(len(reader)):
+        piece = reader[i]
+        parts.append(piece.text)
+        if piece.end:
+            yield "".join(parts)
+            parts = []
+
+
+Task = Literal["topic", "marks", "questions", "next", "alike", "summary"]
+# Names of values that are no text of an example: its number, its labels (ner, pos, chunks: CoNLL-2003 as TFDS has it).
+BESIDE = re.compile(r"(?i:(?:.+_)?(?:id|idx|index|guid|uuid|labels?|tags?)|ner|pos|chunks)|.+ID")
+
+
+class Example(NamedTuple):
+    """Values by name (texts, numbers, lists of either) and where they were read, for errors: FILE:LINE.
+
+    Examples of one `group` are held out together, or not ("": those with the same values). `part` is the number of the
+    source in a mixture.
+    """
+
+    values: dict[str, Any]
+    where: str
+    group: str = ""
+    part: int = 0
+
+    def get(self, name: str, kind: type | tuple[type, ...] = str) -> Any:
+        """Return a value of that kind; raise UserError naming file, line and what there is."""
+        if name not in self.values:
+            raise UserError(f"{self.where}: no {name!r}; it has {', '.join(self.values) or 'nothing'}")
+        value = self.values[name]
+        if not isinstance(value, kind):
+            wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+            raise UserError(f"{self.where}: {name!r} is {type(value).__name__}, not {wanted}")
+        return value
+
+
+@dataclass(frozen=True)
+class Read:
+    """An opened source: its examples in order."""
+
+    name: str
+    examples: tuple[Example, ...]
+    signed: str
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, i: int) -> Example:
+        return self.examples[i]
+
+    def signature(self) -> str:
+        return self.signed
+
+
+def told(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out numbers and labels of an example, by their names: the rest is what it tells."""
+    return {name: value for name, value in values.items() if not BESIDE.fullmatch(name)}
+
+
+def strings(values: dict[str, Any]) -> list[str]:
+    """List the texts of an example, those in lists too."""
+    found = []
+    for value in values.values():
+        found += [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+    return found
+
+
+def check_text(text: str, where: str, name: str) -> None:
+    """Refuse half a surrogate pair, which JSON can write and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        check(False, f"{where}: {name!r} has half a surrogate pair at character {error.start}; mend the escape")

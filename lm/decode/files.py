@@ -1,0 +1,215 @@
+"""Files of prompts: ten thousand lines in batches of like length, samples written as they are done, resumed after a kill."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from lm.data.rows.prompts import Prompt
+from lm.errors import UserError, check
+from lm.outputs import Claim, replace_file
+from lm.strict_json import dump_json, parse_json
+
+WINDOW = 4096  # prompts in memory, sorted by length
+
+
+class Job(Protocol):
+    """What is done to each prompt of a file."""
+
+    def encode(self, record: Mapping[str, Any]) -> Prompt:
+        """Read {"prompt"} or {"messages"}; raise UserError for one that cannot be continued."""
+
+    def write(
+        self, prompts: list[tuple[str, Prompt]], numbers: list[int]
+    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Give (place in `prompts`, its samples as objects) in any order; `numbers`: how often each came before."""
+
+
+class Progress(Protocol):
+    """Who is told how far a file is."""
+
+    def add(self, tokens: int) -> None:
+        """Count one more prompt and its new tokens."""
+
+    def close(self) -> None:
+        """Stop."""
+
+
+def complete(
+    job: Job,
+    path: Path,
+    output: Path,
+    settings: Mapping[str, Any],
+    progress: Callable[[int, int], Progress] | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Write the samples of all prompts of a file, in its order, as JSON lines with their "index"; give their number.
+
+    Until the end they lie in OUTPUT.partial as they came; the same command goes on from there, one at a time. Raises
+    UserError where a line is wrong, before anything is written, where OUTPUT.partial belongs to other `settings` or is none
+    of ours, where another process writes it, and where OUTPUT exists, unless `overwrite`. `progress` is made of the number
+    of prompts and of those done before.
+    """
+    partial = output.with_name(output.name + ".partial")
+    check(not partial.is_dir(), f"{partial} is a folder, and a file of this name is needed: move it, or name another --output")
+    with Claim(partial, "name another --output"):
+        check(overwrite or not output.exists(), f"{output} is there already; name another --output or add --overwrite")
+        settings = {"prompts": hashlib.sha256(path.read_bytes()).hexdigest(), **settings}
+        count = sum(1 for _ in encoded(job, path))
+        check(count > 0, f"{path} holds no prompts")
+        done = resume(partial, settings)
+        told = progress(count, len(done)) if progress else None
+        try:
+            with partial.open("a", encoding="utf-8") as file:
+                work(job, path, file, done, told)
+        finally:
+            if told:
+                told.close()
+        sort(partial, output)
+    return count
+
+
+def work(job: Job, path: Path, file: TextIO, done: set[int], progress: Progress | None) -> None:
+    """Append the samples of all prompts that are not done, those of one prompt together and sealed."""
+    seen: Counter[bytes] = Counter()
+    for low, window in windows(encoded(job, path)):
+        numbers = [occurrence(seen, prompt) for _, prompt in window]
+        left = [i for i in range(len(window)) if low + i not in done]
+        for at, samples in job.write([window[i] for i in left], [numbers[i] for i in left]):
+            index = low + left[at]
+            lines = (dump_json({"index": index, **sample}) for sample in samples)
+            file.write("".join(f"{line}\n" for line in (*lines, dump_json({"done": index}))))
+            file.flush()
+            if progress:
+                progress.add(sum(len(sample["tokens"]) for sample in samples))
+
+
+def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Give (line number, record) of a .jsonl of {"prompt"} or {"messages"} objects, or of any other file's lines."""
+    with path.open(encoding="utf-8") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                text = line.rstrip("\n")
+                if path.suffix != ".jsonl":
+                    yield number, {"prompt": text}
+                elif text.strip():
+                    yield number, parsed(path, number, text)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 near byte {error.start}; convert it first") from error
+
+
+def parsed(path: Path, number: int, text: str) -> dict[str, Any]:
+    record = parse_json(text, f"{path}, line {number}")
+    good = isinstance(record, dict) and (isinstance(record.get("prompt"), str) or "messages" in record)
+    check(good, f'{path}, line {number}: an object with "prompt" (text) or "messages" is needed')
+    return record
+
+
+def encoded(job: Job, path: Path) -> Iterator[tuple[str, Prompt]]:
+    """Give the prompt's text and tokens of each record."""
+    for number, record in records(path):
+        try:
+            prompt = job.encode(record)
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+        yield (
+            record["prompt"] if "messages" not in record else json.dumps(record["messages"], ensure_ascii=False),
+            prompt,
+        )
+
+
+def windows(items: Iterator[Any]) -> Iterator[tuple[int, list[Any]]]:
+    """Cut an iterator into lists; give each with the place of its first item."""
+    low = 0
+    while window := list(islice(items, WINDOW)):
+        yield low, window
+        low += len(window)
+
+
+def occurrence(seen: Counter[bytes], prompt: Prompt) -> int:
+    """Count how often a prompt came before, in 16 bytes each."""
+    from lm.decode.generate import fingerprint
+
+    name = hashlib.blake2b(fingerprint(prompt), digest_size=16).digest()
+    seen[name] += 1
+    return seen[name] - 1
+
+
+def resume(partial: Path, settings: Mapping[str, Any]) -> set[int]:
+    """Open what an earlier run left, or begin: return the places that are done, and cut off what is not."""
+    if not partial.exists() or not partial.stat().st_size:
+        replace_file(partial, dump_json({"settings": dict(settings)}) + "\n")
+        return set()
+    done, good = set(), 0
+    for end, record in entries(partial):
+        if not good:
+            same(partial, record["settings"], settings)
+        if not good or "done" in record:
+            done |= {record["done"]} if good else set()
+            good = end
+    os.truncate(partial, good)
+    return done
+
+
+def entries(partial: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (byte behind it, object) of each whole line: first the settings, then samples ("index") and seals ("done").
+
+    A last line without an end is what a kill left. Raises UserError for a file that is not of this form.
+    """
+    with partial.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if number > 1 and not line.endswith(b"\n"):
+                return
+            try:
+                record = parse_json(line, "", dict)
+                kind, name = (dict, "settings") if number == 1 else (int, "done" if "done" in record else "index")
+                check(isinstance(record.get(name), kind), "")
+            except UserError:
+                raise UserError(
+                    f"{partial}, line {number}: not what lm.generate leaves of an unfinished file; move it, or name another "
+                    "--output"
+                ) from None
+            yield file.tell(), record
+
+
+def same(partial: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise UserError where a file was begun with other settings."""
+    now = json.loads(dump_json(dict(now)))
+    other = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if other:
+        raise UserError(
+            f"{partial} was begun with another {', '.join(other)}: use the same, remove the file, or name another --output"
+        )
+
+
+def sort(partial: Path, output: Path) -> None:
+    """Copy the samples in the order of their prompts, whole or not at all; places in the file are all that is kept.
+
+    One set a prompt: the first that was sealed.
+    """
+    places: dict[int, list[tuple[int, int]]] = {}
+    waiting: dict[int, list[tuple[int, int]]] = {}
+    start = 0
+    for end, record in entries(partial):
+        if "index" in record:
+            waiting.setdefault(record["index"], []).append((start, end - start))
+        elif "done" in record:
+            places.setdefault(record["done"], waiting.pop(record["done"], []))
+        start = end
+    fresh = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with partial.open("rb") as file, fresh.open("wb") as sorted_file:
+            for index in sorted(places):
+                for start, size in places[index]:
+                    file.seek(start)
+                    sorted_file.write(file.read(size))
+            sorted_file.flush()
+            os.fsync(sorted_file.fileno())
+        fresh.replace(output)
+    finally:
+        fresh.unlink(missing_ok=True)
+    partial.unlink()

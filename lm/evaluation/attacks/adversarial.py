@@ -1,0 +1,168 @@
+"""Adversarial word substitution: the fewest synonyms that a greedy search needs to change a classifier's mind.
+
+As TextFooler (Jin et al. 2020) words are taken in the order of how much the true class's probability falls without them, and
+each is replaced by the synonym that lowers it most, until the prediction flips; as PWWS (Ren et al. 2019) that order can be
+weighted with what the best synonym gains. Neither's filters (part of speech, similarity of sentences) are here: leave what
+does not fit out of `synonyms`, and have people read the changed texts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lm.errors import check, unknown
+from lm.evaluation.metrics.statistics import Figures, mean, proportion, same_length
+
+Predict = Callable[[list[str]], np.ndarray]  # texts -> probabilities (N, C)
+Synonyms = Callable[[str], list[str]]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What came of one text: the changed text, its replaced words, and how many texts the classifier was asked for.
+
+    `was_right` says whether the clean text was classified rightly (else nothing was tried), `flipped` whether the changed one
+    no longer is; `probability` is the true class's at the end.
+    """
+
+    text: str
+    changed: str
+    replaced: tuple[tuple[str, str], ...]
+    words: int
+    queries: int
+    was_right: bool
+    flipped: bool
+    probability: float
+
+
+class _Asked:
+    """The classifier with a count of the texts it was asked for."""
+
+    def __init__(self, predict: Predict):
+        self.predict, self.count = predict, 0
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        self.count += len(texts)
+        found = np.asarray(self.predict(texts), float)
+        check(found.ndim == 2 and len(found) == len(texts), f"predict gave {found.shape} for {len(texts)} texts")
+        return found
+
+
+def attack(
+    text: str,
+    label: int,
+    predict: Predict,
+    synonyms: Synonyms,
+    order: Literal["deletion", "saliency"] = "deletion",
+    most: float = 1.0,
+    unknown_word: str = "[UNK]",
+) -> Attack:
+    """Search for a flip of one text, replacing at most the share `most` of its words.
+
+    `order` is TextFooler's deletion, or PWWS's saliency: softmax of the fall when a word becomes `unknown_word`, times the
+    fall that its best synonym brings. Substitutes take the word's capitals.
+    """
+    if order not in ("deletion", "saliency"):
+        raise unknown("order", order, ("deletion", "saliency"))
+    parts = re.split(r"(\w+(?:['’]\w+)*)", text)  # words at the odd places, what lies between at the even ones
+    places, ask = list(range(1, len(parts), 2)), _Asked(predict)
+    (clean_C,) = ask([text])
+    check(0 <= label < len(clean_C), f"label {label} is none of the {len(clean_C)} classes")
+    right = int(clean_C.argmax()) == label
+    best, replaced, flipped = float(clean_C[label]), [], False
+    if right and places:
+        gone = [_with(parts, i, "" if order == "deletion" else unknown_word) for i in places]
+        importance = _importance(ask(gone), clean_C, label)
+        if order == "saliency":
+            importance = _weighted(importance, parts, places, label, best, ask, synonyms)
+        for k in np.argsort(-importance, kind="stable"):
+            if len(replaced) + 1 > most * len(places) or flipped:
+                break
+            i, word = places[k], parts[places[k]]
+            options = _options(word, synonyms)
+            if not options:
+                continue
+            found_NC = ask([_with(parts, i, option) for option in options])
+            chosen = _chosen(found_NC, label)
+            if found_NC[chosen, label] >= best and found_NC[chosen].argmax() == label:
+                continue  # no synonym helps
+            parts[i], best = options[chosen], float(found_NC[chosen, label])
+            replaced.append((word, options[chosen]))
+            flipped = int(found_NC[chosen].argmax()) != label
+    return Attack(text, "".join(parts), tuple(replaced), len(places), ask.count, right, flipped, best)
+
+
+def _with(parts: list[str], i: int, word: str) -> str:
+    """The text with another word at a place; a deleted word takes one space along."""
+    before = "".join(parts[:i])
+    after = "".join(parts[i + 1 :])
+    return before + word + (after.removeprefix(" ") if not word else after)
+
+
+def _importance(without_NC: np.ndarray, clean_C: np.ndarray, label: int) -> np.ndarray:
+    """Fall of the true class's probability, and where the prediction changes also the new class's rise (TextFooler's I_w)."""
+    fall_N = clean_C[label] - without_NC[:, label]
+    other_N = without_NC.argmax(1)
+    rise_N = without_NC[np.arange(len(other_N)), other_N] - clean_C[other_N]
+    return fall_N + np.where(other_N != label, rise_N, 0)
+
+
+def _weighted(saliency, parts: list[str], places: list[int], label: int, clean: float, ask: _Asked, synonyms: Synonyms):
+    """PWWS's order: each word's softmaxed saliency times the fall by its best synonym, -inf without synonyms."""
+    gains = []
+    for i in places:
+        options = _options(parts[i], synonyms)
+        found = ask([_with(parts, i, option) for option in options])[:, label] if options else np.array([np.inf])
+        gains.append(clean - found.min())
+    share = np.exp(saliency - saliency.max())
+    return share / share.sum() * np.array(gains)
+
+
+def _options(word: str, synonyms: Synonyms) -> list[str]:
+    """Substitutes other than the word, in its capitals, each once."""
+    cased = [
+        s.capitalize() if word.istitle() else s.upper() if word.isupper() and len(word) > 1 else s
+        for s in synonyms(word)
+    ]
+    return list(dict.fromkeys(option for option in cased if option and option.lower() != word.lower()))
+
+
+def _chosen(found_NC: np.ndarray, label: int) -> int:
+    """The option that flips the prediction with the least left of the true class; without a flip the least of it."""
+    flips_N = found_NC.argmax(1) != label
+    return int(np.where(flips_N | ~flips_N.any(), found_NC[:, label], np.inf).argmin())
+
+
+def attacks(
+    texts: Sequence[str],
+    labels: Sequence[int],
+    predict: Predict,
+    synonyms: Synonyms,
+    order: Literal["deletion", "saliency"] = "deletion",
+    most: float = 1.0,
+    unknown_word: str = "[UNK]",
+) -> tuple[Figures, list[Attack]]:
+    """Attack each text, and measure what is left.
+
+    Gives clean (accuracy), attacked (accuracy under attack), delta, success (flips among those rightly classified), and of
+    the flips changed_words (share of words replaced); queries (texts asked for, per text that was rightly classified).
+    """
+    count = same_length(texts=texts, labels=labels)
+    found = [attack(text, label, predict, synonyms, order, most, unknown_word) for text, label in zip(texts, labels)]
+    right = [a for a in found if a.was_right]
+    flips = [a for a in right if a.flipped]
+    figures = {
+        "clean": proportion(len(right), count),
+        "attacked": proportion(len(right) - len(flips), count),
+        "delta": mean([-1.0 * a.flipped for a in found]),
+    }
+    if right:
+        figures |= {"success": proportion(len(flips), len(right)), "queries": mean([a.queries for a in right])}
+    if flips:
+        figures["changed_words"] = mean([len(a.replaced) / a.words for a in flips])
+    return figures, found

@@ -1,0 +1,136 @@
+"""Named entities: precision, recall and F1 over whole spans, found in the tags as seqeval finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from lm.errors import check, unknown
+from lm.evaluation.metrics.classification import apart, averaged, ratios
+from lm.evaluation.metrics.statistics import Figures, bootstrap_sums, divide, same_length
+
+Tags = Sequence[str]
+SORTS = ("type", "bounds", "both", "missed", "spurious")
+SCHEMES = {"IOB1": "OIB", "IOB2": "OIB", "IOE1": "OIE", "IOE2": "OIE", "IOBES": "OIBES", "BILOU": "OBILU"}
+
+
+class Span(NamedTuple):
+    """An entity: its type, its first word, and the word after its last."""
+
+    kind: str
+    start: int
+    stop: int
+
+
+def spans(tags: Tags, scheme: str | None = None) -> list[Span]:
+    """Find the entities of one sentence.
+
+    Without a scheme as conlleval does, whatever the tags (BIO, IOB1, IOBES, BMES): an I- that nothing leads to begins an
+    entity, too. With one of SCHEMES only what that scheme calls well formed counts (seqeval's strict mode).
+    """
+    if scheme is not None and scheme not in SCHEMES:
+        raise unknown("scheme", scheme, [*SCHEMES])
+    letters = "OIBESM" if scheme is None else SCHEMES[scheme]
+    wrong = next((t for t in tags if not (t == "O" or (t[:1] in letters[1:] and t[1:2] == "-" and t[2:]))), None)
+    allowed = ", ".join(f"{letter}-TYPE" for letter in letters[1:])
+    check(wrong is None, f"tag {wrong!r} is neither O nor one of {allowed}" + (f" ({scheme})" if scheme else ""))
+    if scheme is None:
+        from seqeval.metrics.sequence_labeling import get_entities
+
+        plain = [f"I{t[1:]}" if t[0] == "M" else t for t in tags]  # in BMES the middle of a span is M
+        return [Span(kind, start, last + 1) for kind, start, last in get_entities(plain)]
+    import seqeval.scheme
+
+    (found,) = seqeval.scheme.Entities([list(tags)], getattr(seqeval.scheme, scheme)).entities
+    return [Span(entity.tag, entity.start, entity.end) for entity in found]
+
+
+def entities(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None = None, seed: int = 0) -> Figures:
+    """Measure sentences of tags: precision, recall and f1 over entities (pooled: the headline) and the accuracy of tags.
+
+    Also NAME/macro, NAME/weighted (by gold entities) and NAME/TYPE for each type in either. `mistakes`/SORT is the share of
+    the gold entities (spurious: of the predicted ones) that are wrong in this way. Sentences are resampled.
+    """
+    pairs = _spans_of_all(gold, predicted, scheme)
+    kinds = sorted({span.kind for pair in pairs for side in pair for span in side})
+    place = {kind: k for k, kind in enumerate(kinds)}
+    rows = np.zeros((len(pairs), 3, len(kinds)))
+    for row, (true, guessed) in zip(rows, pairs):
+        for part, found in zip(row, (true & guessed, true, guessed)):
+            np.add.at(part, [place[span.kind] for span in found], 1)
+    wrong = np.zeros((len(pairs), len(SORTS)))
+    for mistake in mistakes(gold, predicted, scheme):
+        wrong[mistake.sentence, SORTS.index(mistake.sort)] += 1
+    tags = np.array([(sum(g == p for g, p in zip(*pair)), len(pair[0])) for pair in zip(gold, predicted)], float)
+    formulas: dict[str, Callable] = {}
+    for which, name in enumerate(("precision", "recall", "f1")):
+        formulas[name] = partial(_averaged, which=which, how="micro")
+        formulas |= {f"{name}/{how}": partial(_averaged, which=which, how=how) for how in ("macro", "weighted")}
+        formulas |= {f"{name}/{apart(kind)}": partial(_one, which=which, k=k) for k, kind in enumerate(kinds)}
+    formulas["accuracy"] = lambda sums: divide(sums[..., -2], sums[..., -1], np.nan)
+    formulas |= {f"mistakes/{sort}": partial(_wrong, k=k) for k, sort in enumerate(SORTS)}
+    return bootstrap_sums(np.concatenate([rows.reshape(len(pairs), -1), wrong, tags], 1), formulas, seed)
+
+
+def _parts(sums: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(np.split(sums[..., : -len(SORTS) - 2], 3, -1))
+
+
+def _wrong(sums: np.ndarray, k: int) -> np.ndarray:
+    _, gold, guessed = (part.sum(-1) for part in _parts(sums))
+    return divide(sums[..., k - len(SORTS) - 2], guessed if SORTS[k] == "spurious" else gold)
+
+
+def _one(sums: np.ndarray, which: int, k: int) -> np.ndarray:
+    return ratios(*(part[..., k] for part in _parts(sums)))[which]
+
+
+def _averaged(sums: np.ndarray, which: int, how: str) -> np.ndarray:
+    parts = _parts(sums)
+    return averaged(*parts, which, how) if parts[0].shape[-1] else np.zeros(sums.shape[:-1])  # no entity anywhere
+
+
+def _spans_of_all(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None) -> list[tuple[set, set]]:
+    same_length(gold=gold, predicted=predicted)
+    for i, (g, p) in enumerate(zip(gold, predicted)):
+        check(len(g) == len(p), f"sentence {i}: {len(g)} gold tags, {len(p)} predicted; give one of each per word")
+    return [(set(spans(g, scheme)), set(spans(p, scheme))) for g, p in zip(gold, predicted)]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One wrong entity: the gold one (None if there is none there) and the predicted one."""
+
+    sentence: int
+    sort: Literal["type", "bounds", "both", "missed", "spurious"]
+    gold: Span | None
+    predicted: Span | None
+
+
+def mistakes(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None = None) -> list[Mistake]:
+    """List wrong entities sentence by sentence, each gold one beside the predicted one that it overlaps most."""
+    found = []
+    for i, (true, guessed) in enumerate(_spans_of_all(gold, predicted, scheme)):
+        left = sorted(guessed - true, key=lambda span: span.start)
+        for span in sorted(true - guessed, key=lambda span: span.start):
+            partner = max(left, key=partial(_overlap, span), default=None)
+            if partner is None or not _overlap(span, partner):
+                found.append(Mistake(i, "missed", span, None))
+                continue
+            left.remove(partner)
+            found.append(Mistake(i, _sort(span, partner), span, partner))
+        found += [Mistake(i, "spurious", None, span) for span in left]
+    return found
+
+
+def _overlap(a: Span, b: Span) -> int:
+    return max(0, min(a.stop, b.stop) - max(a.start, b.start))
+
+
+def _sort(a: Span, b: Span) -> str:
+    same_bounds = (a.start, a.stop) == (b.start, b.stop)
+    return "type" if same_bounds else "bounds" if a.kind == b.kind else "both"

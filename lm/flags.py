@@ -1,0 +1,116 @@
+"""How an entry point starts: flags, overrides, one line for a user's mistake."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from logging import CRITICAL, getLogger
+from pathlib import Path
+from typing import Any
+
+from lm.errors import UserError, check, translate
+from lm.outputs import Output, output_file
+
+BUG = (
+    "error: this is a defect of lm, not a mistake of yours: please report it with the command and the lines above; what was "
+    "saved before is whole"
+)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Take `--config.a.b=v` and `--config.a.b v` out of the command line; return (rest, [(path, text)])."""
+    rest, found, items = [], [], iter(argv)
+    for item in items:
+        name, equals, text = item.lstrip("-").partition("=")
+        if item.startswith("-") and name.startswith("config."):
+            if not equals:
+                text = next(items, None)
+                check(text is not None, f"--{name} needs a value: --{name}=VALUE")
+            found.append((name.removeprefix("config."), text))
+        else:
+            rest.append(item)
+    return rest, found
+
+
+def run(main: Callable[[list[tuple[str, str]]], None], described: type | None = None) -> None:
+    """Run an entry point under absl: `main(overrides)`; errors of users and of the machine are one line and exit status 2.
+
+    `described` is the class of the config that the command takes: an unknown flag is compared with its fields. A traceback
+    is for our own defects; LM_TRACEBACK=1 shows it for every error.
+    """
+    from absl import app, flags, logging
+
+    from lm.platform import keep_freed_memory
+
+    keep_freed_memory()
+    logging.set_verbosity(logging.FATAL)  # Orbax tells of every file it writes; its errors are told in our words
+    if not os.environ.get("LM_TRACEBACK"):  # where reading a damaged save is broken off, its other reads end later
+        for name in ("asyncio", "concurrent.futures"):
+            getLogger(name).setLevel(CRITICAL)
+        sys.unraisablehook = lambda _: None
+
+    try:
+        argv, overrides = split_overrides(sys.argv)
+        app.run(lambda _: main(overrides), argv=argv, flags_parser=lambda args: parse_flags(flags.FLAGS, args, described))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
+        sys.exit(141)
+    except BaseException as error:  # a panic of Rust code is no Exception
+        if isinstance(error, SystemExit):
+            raise
+        line = translate(error)
+        if line is None or os.environ.get("LM_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {line}" if line else BUG, file=sys.stderr, flush=True)
+        sys.exit(2 if line else 1)
+
+
+def define_output(text: str, default: str | None = None) -> Any:
+    """Define --output, explained by `text`, and --overwrite; return the holder of --output."""
+    from absl import flags
+
+    flags.DEFINE_bool("overwrite", False, "let --output replace a file that is there")
+    return flags.DEFINE_string("output", default, text)
+
+
+def define_new_heads() -> Any:
+    """Define --allow_new_heads of a command that opens model folders; return its holder."""
+    from absl import flags
+
+    return flags.DEFINE_bool("allow_new_heads", False, "draw heads that a model folder lacks at random, instead of an error")
+
+
+def output(command: str, inputs: Sequence[str | Path | None] = ()) -> Output | None:
+    """Check --output before the work (`lm.outputs.output_file`); None where it was not given."""
+    from absl import flags
+
+    name = flags.FLAGS.output
+    return None if name is None else output_file(name, command, [one for one in inputs if one], flags.FLAGS.overwrite)
+
+
+def parse_flags(flag_values: Any, argv: Sequence[str], described: type | None = None) -> list[str]:
+    """Parse absl flags; an unknown or malformed one, or a stray word, is a user's mistake."""
+    from absl import flags
+
+    try:
+        rest = flag_values(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(unknown_flag(error, described)) from error
+    except flags.Error as error:
+        raise UserError(str(error).replace("\n", " ")) from error
+    check(len(rest) == 1, f"'{' '.join(rest[1:])}' is not a flag; flags look like --name=value, see --help")
+    return rest
+
+
+def unknown_flag(error: Any, described: type | None) -> str:
+    """Word the error for an unknown flag; it may be meant for a field of `described`, the class of a command's config."""
+    message = str(error).replace("\n", " ")
+    if described and "Did you mean" not in message:
+        from lm.suggestions import flag
+
+        found = flag(described, error.flagname)
+        return f"unknown flag --{error.flagname}: did you mean {found}?" if found else message
+    return message

@@ -1,0 +1,307 @@
+"""What the objectives of fine-tuning share: rows of labelled examples, a pre-trained network's states of them, heads.
+
+Parameters of the network have the names that pre-training gives them, without its vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.corruption.permutation import NEVER
+from lm.data.labelled.sources import ExampleSet
+from lm.data.rows.examples import row_length
+from lm.data.rows.templates import SPECIAL, Frame, Laid, Style, style_of
+from lm.errors import UserError, check, check_choices, check_range
+from lm.models import flops
+from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
+from lm.models.heads import gather
+from lm.models.model import Model
+from lm.models.pooling import Inner, Scores
+from lm.models.transformer import Transformer
+from lm.models.two_stream import TwoStream, XLNet
+from lm.objectives.base import Batch, Example, sized
+from lm.objectives.rows import lay, row_flops
+from lm.sharding import Named
+
+Stacks = Transformer | EncoderDecoder  # rows of these may hold several texts
+Trunk = Stacks | XLNet
+VOCABULARY = ("transform", "head_bias", "output", "query")  # parameters that serve the vocabulary alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """How texts become rows.
+
+    `length`: tokens of an example at most (0: the model's context); what is longer is cut or read in windows, as the
+    objective says. `row`: tokens of a row, in which several examples lie that see nothing of each other (0: `length`, or
+    two or four times that where it would be badly filled). `pack=False` gives each a row of its own, which XLNet needs.
+    `causal`: the network reads from left to right (GPT). `style`: the special tokens (`lm.data.rows.templates`), "auto": those
+    of the network and its vocabulary.
+
+    `mix` gives heads, in place of the last states, a learned sum of those after the embeddings and after every layer,
+    scale x sum of softmax(weights)_l h_l (Peters et al. 2018, eq. 1; Tenney et al. 2019). It begins as their mean. The
+    last of them has the norm that ends the stack; of an encoder-decoder they are the decoder's.
+    """
+
+    length: int = 0
+    row: int = 0
+    pack: bool = True
+    causal: bool = False
+    style: Literal["auto", Style] = "auto"
+    mix: bool = False
+
+    def __post_init__(self):
+        check_choices(self)
+        check_range(self, 0, float("inf"), "length", "row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What is between a sequence's state and its scores.
+
+    `inner`: "pooler" (BERT), "summary" (XLNet), "dense" (RoBERTa, ELECTRA, BART), "none"; "auto": as the network's
+    family has it. `pool`: the state of the "first" or "last" token, or the "mean" over all. `activation` is that of
+    "summary" and "dense" (ELECTRA: gelu). `dropout` before each linear layer. `bias` of the last one: GPT's has none.
+    """
+
+    inner: Literal["auto", Inner] = "auto"
+    pool: Literal["auto", "first", "last", "mean"] = "auto"
+    activation: Literal["tanh", "gelu", "relu"] = "tanh"
+    dropout: float = 0.0
+    bias: bool | None = None  # None: but for causal networks
+
+    def __post_init__(self):
+        check_choices(self)
+        check_range(self, 0, 1, "dropout")
+
+
+# -- on the host -------------------------------------------------------------------------------------------------------
+
+
+def limit(model: Trunk, rows: Rows) -> int:
+    """Tokens of an example at most."""
+    context = model.encoder.context if isinstance(model, EncoderDecoder) else model.context
+    length = rows.length or context
+    check(length <= context, f"rows.length={length} is more than the model's context={context}")
+    return length
+
+
+def check_rows(model: Trunk, rows: Rows) -> None:
+    """Raise UserError where rows and network do not fit."""
+    longest = limit(model, rows)
+    check(not rows.row or rows.row >= longest, f"rows.row={rows.row} is shorter than an example, {longest}")
+    if isinstance(model, XLNet):
+        check(not rows.pack and rows.row in (0, longest), "XLNet sees all of a row: rows.pack=False")
+        check(not rows.mix, "XLNet's layers are not mixed: rows.mix=False, or another network")
+    check(rows.pack or rows.row in (0, longest), f"rows.row={rows.row} with one example a row: leave it at 0")
+    check(not rows.causal or isinstance(model, Transformer), "rows.causal is for a single stack: a GPT")
+
+
+def is_pair(model: Trunk) -> bool:
+    """Tell an encoder-decoder from a single stack."""
+    return isinstance(model, EncoderDecoder)
+
+
+def family(model: Trunk, rows: Rows) -> str:
+    if isinstance(model, XLNet):
+        return "xlnet"
+    return "pair" if isinstance(model, EncoderDecoder) else "decoder" if rows.causal else "encoder"
+
+
+def special(model: Trunk, rows: Rows) -> tuple[str, ...]:
+    """Special tokens that the tokenizer must have."""
+    style = rows.style
+    if style == "auto":
+        style = "xlnet" if isinstance(model, XLNet) else "decoder" if rows.causal else "bert"
+        if isinstance(model, EncoderDecoder):
+            return ("[PAD]", "[SEP]")
+    return SPECIAL[style]
+
+
+def frame(model: Trunk, rows: Rows, tokenizer: Any) -> Frame:
+    style = style_of(tokenizer.core, family(model, rows)) if rows.style == "auto" else rows.style
+    return Frame(tokenizer, style)
+
+
+def knowing(objective: Any, frame: Frame | None) -> Any:
+    """Copy an objective with what only a tokenizer can tell."""
+    found = dataclasses.replace(objective)
+    object.__setattr__(found, "frame", frame)
+    return found
+
+
+def settled(objective: Any, corpus: Any, most: int = 2000) -> Rows:
+    """Choose the length of a row by the first examples, where it is left open."""
+    rows, model = objective.rows, objective.model
+    if rows.row:
+        return rows
+    if not rows.pack:
+        return dataclasses.replace(rows, row=limit(model, rows))
+    examples = [example for _, side in corpus.train for example in side.examples[:most]]
+    sizes = [size for example in examples for size, _ in objective.sizes(example)]
+    return dataclasses.replace(rows, row=row_length(sizes, limit(model, rows), max(sizes, default=1)))
+
+
+def lay_row(sequences: Sequence[Laid], model: Trunk, frame: Frame, length: int) -> tuple[Example, np.ndarray]:
+    """Put sequences into a row of arrays [length]; give it and where each begins, int64 [n + 1], the end last."""
+    tokens = [one.tokens for one in sequences]
+    begins = np.cumsum([0, *map(len, tokens)])
+    if begins[-1] > length:
+        raise ValueError(f"{begins[-1]} tokens for a row of {length}")
+    read, segments, positions = lay(tokens, length)
+    row = {"tokens": read, "segments": segments, "positions": positions}
+    if isinstance(model, EncoderDecoder):  # the decoder reads the source once more, one token later
+        shifted = lay([np.concatenate([[frame.start], one[:-1]]) for one in tokens], length)[0].astype(np.int32)
+        return row | {"tokens": shifted, "source": read, "source_segments": segments, "source_positions": positions}, begins
+    if isinstance(model, XLNet) or model.types:
+        row["types"] = lay([one.types for one in sequences], length)[0]
+    return row, begins
+
+
+EMPTY = "no example in this row"
+
+
+def texts_of(tokenizer: Any, row: Example) -> list[str]:
+    """Write each sequence of a row on one line."""
+    side, tokens = ("source_segments", "source") if "source" in row else ("segments", "tokens")
+    parts = [row[tokens][row[side] == k] for k in range(1, int(row[side].max(initial=0)) + 1)]
+    return [" ".join(tokenizer.decode(part, special=True).split()) for part in parts]
+
+
+def examples_of(corpus: Any) -> list[Any]:
+    """Give all training examples; raises UserError for a corpus of running text."""
+    for _, side in corpus.train:
+        check(
+            isinstance(side, ExampleSet),
+            "this objective learns from labelled examples, not running text: data.source is one of Labelled, Columns, "
+            "Entities, Questions, TfdsExamples",
+        )
+    return [example for _, side in corpus.train for example in side.examples]
+
+
+# -- on the device -----------------------------------------------------------------------------------------------------
+
+
+def bare(model: Trunk) -> Trunk:
+    """Take away what serves the vocabulary."""
+    if isinstance(model, EncoderDecoder):
+        return dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, tied=True, head_bias=False))
+    if isinstance(model, Transformer):
+        return dataclasses.replace(model, tied=True, head_bias=False, transform=True)
+    return model
+
+
+def draw(model: Trunk, key: jax.Array, rows: Rows = Rows()) -> dict[str, Any]:
+    """Draw the network's parameters, without those that serve the vocabulary alone, and what mixes its layers."""
+    tokens = jnp.zeros((1, 8), jnp.int32)
+    if isinstance(model, EncoderDecoder):
+        params = Seq2Seq(bare(model)).init(key, tokens, tokens)["params"]
+    else:
+        module = TwoStream(model) if isinstance(model, XLNet) else Model(bare(model))
+        params = module.init(key, tokens)["params"]
+    found = {name: tree for name, tree in params.items() if name not in VOCABULARY}
+    if rows.mix:
+        found["mix"] = {"weights": Named(jnp.zeros(stack_of(model).depth + 1), (None,)), "scale": Named(jnp.ones(()), ())}
+    return found
+
+
+def states(model: Trunk, params: Any, batch: Batch, keys_B: jax.Array | None, causal: bool) -> jax.Array:
+    """Return the states of all tokens (B, T, D): the last layer's, of an encoder-decoder the decoder's.
+
+    Where the parameters have a mix of layers, it is that (`Rows.mix`).
+    """
+    tokens, positions, segments = batch["tokens"], batch["positions"], batch["segments"]
+    if isinstance(model, XLNet):
+        unused = {"query": jnp.zeros(model.width), "head_bias": jnp.zeros(model.rows)}
+        ranks = jnp.where(segments > 0, 0, NEVER)
+        more = {"types_BT": batch["types"], "rank_BT": ranks, "keys_B": keys_B}
+        return TwoStream(model).apply({"params": {**params, **unused}}, tokens, **more)[0]
+    variables, mix = {"params": params}, params.get("mix")
+    if isinstance(model, EncoderDecoder):
+        places = {"positions_BT": positions, "segments_BT": segments, "keys_B": keys_B}
+        places |= {f"source_{name}_BS": batch[f"source_{name}"] for name in ("positions", "segments")}
+        found = Seq2Seq(bare(model)).apply(variables, batch["source"], tokens, **places, collect=mix is not None)
+        return found if mix is None else mixed(mix, *found)
+    types_BT, collect = batch.get("types"), mix is not None
+    found = Model(bare(model)).apply(
+        variables, tokens, positions, segments, types_BT=types_BT, keys_B=keys_B, causal=causal, collect=collect
+    )
+    return found[0] if mix is None else mixed(mix, *found)
+
+
+def mixed(mix: Any, last_BTD: jax.Array, states_LBTD: jax.Array) -> jax.Array:
+    """Add up the states before and after every layer, the last of them as the stack gives it (B, T, D)."""
+    shares_L = (mix["scale"] * jax.nn.softmax(mix["weights"])).astype(last_BTD.dtype)
+    return jnp.einsum("l,lbtd->btd", shares_L[:-1], states_LBTD[:-1]) + shares_L[-1] * last_BTD
+
+
+def stack_of(model: Trunk) -> Any:
+    """The stack whose states these are, for the init of heads."""
+    return model.decoder if isinstance(model, EncoderDecoder) else model
+
+
+def pool_of(head: Head, model: Trunk, rows: Rows, frame: Frame) -> str:
+    """Say which state stands for a sequence."""
+    if head.pool != "auto":
+        return head.pool
+    return "last" if rows.causal or isinstance(model, EncoderDecoder) else frame.pooled
+
+
+def scores_of(head: Head, model: Trunk, rows: Rows, style: Style, outputs: int) -> Scores:
+    """Make the module from pooled states to scores."""
+    inner = head.inner
+    if inner == "auto":
+        usual = {"bert": "pooler", "roberta": "dense", "t5": "dense", "xlnet": "summary", "decoder": "none"}
+        inner = "dense" if isinstance(model, EncoderDecoder) else "none" if head.pool == "mean" else usual[style]
+    return Scores(
+        model.width,
+        outputs,
+        inner=inner,
+        activation=head.activation,
+        rate=head.dropout,
+        bias=not rows.causal if head.bias is None else head.bias,
+        **stack_of(model).linear(model.width),
+    )
+
+
+def pooled(h_BTD: jax.Array, batch: Batch, pool: str) -> jax.Array:
+    """Return the state of each sequence (B, P, D): at its place, or the mean over the segment that the place is in."""
+    places_BP = batch["places"]
+    if pool != "mean":
+        return gather(h_BTD, places_BP)
+    segments = batch["segments"]
+    own_BP = jnp.take_along_axis(segments, places_BP, 1)
+    member_BPT = ((own_BP[..., None] == segments[:, None]) & (segments > 0)[:, None]).astype(h_BTD.dtype)
+    total_BPD = jnp.einsum("bpt,btd->bpd", member_BPT, h_BTD)
+    return total_BPD / jnp.maximum(member_BPT.sum(-1, keepdims=True), 1)
+
+
+def filled(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Count real tokens, and the tokens of rows that hold any."""
+    real_BT = batch["segments"] > 0
+    return real_BT.sum(dtype=jnp.float32), (real_BT.any(1).sum() * real_BT.shape[1]).astype(jnp.float32)
+
+
+def step_flops(model: Trunk, length: int) -> float:
+    """Operations of a training step on one row, heads not counted."""
+    if isinstance(model, EncoderDecoder):
+        return row_flops(sized(model, 0), length, length)
+    if isinstance(model, Transformer):
+        return length * flops.train_flops(dataclasses.replace(model, vocab=0), length)
+    inner = model.heads * model.head_size
+    projections, scores = 4 * model.width * inner, inner * 4 * length
+    return 6.0 * length * model.depth * (projections + scores + 2 * model.width * model.mlp_size)
+
+
+def refuse(where: str, what: str, known: Sequence[str]) -> UserError:
+    """Word the error for a label that training does not know."""
+    listed = ", ".join(known[:12]) + (" ..." if len(known) > 12 else "")
+    return UserError(
+        f"{where}: label {what!r} is not among those of the training examples ({listed}); mend it, add an example to the "
+        "training side, list all in objective.labels, or set objective.unknown=skip to leave such examples out"
+    )

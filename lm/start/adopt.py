@@ -1,0 +1,132 @@
+"""Where a run starts from a folder, the folder says what the network and its tokens are; the config, how it is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm.config import Config, read_config
+from lm.convert.convert import family_of
+from lm.convert.differ import TRAINING, differences
+from lm.convert.folder import Folder
+from lm.convert.layouts import BY_TYPE
+from lm.convert.runs import kind_of
+from lm.convert.task_heads import task_of
+from lm.data.tokenizer.tokenizer import Pretrained
+from lm.errors import UserError, check
+from lm.models.encoder_decoder import EncoderDecoder
+from lm.objectives.base import sized
+from lm.runs import is_published
+
+
+def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]:
+    """Give a config the network and the tokenizer of its `start`, and the lines to say; without a start, itself.
+
+    What a model is comes from the folder, as far as the config's is another: dropout, inits, dtype and the like stay the
+    config's, and so does the context where positions have no table (a published one with rotary positions is a bound). A
+    tokenizer that the config names by its path stays too. `given` are the fields set on the command line: those that the
+    folder would change are an error that names both values, so that nothing the user asked for is passed over.
+    """
+    inner = getattr(config.objective, "objective", None)
+    if inner is not None:  # what Regularised trains
+        deeper = [name.replace("objective.objective.", "objective.", 1) for name in given]
+        found, lines = adopt(dataclasses.replace(config, objective=inner), deeper)
+        return dataclasses.replace(found, objective=config.objective.around(found.objective)), lines
+    if config.start and config.objective.apart:
+        return adopt_parts(config, given)
+    if not config.start or "model" not in {field.name for field in dataclasses.fields(config.objective)}:
+        return config, []  # the parts of a mixture share one model, which stands in each of them
+    model = config.objective.model
+    theirs, start = described(config.start, task_of(config.objective))
+    if type(theirs) is not type(model):
+        return config, []  # another kind of network: what fits of it is for `start_from` to say
+    mine = sized(model, model.vocab or theirs.vocab)
+    taken = merged(mine, theirs, published=is_published(config.start))
+    changed = differences(taken, mine)
+    for name in (name.removeprefix("objective.model.") for name in given if name.startswith("objective.model.")):
+        asked, has = at(mine, name), at(taken, name)
+        check(
+            asked == has,
+            f"--config.objective.model.{name}={asked}: start='{config.start}' has {has}; leave it out, or start elsewhere",
+        )
+    fields: dict[str, Any] = {"model": taken if changed else mine}
+    head = head_like(config.objective, kind_of(Path(config.start).expanduser()))
+    if head is not None:
+        fields["head"] = head
+    if start is not None and getattr(config.objective, "start", start) is None:
+        fields["start"] = start
+    data = config.data
+    path = str(Path(config.start).expanduser().absolute())
+    if not isinstance(data.tokenizer, Pretrained):
+        odd = [name for name in given if name.startswith("data.tokenizer.")]
+        check(not odd, f"--config.{', '.join(odd)}: start='{config.start}' brings its tokenizer; leave it out")
+        data = dataclasses.replace(data, tokenizer=Pretrained(path))
+    objective = dataclasses.replace(config.objective, **fields)
+    parts = [f"the network ({', '.join(changed)})"] * bool(changed) + ["the tokenizer"] * (data != config.data)
+    parts += [f"the head ({head.inner}, {head.activation})"] if head is not None else []
+    lines = [f"start={config.start}: {' and '.join(parts)} {'are' if len(parts) > 1 else 'is'} the folder's"] if parts else []
+    return dataclasses.replace(config, objective=objective, data=data), lines
+
+
+def adopt_parts(config: Config, given: Sequence[str]) -> tuple[Config, list[str]]:
+    """Give the network to every task that shares it, and each head what its task has there."""
+    found, parts, lines = config, [], []
+    for part in config.objective.parts:
+        found, said = adopt(dataclasses.replace(config, objective=part.objective), given)
+        parts.append(dataclasses.replace(part, objective=found.objective))
+        lines += said
+    objective = dataclasses.replace(config.objective, parts=tuple(parts))
+    return dataclasses.replace(config, objective=objective, data=found.data), list(dict.fromkeys(lines))
+
+
+def head_like(objective: Any, kind: str) -> Any:
+    """Give the head that a model_type has for an objective's task, None where the objective's own choice is the same.
+
+    `head.inner="auto"` goes by the tokens, which are BERT's in ELECTRA and DistilBERT too; their heads are others.
+    """
+    head, layouts = getattr(objective, "head", None), BY_TYPE[kind].layouts if kind in BY_TYPE else {}
+    layout = layouts.get(task_of(objective))
+    if head is None or layout is None or head.inner != "auto" or head.pool != "auto" or layout.activation == "tanh":
+        return None
+    return dataclasses.replace(head, inner=layout.inner, activation=layout.activation)
+
+
+def described(start: str, task: str = "") -> tuple[Any, int | None]:
+    """Give the model of a published folder or of a run, and the token that its targets begin with, None: the usual.
+
+    `task`: what its network is for, so that a head of another kind is no hindrance.
+    """
+    if not is_published(start):
+        objective = read_config(Path(start)).objective
+        model = getattr(objective, "model", None)
+        return model, getattr(objective, "start", None)
+    folder = Folder(start)
+    settings = folder.config
+    folder.close()
+    first = settings.get("decoder_start_token_id")
+    return family_of(settings, task).objective(settings).model, None if first == settings.get("eos_token_id") else first
+
+
+def merged(mine: Any, theirs: Any, published: bool) -> Any:
+    """Give their model with what of ours is about training; a run's table keeps its rows, as it is read whole."""
+    if isinstance(mine, EncoderDecoder):
+        sides = {side: merged(getattr(mine, side), getattr(theirs, side), published) for side in ("encoder", "decoder")}
+        return dataclasses.replace(theirs, **sides)
+    names = {field.name for field in dataclasses.fields(theirs)}
+    kept = {name: getattr(mine, name) for name in names & (TRAINING if published else TRAINING - {"pad_vocab"})}
+    if getattr(theirs, "positions", "relative") != "learned":
+        # A published context is what the network was made for; of a run the user says what it should bear.
+        free = not published or getattr(theirs, "positions", "relative") in ("bucket", "relative")
+        kept["context"] = mine.context if free else min(mine.context, theirs.context)
+    return dataclasses.replace(theirs, **kept)
+
+
+def at(model: Any, path: str) -> Any:
+    """Give the value at a dotted path, derived values (kv_heads=0: as heads) as they are written."""
+    for name in path.split("."):
+        if not hasattr(model, name):
+            raise UserError(f"objective.model has no field '{path}' where it starts from a folder")
+        model = getattr(model, name)
+    return model

@@ -1,0 +1,96 @@
+"""Where a fresh run's parameters come from when its config names a start: another run, or a published folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from lm.config import Config, read_config
+from lm.errors import UserError, check
+from lm.runs import is_published
+from lm.training.checkpoint import Checkpoints
+from lm.training.parameters import LAST, alike, is_added, matched
+from lm.training.state import TrainState
+
+MOST = 8  # names listed of each kind
+
+
+def begin(config: Config, state: TrainState, abstract: TrainState) -> tuple[TrainState, list[str]]:
+    """Put the parameters of `config.start` into a fresh state; give the lines to say."""
+    if is_published(config.start):
+        from lm.start.published import start_from
+
+        return start_from(config.start, config.objective, state, abstract)
+    return from_run(Path(config.start), config, state, abstract)
+
+
+def from_run(path: Path, config: Config, state: TrainState, abstract: TrainState) -> tuple[TrainState, list[str]]:
+    """Take from a run the arrays that this objective has, too, straight into this mesh's shardings.
+
+    Heads that the run lacks stay as drawn, those that this objective has not are left out, and scores of other labels than
+    its own are drawn anew. Raises UserError where shapes differ or nothing fits.
+    """
+    run = read_config(path)
+    other = Checkpoints(path, run.keep, read_only=True, stop=run.stop)
+    check(bool(other.steps()), f"start='{path}' has no finished checkpoint")
+
+    def attempt(step: int) -> tuple[TrainState, list[str]]:
+        return taken(path, run, other, step, config, state, abstract)
+
+    return other.first_whole(other.results(), attempt, print)[1]
+
+
+def taken(
+    path: Path, run: Config, other: Checkpoints, step: int, config: Config, state: TrainState, abstract: TrainState
+) -> tuple[TrainState, list[str]]:
+    """Take the arrays of one checkpoint; raises Damaged where it is not whole."""
+    part = "average" if run.optimizer.average else "params"
+    wanted, theirs = (flatten_dict(tree, sep="/") for tree in (abstract.params, plain(other.stored(step)[part])))
+    other_labels = relabelled(config.objective, run.objective)
+    both = {name: one for name, one in matched(wanted, theirs).items() if not other_labels(name)}
+    lost = sorted(name for name in set(theirs) - set(both.values()) if is_added(name))
+    if lost:
+        raise UserError(
+            f"start='{path}' was tuned with LoRA or adapters, which this network lacks ({lost[0]}): set objective.model as "
+            f"there, or start from a plain folder: python -m lm.convert --workdir={path} --output=FOLDER merges LoRA"
+        )
+    if not both:
+        raise UserError(f"start='{path}' holds no array of this objective's network; name a run with one like it")
+    asked = unflatten_dict({theirs: wanted[name] for name, theirs in both.items()}, sep="/")
+    found = flatten_dict(other.restore(step, asked, part=part), sep="/")
+    found = {name: found[theirs] if name == theirs else jnp.copy(found[theirs]) for name, theirs in both.items()}
+    params = unflatten_dict({**flatten_dict(state.params, sep="/"), **found}, sep="/")
+    average = None if state.average is None else jax.tree.map(jnp.copy, params)
+    lines = [f"started from {path}, step {step}: {len(both)} of {len(wanted)} arrays"]
+    lines += listed("drawn anew", set(wanted) - set(both)) + listed("left out", set(theirs) - set(both.values()))
+    return state.replace(params=params, average=average), lines
+
+
+def relabelled(objective: Any, other: Any) -> Callable[[str], bool]:
+    """Tell the arrays that score the labels of a task which `other` has with other labels, or of another kind."""
+    mine, theirs = labels_of(objective), labels_of(other)
+    odd = [name for name in mine if name in theirs and not alike(mine[name], theirs[name])]
+    return lambda path: any(path.startswith(name) and LAST.fullmatch(path.removeprefix(name)) for name in odd)
+
+
+def labels_of(objective: Any) -> dict[str, tuple[Any, Any]]:
+    """Give (labels, kind) of each task by what its arrays' names begin with; of one that has none (None, None)."""
+    objective = getattr(objective, "objective", objective)  # what Regularised trains
+    parts = {f"{part.name}/": part.objective for part in getattr(objective, "parts", ())} or {"": objective}
+    return {name: (getattr(one, "labels", None), getattr(one, "kind", None)) for name, one in parts.items()}
+
+
+def plain(tree: Any) -> Any:
+    """Turn what Orbax says of a tree into plain dictionaries."""
+    return {name: plain(one) for name, one in tree.items()} if isinstance(tree, dict) else tree
+
+
+def listed(what: str, names: set[str]) -> list[str]:
+    """Name up to MOST arrays on one line; none where there are none."""
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return [f"{what}: {', '.join(sorted(names)[:MOST])}{more}"] if names else []

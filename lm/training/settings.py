@@ -1,0 +1,99 @@
+"""Settings of the optimizer, its schedule, the mesh, and of when a run logs, measures and saves; loads without jax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from lm.errors import check, check_choices, check_range
+from lm.training.dp_budget import Private
+from lm.training.parameters import Groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Devices along each axis; one of them may be -1, "all that are left"."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    context: int = 1
+    expert: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Every:
+    """Steps between two of a thing; 0 is never. Evaluation, samples and a checkpoint also come at the end of the run."""
+
+    log: int = 50
+    evaluate: int = 1000
+    save: int = 1000
+    sample: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """Checkpoints that stay on disk: the `last` ones and the `best` ones by the held-out loss, or by `Config.stop.metric`."""
+
+    last: int = 2
+    best: int = 1
+
+    def __post_init__(self):
+        check_range(self, 0, float("inf"), "last", "best")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Update rule; `lr` is the peak that the schedule scales. Fields a rule does not have are not looked at.
+
+    `decay` is decoupled weight decay, times the learning rate, on matrices only: a parameter with an "embed" axis and at
+    least one more. `clip` bounds the global gradient norm (0: off). `average` is the decay of an exponential moving
+    average of the parameters, which evaluation and generation then use (0: none).
+    """
+
+    name: Literal["adamw", "adamw_bert", "lamb", "adafactor", "lion", "muon", "sgd"] = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    decay: float = 0.0
+    clip: float = 0.0
+    average: float = 0.0
+    groups: Groups = Groups()
+    private: Private = Private()
+
+    def __post_init__(self):
+        check_choices(self)
+        check_range(self, 0, float("inf"), "lr", "decay", "clip")
+        check_range(self, 0, 1, "average", "momentum")
+        check(all(0 <= b < 1 for b in self.betas), f"betas={self.betas} must be at least 0 and below 1")
+        check(0 < self.eps < float("inf"), f"eps={self.eps} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning-rate factor over steps: linear warm-up over `warmup` steps, then the shape, down to `final` x peak,
+    which is met at `steps`, one past the last update.
+
+    `decay` is the length of the last phase of "wsd" (warm-up, stable, decay) as a share of all steps.
+    """
+
+    shape: Literal["constant", "linear", "linear_bert", "cosine", "rsqrt", "flat_rsqrt", "wsd"] = "constant"
+    warmup: int = 0
+    final: float = 0.0
+    decay: float = 0.2
+
+    def __post_init__(self):
+        check_choices(self)
+        check_range(self, 0, float("inf"), "warmup")
+        check(0 <= self.final <= 1, f"final={self.final} must be from 0 to 1")
+        check(0 <= self.decay <= 1, f"decay={self.decay} must be from 0 to 1")
+
+
+class Run(Protocol):
+    """The fields of `lm.config.Config` that the state of a run depends on."""
+
+    objective: Any
+    optimizer: Optimizer
+    batch: int
+    seed: int

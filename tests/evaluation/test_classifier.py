@@ -1,0 +1,87 @@
+"""A classifier asked for texts: the same probabilities as in packed rows, and its tasks under noise and attack."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lm.config import load
+from lm.data.corpus.prepare import prepare
+from lm.errors import UserError
+from lm.evaluation.classifier import Attacked, Classifier, Disturbed, Paraphrased, Shifted
+from lm.evaluation.files import items
+from lm.evaluation.registry import named
+from lm.evaluation.subject import Subject
+from lm.objectives.base import resolve, training_batches
+from lm.sharding import unbox
+
+
+@pytest.fixture(scope="module")
+def subject():
+    config = load("tests/configs/tiny_classify.py:dropout=0")
+    config, corpus = resolve(config, prepare(config.data))
+    batch = training_batches(config, corpus)[0]
+    params = unbox(config.objective.init(jax.random.key(3), batch))
+    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    return Subject(config, params, corpus.tokenizer), corpus, batch
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def examples(subject, tmp_path):
+    _, corpus, _ = subject
+    found = [example for _, side in corpus.train for example in side.examples]
+    rows = [{"text": e.values["text"], "label": e.values["label"]} for e in found]
+    return write(tmp_path / "e.jsonl", rows), rows
+
+
+def test_probabilities_do_not_depend_on_rows(subject, examples):
+    under, _corpus, batch = subject
+    ask, (path, _rows) = Classifier(under), examples
+    alone = ask(items(path))
+    np.testing.assert_allclose(alone.sum(1), 1, atol=1e-5)
+    few = Subject(under.config, under.params, under.tokenizer, tokens=1)
+    np.testing.assert_allclose(Classifier(few)(items(path)), alone, atol=2e-5)
+    packed = np.asarray(jax.jit(under.objective.predict)(under.params, batch)["probabilities"])
+    packed = packed[batch["weights"] > 0]
+    nearest = np.abs(packed[:, None] - alone[None]).max(-1).min(1)
+    assert nearest.max() < 2e-5
+
+
+def test_noise_paraphrase_and_shares(subject, examples, tmp_path):
+    under, _, _ = subject
+    path, rows = examples
+    truth = [under.objective.labels.index(row["label"]) for row in rows]
+    right = (Classifier(under)(items(path)).argmax(1) == truth).mean()
+    found = Disturbed(path=path, how="drop_letters", rate=0.5).measure(under)
+    assert found["clean"].value == pytest.approx(right)
+    same = write(tmp_path / "s.jsonl", [{**row, "paraphrase": row["text"]} for row in rows])
+    assert Paraphrased(path=same).measure(under)["same_prediction"].value == 1
+    counts = np.bincount(truth, minlength=len(under.objective.labels)) / len(truth)
+    assert Shifted(path=path, prior=tuple(counts)).measure(under)["reweighted"].value == pytest.approx(right)
+
+
+def test_attacks_only_take_away(subject, examples, tmp_path):
+    under, _, _ = subject
+    table = {word.lower(): ["zzz", "qqq"] for row in examples[1] for word in row["text"].split()}
+    (tmp_path / "syn.json").write_text(json.dumps(table))
+    found = Attacked(path=examples[0], synonyms=str(tmp_path / "syn.json")).measure(under)
+    assert found["attacked"].value <= found["clean"].value
+    with pytest.raises(UserError, match="synonyms=FILE"):
+        Attacked(path=examples[0]).measure(under)
+    (tmp_path / "syn.json").write_text("[1]")
+    with pytest.raises(UserError, match="an object is needed, not a list"):
+        Attacked(path=examples[0], synonyms=str(tmp_path / "syn.json")).measure(under)
+
+
+def test_mistakes_are_told(subject, tmp_path):
+    under, _, _ = subject
+    path = write(tmp_path / "w.jsonl", [{"text": "a", "label": "unheard of"}])
+    with pytest.raises(UserError, match=r"w.jsonl:1: label 'unheard of' is none of"):
+        Disturbed(path=path).measure(under)
+    assert named(f"shifted:{path}?prior=0.5,0.5") == {f"shifted:{path}?prior=0.5,0.5": Shifted(path=path, prior=(0.5, 0.5))}
