@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.plots import best, count, loss_curve, losses, smooth
+from lm.evaluation.report.loss_curve import best, count, loss_curve, losses, smooth
 
 CURVE = [
     {"step": step, "train/loss": 4 - step / 50, "train/tokens": 64.0 * step}

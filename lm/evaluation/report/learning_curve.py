@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lm.evaluation.report.loss_curve import GRID, MUTED, OTHERS, TRAIN, loss_curve
 from lm.evaluation.report.pictures import canvas
-from lm.plots import GRID, MUTED, OTHERS, TRAIN, loss_curve
 from lm.training.writers import parse_metrics
 
 NAMES = "eval/validation/examples/"

@@ -11,7 +11,7 @@ import numpy as np
 from lm.errors import check
 from lm.evaluation.metrics.qa import is_chinese
 from lm.evaluation.metrics.statistics import divide
-from lm.plots import GRID, INK, MUTED, OTHERS, TRAIN
+from lm.evaluation.report.loss_curve import GRID, INK, MUTED, OTHERS, TRAIN
 
 # Fonts that have Chinese names of classes, where one is installed: matplotlib's own has none.
 CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "SimHei")
