@@ -13,12 +13,11 @@ import numpy as np
 
 from lm.data.rows.prompts import Prompt
 from lm.data.tokenizer.tokenizer import Tokenizer
-from lm.decode.loop import go_on
+from lm.decode.loop import begin, go_on
 from lm.decode.prefill import batch_prompts, bucket, encode_prompts, opened_steps
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
 from lm.decode.steps import Steps
-from lm.start.begin import begin
 
 PATIENCE = 0.25  # seconds between two looks at what was written, at the text for stop strings, at the keyboard
 DRAW, FREE = Sampling(), Rules()  # defaults: the model's own distribution, nothing forbidden
