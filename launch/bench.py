@@ -191,9 +191,9 @@ def main(overrides: list[tuple[str, str]]) -> None:
         found |= corruptions()
     if "step" in PARTS.value:
         found |= step(config, corpus, found["matmul_float32_flops"])
-    if "decode" in PARTS.value and config.objective.generative:
+    if "decode" in PARTS.value and config.objective.writes == "text":
         found |= decode(config, found["memory_bytes_per_second"])
-    if "score" in PARTS.value and config.objective.generative:
+    if "score" in PARTS.value and config.objective.writes == "text":
         found |= score(config)
     if "batches" in PARTS.value:
         found |= batches(config, corpus)

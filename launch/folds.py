@@ -28,9 +28,8 @@ from launch.finetune import ended, train
 from lm.config import Config, load, override, parse, read_config
 from lm.console import table
 from lm.data.corpus.split import dealt
-from lm.data.labelled.sources import ExampleSet, labelled
 from lm.data.sources import components
-from lm.data.types import Example
+from lm.data.types import Example, ExampleSet, labelled
 from lm.errors import check
 from lm.flags import run
 from lm.outputs import replace_file
@@ -150,7 +149,7 @@ def gathered(config: Config, folder: Path, count: int) -> Figures:
     """Write the predictions of all folds in the order of the data; give their figures. Nothing where runs leave none."""
     from lm.evaluation.downstream import Found, leave
     from lm.evaluation.metrics.statistics import flat
-    from lm.evaluation.predictions import ANSWERS, form_of
+    from lm.evaluation.predictions import FORMS
 
     if not all((folder / str(number) / "predictions.jsonl").exists() for number in range(1, count + 1)):
         return {}
@@ -164,9 +163,8 @@ def gathered(config: Config, folder: Path, count: int) -> Figures:
     predictions = [found[place] for place in sorted(found)]
     if left := len(examples) - len(found):
         print(f"{left} of {len(examples)} examples count nothing: their labels are not among the objective's")
-    # A prediction has the fields of the rows it was read from, but an answer to a question.
-    form = ANSWERS if "rule" in predictions[0] else form_of(predictions[0])
     objective = read_config(folder / "1").objective.measured()
+    form = FORMS[objective.answers.form]
     all_of_them = Found(form, objective, predictions, [examples[place] for place in sorted(found)])
     figures = all_of_them.figures()
     leave(all_of_them, figures, folder)

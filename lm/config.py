@@ -18,7 +18,7 @@ from typing import Any
 
 from lm.data.corpus.corpus import Data
 from lm.errors import UserError, check, check_range, one_line, unknown
-from lm.fields import arguments, described, has_type, hints, override, parse
+from lm.fields import arguments, chosen, described, has_type, hints, override, parse
 from lm.renamed import current
 from lm.strict_json import parse_json
 from lm.training.settings import Every, Keep, Mesh, Optimizer, Schedule
@@ -116,7 +116,7 @@ def to_json(config: Any) -> str:
 
     def plain(value):
         if dataclasses.is_dataclass(value):
-            named = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+            named = {f.name: plain(getattr(value, f.name)) for f in chosen(value)}
             return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **named}
         if isinstance(value, (tuple, list)):
             return [plain(v) for v in value]

@@ -15,6 +15,16 @@ from lm.suggestions import no_field
 UNIONS = (typing.Union, types.UnionType)
 
 
+def derived() -> Any:
+    """Declare a field that `Objective.resolve` and `study` fill in: neither saved, overridden, shown nor compared."""
+    return dataclasses.field(default=None, repr=False, compare=False, metadata={"derived": True})
+
+
+def chosen(config: Any) -> list[dataclasses.Field]:
+    """List the fields of a dataclass, or of a value of one, that a config sets."""
+    return [field for field in dataclasses.fields(config) if field.init and "derived" not in field.metadata]
+
+
 def parse(text: str, kind: Any, name: str) -> Any:
     """Read one value of the annotated type `kind`; `name` is for the error."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -64,7 +74,7 @@ def number(text: str, kind: type, name: str) -> float | int:
 def hints(cls: type) -> dict[str, Any]:
     """Map a dataclass's field names to their annotated types."""
     found = typing.get_type_hints(cls)
-    return {f.name: found[f.name] for f in dataclasses.fields(cls) if f.init}
+    return {f.name: found[f.name] for f in chosen(cls)}
 
 
 def override(config: Any, pairs: Sequence[tuple[str, str]], seen: str = "", whole: Any = None) -> Any:

@@ -55,7 +55,7 @@ def rehearse(config: Config, tasks: Mapping[str, Task], tokenizer: Tokenizer, pa
         except Exception:  # the network was asked, and there is none: all that comes before is in order
             continue
     objective = config.objective.writer(params)[0]
-    if objective.generative and config.every.sample:
+    if objective.writes == "text" and config.every.sample:
         steps, new = opened_steps(objective), new_tokens(config.objective)
         for text, prompt in zip(config.samples, encode_prompts(objective, tokenizer, config.samples)):
             try:

@@ -22,9 +22,9 @@ import csv
 import dataclasses
 import io
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -33,18 +33,16 @@ from lm.data.corpus.corpus import Corpus
 from lm.data.labelled.columns import Columns, Entities
 from lm.data.labelled.files import Labelled, texts
 from lm.data.labelled.questions import Questions
-from lm.data.labelled.sources import ExampleSet
 from lm.data.sources import components
 from lm.data.text.tagged import UNIT
 from lm.data.tokenizer.tokenizer import Tokenizer
-from lm.data.types import Example
+from lm.data.types import Example, ExampleSet
 from lm.errors import UserError, check, unknown
 from lm.evaluation.downstream import Found, ask, squad
 from lm.evaluation.held_out import held_out_of
 from lm.evaluation.metrics.tagging import spans
-from lm.evaluation.predictions import ANSWERS, TAGS, Prediction, Row, scheme_of
-from lm.objectives.base import resolve
-from lm.objectives.text2text import fields
+from lm.evaluation.predictions import SPANS, TAGS, Prediction, Row, scheme_of
+from lm.objectives.base import Answers, resolve
 from lm.outputs import Output
 from lm.sharding import AXES, make_mesh
 from lm.strict_json import dump_json
@@ -58,46 +56,14 @@ BEST = 5  # candidates of an answer
 # -- what is asked -----------------------------------------------------------------------------------------------------
 
 
-class Kind(NamedTuple):
-    """What objectives of a kind read of an example, and what stands in the place of its label.
-
-    Rows are laid out with a label; only the loss looks at it, so that any valid one will do. `mark` is what objectives of
-    this kind have and those before it in KINDS do not.
-    """
-
-    mark: str
-    reads: Callable[[Any], Sequence[str]]
-    filler: Callable[[Any, Example], dict[str, Any]]
-
-
-def some_label(objective: Any) -> Any:
-    return {"one": "".join(objective.labels[:1]), "several": [], "number": 0}[objective.kind]
-
-
-def answered(objective: Any) -> list[str]:
-    return [name for name in fields(objective.target) if name not in fields(objective.source)]
-
-
-KINDS = {
-    "tagger": Kind("tags", lambda o: [o.words], lambda o, one: {o.tags: [o.labels[0]] * len(one.get(o.words, list))}),
-    "writer": Kind("reply", lambda o: fields(o.source), lambda o, _: dict.fromkeys(answered(o), ".")),
-    "chooser": Kind("options", lambda o: [*filter(None, (o.context, o.question)), *o.options], lambda o, _: {o.label: 0}),
-    "ranker": Kind("top", lambda o: o.fields, lambda o, _: {o.label: 0}),
-    "reader": Kind("stride", lambda _: ["question", "context"], lambda *_: {"answers": [], "starts": []}),
-    "classifier": Kind("fields", lambda o: o.fields, lambda o, _: {o.label: some_label(o)}),
-}  # fmt: skip
-
-
-def kind_of(objective: Any, run: str) -> str:
-    """Say of what kind a run is; raises UserError for one of running text."""
-    kind = next((name for name, kind in KINDS.items() if hasattr(objective, kind.mark)), "")
-    asked = kind and any(hasattr(objective, name) for name in ("reply", "outcomes"))
-    check(
-        bool(asked),
-        f"'{run}' learned from running text ({type(objective).__name__}), so it has no answers to give: "
-        f"python -m lm.generate lets it write or fill in, python -m lm.evaluate --text scores texts",
-    )
-    return kind
+def answers_of(objective: Any, run: str) -> Answers:
+    """Return how an objective answers examples; raises UserError for one of running text."""
+    if objective.answers is None:
+        raise UserError(
+            f"'{run}' learned from running text ({type(objective).__name__}), so it has no answers to give: "
+            f"python -m lm.generate lets it write or fill in, python -m lm.evaluate --text scores texts"
+        )
+    return objective.answers
 
 
 def of_task(config: Config, params: Any, task: str | None) -> tuple[Config, Any, Any]:
@@ -117,9 +83,9 @@ def of_task(config: Config, params: Any, task: str | None) -> tuple[Config, Any,
 # -- what a file holds -------------------------------------------------------------------------------------------------
 
 
-def read(path: str, objective: Any, kind: str, own: Any) -> list[Example]:
+def read(path: str, objective: Any, own: Any) -> list[Example]:
     """Read the examples of a file, which is like those of the run's `own` source; raises UserError where it is not."""
-    ending, reads = Path(path).suffix.lower(), list(KINDS[kind].reads(objective))
+    ending, kind, reads = Path(path).suffix.lower(), objective.answers.kind, objective.answers.reads
     if kind == "tagger" and (path == "-" or ending in (*WORDS, ".txt")):
         plain = sentences(path, objective.labels, own)
         found = [one._replace(values={**one.values, objective.words: one.values["words"]}) for one in plain]
@@ -139,7 +105,7 @@ def read(path: str, objective: Any, kind: str, own: Any) -> list[Example]:
         lacking = next((name for name in reads if name not in one.values), None)
         has = ", ".join(map(repr, one.values)) or "nothing"
         check(lacking is None, f"{one.where}: no {lacking!r}, which this {kind} reads; it has {has}: rename one")
-    return [one._replace(values={**one.values, **KINDS[kind].filler(objective, one)}) for one in found]
+    return [one._replace(values={**one.values, **objective.placeholder(one)}) for one in found]
 
 
 def lines(path: str) -> Iterator[tuple[str, str]]:
@@ -194,9 +160,9 @@ def predict(config: Config, params: Any, tokenizer: Tokenizer, path: str, run: s
     """Answer the examples of a file, in its order, on this machine's first device; of their figures none means anything."""
     check(jax.process_count() == 1, "lm.predict runs in one process: start it on one machine")
     config, params, own = of_task(config, params, task)
-    kind = kind_of(config.objective, run)
-    examples = read(path, config.objective, kind, own)
-    objective = roomy(config.objective, kind, tokenizer, examples)
+    answers_of(config.objective, run)
+    examples = read(path, config.objective, own)
+    objective = config.objective.unbounded(tokenizer, examples)
     given = ExampleSet(path, examples)  # as both sides: `study` looks at that of training where something was left open
     corpus = Corpus(tokenizer, ((1.0, given),), given, path, given.raw_bytes, "", Path())
     config, corpus = resolve(dataclasses.replace(config, objective=objective, evaluate_batches=0), corpus)
@@ -208,25 +174,9 @@ def predict(config: Config, params: Any, tokenizer: Tokenizer, path: str, run: s
     return found
 
 
-def roomy(objective: Any, kind: str, tokenizer: Tokenizer, examples: Sequence[Example]) -> Any:
-    """Take away bounds that a run chose by its own examples, or for looks at some of them."""
-    if kind == "writer":
-        return dataclasses.replace(objective, reply=dataclasses.replace(objective.reply, most=0), pack=False, row=())
-    if kind == "reader" and objective.null is None:  # of a published one it is not known; it answers, as its makers have it
-        return dataclasses.replace(objective, null=False)
-    if kind == "tagger" and objective.forbid == "always":  # decodes as that does, and does not look at the tags filled in
-        return dataclasses.replace(objective, forbid="decoding")
-    if kind == "chooser":
-        known = objective.resolve(tokenizer)
-        most = max(len(known.offered(one)) for one in examples)
-        if most > known.most or max(size for one in examples for size, _ in known.sizes(one)) > known.row:
-            return dataclasses.replace(objective, most=0, rows=dataclasses.replace(objective.rows, row=0))
-    return objective
-
-
 def told(found: Found) -> list[Prediction]:
     """Say of each example what can be said without its label, and a little more."""
-    more = {TAGS: entities, ANSWERS: candidates}.get(found.form, lambda *_: {})
+    more = {TAGS: entities, SPANS: candidates}.get(found.form, lambda *_: {})
     rows = []
     for prediction, example, parts in zip(found.predictions, found.examples, found.parts):
         kept = {name: value for name, value in prediction.items() if name not in MEASURED}
@@ -254,7 +204,7 @@ def candidates(objective: Any, row: Prediction, example: Example, parts: Sequenc
 def write(found: Found, output: Output | None) -> None:
     """Write the answers to a file, one of SQuAD's form where it is named so, or to the screen."""
     if output and output.path.suffix.lower() == ".json":
-        check(found.form is ANSWERS, f"--output={output}: SQuAD's form is of answers to questions; name it .jsonl")
+        check(found.form is SPANS, f"--output={output}: SQuAD's form is of answers to questions; name it .jsonl")
         answers = squad(found.predictions)
         check(bool(answers), f"--output={output}: not every question has an id of its own; add them, or name it .jsonl")
         output.write(dump_json(answers, indent=1) + "\n")

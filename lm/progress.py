@@ -10,8 +10,9 @@ from typing import Any
 import jax
 
 from lm.config import Config
-from lm.data.labelled.sources import labelled
+from lm.data.types import labelled
 from lm.errors import UserError
+from lm.fields import chosen
 from lm.models import flops
 from lm.training import metrics, parameters
 from lm.training.state import TrainState
@@ -50,7 +51,7 @@ def changes(old: Any, new: Any, path: str = "") -> list[str]:
     if type(old) is not type(new) or not dataclasses.is_dataclass(old):
         return [] if old == new else [f"{path}: {old} -> {new}"]
     found = []
-    for field in (f for f in dataclasses.fields(old) if f.init):  # what `resolve` found is no choice
+    for field in chosen(old):
         inner = f"{path}.{field.name}" if path else field.name
         found += changes(getattr(old, field.name), getattr(new, field.name), inner)
     return found

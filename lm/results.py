@@ -36,7 +36,7 @@ def samples(run: Any, params: Any) -> list[tuple[str, str]]:
     if jax.process_count() > 1:
         return []
     objective, tokenizer = run.config.objective, run.corpus.tokenizer
-    if not objective.generative:
+    if objective.writes != "text":
         shown = run.held_out.show(params, tokenizer) if run.held_out else []
         return [(f"held-out row {i + 1}", text) for i, text in enumerate(shown)]
     found = generate(

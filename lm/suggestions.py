@@ -64,7 +64,7 @@ MOST = 3  # names in one suggestion
 
 def paths(config: Any) -> Iterator[str]:
     """Yield the dotted path of every field of a dataclass tree, groups included; of a class those its defaults have."""
-    for field in (f for f in dataclasses.fields(config) if f.init):
+    for field in (f for f in dataclasses.fields(config) if "derived" not in f.metadata):
         yield field.name
         value = getattr(config, field.name, None)
         if value is None and field.default_factory is not dataclasses.MISSING:

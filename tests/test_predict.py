@@ -16,7 +16,7 @@ from lm.data.types import Example
 from lm.errors import UserError
 from lm.evaluation.downstream import Found
 from lm.evaluation.predictions import TAGS
-from lm.predict import KINDS, kind_of, predict, read, roomy, told, write
+from lm.predict import answers_of, predict, read, told, write
 from tests.marks import quick
 from tests.test_objective_runs import command
 from tests.test_runs import run
@@ -206,7 +206,7 @@ def test_sentences_are_read_in_every_form(file, text, own, words, tmp_path):
     objective, source = learned("tag", **TAGGER)
     path = tmp_path / file
     path.write_text(text, encoding="utf-8")
-    found = read(str(path), objective, "tagger", own or source)
+    found = read(str(path), objective, own or source)
     assert [one.values["words"] for one in found] == words
     assert [one.values["tags"] for one in found] == [["O"] * len(one) for one in words]  # whatever stood there
     assert all(one.values.get("spaced", True) == (own is not CHARACTERS) for one in found)
@@ -215,14 +215,14 @@ def test_sentences_are_read_in_every_form(file, text, own, words, tmp_path):
 def test_tags_that_are_filled_in_break_no_rule():
     """A joint segmenter's first label never follows itself; forbidden steps are so when decoding all the same."""
     objective, _ = learned("tag", labels=("B-n", "E-n", "S-v"), crf=True, forbid="always", scheme="IOBES")
-    assert roomy(objective, "tagger", None, ()).forbid == "decoding"
+    assert objective.unbounded(None, ()).forbid == "decoding"
 
 
 def test_a_sentence_ends_with_its_file(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.conll").write_text("Anna\nlives")
     objective, source = learned("tag", **TAGGER)
-    found = read(str(tmp_path / "*.conll"), objective, "tagger", source)
+    found = read(str(tmp_path / "*.conll"), objective, source)
     assert [one.values["words"] for one in found] == [["Anna", "lives"]] * 2
 
 
@@ -231,15 +231,15 @@ def test_tables_without_names_are_read_with_labels_and_without(tmp_path):
     own, path = Labelled(path="none.tsv", columns=("label", "text"), quoted=False), tmp_path / "a.tsv"
     for text in ('odd\tA "film\n', 'A "film\n'):
         path.write_text(text)
-        assert [one.values for one in read(str(path), objective, "classifier", own)] == [{"label": "bad", "text": 'A "film'}]
+        assert [one.values for one in read(str(path), objective, own)] == [{"label": "bad", "text": 'A "film'}]
 
 
 def test_a_label_that_stands_in_for_the_one_not_there_is_of_the_objectives_kind():
     for kind, value in (("one", "bad"), ("several", []), ("number", 0)):
         objective, _ = learned("classify", kind=kind, labels=("bad", "good") if kind != "number" else ())
-        assert KINDS["classifier"].filler(objective, Example({}, "a:1")) == {"label": value}
+        assert objective.placeholder(Example({}, "a:1")) == {"label": value}
     objective, _ = learned("text2text", target="{source} is {summary} {kind}")
-    assert KINDS["writer"].filler(objective, Example({}, "a:1")) == {"summary": ".", "kind": "."}
+    assert objective.placeholder(Example({}, "a:1")) == {"summary": ".", "kind": "."}
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_mistakes_are_one_line_with_a_way_out(name, file, text, said, tmp_path):
     path = tmp_path / file
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError) as error:
-        read(str(path), objective, kind_of(objective, "run"), source)
+        read(str(path), objective, source)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -279,10 +279,10 @@ def test_runs_of_running_text_are_sent_to_the_command_that_is_theirs(path):
     name, objective = path.stem.partition("_")[2], load(str(path)).objective.measured()
     if name in EXPECTED or name in ("tasks", "regularised"):
         objective = objective.parts[0].objective if name == "tasks" else objective
-        assert kind_of(objective, "runs/x") == EXPECTED.get(name, "classifier")
+        assert answers_of(objective, "runs/x").kind == EXPECTED.get(name, "classifier")
         return
     with pytest.raises(UserError, match=r"'runs/x' learned from running text .* python -m lm.generate"):
-        kind_of(objective, "runs/x")
+        answers_of(objective, "runs/x")
 
 
 def test_entities_are_spans_of_words():

@@ -13,7 +13,6 @@ from lm.convert.convert import load, some
 from lm.convert.family import architecture
 from lm.convert.folder import read_settings
 from lm.convert.layouts import ANSWER, CHOICE, SEQUENCE
-from lm.convert.task_heads import task_of
 from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
@@ -33,7 +32,7 @@ def compare(path: str) -> str:
     name = architecture(read_settings(Path(path).expanduser())) or "AutoModel"
     check(hasattr(transformers, name), f"--check: transformers {transformers.__version__} has no {name}; another version may")
     loaded = load(path)
-    model, task = loaded.objective.model, task_of(loaded.objective)
+    model, task = loaded.objective.model, loaded.objective.task
     known = isinstance(model, Transformer | EncoderDecoder) and {"stack", "decoder"} & set(loaded.params)
     if not known and not task:
         raise UserError(f"--check does not know the layers of {type(loaded.objective).__name__}")
@@ -71,7 +70,7 @@ def row(name: str, ours: Any, theirs: Any) -> tuple[str, str, str]:
 def pairs(loaded: Any, tokens: np.ndarray, found: Any):
     """Give (name, ours, theirs) of the states after the embeddings and each layer, and of the logits."""
     objective, variables = loaded.objective, {"params": loaded.params}
-    task = task_of(objective)
+    task = objective.task
     model = bare(objective.model) if task else objective.model
     logits = found.get("prediction_logits", found.get("logits"))
     if isinstance(model, EncoderDecoder):
@@ -81,7 +80,7 @@ def pairs(loaded: Any, tokens: np.ndarray, found: Any):
         yield "encoder", h_BSD, found.encoder_last_hidden_state
         yield "decoder", h_BTD, found.decoder_hidden_states[-1]
     elif isinstance(model, Transformer):
-        causal, apply = objective.rows.causal if task else objective.generative, Model(model).apply
+        causal, apply = objective.rows.causal if task else objective.writes == "text", Model(model).apply
         run = jax.jit(lambda v: apply(v, tokens, causal=causal, collect=True))
         h_BTD, states = run(variables)
         last = len(found.hidden_states) - 1
@@ -113,7 +112,7 @@ def scores(objective: Any, params: Any, tokens: np.ndarray) -> jax.Array:
     along, ones = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape), np.ones_like(tokens)
     batch = {"tokens": tokens, "types": 0 * ones, "segments": ones, "positions": along}
     batch |= {"source": tokens, "source_segments": ones, "source_positions": along}
-    shape = {SEQUENCE: (rows, 1), CHOICE: (rows, 1, 1)}.get(task_of(objective))
+    shape = {SEQUENCE: (rows, 1), CHOICE: (rows, 1, 1)}.get(objective.task)
     batch["places"] = along if shape is None else np.full(shape, length - 1 if objective.pool == "last" else 0, np.int32)
     batch["offered"] = np.ones(batch["places"].shape, bool)
     return jax.jit(objective.logits)(params, batch)

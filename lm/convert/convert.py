@@ -169,7 +169,7 @@ def names(
         leaves = [match.expand(leaf) for match, leaf in matches if match]
         original = next((first[leaf] for leaf in leaves if leaf in first), None)
         same = original not in found or folder.same(found[original], name)
-        if original is None or (not same and task_heads.task_of(objective) and re.search(task_heads.OTHERS, name)):
+        if original is None or (not same and objective.task and re.search(task_heads.OTHERS, name)):
             left.append(name)  # logits of their own, too, where none are asked for
             continue
         check(same, f"{folder.path} has '{found.get(original)}' and '{name}', which a tied model has once, and they differ")
@@ -223,7 +223,7 @@ def family_for(objective: Any, kind: str = "") -> tuple[Family, dict[str, Any]]:
     UserError names the nearest one and what it differs in.
     """
     both = "a prefix-LM reads its prompt in both directions, which no class of transformers does with such a decoder; a causal "
-    check(not (objective.prefix and objective.generative), f"objective: {both}run, or an encoder-decoder, can be written")
+    check(not (objective.prefix and objective.writes == "text"), f"objective: {both}run, or an encoder-decoder, can be written")
     reasons: dict[str, list[Difference] | str] = {}
     for family in sorted(task_heads.candidates(FAMILIES, objective), key=lambda family: kind not in family.types):
         name = "/".join(family.types)
@@ -236,7 +236,7 @@ def family_for(objective: Any, kind: str = "") -> tuple[Family, dict[str, Any]]:
         except UserError as error:
             reasons[name] = str(error)
             continue
-        if not task_heads.task_of(objective) and (again.generative, again.answers) != (objective.generative, objective.answers):
+        if not objective.task and again.writes != objective.writes:
             reasons |= {} if lost else {name: "it reads text in another direction"}
         elif not lost:
             return family, settings
@@ -266,7 +266,7 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
         pad = special.find(tokenizer.core, "[PAD]")
         objective, found = moved(objective, found, None if pad is None else tokenizer.token_id(pad))
         settings = family.settings(objective)
-    settings = {**tokens.special_ids(tokenizer, settings, objective.generative), **settings}
+    settings = {**tokens.special_ids(tokenizer, settings, objective.writes == "text"), **settings}
     final, folder = folder, folder.with_name(folder.name + ".partial")  # a kill leaves nothing that looks whole
     folder.mkdir(parents=True, exist_ok=True)
     boxed = jax.eval_shape(family.objective(settings).init, jax.eval_shape(lambda: jax.random.key(0)), BATCH)

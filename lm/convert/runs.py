@@ -42,8 +42,7 @@ def opened(
     check(bool(workdir) != bool(model), "name one of them: --workdir=RUN, a trained run, or --model=HF_DIR, a model folder")
     if workdir:
         config = read_config(Path(workdir))
-        within = getattr(config.objective, "objective", config.objective)  # what Regularised trains
-        config = dataclasses.replace(config, objective=within)
+        config = dataclasses.replace(config, objective=config.objective.inner)
         tokenizer = Tokenizer.load(Path(workdir) / "tokenizer.json")
         params, drawn = load_params(config, Path(workdir), step, tokenizer.sha256()), untrained(Path(workdir), step)
         return config, told(params, drawn, workdir, new_heads), tokenizer
@@ -134,7 +133,7 @@ def export_run(workdir: Path, output: Path, step: str = "auto") -> str:
     """Write a run as a published folder, with a card of its config and figures."""
     check(not output.exists() or (output.is_dir() and not any(output.iterdir())), f"{output} exists; name a new folder")
     config, params, tokenizer = opened(str(workdir), None, step)
-    several = getattr(config.objective, "parts", ())
+    several = config.objective.parts
     check(not several, f"'{workdir}' has {len(several)} heads, a folder one: start a run of one task from it, and write that")
     model, params = merged(config.objective.model, params)
     changed = model != config.objective.model  # LoRA factors went into the matrices

@@ -28,15 +28,13 @@ from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.transformer import Transformer
 from lm.objectives.choice import Choose
 from lm.objectives.classify import Classify
-from lm.objectives.contrastive import Contrastive
 from lm.objectives.extract import Extract
 from lm.objectives.finetune import network
 from lm.objectives.finetune.network import Head, Rows
-from lm.objectives.replaced import Replaced
 from lm.objectives.tag import Tag
 from lm.training.parameters import LAST, alike
 
-TASKS: dict[str, type] = {SEQUENCE: Classify, TOKEN: Tag, ANSWER: Extract, CHOICE: Choose}
+TASKS = (SEQUENCE, TOKEN, ANSWER, CHOICE)
 # What their files may have besides: heads of pre-training and of other tasks, vectors that no task reads.
 OTHERS = (
     r"^(cls|lm_head|predictions|sop_classifier|generator_predictions|generator_lm_head|discriminator_predictions"
@@ -45,11 +43,6 @@ OTHERS = (
 )
 KINDS = {"one": "single_label_classification", "several": "multi_label_classification", "number": "regression"}
 PLAIN = {"tied": True, "head_bias": False, "logit_scale": 1.0, "logit_cap": 0.0}
-
-
-def task_of(objective: Any) -> str:
-    """Name the task of an objective, "" where it has none."""
-    return next((task for task, kind in TASKS.items() if type(objective) is kind), "")
 
 
 def tasked(family: Family, settings: Mapping[str, Any], wanted: str = "") -> Family:
@@ -76,10 +69,12 @@ def candidates(families: tuple[Family, ...], objective: Any) -> tuple[Family, ..
 
     Raises UserError for a mix of layers: a folder without it would give other scores and not say so.
     """
-    mix = getattr(getattr(objective, "rows", None), "mix", False)
-    check(not mix, "objective.rows.mix: transformers' heads read the last layer and have no place for a mix of layers; such "
-          "a run stays here, one with rows.mix=False can be written")  # fmt: skip
-    task = task_of(objective)
+    check(
+        objective.rows is None or not objective.rows.mix,
+        "objective.rows.mix: transformers' heads read the last layer, not a mix of layers; a run with rows.mix=False can be "
+        "exported",
+    )
+    task = objective.task
     if not task:
         return families
     pairs = ((family, kind) for family in families for kind in family.types if kind in BY_TYPE)
@@ -143,7 +138,7 @@ class Tasked:
             found = Tag(model=model, rows=rows, dropout=rate, labels=labels_of(told))
         else:
             found = Extract(model=model, rows=rows, dropout=rate)
-        return network.knowing(found, Frame(None, kind.style))  # until a tokenizer is at hand
+        return replace(found, frame=Frame(None, kind.style))  # until a tokenizer is at hand
 
     def settings(self, objective: Any) -> dict[str, Any]:
         self.check_head(objective)
@@ -151,7 +146,7 @@ class Tasked:
         check(found["model_type"] == self.kind, f"the network is that of {found['model_type']}")
         found |= {"architectures": [BY_TYPE[self.kind].architecture(self.task)], **layout.fixed}
         if layout.rate and layout.rate[0] not in found:
-            found[layout.rate[0]] = objective.head.dropout if hasattr(objective, "head") else objective.dropout
+            found[layout.rate[0]] = objective.dropout if objective.head is None else objective.head.dropout
         if self.task in (SEQUENCE, TOKEN):
             labels = objective.labels or ("LABEL_0",)
             found["id2label"] = {str(i): name for i, name in enumerate(labels)}
@@ -204,8 +199,7 @@ def problem_of(settings: Mapping[str, Any]) -> str:
 
 def headless(objective: Any) -> bool:
     """Tell whether nothing reads the network through a vocabulary's head: tasks, ELECTRA's discriminator, embeddings."""
-    apart = isinstance(objective, Replaced) or (isinstance(objective, Contrastive) and not objective.mlm)
-    return bool(task_of(objective)) or apart
+    return bool(objective.task) or objective.headless
 
 
 def compared(model: Any, without_head: bool) -> Any:
@@ -219,14 +213,12 @@ def compared(model: Any, without_head: bool) -> Any:
 
 def remodelled(objective: Any, model: Any) -> Any:
     """Copy an objective with another model."""
-    if hasattr(objective, "frame"):
-        return network.knowing(replace(objective, model=model), objective.frame)
     return replace(objective, model=model)
 
 
 def labelled(objective: Any, theirs: Any, leaves: dict[str, Any]) -> dict[str, Any]:
     """Give a folder's leaves with our labels' scores in our order; without the last layer where its labels are others."""
-    (mine, kind), (other, known) = ((getattr(one, "labels", ()), getattr(one, "kind", None)) for one in (objective, theirs))
+    (mine, kind), (other, known) = ((one.labels, one.kind) for one in (objective, theirs))
     last = {name for name in leaves if LAST.fullmatch(name)}
     if alike((mine, kind), (other, known)):
         return leaves
@@ -244,11 +236,11 @@ def known_as(family: Family, model: Any, names: Iterable[str]) -> set[str]:
 
 def framed(objective: Any, tokenizer: Any) -> Any:
     """Give an objective of a run's config.json what of its tokenizer its parameters depend on."""
-    return objective.resolve(tokenizer) if hasattr(objective, "frame") else objective
+    return objective if objective.rows is None else objective.resolve(tokenizer)
 
 
 def unread(objective: Any) -> dict[str, np.ndarray]:
     """Give the tensors that their classes ask for though no task reads them: XLNet's query of masked tokens."""
-    if task_of(objective) and type(objective.model) is network.XLNet:
+    if objective.task and isinstance(objective.model, network.XLNet):
         return {"transformer.mask_emb": np.zeros((1, 1, objective.model.width), np.float32)}
     return {}

@@ -47,7 +47,7 @@ def framing(objective: Any, tokenizer: Tokenizer) -> tuple[list[list[int]], list
     nothing stands around one.
     """
     frame = getattr(objective, "frame", None)
-    if frame is None and (objective.generative or objective.answers):
+    if frame is None and (objective.writes):
         if getattr(objective, "end", 0) is None:  # not resolved: it knows no tokens
             return None
         text = tokenizer.decode([0]) if tokenizer.characters else "a"
@@ -91,7 +91,7 @@ def save(folder: Path, objective: Any, tokenizer: Tokenizer, settings: dict[str,
     """Write tokenizer.json and tokenizer_config.json; generation_config.json where the model writes."""
     core = templated(tokenizer.core, framing(objective, tokenizer))
     (folder / "tokenizer.json").write_text(core.to_str(pretty=True), encoding="utf-8")
-    writes = objective.generative or objective.answers
+    writes = objective.writes
     names = {f"{role}_token": special.find(core, name) for role, name in ROLES.items()}
     for role in ("bos", "eos", "pad") if writes else ("pad",):
         token = settings.get(f"{role}_token_id")

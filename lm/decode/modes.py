@@ -37,7 +37,7 @@ class LeftToRight:
             (prompt,) = self.writer.encode([record["prompt"]])
         else:
             check(self.chat is not None, "this model has no chat template, which messages need")
-            check(self.writer.objective.generative, "messages need a model that continues text")
+            check(self.writer.objective.writes == "text", "messages need a model that continues text")
             prompt = Prompt(self.writer.tokenizer.encode(self.chat.render(messages), special=True))
         fits(self.writer.steps, prompt, self.ask.new)
         if draft := getattr(self.ask.sampling, "draft", None):

@@ -22,7 +22,7 @@ KINDS = {EncoderDecoder: Seq2SeqSteps, TransformerXL: MemorySteps, LSTM: LSTMSte
 def opened_steps(objective: Any) -> Steps:
     """Give the steps of an objective's network; raises UserError for one that does not write from left to right."""
     check(
-        objective.generative or objective.answers,
+        objective.writes,
         f"a model of {type(objective).__name__} does not write from left to right",
     )
     if isinstance(objective.model, Transformer):

@@ -19,14 +19,10 @@ from lm.decode.show import Stream, show, show_filled
 from lm.decode.strategies import ContrastiveSearch, Speculative
 from lm.decode.writer import Request, Writer
 from lm.errors import UserError, check
-from lm.objectives.conditional import Conditional
-from lm.objectives.masked import Masked
-from lm.objectives.replaced import Replaced
 from lm.sizes import check_memory
 from lm.strict_json import load_json
 
 LONGEST = 256  # new tokens, unless --max_new_tokens says otherwise
-FILLING = {Masked: ("fill", "gibbs"), Replaced: ("fill", "gibbs"), Conditional: ("mask_predict",)}
 WRITE = ("greedy", "sample", "beam", "contrastive", "speculative")
 
 
@@ -56,7 +52,7 @@ class Command:
         """Make the job of a model; raises UserError where it has not this strategy."""
         objective = config.objective
         tokenizer = tokenizer.reading_special() if self.flags["special"] else tokenizer
-        if self.strategy not in WRITE or not (objective.generative or objective.answers):
+        if self.strategy not in WRITE or not objective.writes:
             self.has(objective)
             return self.filling(objective, params, tokenizer)
         writer = Writer(objective, params, tokenizer)
@@ -86,11 +82,11 @@ class Command:
 
     def has(self, objective: Any) -> None:
         """Raise UserError unless the model has the strategy."""
-        kinds = FILLING.get(type(objective), ())
+        kinds = objective.fills
         if self.strategy in kinds:
             return
         kind = type(objective).__name__
-        if objective.generative or objective.answers:
+        if objective.writes:
             check(
                 False,
                 f"--strategy={self.strategy} is for models that fill in; a model of {kind} writes: greedy, sample, beam",
@@ -183,7 +179,7 @@ class Command:
         numbers = occurrences([prompt for _, prompt in prompts])
         shades = bool(self.flags["show_probabilities"])
         writes = isinstance(job, LeftToRight)
-        between = "" if writes and job.chat is None and job.writer.objective.generative else "\n"
+        between = "" if writes and job.chat is None and job.writer.objective.writes == "text" else "\n"
         live = writes and isinstance(job.ask.sampling, Sampling) and sys.stdout.isatty()
         if live and len(texts) == job.ask.samples == 1:
             from lm.console import printable

@@ -29,7 +29,7 @@ class Classifier:
 
     def __init__(self, subject: Subject):
         objective = subject.objective
-        right = getattr(objective, "kind", None) == "one" and bool(getattr(objective, "labels", ()))
+        right = objective.kind == "one" and bool(objective.labels)
         check(right, "this task asks a classifier with one label an example: a run of lm.objectives.classify")
         self.subject = subject
         rows = replace(objective.rows, row=0, pack=False)

@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lm.data.labelled.sources import ExampleSet
 from lm.data.rows.pipeline import prefetch
-from lm.data.types import Example
+from lm.data.types import Example, ExampleSet
 from lm.evaluation.metrics.calibration import binned, expected_error
 from lm.evaluation.metrics.classification import confusion
 from lm.evaluation.metrics.statistics import Figures, divide, flat
-from lm.evaluation.predictions import ANSWERS, BINS, Form, Prediction, Row, form_of
+from lm.evaluation.predictions import BINS, FORMS, SPANS, TEXTS, Form, Prediction, Row
 from lm.evaluation.replies import replies
 from lm.evaluation.report.errors_page import page
 from lm.evaluation.report.pictures import draw_confusion, draw_reliability
@@ -58,15 +57,15 @@ def ask(held_out: Any, params: Any) -> Found | None:
     objective = held_out.objective
     if not isinstance(held_out.tokens, ExampleSet) or jax.process_count() > 1:
         return None
-    if hasattr(objective, "reply"):
-        said = [(example, [row]) for example, row in replies(objective, params, held_out.tokens.examples)]
-    elif hasattr(objective, "outcomes"):
-        said = outcomes(held_out, params)
-    else:
+    if objective.answers is None:
         return None
+    form = FORMS[objective.answers.form]
+    if form is TEXTS:
+        said = [(example, [row]) for example, row in replies(objective, params, held_out.tokens.examples)]
+    else:
+        said = outcomes(held_out, params)
     if not said:
         return None
-    form = form_of(said[0][1][0])
     read = [(form.read(objective, example, rows), example, rows) for example, rows in said]
     kept = [({"where": one.where, **named(one), **found}, one, rows) for found, one, rows in read if found is not None]
     return Found(form, objective, *map(list, zip(*kept))) if kept else None
@@ -134,7 +133,7 @@ def leave(found: Found, figures: Figures, folder: Path, task: str = "") -> list[
     replace_file(paths[0], "".join(dump_json(one) + "\n" for one in found.predictions), "backslashreplace")
     replace_file(paths[1], dump_json(flat(figures, intervals=True), indent=1) + "\n")
     replace_file(paths[2], page(folder.absolute().name + end, found, figures), "backslashreplace")
-    if found.form is ANSWERS and (answers := squad(found.predictions)):
+    if found.form is SPANS and (answers := squad(found.predictions)):
         paths.append(folder / f"squad{end}.json")
         replace_file(paths[-1], dump_json(answers, indent=1) + "\n", "backslashreplace")
     if found.form.classes:

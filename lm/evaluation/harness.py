@@ -45,7 +45,7 @@ def likelihoods(subject: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[fl
     """Give log p(continuation | context), and whether greedy decoding would write it."""
     from lm.evaluation.perplexity import given
 
-    ask = continuation if subject.writer.objective.generative and subject.writer.objective.template else given
+    ask = continuation if subject.writer.objective.writes == "text" and subject.writer.objective.template else given
     scored = subject.score("options", [ask(subject, *pair) for pair in pairs])
     return [(float(one.logprobs.sum(dtype=float)), bool(one.greedy.all())) for one in scored]
 

@@ -54,10 +54,10 @@ class Perplexity:
         texts = [text for text in self.texts() if text]
         check(bool(texts), f"{self.path} holds no text")
         size = Size.of(texts)
-        if not (subject.objective.generative or subject.objective.answers):
+        if not subject.objective.writes:
             return self.pseudo(subject, subject.tokenizer.encode_batch(texts), size)
         kind = type(subject.objective).__name__
-        check(subject.objective.generative, f"{kind} answers a source: it gives running text no probability")
+        check(subject.objective.writes == "text", f"{kind} answers a source: it gives running text no probability")
         encoded = subject.writer.objective.encode(subject.tokenizer, texts)
         pairs = [pair for ids in encoded for pair in self.windows(subject, ids)]
         check(bool(pairs), f"{self.path}: nothing to score in {size.bytes} bytes of text")
@@ -208,7 +208,7 @@ def text_scores(subject: Subject, text: str) -> dict[str, Any]:
     more than it. Raises UserError when the text is longer than the context.
     """
     objective, tokenizer = subject.objective, subject.tokenizer
-    writer = subject.writer.objective if objective.generative else None
+    writer = subject.writer.objective if objective.writes == "text" else None
     (ids,) = tokenizer.encode_batch([text]) if writer is None else writer.encode(tokenizer, [text])
     check(len(ids) > 0, f"--text={text!r} has no tokens")
     if writer is not None:
@@ -218,7 +218,8 @@ def text_scores(subject: Subject, text: str) -> dict[str, Any]:
         found = [p for one in subject.scorer(pairs) for p in one.logprobs]
         logprobs = [None] * (not lead) + [float(p) for p in found]
     else:
-        check(not objective.answers, f"{type(objective).__name__} answers a source: it gives a text alone no probability")
+        kind = type(objective).__name__
+        check(objective.writes != "answer", f"{kind} answers a source: it gives a text alone no probability")
         logprobs = [float(p) for p in masked_logprobs(subject, [ids])[0]]
     known = [p for p in logprobs if p is not None]
     total = float(sum(known)) if known else None

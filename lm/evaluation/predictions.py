@@ -1,6 +1,7 @@
 """What a fine-tuned network says of one example, in the few forms there are, and what is measured of each form.
 
-Objectives of `lm.data.examples` give rows of plain values (`outcomes`); FORMS says by a row's fields what they are. A
+Objectives of `lm.data.examples` give rows of plain values (`outcomes`); an objective's `answers.form`
+names the entry of FORMS by which they are read and measured. A
 prediction is what goes into predictions.jsonl: gold, guess, `right` (1, 0 or between), where it is known how sure the
 network was `confidence`, and what else there is to tell.
 """
@@ -38,14 +39,6 @@ class Form:
     measure: Callable[[Any, Sequence[Prediction], int], Figures]
     headline: tuple[str, ...]
     classes: Callable[[Any, Sequence[Prediction]], tuple[list, list, list]] | None = None
-
-
-def form_of(row: Row) -> Form:
-    """Find a row's form."""
-    for fields, kind, form in FORMS:
-        if fields <= row.keys() and isinstance(row.get("guess"), kind):
-            return form
-    raise ValueError(f"outcomes of no known form: {sorted(row)}, guess {type(row.get('guess')).__name__}")
 
 
 # -- one class of several ----------------------------------------------------------------------------------------------
@@ -159,7 +152,7 @@ RULES = {"SQuAD": qa.SQUAD, "CMRC": qa.CMRC}
 
 def read_answer(objective: Any, example: Example, parts: Sequence[Row]) -> Prediction:
     """Confidence is the answer's share among the candidates and, where that is one, no answer: softmax of their scores."""
-    found, golds = objective.merge(example, parts), [text for text, _ in objective.answers(example)]
+    found, golds = objective.merge(example, parts), [text for text, _ in objective.gold(example)]
     context = example.get("context")
     rule = "CMRC" if 3 * sum(map(qa.is_chinese, context)) > len(context) else "SQuAD"
     exact, f1 = qa.best(found["text"], golds, RULES[rule])
@@ -216,16 +209,7 @@ LABELS = Form("labels", read_labels, measure_labels, ("f1/micro", "f1/macro", "s
 OPTIONS = Form("options", read_option, measure_options, ("accuracy", "ece"))
 NUMBERS = Form("numbers", read_number, measure_numbers, ("pearson", "spearman", "mae"))
 TAGS = Form("tags", read_tags, measure_tags, ("f1", "accuracy"), tags_of)
-ANSWERS = Form("answers", read_answer, measure_answers, ("exact", "f1"))
+SPANS = Form("spans", read_answer, measure_answers, ("exact", "f1"))
 TEXTS = Form("texts", read_text, measure_texts, ("bleu", "chrf", "rougeL"))
 
-# Fields that a row of the form has, and what its guess is; the first that fits.
-FORMS: tuple[tuple[set[str], type, Form], ...] = (
-    ({"none", "spans"}, type(None), ANSWERS),
-    ({"words", "guess"}, list, TAGS),
-    ({"prompt", "gold", "guess"}, str, TEXTS),
-    ({"gold", "guess", "probabilities"}, str, CLASSES),
-    ({"gold", "guess", "probabilities"}, list, LABELS),
-    ({"gold", "guess", "probabilities"}, int, OPTIONS),
-    ({"gold", "guess"}, float, NUMBERS),
-)
+FORMS = {form.name: form for form in (CLASSES, LABELS, OPTIONS, NUMBERS, TAGS, SPANS, TEXTS)}

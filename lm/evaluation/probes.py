@@ -20,7 +20,7 @@ from lm.evaluation.subject import Subject
 def sentence_logprobs(subject: Subject, texts: Sequence[str]) -> np.ndarray:
     """Give (summed log-probability, tokens) of each text, (N, 2): a masked model's are pseudo-log-likelihoods."""
     tokenizer, texts = subject.tokenizer, list(texts)
-    if not subject.objective.generative:
+    if subject.objective.writes != "text":
         rows = tokenizer.encode_batch(texts)
         check(all(len(ids) for ids in rows), "a text without tokens has no probability")
         found = masked_logprobs(subject, rows)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.decode.prefill import check_finite
-from lm.decode.search.masked import framed, network_of, padded, place_logits
+from lm.decode.search.masked import framed, padded, place_logits
 from lm.evaluation.subject import Subject
 from lm.sharding import NO_MESH
 
@@ -19,7 +19,7 @@ def masked_logprobs(subject: Subject, rows: Sequence[np.ndarray]) -> list[np.nda
     Raises UserError for a model that fills no masks, or a row longer than its context.
     """
     objective, mask = subject.objective, subject.tokenizer.special_id("[MASK]")
-    network, found = network_of(objective), [np.zeros(len(ids), np.float32) for ids in rows]
+    network, found = objective.masked_network(), [np.zeros(len(ids), np.float32) for ids in rows]
     jobs = [(i, at) for i, ids in enumerate(rows) for at in range(len(ids))]
     framed_rows = [framed(subject.tokenizer, ids, objective) for ids in rows]
     jobs.sort(key=lambda job: -len(framed_rows[job[0]]))

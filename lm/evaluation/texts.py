@@ -39,7 +39,7 @@ class Texts:
         figures = {**diversity(words, seed=subject.seed), **repetition(words)}
         if len(texts) > 1:
             figures |= self_bleu(words)
-        if subject.objective.generative:
+        if subject.objective.writes == "text":
             figures |= self.fluency(subject, prompts, texts)
         figures |= self.meant(subject, prompts, texts)
         if "references" in found[0].values:

@@ -29,10 +29,10 @@ def vectors(subject: Subject, texts: Sequence[str]) -> np.ndarray:
     rows = subject.tokenizer.encode_batch(list(texts))
     check(all(len(ids) for ids in rows), "a text without tokens has no embedding")
     objective, params = subject.objective.writer(subject.params)
-    if hasattr(objective, "embed"):
+    if objective.embeds:
         embed = partial(sentences, objective)
         limit = objective.length - 2
-    elif objective.generative:
+    elif objective.writes == "text":
         steps = opened_steps(objective)
         with jax.sharding.use_abstract_mesh(NO_MESH):
             params = steps.prepare(params, 2)

@@ -37,13 +37,13 @@ def read(objective: Any, params: Any, tokenizer: Any, text: str, target: str | N
     from lm.models.transformer import Transformer
 
     model, name = objective.model, type(objective).__name__
-    if isinstance(model, EncoderDecoder) and objective.answers:
+    if isinstance(model, EncoderDecoder) and objective.writes == "answer":
         return answer(Network(model, True), objective, params, tokenizer, text, target)
     check(target is None, f"--target is for encoder-decoders; this is a model of {name}")
     if isinstance(model, Transformer) and "stack" in params:
         if "[MASK]" in objective.special:
             return hidden(Network(model, False), tokenizer, text)
-        if objective.generative:
+        if objective.writes == "text":
             return onward(Network(model, True), objective, tokenizer, text)
     raise UserError(f"lm.explain shows Transformers that predict tokens (causal, masked, encoder-decoder), no model of {name}")
 

@@ -29,13 +29,26 @@ from lm.data.rows.examples import Examples
 from lm.data.rows.pipeline import Batches
 from lm.data.rows.prompts import Prompt
 from lm.data.rows.records import Documents, Windows
-from lm.errors import check
+from lm.errors import UserError, check
 from lm.models import flops
 from lm.models.encoder_decoder import EncoderDecoder
 
 Example = dict[str, np.ndarray]
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (weighted sum, sum of weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """How an objective of labelled examples answers: what `lm.predict` reads, and how the answers are measured.
+
+    `form`: the entry of `lm.evaluation.predictions.FORMS` by which predictions are read and measured. `kind`: the noun for
+    messages. `reads`: the values that an example must have.
+    """
+
+    form: str
+    kind: str
+    reads: tuple[str, ...]
 
 
 class Objective:
@@ -48,8 +61,25 @@ class Objective:
 
     paper: ClassVar[str]
     holds: ClassVar[str]  # what a batch holds, for people
-    generative: ClassVar[bool] = False  # left to right: a sample continues a prompt
-    answers: ClassVar[bool] = False  # left to right, but as the answer to a source
+    # Life after training. A subclass declares what it can do; nobody asks for its class or probes for its attributes.
+    writes: ClassVar[str] = ""  # left to right: goes on with a "text", or writes the "answer" to a source
+    fills: ClassVar[tuple[str, ...]] = ()  # strategies of lm.generate that fill masked positions
+    embeds: ClassVar[bool] = False  # has an `embed` of its own for whole texts
+    task: ClassVar[str] = ""  # fine-tuning head that lm.convert writes, in transformers' words ("TokenClassification")
+    headless: ClassVar[bool] = False  # no head on the vocabulary: an export has none either
+    labels: ClassVar[tuple[str, ...]] = ()  # classes that are scored, and of which kind; parameters depend on both
+    kind: ClassVar[str | None] = None
+    class_weights: ClassVar[tuple[float, ...]] = ()
+    head: ClassVar[Any] = None  # between a sequence's state and its scores (`finetune.network.Head`)
+    rows: ClassVar[Any] = None  # how labelled examples become rows (`finetune.network.Rows`)
+    frame: ClassVar[Any] = None  # special tokens around texts (`lm.data.rows.templates.Frame`), once a tokenizer is known
+    parts: ClassVar[tuple[Any, ...]] = ()  # of a mixture: its objectives with their names
+    # Special ids. None: the tokenizer's, or there is none.
+    start: ClassVar[int | None] = None
+    begin: ClassVar[int | None] = None
+    end: ClassVar[int | None] = None
+    pad: ClassVar[int | None] = None
+
     prefix: ClassVar[bool] = False  # the tokens of a prompt all see each other
     template: ClassVar[bool] = False  # texts are encoded as the tokenizer's own files say; a field where folders have it
     apart: ClassVar[bool] = False  # its `parts` have examples of their own, and are measured each by itself
@@ -154,6 +184,28 @@ class Objective:
         """Give the objective that writes, and its parameters: of a mixture the first part that can."""
         return self, params
 
+    @property
+    def inner(self) -> "Objective":
+        """Return the objective that is measured, written and exported: of a wrapper the wrapped one."""
+        return self
+
+    @property
+    def answers(self) -> Answers | None:
+        """Describe the answers to labelled examples; None for an objective of running text."""
+        return None
+
+    def placeholder(self, example: Any) -> dict[str, Any]:
+        """Return values that stand for the label of an example nobody labelled; only the loss would look at them."""
+        return {}
+
+    def unbounded(self, tokenizer: Any, examples: Sequence[Any]) -> "Objective":
+        """Return the objective without bounds that it took from its own training examples, to answer others."""
+        return self
+
+    def masked_network(self) -> Any:
+        """Return the network (`Model` or `Electra`) that scores masked tokens; raises UserError where there is none."""
+        raise UserError(f"{type(self).__name__} fills no masks: take a run of Masked or Replaced, or a folder of BERT's like")
+
     def predict(self, params: Any, batch: Batch) -> dict[str, jax.Array] | None:
         """Guess what the batch asks for, for people to look at: arrays with a leading axis of rows."""
         return None
@@ -188,8 +240,9 @@ def resolve(config: Any, corpus: Any) -> tuple[Any, Any]:
     """Give a corpus's tokenizer the special tokens of a config's objective, and the objective what the tokenizer knows."""
     tokenizer = corpus.tokenizer.with_special(config.objective.special)
     corpus = dataclasses.replace(corpus, tokenizer=tokenizer)
-    for name in ("separator", "start", "begin", "end", "mask", "cls", "sep", "pad"):  # None: the tokenizer's
-        value = getattr(config.objective, name, None)
+    special = ("separator", "start", "begin", "end", "mask", "cls", "sep", "pad")
+    for name in [field.name for field in dataclasses.fields(config.objective) if field.name in special]:
+        value = getattr(config.objective, name)
         wrong = isinstance(value, int) and not 0 <= value < tokenizer.vocab
         check(not wrong, f"objective.{name}={value} is no id of the tokenizer, which has {tokenizer.vocab}; leave it out")
     objective = config.objective.resolve(tokenizer).study(corpus)

@@ -32,7 +32,7 @@ class LSTMLanguageModel(Objective):
 
     paper: ClassVar[str] = "Hochreiter & Schmidhuber 1997; Zaremba et al. 2014 (LSTM)"
     holds: ClassVar[str] = Causal.holds
-    generative: ClassVar[bool] = True
+    writes: ClassVar[str] = "text"
     nats: ClassVar[str] = "loss"
 
     model: LSTM

@@ -33,7 +33,7 @@ class Causal(Objective):
 
     paper: ClassVar[str] = "Radford et al. 2018, 2019; Brown et al. 2020 (GPT); Zhang et al. 2020 (DialoGPT)"
     holds: ClassVar[str] = "tokens targets weights segments positions (B, T)"
-    generative: ClassVar[bool] = True
+    writes: ClassVar[str] = "text"
 
     model: Transformer
     z_loss: float = 0.0

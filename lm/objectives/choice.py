@@ -17,7 +17,7 @@ from lm.data.rows.examples import row_length
 from lm.data.rows.templates import Laid, cut
 from lm.data.types import Example
 from lm.errors import UserError, check, check_range
-from lm.objectives.base import Objective
+from lm.objectives.base import Answers, Objective
 from lm.objectives.finetune import network
 from lm.objectives.finetune.base import Tuned
 from lm.objectives.finetune.network import Head, Rows, Stacks
@@ -35,6 +35,7 @@ class Choose(Tuned, Objective):
 
     paper: ClassVar[str] = "Radford et al. 2018 (GPT); Devlin et al. 2019 (BERT, SWAG)"
     holds: ClassVar[str] = "tokens types segments positions (B, T); places offered (B, P, options); targets weights (B, P)"
+    task: ClassVar[str] = "MultipleChoice"
 
     model: Stacks
     context: str = "context"
@@ -66,7 +67,7 @@ class Choose(Tuned, Objective):
         examples = [*network.examples_of(corpus), *corpus.validation.examples]
         refuse_empties(examples, *filter(None, (self.context, self.question)))
         most = self.most or max(len(self.offered(example)) for example in examples)
-        found = network.knowing(dataclasses.replace(self, most=most), self.frame)
+        found = dataclasses.replace(self, most=most)
         for example in examples:
             found.right(example)
             options = found.offered(example)
@@ -79,7 +80,7 @@ class Choose(Tuned, Objective):
         sizes = [size for example in examples for size, _ in found.sizes(example)]
         longest = -(-max(sizes) // 8) * 8
         row = row_length(sizes, longest) if self.rows.pack else longest
-        return network.knowing(dataclasses.replace(found, rows=dataclasses.replace(self.rows, row=row)), self.frame)
+        return dataclasses.replace(found, rows=dataclasses.replace(self.rows, row=row))
 
     def offered(self, example: Example) -> list[str]:
         """Give the texts of the options."""
@@ -168,6 +169,20 @@ class Choose(Tuned, Objective):
         return {"probabilities": jax.nn.softmax(self.logits(params, batch))}
 
     # -- for people ----------------------------------------------------------------------------------------------------
+
+    @property
+    def answers(self):
+        return Answers("options", "chooser", (*filter(None, (self.context, self.question)), *self.options))
+
+    def placeholder(self, example):
+        return {self.label: 0}
+
+    def unbounded(self, tokenizer, examples):
+        known = self.resolve(tokenizer)
+        most = max(len(known.offered(example)) for example in examples)
+        if most > known.most or max(size for example in examples for size, _ in known.sizes(example)) > known.row:
+            return dataclasses.replace(self, most=0, rows=dataclasses.replace(self.rows, row=0))
+        return self
 
     def outcomes(self, record, found) -> list[dict[str, Any]]:
         """Say of each example of a record which option the network takes."""

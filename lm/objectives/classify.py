@@ -17,7 +17,7 @@ from lm.data.rows.templates import Keep, Laid
 from lm.data.types import Example
 from lm.errors import check, check_choices, check_range
 from lm.models.layers import fold
-from lm.objectives.base import Objective
+from lm.objectives.base import Answers, Objective
 from lm.objectives.finetune import network
 from lm.objectives.finetune.base import Tuned
 from lm.objectives.finetune.network import Head, Rows, Trunk
@@ -44,6 +44,7 @@ class Classify(Tuned, Objective):
 
     paper: ClassVar[str] = "Radford et al. 2018 (GPT); Devlin et al. 2019 (BERT)"
     holds: ClassVar[str] = "tokens types segments positions (B, T); places weights (B, P); targets (B, P) or (B, P, labels)"
+    task: ClassVar[str] = "SequenceClassification"
 
     model: Trunk
     fields: tuple[str, ...] = ("text",)
@@ -88,12 +89,12 @@ class Classify(Tuned, Objective):
         weights = self.class_weights
         if self.balanced and not weights:
             weights = tuple(round(len(examples) / (len(labels) * max(1, counts[name])), 6) for name in labels)
-        found = network.knowing(dataclasses.replace(self, labels=labels, class_weights=weights), self.frame)
+        found = dataclasses.replace(self, labels=labels, class_weights=weights)
         everything = [*examples, *corpus.validation.examples]
         for example in everything:
             found.target(example)
         refuse_empties(everything, *self.fields)
-        return network.knowing(dataclasses.replace(found, rows=network.settled(found, corpus)), self.frame)
+        return dataclasses.replace(found, rows=network.settled(found, corpus))
 
     def names(self, example: Example) -> list[str]:
         """Give the labels of an example as texts; none of a number."""
@@ -220,6 +221,14 @@ class Classify(Tuned, Objective):
         return {"probabilities": (jax.nn.softmax if self.kind == "one" else jax.nn.sigmoid)(logits_BPC)}
 
     # -- for people ----------------------------------------------------------------------------------------------------
+
+    @property
+    def answers(self):
+        form = {"one": "classes", "several": "labels", "number": "numbers"}[self.kind]
+        return Answers(form, "classifier", tuple(self.fields))
+
+    def placeholder(self, example):
+        return {self.label: {"one": "".join(self.labels[:1]), "several": [], "number": 0}[self.kind]}
 
     def outcomes(self, record, found) -> list[dict[str, Any]]:
         """Say of each example of a record what `predict` found in its row, as JSON-able values."""

@@ -36,6 +36,7 @@ class Conditional(Objective):
 
     paper: ClassVar[str] = "Ghazvininejad et al. 2019 (Mask-Predict)"
     holds: ClassVar[str] = f"{HOLDS}; lengths (B, S)"
+    fills: ClassVar[tuple[str, ...]] = ("mask_predict",)
 
     model: EncoderDecoder
     smoothing: float = 0.0

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -15,6 +15,7 @@ from lm.corruption.masking import budget, replace
 from lm.corruption.sentences import sentences
 from lm.data.rows.records import Documents, Windows
 from lm.errors import check, check_choices, check_range
+from lm.fields import derived
 from lm.models.flops import train_flops
 from lm.models.heads import Pooler, cross_entropy, gather
 from lm.models.layers import fold
@@ -39,6 +40,8 @@ class Contrastive(Objective):
         " term masked (B, F, T); places targets weights (B, F, P)"
     )
 
+    embeds: ClassVar[bool] = True
+
     model: Transformer
     fields: Literal[1, 2, 3] = 1
     length: int = 32  # tokens of a sentence, specials counted
@@ -54,7 +57,7 @@ class Contrastive(Objective):
     mask: int | None = None
     pad: int | None = None
     separator: int | None = None
-    pieces: Any = field(default=None, init=False, repr=False, compare=False)
+    pieces: Any = derived()
 
     def __post_init__(self):
         check_choices(self)
@@ -70,6 +73,10 @@ class Contrastive(Objective):
     @property
     def special(self):
         return ("[PAD]", "[CLS]", "[SEP]") + ("[MASK]",) * bool(self.mlm)
+
+    @property
+    def headless(self):
+        return not self.mlm
 
     @property
     def records(self):
@@ -88,9 +95,8 @@ class Contrastive(Objective):
 
     def resolve(self, tokenizer):
         ids = {name[1:-1].lower(): tokenizer.special_id(name) for name in self.special}
-        found = dataclasses.replace(self, model=fit(self.model, tokenizer), separator=tokenizer.separator, **ids)
-        object.__setattr__(found, "pieces", tokenizer.piece_table())
-        return found
+        model, pieces = fit(self.model, tokenizer), tokenizer.piece_table()
+        return dataclasses.replace(self, model=model, pieces=pieces, separator=tokenizer.separator, **ids)
 
     def corrupt(self, rng, record):
         sentences = [self.sentence(record)] if self.fields == 1 else record["documents"][0]
@@ -124,6 +130,9 @@ class Contrastive(Objective):
             row["places"][i, :count], row["targets"][i, :count], row["weights"][i, :count] = places, ids[places], 1
             row["masked"][i, places] = replace(rng, ids[places], (0.8, 0.1, 0.1), self.mask, 0, self.model.vocab)
         return row
+
+    def masked_network(self):
+        return Model(self.model) if self.mlm else super().masked_network()
 
     def init(self, key, batch):
         params = Model(self.model).init(key, batch["sentences"][:, 0])["params"]

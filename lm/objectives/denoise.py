@@ -14,6 +14,7 @@ from lm.corruption import noise
 from lm.data.rows.prompts import answered
 from lm.data.rows.records import Windows
 from lm.errors import check, check_choices, check_range
+from lm.fields import derived
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.objectives.base import Objective, fit
 from lm.objectives.rows import HOLDS, forced, guess, read, row_flops, show_pairs, target_sums
@@ -36,7 +37,7 @@ class Denoise(Objective):
 
     paper: ClassVar[str] = "Lewis et al. 2020 (BART)"
     holds: ClassVar[str] = HOLDS
-    answers: ClassVar[bool] = True
+    writes: ClassVar[str] = "answer"
 
     model: EncoderDecoder
     share: float = 0.3
@@ -54,8 +55,8 @@ class Denoise(Objective):
     begin: int | None = None  # the ids of <s>, </s> and of what separates documents, filled in by `resolve`
     end: int | None = None
     separator: int | None = None
-    pieces: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
-    fillers: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
+    pieces: Any = derived()
+    fillers: Any = derived()
 
     def __post_init__(self):
         check_choices(self)
@@ -82,12 +83,9 @@ class Denoise(Objective):
     def resolve(self, tokenizer):
         begin, end, mask = (tokenizer.special_id(name) for name in self.special)
         ids = {"begin": begin, "end": end, "separator": tokenizer.separator}
-        resolved = dataclasses.replace(self, model=fit(self.model, tokenizer), **ids)
         pieces = tokenizer.piece_table()
         fillers = noise.Fillers(mask=mask, random=self.random, ordinary=np.flatnonzero(~pieces.special))
-        object.__setattr__(resolved, "pieces", pieces)
-        object.__setattr__(resolved, "fillers", fillers)
-        return resolved
+        return dataclasses.replace(self, model=fit(self.model, tokenizer), pieces=pieces, fillers=fillers, **ids)
 
     def corrupt(self, rng, record):
         blocks = self.blocks(record["tokens"], record["segments"])

@@ -18,7 +18,7 @@ from lm.data.rows.packing import owners, windows
 from lm.data.types import Example
 from lm.errors import check, check_choices, check_range
 from lm.models.layers import Linear, dropout, fold
-from lm.objectives.base import Objective
+from lm.objectives.base import Answers, Objective
 from lm.objectives.finetune import network
 from lm.objectives.finetune.base import Tuned
 from lm.objectives.finetune.network import Rows, Trunk
@@ -40,6 +40,7 @@ class Extract(Tuned, Objective):
 
     paper: ClassVar[str] = "Devlin et al. 2019 (BERT); Rajpurkar et al. 2016, 2018 (SQuAD)"
     holds: ClassVar[str] = "tokens types segments positions (B, T); starts ends numbers weights (B, P)"
+    task: ClassVar[str] = "QuestionAnswering"
 
     model: Trunk
     stride: int = 128
@@ -71,14 +72,15 @@ class Extract(Tuned, Objective):
         examples = network.examples_of(corpus)
         refuse_empties([*examples, *corpus.validation.examples], "question", "context")
         for example in [*examples, *corpus.validation.examples]:
-            for text, start in self.answers(example):
+            for text, start in self.gold(example):
                 refuse_empty(text, example.where, "a text in 'answers'")
                 there = start >= 0 and example.get("context")[start : start + len(text)] == text
                 check(there, f"{example.where}: the answer {text!r} is not at character {start} of the paragraph; mend it")
-        null = any(not self.answers(example) for example in examples) if self.null is None else self.null
-        return network.knowing(dataclasses.replace(self, null=null, rows=network.settled(self, corpus)), self.frame)
+        null = any(not self.gold(example) for example in examples) if self.null is None else self.null
+        return dataclasses.replace(self, null=null, rows=network.settled(self, corpus))
 
-    def answers(self, example: Example) -> list[tuple[str, int]]:
+    def gold(self, example: Example) -> list[tuple[str, int]]:
+        """Return the text and the first character of each answer; raises UserError where their numbers differ."""
         texts, starts = example.get("answers", list), example.get("starts", list)
         check(len(texts) == len(starts), f"{example.where}: {len(texts)} answers and {len(starts)} starts; mend the example")
         return list(zip(texts, starts))
@@ -108,7 +110,7 @@ class Extract(Tuned, Objective):
 
     def target(self, example: Example, window: Window) -> tuple[int, int]:
         """Give the places of the first and the last token of the answer in a window."""
-        answers = self.answers(example)
+        answers = self.gold(example)
         if answers and len(window.spans):
             text, start = answers[0]
             end = start + len(text)
@@ -169,6 +171,17 @@ class Extract(Tuned, Objective):
         return {"start": logits_BT2[..., 0], "end": logits_BT2[..., 1]}
 
     # -- for people ----------------------------------------------------------------------------------------------------
+
+    @property
+    def answers(self):
+        return Answers("spans", "reader", ("question", "context"))
+
+    def placeholder(self, example):
+        return {"answers": [], "starts": []}
+
+    def unbounded(self, tokenizer, examples):
+        # A published network does not say whether it was trained on questions without an answer; it answers every one.
+        return dataclasses.replace(self, null=False) if self.null is None else self
 
     def outcomes(self, record, found) -> list[dict[str, Any]]:
         """Say of each window of a record what it offers; `merge` chooses among the windows of a question."""

@@ -29,6 +29,7 @@ from lm.corruption.similar import Words, load, replace_words, save, similar_word
 from lm.data.rows.records import Windows
 from lm.data.text.words import ENTITY, PHRASE, WORD
 from lm.errors import check, check_choices, check_range
+from lm.fields import derived
 from lm.models import flops
 from lm.models.heads import Pooler, cross_entropy, gather
 from lm.models.layers import Linear
@@ -66,6 +67,8 @@ class Masked(Objective):
         "tokens types segments positions starts (B, T); places targets weights (B, P); with sentences pair pair_weights (B,)"
     )
 
+    fills: ClassVar[tuple[str, ...]] = ("fill", "gibbs")
+
     model: Transformer
     length: int = 0  # tokens of a row, 0: model.context; BERT's first nine tenths of the steps have 128 of 512
     rate: float = 0.15
@@ -81,10 +84,10 @@ class Masked(Objective):
     short_share: float = 0.1  # rows of a random length below the whole (Devlin et al. 2019), with a sentence objective
     copies: int = 0
     predictions: int = 0  # places for them in a row; 0: as many as there can be, or nearly, where chance decides
-    ids: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
-    pieces: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
-    closed: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)  # bool [V]: never chosen
-    words: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
+    ids: Any = derived()
+    pieces: Any = derived()
+    closed: Any = derived()  # bool [V]: never chosen
+    words: Any = derived()
 
     def __post_init__(self):
         check_choices(self)
@@ -133,14 +136,14 @@ class Masked(Objective):
         return {"mlm": 1.0} if self.sentence == "none" else {"mlm": 1.0, "pair": 1.0}
 
     def resolve(self, tokenizer):
-        found = dataclasses.replace(self, model=fit(self.model, tokenizer))
         names = [tokenizer.special_id(name) for name in self.special]
         ids = Ids(*names, tokenizer.separator, tokenizer.vocab)
         check(self.low < ids.vocab, f"low={self.low} leaves no token of {ids.vocab} to draw")
         closed = np.zeros(ids.vocab, bool)
         if not self.specials:
             closed[[i for i in ids[:5] if i is not None]] = True
-        return found.knowing(ids=ids, closed=closed, pieces=tokenizer.piece_table(), words=self.words)
+        derived = {"ids": ids, "closed": closed, "pieces": tokenizer.piece_table()}
+        return dataclasses.replace(self, model=fit(self.model, tokenizer), **derived)
 
     def study(self, corpus):
         """Find similar words, once for a corpus: the table is kept beside it."""
@@ -152,13 +155,7 @@ class Masked(Objective):
         words = load(path) if path.exists() else self.table(corpus.train[0][1])
         if corpus.sha256 and not path.exists():  # text made up for a trial has neither hash nor folder
             save(words, path)
-        return self.knowing(ids=self.ids, closed=self.closed, pieces=self.pieces, words=words)
-
-    def knowing(self, **found) -> "Masked":
-        """Copy with what only a tokenizer and a corpus can tell."""
-        copy = dataclasses.replace(self)
-        vars(copy).update(found)
-        return copy
+        return dataclasses.replace(self, words=words)
 
     def table(self, stream, most: int = 20_000_000) -> Words:
         """Find similar words in the first `most` tokens of a stream."""
@@ -231,6 +228,9 @@ class Masked(Objective):
         return masking.fill(order, sizes, self.places)
 
     # -- device --------------------------------------------------------------------------------------------------------
+
+    def masked_network(self):
+        return Model(self.model)
 
     def init(self, key, batch):
         model = self.model

@@ -73,15 +73,11 @@ class Parts:
         return tuple(dict.fromkeys(name for part in self.parts for name in part.objective.special))
 
     @property
-    def generative(self):
-        return any(part.objective.generative for part in self.parts)
-
-    @property
-    def answers(self):
-        return any(part.objective.answers for part in self.parts)
+    def writes(self):
+        return next((part.objective.writes for part in self.parts if part.objective.writes), "")
 
     def writer(self, params):
-        part = next(part for part in self.parts if part.objective.generative or part.objective.answers)
+        part = next(part for part in self.parts if part.objective.writes)
         return part.objective, part.params(params)
 
     def of(self, parts: tuple[Part, ...]) -> "Parts":

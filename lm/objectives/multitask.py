@@ -12,6 +12,7 @@ import numpy as np
 
 from lm.data.rows.examples import Examples, Parted
 from lm.errors import UserError, check
+from lm.fields import derived
 from lm.objectives.base import Objective
 from lm.objectives.finetune import network
 from lm.objectives.mixture import Part, Parts
@@ -34,7 +35,7 @@ class Tasks(Parts, Objective):
     apart: ClassVar[bool] = True
 
     parts: tuple[Part, ...]
-    shares: tuple[float, ...] | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
+    shares: tuple[float, ...] | None = derived()
 
     def __post_init__(self):
         super().__post_init__()
@@ -68,9 +69,7 @@ class Tasks(Parts, Objective):
 
     def of(self, parts: tuple[Part, ...], shares: tuple[float, ...] | None = None) -> "Tasks":
         """Copy with other parts."""
-        found = dataclasses.replace(self, parts=parts)
-        object.__setattr__(found, "shares", shares or self.shares)
-        return found
+        return dataclasses.replace(self, parts=parts, shares=shares or self.shares)
 
     def measured(self):
         """Weigh losses by share, too: the mean of them is that of training."""

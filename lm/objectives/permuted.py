@@ -15,6 +15,7 @@ from lm.data.rows.prompts import Prompt, continued
 from lm.data.rows.records import Windows
 from lm.data.text.words import SENTENCE, WORD
 from lm.errors import check, check_range
+from lm.fields import derived
 from lm.models.heads import cross_entropy
 from lm.models.two_stream import TwoStream, XLNet
 from lm.objectives.base import Objective, fit
@@ -35,7 +36,7 @@ class Permuted(Objective):
     paper: ClassVar[str] = "Yang et al. 2019 (XLNet)"
     holds: ClassVar[str] = "tokens types rank reach (B, T); places targets weights (B, P); backward pair (B,); memory"
 
-    generative: ClassVar[bool] = True
+    writes: ClassVar[str] = "text"
 
     model: XLNet
     reuse: int = 0  # 0: half of the context
@@ -49,7 +50,7 @@ class Permuted(Objective):
     separator: int | None = None  # of documents; these three are filled in by `resolve`
     sep: int = 0
     cls: int = 0
-    pieces: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
+    pieces: Any = derived()
 
     def __post_init__(self):
         check_range(self, 0, float("inf"), "reuse", "block", "predictions")
@@ -91,11 +92,8 @@ class Permuted(Objective):
 
     def resolve(self, tokenizer):
         sep, cls = (tokenizer.special_id(name) for name in self.special)
-        new = dataclasses.replace(
-            self, model=fit(self.model, tokenizer), separator=tokenizer.separator, sep=sep, cls=cls
-        )
-        object.__setattr__(new, "pieces", tokenizer.piece_table())
-        return new
+        ids = {"separator": tokenizer.separator, "sep": sep, "cls": cls}
+        return dataclasses.replace(self, model=fit(self.model, tokenizer), pieces=tokenizer.piece_table(), **ids)
 
     # -- on the host -----------------------------------------------------------------------------------------------------
 

@@ -133,12 +133,8 @@ class Prefix(Objective):
         return draw(rng, record, self.denoisers, self.layout, self.symbols, self.separator)
 
     @property
-    def generative(self):
-        return isinstance(self.layout, Line)
-
-    @property
-    def answers(self):
-        return not self.generative
+    def writes(self):
+        return "text" if isinstance(self.layout, Line) else "answer"
 
     def prompt(self, tokenizer, text):
         """Ask for what follows, as the first denoiser that takes the end of a text away does (UL2's S).
@@ -146,7 +142,7 @@ class Prefix(Objective):
         Behind its mode token the text ends in a sentinel, which the answer then begins with. An empty text begins with
         the separator, as some rows of training do.
         """
-        if self.answers:
+        if self.writes == "answer":
             mode, hole = self.around
             found = answered(tokenizer, text, start=self.pad, begin=mode, end=[*hole, self.end])
             return Prompt(np.append(found.tokens, hole).astype(np.int32), found.source)

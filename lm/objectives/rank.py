@@ -14,7 +14,7 @@ from lm.data.labelled.check import encoded, number_of, refuse_empties
 from lm.data.rows.templates import Laid
 from lm.data.types import Example
 from lm.errors import check, check_choices
-from lm.objectives.base import Objective
+from lm.objectives.base import Answers, Objective
 from lm.objectives.finetune import network
 from lm.objectives.finetune.base import Tuned
 from lm.objectives.finetune.network import Rows, Stacks
@@ -59,7 +59,7 @@ class Rank(Tuned, Objective):
         top = self.top or max(scores[: len(examples)])
         check(top > 0, f"no {self.label!r} above 0: nothing to bring together")
         rows = self.rows if self.rows.row else dataclasses.replace(self.rows, row=self.row)
-        return network.knowing(dataclasses.replace(self, top=float(top), rows=rows), self.frame)
+        return dataclasses.replace(self, top=float(top), rows=rows)
 
     def score(self, example: Example) -> float:
         return number_of(example, self.label)
@@ -110,6 +110,13 @@ class Rank(Tuned, Objective):
         return {"cosine": self.cosines(params, batch)}
 
     # -- for people ----------------------------------------------------------------------------------------------------
+
+    @property
+    def answers(self):
+        return Answers("numbers", "ranker", tuple(self.fields))
+
+    def placeholder(self, example):
+        return {self.label: 0}
 
     def outcomes(self, record, found) -> list[dict[str, Any]]:
         """Say of each example of a record how alike its texts are."""

@@ -45,7 +45,7 @@ class Recurrent(Objective):
 
     paper: ClassVar[str] = "Dai et al. 2019 (Transformer-XL)"
     holds: ClassVar[str] = "tokens targets weights segments (B, T); a memory of (B, L, M, D) goes from batch to batch"
-    generative: ClassVar[bool] = True
+    writes: ClassVar[str] = "text"
     nats: ClassVar[str] = "loss"
 
     model: TransformerXL

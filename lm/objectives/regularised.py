@@ -75,8 +75,8 @@ class Regularised(Objective):
     model = property(lambda self: self.objective.model)
     records = property(lambda self: self.objective.records)
     special = property(lambda self: self.objective.special)
-    generative = property(lambda self: self.objective.generative)
-    answers = property(lambda self: self.objective.answers)
+    writes = property(lambda self: self.objective.writes)
+    inner = property(lambda self: self.objective)
     prefix = property(lambda self: self.objective.prefix)
     nats = property(lambda self: self.objective.nats)
 

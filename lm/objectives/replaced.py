@@ -7,7 +7,7 @@ A small generator fills masked tokens by sampling; the discriminator says of eve
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -18,6 +18,7 @@ from lm.corruption.masking import budget
 from lm.corruption.sentences import sentences
 from lm.data.rows.records import Windows
 from lm.errors import check, check_range
+from lm.fields import derived
 from lm.models.electra import Electra, generator_of
 from lm.models.flops import train_flops
 from lm.models.heads import Head, cross_entropy
@@ -46,6 +47,9 @@ class Replaced(Objective):
         " in evaluation"
     )
 
+    fills: ClassVar[tuple[str, ...]] = ("fill", "gibbs")
+    headless: ClassVar[bool] = True  # an export has the discriminator
+
     model: Transformer
     generator_width: float = 0.25  # share of the discriminator's; 1/3 in base, 1 in the released small
     generator_depth: float = 1.0
@@ -60,7 +64,7 @@ class Replaced(Objective):
     mask: int | None = None
     pad: int | None = None
     separator: int | None = None
-    pieces: Any = field(default=None, init=False, repr=False, compare=False)
+    pieces: Any = derived()
 
     def __post_init__(self):
         check_range(self, 0, 1, "rate", "mask_share", "single", "short")
@@ -97,9 +101,8 @@ class Replaced(Objective):
 
     def resolve(self, tokenizer):
         ids = {name[1:-1].lower(): tokenizer.special_id(name) for name in self.special}
-        found = dataclasses.replace(self, model=fit(self.model, tokenizer), separator=tokenizer.separator, **ids)
-        object.__setattr__(found, "pieces", tokenizer.piece_table())
-        return found
+        model, pieces = fit(self.model, tokenizer), tokenizer.piece_table()
+        return dataclasses.replace(self, model=model, pieces=pieces, separator=tokenizer.separator, **ids)
 
     def corrupt(self, rng, record):
         length, most = self.model.context, self.predictions
@@ -165,6 +168,9 @@ class Replaced(Objective):
 
     @property
     def network(self) -> Electra:
+        return Electra(self.generator, self.model)
+
+    def masked_network(self):
         return Electra(self.generator, self.model)
 
     def init(self, key, batch):

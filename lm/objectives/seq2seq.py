@@ -27,7 +27,7 @@ class Seq2seq(Objective):
 
     paper: ClassVar[str] = "Vaswani et al. 2017 (the Transformer)"
     holds: ClassVar[str] = HOLDS
-    answers: ClassVar[bool] = True
+    writes: ClassVar[str] = "answer"
 
     model: EncoderDecoder
     smoothing: float = 0.0

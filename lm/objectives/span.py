@@ -37,7 +37,7 @@ class Span(Objective):
     holds: ClassVar[str] = (
         "source source_segments source_positions (B, S); tokens targets weights segments positions (B, T)"
     )
-    answers: ClassVar[bool] = True
+    writes: ClassVar[str] = "answer"
 
     model: EncoderDecoder
     noise: Literal["spans", "iid"] = "spans"

@@ -31,7 +31,7 @@ from lm.models.crf import (
 )
 from lm.models.heads import gather
 from lm.models.layers import Linear, dropout, fold
-from lm.objectives.base import Objective
+from lm.objectives.base import Answers, Objective
 from lm.objectives.finetune import network
 from lm.objectives.finetune.base import Tuned
 from lm.objectives.finetune.network import Rows, Trunk
@@ -52,6 +52,7 @@ class Tag(Tuned, Objective):
 
     paper: ClassVar[str] = "Devlin et al. 2019 (BERT); Lafferty et al. 2001, Lample et al. 2016 (CRF)"
     holds: ClassVar[str] = "tokens types segments positions (B, T); places targets weights begins opens closes (B, W)"
+    task: ClassVar[str] = "TokenClassification"
 
     model: Trunk
     words: str = "words"
@@ -80,12 +81,11 @@ class Tag(Tuned, Objective):
         names = {tag for example in examples for tag in example.get(self.tags, list)}
         labels = self.labels or tuple(sorted(names, key=lambda name: (name != "O", name)))
         check(len(labels) > 1, f"{len(labels)} tag(s) in {self.tags!r}: nothing to tell apart")
-        found = network.knowing(dataclasses.replace(self, labels=labels), self.frame)
+        found = dataclasses.replace(self, labels=labels)
         for example in [*examples, *corpus.validation.examples]:
             found.targets(example)
         scheme = self.scheme_of(examples, corpus.validation.examples) if self.crf and self.forbid != "never" else self.scheme
-        found = dataclasses.replace(found, scheme=scheme, rows=network.settled(found, corpus))
-        return network.knowing(found, self.frame)
+        return dataclasses.replace(found, scheme=scheme, rows=network.settled(found, corpus))
 
     def scheme_of(self, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
         """Find the scheme, or "none"; refuse tags against it where they would cost 1e4 nats, else say how many there are."""
@@ -224,6 +224,17 @@ class Tag(Tuned, Objective):
         return found | {"scores": logits_BWC, "chain": jnp.broadcast_to(chain_KC, (len(logits_BWC), *chain_KC.shape))}
 
     # -- for people ----------------------------------------------------------------------------------------------------
+
+    @property
+    def answers(self):
+        return Answers("tags", "tagger", (self.words,))
+
+    def placeholder(self, example):
+        return {self.tags: [self.labels[0]] * len(example.get(self.words, list))}
+
+    def unbounded(self, tokenizer, examples):
+        # Decodes as "always" does, without the gold tags, which are placeholders here.
+        return dataclasses.replace(self, forbid="decoding") if self.forbid == "always" else self
 
     def outcomes(self, record, found) -> list[dict[str, Any]]:
         """Say of each part of a record which words it tags, and how; `merge` puts the parts of a sentence together."""

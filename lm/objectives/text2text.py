@@ -17,10 +17,11 @@ from lm.data.rows.templates import Frame, Keep, cut
 from lm.data.tokenizer import special
 from lm.data.types import Example
 from lm.errors import check, check_choices, check_range
+from lm.fields import derived
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
 from lm.models.transformer import Transformer
-from lm.objectives.base import Objective, fit
+from lm.objectives.base import Answers, Objective, fit
 from lm.objectives.finetune import network
 from lm.objectives.rows import forced, guess, lay, read, row_flops, show_pairs, target_sums
 
@@ -61,7 +62,7 @@ class Text2text(Objective):
         "tokens targets weights segments positions (B, T); source source_segments source_positions (B, S), "
         "with a decoder alone prefix (B, T)"
     )
-    answers: ClassVar[bool] = True
+    writes: ClassVar[str] = "answer"
 
     model: Transformer | EncoderDecoder
     source: str = "{source}"
@@ -78,7 +79,7 @@ class Text2text(Objective):
     start: int | None = None
     end: int | None = None  # the id that ends a source and a target; from `resolve`
     lead_ids: tuple[int, ...] = ()  # before a source (and BART's target), or before a decoder's prompt; from `resolve`
-    tokenizer: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
+    tokenizer: Any = derived()
 
     def __post_init__(self):
         check_choices(self)
@@ -148,9 +149,8 @@ class Text2text(Objective):
             end, start = tokenizer.separator, None
             check(end is not None, "a decoder ends its answers with the tokenizer's separator: not Characters")
             lead = tuple(Frame(tokenizer, "decoder").lead()) or (end,)
-        found = dataclasses.replace(self, model=fit(self.model, tokenizer), start=start, end=end, lead_ids=lead)
-        object.__setattr__(found, "tokenizer", tokenizer)
-        return found
+        ids = {"start": start, "end": end, "lead_ids": lead}
+        return dataclasses.replace(self, model=fit(self.model, tokenizer), tokenizer=tokenizer, **ids)
 
     def study(self, corpus):
         """Look at every example once, and choose the length of a row by the first ones."""
@@ -165,9 +165,7 @@ class Text2text(Objective):
             ways = (lambda source, _: self.asked(source)), (lambda _, targets: self.told(targets[0]))
             least = [max(len(way(*one)) for one in texts) if a < b else 0 for way, a, b in zip(ways, row, limits)]
             row = pair_lengths(sizes, limits, least)
-        found = dataclasses.replace(self, row=row)
-        object.__setattr__(found, "tokenizer", self.tokenizer)
-        return found
+        return dataclasses.replace(self, row=row)
 
     def texts(self, example: Example) -> tuple[str, list[str]]:
         """Give an example's source and its references; raises UserError where one is missing or empty."""
@@ -242,6 +240,18 @@ class Text2text(Objective):
 
     def stops(self, tokenizer):
         return (self.end,)
+
+    # -- after training ------------------------------------------------------------------------------------------------
+
+    @property
+    def answers(self):
+        return Answers("texts", "writer", tuple(fields(self.source)))
+
+    def placeholder(self, example):
+        return dict.fromkeys((name for name in fields(self.target) if name not in fields(self.source)), ".")
+
+    def unbounded(self, tokenizer, examples):
+        return dataclasses.replace(self, reply=dataclasses.replace(self.reply, most=0), pack=False, row=())
 
     # -- device --------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from lm.convert.differ import TRAINING, differences
 from lm.convert.folder import Folder
 from lm.convert.layouts import BY_TYPE
 from lm.convert.runs import kind_of
-from lm.convert.task_heads import task_of
 from lm.data.tokenizer.tokenizer import Pretrained
 from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder
@@ -29,8 +28,8 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
     tokenizer that the config names by its path stays too. `given` are the fields set on the command line: those that the
     folder would change are an error that names both values, so that nothing the user asked for is passed over.
     """
-    inner = getattr(config.objective, "objective", None)
-    if inner is not None:  # what Regularised trains
+    inner = config.objective.inner
+    if inner is not config.objective:
         deeper = [name.replace("objective.objective.", "objective.", 1) for name in given]
         found, lines = adopt(dataclasses.replace(config, objective=inner), deeper)
         return dataclasses.replace(found, objective=config.objective.around(found.objective)), lines
@@ -39,7 +38,7 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
     if not config.start or "model" not in {field.name for field in dataclasses.fields(config.objective)}:
         return config, []  # the parts of a mixture share one model, which stands in each of them
     model = config.objective.model
-    theirs, start = described(config.start, task_of(config.objective))
+    theirs, start = described(config.start, config.objective.task)
     if type(theirs) is not type(model):
         return config, []  # another kind of network: what fits of it is for `start_from` to say
     mine = sized(model, model.vocab or theirs.vocab)
@@ -55,7 +54,8 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
     head = head_like(config.objective, kind_of(Path(config.start).expanduser()))
     if head is not None:
         fields["head"] = head
-    if start is not None and getattr(config.objective, "start", start) is None:
+    begins = any(field.name == "start" for field in dataclasses.fields(config.objective))
+    if start is not None and begins and config.objective.start is None:
         fields["start"] = start
     data = config.data
     path = str(Path(config.start).expanduser().absolute())
@@ -86,8 +86,8 @@ def head_like(objective: Any, kind: str) -> Any:
 
     `head.inner="auto"` goes by the tokens, which are BERT's in ELECTRA and DistilBERT too; their heads are others.
     """
-    head, layouts = getattr(objective, "head", None), BY_TYPE[kind].layouts if kind in BY_TYPE else {}
-    layout = layouts.get(task_of(objective))
+    head, layouts = objective.head, BY_TYPE[kind].layouts if kind in BY_TYPE else {}
+    layout = layouts.get(objective.task)
     if head is None or layout is None or head.inner != "auto" or head.pool != "auto" or layout.activation == "tanh":
         return None
     return dataclasses.replace(head, inner=layout.inner, activation=layout.activation)
@@ -100,8 +100,7 @@ def described(start: str, task: str = "") -> tuple[Any, int | None]:
     """
     if not is_published(start):
         objective = read_config(Path(start)).objective
-        model = getattr(objective, "model", None)
-        return model, getattr(objective, "start", None)
+        return objective.model, objective.start
     folder = Folder(start)
     settings = folder.config
     folder.close()

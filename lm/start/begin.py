@@ -80,9 +80,9 @@ def relabelled(objective: Any, other: Any) -> Callable[[str], bool]:
 
 def labels_of(objective: Any) -> dict[str, tuple[Any, Any]]:
     """Give (labels, kind) of each task by what its arrays' names begin with; of one that has none (None, None)."""
-    objective = getattr(objective, "objective", objective)  # what Regularised trains
-    parts = {f"{part.name}/": part.objective for part in getattr(objective, "parts", ())} or {"": objective}
-    return {name: (getattr(one, "labels", None), getattr(one, "kind", None)) for name, one in parts.items()}
+    objective = objective.inner
+    parts = {f"{part.name}/": part.objective for part in objective.parts} or {"": objective}
+    return {name: (one.labels, one.kind) for name, one in parts.items()}
 
 
 def plain(tree: Any) -> Any:

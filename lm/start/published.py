@@ -20,11 +20,11 @@ def start_from(path: str, objective: Objective, state: TrainState, abstract: Tra
     shapes differ or nothing fits. A head for other labels than the objective's stays as drawn, too.
     """
     mesh = jax.tree.leaves(abstract.params)[0].sharding.mesh
-    objective = getattr(objective, "objective", objective)  # what Regularised trains
+    objective = objective.inner
     model = objective.model
     rows = model.decoder if isinstance(model, EncoderDecoder) else model
-    several = [task_heads.task_of(part.objective) for part in getattr(objective, "parts", ())]
-    task = min(several, key=lambda one: one != task_heads.SEQUENCE) if several else task_heads.task_of(objective)
+    several = [part.objective.task for part in objective.parts]
+    task = min(several, key=lambda one: one != task_heads.SEQUENCE) if several else objective.task
     loaded = load(path, mesh, pad_vocab=getattr(rows, "pad_vocab", 1), task=task)
     ours, theirs, place = flat(state.params), flat(loaded.params), flat(abstract.params)
     theirs = task_heads.labelled(objective, loaded.objective, theirs) if task and not several else theirs

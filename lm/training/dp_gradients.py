@@ -23,9 +23,9 @@ def check_rows(config: Any, params: Any, batch: Any) -> None:
         return
     records = objective.records
     check(not config.data.augment, "optimizer.private protects a row; data.augment makes several of an example: leave it out")
-    check(not hasattr(records, "parts"), "optimizer.private: batches of one task among several have no accountant here; train "
+    check(not objective.apart, "optimizer.private: batches of one task among several have no accountant here; train "
           "one task, or set optimizer.private.clip=0")  # fmt: skip
-    weights = getattr(getattr(objective, "objective", objective), "class_weights", ())
+    weights = objective.inner.class_weights
     check(not weights, "optimizer.private: each row's loss is divided by its own weight, so that class_weights and balanced "
           "would change nothing: leave them out")  # fmt: skip
     check(not getattr(records, "pack", False), "optimizer.private protects a row, and rows hold several examples: "

@@ -58,7 +58,7 @@ def exported(kind, name, path):
 
 
 def ours(objective, tokenizer, text):
-    if objective.generative or objective.answers:
+    if objective.writes:
         prompt = objective.prompt(tokenizer, text)
         return (prompt.tokens if prompt.source is None else prompt.source).tolist()
     cls, sep = tokenizer.special_id("[CLS]"), tokenizer.special_id("[SEP]")
@@ -93,7 +93,7 @@ def test_their_tokenizer_and_their_text(kind, name, tmp_path):
     assert again.vocab == tokenizer.vocab
     if name not in ("t5", "bart, fine-tuned"):  # which need fewer special tokens here than one that is read
         opened(None, str(tmp_path / "out"))
-    if not (objective.generative or objective.answers):
+    if not objective.writes:
         batch = theirs(TEXTS[0], TEXTS[1])
         assert batch["input_ids"].count(tokenizer.special_id("[SEP]")) >= 2
         assert set(batch) == {"input_ids", "attention_mask"} | ({"token_type_ids"} if name == "bert" else set())

@@ -120,7 +120,7 @@ def logits_of(loaded, batch):
     if isinstance(model, EncoderDecoder):
         h = Seq2Seq(model).apply(variables, batch["source"], batch["tokens"])
         return Seq2Seq(model).apply(variables, method="head").logits(h)
-    causal = loaded.objective.generative
+    causal = loaded.objective.writes == "text"
     h, _ = Model(model).apply(variables, batch["tokens"], causal=causal)
     h = Model(model).apply(variables, h, method="transform")
     return Model(model).apply(variables, method="head").logits(h)

@@ -60,7 +60,7 @@ def theirs(model, prompts, beams=1, new=NEW, **more):
 
 
 def asked(objective, prompts):
-    if objective.answers:
+    if objective.writes == "answer":
         return [Prompt(np.array([START], np.int32), ids) for ids in prompts]
     return [Prompt(ids) for ids in prompts]
 

@@ -1,5 +1,6 @@
 """Fine-tuned folders of the reference library in and out: the same scores, the same bytes back, nothing passed over."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -278,7 +279,7 @@ def started(path, objective):
 def ready(kind, folder, style="bert", **fields):
     """An objective on a folder's network."""
     objective = kind(model=load(folder).objective.model, **fields)
-    return network.knowing(objective, network.frame(objective.model, objective.rows, tokenizer(style)))
+    return dataclasses.replace(objective, frame=network.frame(objective.model, objective.rows, tokenizer(style)))
 
 
 def test_a_start_at_a_bare_encoder_says_that_the_head_is_drawn(tmp_path):
@@ -326,7 +327,7 @@ def test_a_start_at_a_head_without_a_counterpart_takes_its_network(tmp_path):
     make("XLNet", ANSWER, tmp_path)
     model = load(tmp_path, task=SEQUENCE).objective.model
     objective = Classify(model=model, labels=("a", "b"), rows=Rows(pack=False))
-    objective = network.knowing(objective, network.frame(model, objective.rows, tokenizer("xlnet")))
+    objective = dataclasses.replace(objective, frame=network.frame(model, objective.rows, tokenizer("xlnet")))
     fresh, found, said = started(tmp_path, objective)
     new = {name for name in found if np.array_equal(found[name], fresh[name])}
     assert new == {f"{layer}/{part}" for layer in ("summary", "classifier") for part in ("kernel", "bias")}

@@ -11,7 +11,7 @@ from lm.convert.convert import load
 from lm.data.tokenizer.tokenizer import Tokenizer, WordPiece
 from lm.decode.sampling import Sampling
 from lm.decode.search import masked
-from lm.decode.search.masked import chain, fill, gibbs, network_of, padded
+from lm.decode.search.masked import chain, fill, gibbs, padded
 from lm.errors import UserError
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
@@ -155,7 +155,7 @@ def test_mistakes_are_told(bert):
     with pytest.raises(UserError, match="did you mean 'confident'"):
         run(loaded, ["[MASK]"], order="confidence")
     with pytest.raises(UserError, match="Causal fills no masks"):
-        network_of(Causal(model=loaded.objective.model))
+        (Causal(model=loaded.objective.model))
 
 
 # -- Gibbs sampling ----------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def conditionals(loaded, ids, places):
     rows = np.repeat(ids[None], len(places), 0)
     rows[np.arange(len(places)), places] = loaded.tokenizer.special_id("[MASK]")
     tokens_BT, segments_BT = padded(list(rows))
-    network, vocab = network_of(loaded.objective), loaded.objective.model.vocab
+    network, vocab = loaded.objective.masked_network(), loaded.objective.model.vocab
     found = masked.likeliest(network, loaded.params, tokens_BT, segments_BT, places[:, None], count=vocab)
     out = np.zeros((len(places), vocab))
     np.put_along_axis(out, np.asarray(found[1])[:, 0], np.exp(np.asarray(found[0])[:, 0]), 1)
@@ -179,7 +179,7 @@ def drawn(loaded, rows, stages, walk="left_to_right", length=2):
     tokens_BT, segments_BT = padded([ids] * rows)
     keys_B = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(5), i))(np.arange(rows))
     how = {"first": 1, "length": length, "mask": mask, "walk": walk, "stages": stages}
-    found = chain(network_of(loaded.objective), loaded.params, tokens_BT, segments_BT, keys_B, **how)
+    found = chain(loaded.objective.masked_network(), loaded.params, tokens_BT, segments_BT, keys_B, **how)
     return np.asarray(found[0])[:, 1 : 1 + length], np.asarray(found[1]), ids
 
 
@@ -220,7 +220,7 @@ def test_after_burning_in_only_likely_tokens_are_drawn(bert):
 
 def test_all_at_once_reads_the_text_as_it_stands(bert):
     loaded = bert[2]
-    network = network_of(loaded.objective)
+    network = loaded.objective.masked_network()
     pairs, logprobs, ids = drawn(loaded, 200, ((Sampling(strategy="greedy"), 2),), walk="parallel")
     for _ in range(2):
         tokens_BT, segments_BT = padded([ids])

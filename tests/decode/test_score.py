@@ -20,7 +20,7 @@ from tests.marks import quick
 class Asked:
     """What an objective tells the scorer."""
 
-    generative, answers = True, True
+    writes = "answer"
 
     def __init__(self, name):
         self.model, self.prefix = MODELS[name], name == "prefix"

@@ -12,7 +12,7 @@ from lm.data.types import Example
 from lm.evaluation import downstream, predictions
 from lm.evaluation.downstream import Found, leave
 from lm.evaluation.metrics import qa, tagging
-from lm.evaluation.predictions import FORMS, form_of
+from lm.evaluation.predictions import FORMS
 from lm.evaluation.report import errors_page
 from lm.evaluation.report.learning_curve import learning_curve
 from tests.marks import quick
@@ -69,7 +69,7 @@ def test_a_run_leaves_its_answers_and_evaluate_repeats_them(spec, tmp_path):
 def test_the_files_can_be_written_again(tmp_path):
     done = run(f"--workdir={tmp_path / 'run'}", config="tests/configs/tiny_classify.py")
     assert done.returncode == 0, done.stderr
-    done = command("lm.evaluation.downstream", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'again'}")
+    done = command("lm.evaluation.again", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'again'}")
     assert done.returncode == 0, done.stderr
     names = FILES | {"confusion.png", "reliability.png"}
     assert names == {path.name for path in (tmp_path / "again").iterdir()}
@@ -82,7 +82,7 @@ def test_running_text_leaves_none_of_it(tmp_path):
     done = run(f"--workdir={tmp_path}", "--config.steps=2", config="tests/configs/tiny_masked.py")
     assert done.returncode == 0, done.stderr
     assert not FILES & {path.name for path in tmp_path.iterdir()}
-    refused = command("lm.evaluation.downstream", f"--workdir={tmp_path}")
+    refused = command("lm.evaluation.again", f"--workdir={tmp_path}")
     assert refused.returncode == 2
     assert "running text" in refused.stderr
 
@@ -98,8 +98,8 @@ def classifier(labels=("a", "b", "c"), **more):
     return SimpleNamespace(labels=labels, names=lambda one: [str(one.values["label"])], fields=("text",), **more)
 
 
-def made(objective, rows, examples) -> Found:
-    form = form_of(rows[0][0])
+def made(name, objective, rows, examples) -> Found:
+    form = FORMS[name]
     read = [(form.read(objective, one, parts), one) for parts, one in zip(rows, examples)]
     kept = [({"where": one.where, **found}, one) for found, one in read if found is not None]
     return Found(form, objective, [found for found, _ in kept], [one for _, one in kept])
@@ -119,7 +119,7 @@ def some_classes(count=200, seed=0, labels=("a", "b", "c")):
 def test_classes_are_measured_as_scikit_learn_does():
     from sklearn import metrics
 
-    found = made(classifier(), *some_classes())
+    found = made("classes", classifier(), *some_classes())
     truth, guess = ([one[side] for one in found.predictions] for side in ("gold", "guess"))
     figures = found.figures()
     expected = {
@@ -139,14 +139,14 @@ def test_classes_are_measured_as_scikit_learn_does():
 def test_a_label_that_training_lacks_counts_nothing():
     rows, examples = some_classes(50)
     examples[3] = example("f:3", text="x", label="unheard of")
-    assert len(made(classifier(), rows, examples).predictions) == 49
+    assert len(made("classes", classifier(), rows, examples).predictions) == 49
 
 
 def test_numbers_written_as_text_are_labels_or_numbers():
     rows = [[{"where": "f:1", "gold": 1, "guess": "1", "probabilities": {"0": 0.2, "1": 0.8}}]]
-    assert made(classifier(("0", "1")), rows, [example(text="x", label=1)]).predictions[0]["right"] == 1
+    assert made("classes", classifier(("0", "1")), rows, [example(text="x", label=1)]).predictions[0]["right"] == 1
     rows = [[{"where": f"f:{i}", "gold": str(i), "guess": float(i * i)}] for i in range(6)]
-    figures = made(classifier(), rows, [example(text="x")] * 6).figures()
+    figures = made("classes", classifier(), rows, [example(text="x")] * 6).figures()
     assert figures["spearman"].value == pytest.approx(1)
     assert figures["pearson"].value == pytest.approx(np.corrcoef(np.arange(6), np.arange(6) ** 2)[0, 1])
 
@@ -162,7 +162,7 @@ def test_several_labels_are_measured_as_scikit_learn_does():
         for p in shares.tolist()
     ]
     objective = SimpleNamespace(labels=labels, names=lambda one: one.values["topics"], fields=("text",))
-    figures = made(objective, rows, examples).figures()
+    figures = made("labels", objective, rows, examples).figures()
     for how in ("micro", "macro"):
         assert figures[f"f1/{how}"].value == pytest.approx(metrics.f1_score(gold, shares > 0.5, average=how))
     assert figures["subset_accuracy"].value == pytest.approx(metrics.accuracy_score(gold, shares > 0.5))
@@ -186,7 +186,7 @@ def test_windows_of_a_sentence_are_put_together_and_measured_as_seqeval_does():
         [{"where": "", "words": [4, 5, 6, 7, 8], "guess": tags[4:]}, {"where": "", "words": [0, 1, 2, 3], "guess": tags[:4]}]
         for tags in guess
     ]
-    found = made(tagger(labels), rows, examples)
+    found = made("tags", tagger(labels), rows, examples)
     assert [one["guess"] for one in found.predictions] == guess
     figures = found.figures()
     assert figures["f1"].value == pytest.approx(f1_score(gold, guess))
@@ -198,7 +198,7 @@ def test_tags_that_are_no_spans_are_measured_word_by_word():
 
     labels = ("O", "COMMA", "STOP")
     rows = [[{"where": "", "words": [0, 1, 2], "guess": ["O", "COMMA", "STOP"]}]]
-    found = made(tagger(labels), rows, [example(words=["a", "b", "c"], tags=["O", "O", "STOP"])])
+    found = made("tags", tagger(labels), rows, [example(words=["a", "b", "c"], tags=["O", "O", "STOP"])])
     expected = f1_score(["O", "O", "STOP"], ["O", "COMMA", "STOP"], average="macro", labels=labels)
     assert found.figures()["f1"].value == pytest.approx(expected)
     assert predictions.scheme_of(("O", "B-A", "L-A", "U-A")) == "BILOU"
@@ -214,7 +214,7 @@ def reader(null: bool):
         return {"text": text, "odds": part["none"] - best.score, "candidates": listed}
 
     answers = lambda one: list(zip(one.values["answers"], one.values["starts"]))  # noqa: E731
-    return SimpleNamespace(null=null, merge=merge, answers=answers)
+    return SimpleNamespace(null=null, merge=merge, gold=answers)
 
 
 def test_answers_by_squads_rules_and_by_cmrcs_for_chinese():
@@ -223,7 +223,7 @@ def test_answers_by_squads_rules_and_by_cmrcs_for_chinese():
     none = example(context=context, question="Why?", answers=[], starts=[])
     rows = [[{"where": "", "none": -9.0, "spans": [Candidate(1.0, 0, 7), Candidate(0.0, 8, 11)]}]]
     rows += [[{"where": "", "none": 5.0, "spans": [Candidate(1.0, 0, 7)]}]]
-    found = made(reader(null=True), rows, [one, none])
+    found = made("spans", reader(null=True), rows, [one, none])
     assert [p["guess"] for p in found.predictions] == ["The Cat", ""]
     figures = found.figures()
     assert {n: figures[n].value for n in ("exact", "exact/has_answer", "exact/no_answer")} == pytest.approx(
@@ -233,13 +233,13 @@ def test_answers_by_squads_rules_and_by_cmrcs_for_chinese():
     assert found.predictions[0]["confidence"] == pytest.approx(weights[0] / weights.sum())
 
     rows = [[{"where": "", "none": 0.0, "spans": []}]]  # every likely end lies before every likely start
-    empty = SimpleNamespace(null=False, merge=lambda *_: {"text": "", "odds": np.inf, "candidates": []}, answers=lambda _: [])
-    (nothing,) = made(empty, rows, [none]).predictions
+    empty = SimpleNamespace(null=False, merge=lambda *_: {"text": "", "odds": np.inf, "candidates": []}, gold=lambda _: [])
+    (nothing,) = made("spans", empty, rows, [none]).predictions
     assert (nothing["confidence"], nothing["probabilities"], nothing["odds"]) == (0.0, {}, None)
 
     chinese = example(context="黑豹队的防守只丢了分。", question="谁？", answers=["黑豹队"], starts=[0])
     rows = [[{"where": "", "none": 0.0, "spans": [Candidate(1.0, 0, 4)]}]]
-    found = made(reader(null=False), rows, [chinese])
+    found = made("spans", reader(null=False), rows, [chinese])
     assert found.predictions[0]["rule"] == "CMRC"
     assert found.figures()["f1"].value == pytest.approx(2 * 3 / 7)  # characters, three of four and three
 
@@ -254,7 +254,7 @@ def some_questions() -> Found:
     rows = [[{"where": "", "none": odds, "spans": [Candidate(0.0, *span)]}]
             for (_, _, odds), span in zip(asked, [(4, 7), (19, 22), (8, 11), (0, 7)])]  # fmt: skip
     one = reader(null=True)
-    form = form_of(rows[0][0])
+    form = FORMS["spans"]
     read = [{"where": e.where, **downstream.named(e), **form.read(one, e, parts)} for e, parts in zip(examples, rows)]
     return Found(form, one, read, examples)
 
@@ -289,16 +289,14 @@ def test_squads_script_finds_each_answer_by_its_id(tmp_path):
 def test_options_of_different_number():
     rows = [[{"where": "", "gold": 1, "guess": 1, "probabilities": [0.4, 0.6]}]]
     rows += [[{"where": "", "gold": 0, "guess": 2, "probabilities": [0.2, 0.3, 0.5]}]]
-    figures = made(SimpleNamespace(), rows, [example("a:1"), example("a:2")]).figures()
+    figures = made("options", SimpleNamespace(), rows, [example("a:1"), example("a:2")]).figures()
     assert figures["accuracy"].value == 0.5
     assert figures["chance"].value == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert figures["brier"].value == pytest.approx(((0.4**2 * 2) + (0.8**2 + 0.3**2 + 0.5**2)) / 2)
 
 
-def test_every_form_can_be_drawn_and_an_unknown_one_is_named():
-    assert {form.name for _, _, form in FORMS} == set(errors_page.DRAWN)
-    with pytest.raises(ValueError, match="no known form"):
-        form_of({"where": "", "song": 1})
+def test_every_form_can_be_drawn():
+    assert set(FORMS) == set(errors_page.DRAWN)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -326,7 +324,7 @@ def test_the_page_of_errors_trusts_no_text_and_fetches_nothing(tmp_path):
     sure = [{"where": nasty, "gold": nasty, "guess": "b", "probabilities": {"a": 0.001, "b": 0.998, nasty: 0.001}}]
     labels = ("a", "b", nasty)
     rows, examples = some_classes(60, labels=labels)
-    found = made(classifier(labels), [sure, *rows], [example(nasty, text=nasty, label=nasty), *examples])
+    found = made("classes", classifier(labels), [sure, *rows], [example(nasty, text=nasty, label=nasty), *examples])
     paths = leave(found, found.figures(), tmp_path / "run<b>")
     page = (tmp_path / "run<b>" / "errors.html").read_text(encoding="utf-8")
     parsed = Parsed(page)
@@ -349,7 +347,7 @@ def test_entities_are_marked_by_what_is_wrong_with_them():
     gold = ["B-PER", "I-PER", "O", "B-LOC", "O", "B-LOC", "O", "B-LOC", "I-LOC"]
     guess = ["B-PER", "I-PER", "B-LOC", "O", "O", "B-PER", "O", "O", "B-LOC"]
     rows = [[{"where": "", "words": list(range(9)), "guess": guess}]]
-    found = made(tagger(labels), rows, [example(words=words, tags=gold)])
+    found = made("tags", tagger(labels), rows, [example(words=words, tags=gold)])
     page = errors_page.page("x", found, found.figures())
     for part in (
         'good"><span>Anna Berg</span><small>PER<', 'bad"><span>met</span><small>LOC, made up<',
@@ -369,7 +367,7 @@ def test_overlapping_answers_are_marked_once():
 
 
 def test_figures_on_disk_are_json_and_pictures_are_drawn(tmp_path):
-    found = made(classifier(), *some_classes())
+    found = made("classes", classifier(), *some_classes())
     leave(found, found.figures(), tmp_path)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["accuracy_low"] < figures["accuracy"] < figures["accuracy_high"]

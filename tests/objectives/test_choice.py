@@ -1,13 +1,14 @@
 """The right one of several options, and cosines of pairs."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from lm.data.corpus.corpus import Corpus
-from lm.data.labelled.sources import ExampleSet
 from lm.data.rows.templates import Frame
-from lm.data.types import Example
+from lm.data.types import Example, ExampleSet
 from lm.errors import UserError
 from lm.models.two_stream import XLNet
 from lm.objectives.choice import Choose
@@ -22,7 +23,7 @@ torch = pytest.importorskip("torch")
 
 def ready(**fields) -> Choose:
     objective = Choose(**{"model": model(), "rows": Rows(length=12, row=60), "most": 4, **fields})
-    return network.knowing(objective, Frame(words(), "bert"))
+    return dataclasses.replace(objective, frame=Frame(words(), "bert"))
 
 
 def example(label, options=("one two", "three", "four five six"), **more) -> Example:
@@ -103,7 +104,7 @@ def test_options_stand_behind_context_and_question():
     names = ready().frame.tokenizer.decode
     assert names(found[0].tokens, special=True) == "[CLS] seven eight [SEP] ten one two [SEP]"  # the option is kept
     apart = Choose(model=model(), options=("a", "b"), context="")
-    apart = network.knowing(apart, Frame(words(), "bert"))
+    apart = dataclasses.replace(apart, frame=Frame(words(), "bert"))
     laid = apart.lay(Example({"a": "one", "b": "two"}, "here"))
     assert [one.tokens.tolist() for one in laid] == [[2, 5, 3], [2, 6, 3]]
 
@@ -138,7 +139,7 @@ def test_a_network_that_sees_the_whole_row_is_refused():
 
 
 def test_cosines_are_those_of_the_texts_alone():
-    objective = network.knowing(Rank(model=model(), top=5.0, rows=Rows(length=16, row=64)), Frame(words(), "bert"))
+    objective = Rank(model=model(), top=5.0, rows=Rows(length=16, row=64), frame=Frame(words(), "bert"))
     pairs = [("one two three", "four", 5), ("five", "six seven", 1), ("one", "one", "2.5")]
     examples = [Example({"sentence1": a, "sentence2": b, "score": s}, "x") for a, b, s in pairs]
     row = objective.corrupt(None, {"examples": [(one, 0) for one in examples], "room": 4})

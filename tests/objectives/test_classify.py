@@ -14,9 +14,8 @@ from lm.config import load
 from lm.convert.runs import write_run
 from lm.data.corpus.corpus import Corpus
 from lm.data.corpus.prepare import prepare
-from lm.data.labelled.sources import ExampleSet
 from lm.data.rows.templates import Frame
-from lm.data.types import Example
+from lm.data.types import Example, ExampleSet
 from lm.errors import UserError
 from lm.models.pooling import Scores
 from lm.objectives.base import resolve, training_batches
@@ -193,7 +192,7 @@ def test_pooled_states_are_those_of_the_right_tokens():
     first = np.asarray(trunk.pooled(h_BTD, batch, "first"))
     segments = batch["segments"]
     for pool in ("first", "last", "mean"):
-        head = trunk.knowing(dataclasses.replace(objective, head=Head(pool=pool)), objective.frame)
+        head = dataclasses.replace(objective, head=Head(pool=pool), frame=objective.frame)
         rows = [head.corrupt(None, {"examples": [(one, 0) for one in found.train[0][1].examples[2:]], "room": 3})]
         places = np.stack([row["places"] for row in rows])
         values = np.asarray(trunk.pooled(h_BTD[1:], {**{k: v[1:] for k, v in batch.items()}, "places": places}, pool))
@@ -287,7 +286,7 @@ def test_scores_of_other_labels_are_drawn_anew(labels, kept, tmp_path):
     rows, mesh = training_batches(config, found)[0], one_device()
 
     def of(labels):
-        objective = trunk.knowing(dataclasses.replace(config.objective, labels=labels), config.objective.frame)
+        objective = dataclasses.replace(config.objective, labels=labels, frame=config.objective.frame)
         return dataclasses.replace(config, objective=objective, start=str(tmp_path))
 
     theirs = jax.jit(lambda key: unbox(of(("neg", "pos")).objective.init(key, rows)))(jax.random.key(7))

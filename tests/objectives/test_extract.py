@@ -8,12 +8,10 @@ import pytest
 
 from lm.data.corpus.corpus import Corpus
 from lm.data.labelled.questions import Questions
-from lm.data.labelled.sources import ExampleSet
 from lm.data.rows.templates import Frame
-from lm.data.types import Example
+from lm.data.types import Example, ExampleSet
 from lm.errors import UserError
 from lm.objectives.extract import Extract
-from lm.objectives.finetune import network
 from lm.objectives.finetune.network import Rows
 from tests.data.test_framing import KINDS, TEXT
 from tests.objectives.labelled import model, words
@@ -23,7 +21,7 @@ XQUAD = Path(__file__).parents[3] / "shared" / "data" / "xquad"
 
 def ready(tokenizer=None, **fields) -> Extract:
     fields = {"model": model(vocab=60000, context=512), "rows": Rows(length=64), "stride": 20, "null": True, **fields}
-    return network.knowing(Extract(**fields), Frame(tokenizer or words(), "bert"))
+    return Extract(**fields, frame=Frame(tokenizer or words(), "bert"))
 
 
 def perfect(objective: Extract, example: Example) -> str:
@@ -119,7 +117,7 @@ def test_types_may_tell_what_the_question_has_too():
 def test_mistakes_name_the_question():
     objective = ready()
     with pytest.raises(UserError, match="x: 1 answers and 0 starts"):
-        objective.answers(Example({"answers": ["a"], "starts": []}, "x"))
+        objective.gold(Example({"answers": ["a"], "starts": []}, "x"))
     with pytest.raises(UserError, match="no token for paragraphs"):
         ready(rows=Rows(length=4)).lay(long(None))
 

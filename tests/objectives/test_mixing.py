@@ -114,7 +114,7 @@ def test_an_example_is_mixed_alike_alone_and_among_others():
     examples = [Example({"text": text, "label": label}, "here") for text, label in
                 (("one two three", "a"), ("four", "b"), ("five six", "a"), ("seven eight nine ten", "b"))]  # fmt: skip
     objective = Classify(model=model(context=16), labels=("a", "b"), rows=Rows(row=32, mix=True))
-    objective = network.knowing(objective, Frame(words(), "bert"))
+    objective = dataclasses.replace(objective, frame=Frame(words(), "bert"))
     packed = objective.corrupt(None, {"examples": [(one, 0) for one in examples], "room": 4})
     alone = [objective.corrupt(None, {"examples": [(one, 0)], "room": 4}) for one in examples]
     params = noisy(unbox(objective.init(jax.random.key(0), {"tokens": packed["tokens"][None]})))
@@ -202,7 +202,7 @@ def test_the_loss_of_mixtures_is_that_by_hand(kind, monkeypatch):
     share = rng.random(shape).astype(np.float32)
     monkeypatch.setattr(classify, "shares", lambda keys_B, alpha, size: jnp.asarray(share))
     mixing = dataclasses.replace(config.objective, head=Head(inner="none"), mixup=0.5)
-    objective = network.knowing(mixing, config.objective.frame)
+    objective = dataclasses.replace(mixing, frame=config.objective.frame)
     params = {**params, **noisy(unbox(objective.init(jax.random.key(1), batch)))}
     sums, _ = objective.loss(params, batch, None, jax.random.split(jax.random.key(0), len(weights)))
     z = np.asarray(network.pooled(network.states(objective.model, params, batch, None, False), batch, objective.pool))
@@ -228,7 +228,7 @@ def test_the_loss_of_mixtures_is_that_by_hand(kind, monkeypatch):
     if kind == "one":
         assert int(sums["accuracy"][0]) == hits
     plain = dataclasses.replace(objective, mixup=0.0)
-    object.__setattr__(plain, "frame", objective.frame)
+    plain = dataclasses.replace(plain, frame=objective.frame)
     assert float(plain.loss(params, batch, None, None)[0]["loss"][0]) != pytest.approx(total, rel=1e-3)
     for name, pair in objective.loss(params, batch, None, None)[0].items():  # measured without keys: nothing is mixed
         np.testing.assert_array_equal(pair, plain.loss(params, batch, None, None)[0][name])
@@ -236,7 +236,7 @@ def test_the_loss_of_mixtures_is_that_by_hand(kind, monkeypatch):
 
 def test_mixtures_do_not_depend_on_parts():
     config, _, batch, params = subject("one", "encoder", False, 0.1)
-    objective = network.knowing(dataclasses.replace(config.objective, mixup=0.4), config.objective.frame)
+    objective = dataclasses.replace(config.objective, mixup=0.4, frame=config.objective.frame)
     keys = jax.random.split(jax.random.key(2), config.batch)
     found = []
     for parts in (1, 4):

@@ -10,13 +10,11 @@ from lm.config import from_json, load, to_json
 from lm.data.corpus.corpus import Corpus
 from lm.data.corpus.prepare import prepare
 from lm.data.labelled.columns import Columns
-from lm.data.labelled.sources import ExampleSet
 from lm.data.rows.templates import Frame
-from lm.data.types import Example
+from lm.data.types import Example, ExampleSet
 from lm.errors import UserError
 from lm.models.crf import Places, log_partition, path_score
 from lm.objectives.base import resolve
-from lm.objectives.finetune import network
 from lm.objectives.finetune.network import Rows
 from lm.objectives.tag import Tag
 from lm.sharding import unbox
@@ -30,7 +28,7 @@ LABELS = ("O", "B-X", "I-X")
 
 def ready(tokenizer=None, **fields) -> Tag:
     fields = {"model": model(vocab=500), "labels": LABELS, "rows": Rows(length=24, row=48), **fields}
-    return network.knowing(Tag(**fields), Frame(tokenizer or words(), "bert"))
+    return Tag(**fields, frame=Frame(tokenizer or words(), "bert"))
 
 
 def sentence(count: int, seed: int = 0) -> Example:
@@ -167,10 +165,8 @@ def test_an_entity_longer_than_a_window_is_found_and_costs_nothing(scheme, forbi
     """Sure of every word, all are right: where a sentence was cut nothing is forbidden, and nothing opens or closes."""
     example = told(LONG[scheme])
     labels = tuple(sorted(set(example.values["tags"]), reverse=True))
-    objective = network.knowing(
-        Sure(model=model(vocab=500), labels=labels, rows=Rows(length=12, row=48), crf=True, forbid=forbid, scheme=scheme),
-        Frame(words(), "bert"),
-    )
+    objective = Sure(model=model(vocab=500), labels=labels, rows=Rows(length=12, row=48), crf=True, forbid=forbid,
+                     scheme=scheme, frame=Frame(words(), "bert"))  # fmt: skip
     _, batch = laid(objective, example)
     assert len(batch["tokens"]) >= 5
     params = unbox(jax.jit(objective.init)(jax.random.key(0), batch))
@@ -244,7 +240,7 @@ def test_tags_of_every_scheme_are_decoded(tags, scheme, odd, capsys):
     """CoNLL-2003's own files are IOB1: sure of every word, all are right. What breaks the scheme is never found."""
     objective, example = studied(many(tags) + many(odd, 1)), told(tags)
     assert objective.scheme == scheme
-    sure = network.knowing(Sure(**{f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}), objective.frame)
+    sure = Sure(**{f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)})
     _, batch = laid(sure, example, 6)
     params = unbox(sure.init(jax.random.key(0), batch))
     assert decoded(sure, params, example)[0] == example.values["tags"]

@@ -202,7 +202,7 @@ def test_a_run_stops_goes_on_and_leaves_files_of_every_task(tmp_path):
     for name in NAMES:
         assert {f"predictions-{name}.jsonl", f"figures-{name}.json", f"errors-{name}.html"} <= there
     assert {"confusion-reviews.png", "confusion-tags.png", "learning.png"} <= there
-    done = command("lm.evaluation.downstream", f"--workdir={tmp_path / 'straight'}", f"--output={tmp_path / 'again'}")
+    done = command("lm.evaluation.again", f"--workdir={tmp_path / 'straight'}", f"--output={tmp_path / 'again'}")
     assert done.returncode == 0, done.stderr
     for name in NAMES:
         left, again = ((tmp_path / folder / f"figures-{name}.json").read_text() for folder in ("straight", "again"))

@@ -13,10 +13,9 @@ from lm.config import load
 from lm.convert.convert import load as load_folder
 from lm.data.corpus.corpus import Corpus
 from lm.data.corpus.prepare import prepare
-from lm.data.labelled.sources import ExampleSet
 from lm.data.rows.examples import balanced_fit, pair_lengths
 from lm.data.tokenizer.tokenizer import Bytes
-from lm.data.types import Example
+from lm.data.types import Example, ExampleSet
 from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
 from lm.errors import UserError
@@ -215,7 +214,7 @@ def test_t5_and_gpt2_have_the_loss_of_transformers(tmp_path):
         loaded = load_folder(str(folder))
         objective = Text2text(model=loaded.objective.model, lengths=(12, 8), start=PAD if paired else None).resolve(words())
         objective = dataclasses.replace(objective, lead_ids=() if paired else objective.lead_ids)  # T5 has no <s>
-        object.__setattr__(objective, "tokenizer", words())
+        objective = dataclasses.replace(objective, tokenizer=words())
         found = row(objective, one)
         sums, _ = objective.loss(loaded.params, {name: x[None] for name, x in found.items()}, None, None)
         if paired:

@@ -1,5 +1,7 @@
 """Heads on pre-trained networks: the same scores as transformers' models of each family and task."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -61,7 +63,7 @@ def nested(model, table: dict[str, str]) -> dict:
 
 def ready(objective, loaded, head: dict, style: str):
     """Give the objective a frame, and the parameters of trunk and head; both are all that it has."""
-    objective = network.knowing(objective, Frame(words(), style))
+    objective = dataclasses.replace(objective, frame=Frame(words(), style))
     shapes = unbox(jax.eval_shape(objective.init, jax.random.key(0), {}))
     params = {k: v for k, v in loaded.params.items() if k in shapes and k not in head} | head
     assert {k: v.shape for k, v in flat(params).items()} == {k: v.shape for k, v in flat(shapes).items()}
@@ -196,7 +198,7 @@ def test_an_example_reads_the_same_alone_and_among_others():
     examples = [Example({"text": text, "label": label}, "here") for text, label in
                 (("one two three", "a"), ("four", "b"), ("five six", "a"), ("seven eight nine ten", "b"))]  # fmt: skip
     objective = Classify(model=small(context=16), labels=("a", "b"), rows=Rows(row=32))
-    objective = network.knowing(objective, Frame(words(), "bert"))
+    objective = dataclasses.replace(objective, frame=Frame(words(), "bert"))
     packed = objective.corrupt(None, {"examples": [(one, 0) for one in examples], "room": 4})
     alone = [objective.corrupt(None, {"examples": [(one, 0)], "room": 4}) for one in examples]
     params = unbox(objective.init(jax.random.key(0), {"tokens": packed["tokens"][None]}))

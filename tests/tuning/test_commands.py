@@ -54,9 +54,7 @@ def test_the_export_is_merged(runs):
     config, params, _ = opened(str(folder / "second"), None)
     export_run(folder / "second", folder / "out")
     assert not (Path(folder) / "out.partial").exists()
-    from lm.convert.task_heads import task_of
-
-    found = parameters.flat(load_folder(folder / "out", task=task_of(config.objective)).params)
+    found = parameters.flat(load_folder(folder / "out", task=config.objective.task).params)
     plain, expected = merged(config.objective.model, params)
     assert plain.lora == Lora() != config.objective.model.lora
     for path, x in parameters.flat(expected).items():

@@ -59,7 +59,7 @@ def own_rows(objective, batch, params):
     table = params["embed"]["table"][tokens].reshape(tokens.size, -1)
     model = dataclasses.replace(objective.model, vocab=tokens.size, pad_vocab=1)
     changed = dataclasses.replace(objective, model=model)
-    object.__setattr__(changed, "frame", objective.frame)
+    changed = dataclasses.replace(changed, frame=objective.frame)
     rows = {**batch, "tokens": np.arange(tokens.size, dtype=np.int32).reshape(tokens.shape)}
 
     def loss(table, keys_B):

@@ -63,7 +63,7 @@ def mask_predict(
     N then counts the tokens behind it in the schedule, and only lengths beyond it are tried.
     `longest`: longest target, its end token and prefix included; 0: the decoder's context.
     """
-    check(hasattr(objective, "table"), f"{type(objective).__name__} predicts no lengths: take a run of Conditional")
+    check("mask_predict" in objective.fills, f"{type(objective).__name__} predicts no lengths: take a run of Conditional")
     room, context = objective.limits[0] - 2, objective.limits[1]
     longest = min(longest or context, context)
     check(iterations >= 1 and lengths >= 1, f"iterations={iterations} and lengths={lengths} must be at least 1")

@@ -17,7 +17,6 @@ from lm.errors import check, unknown
 from lm.models.electra import Electra
 from lm.models.heads import gather
 from lm.models.model import Model
-from lm.models.transformer import Transformer
 
 Order = Literal["once", "left_to_right", "confident"]
 Walk = Literal["random", "left_to_right", "parallel"]
@@ -49,16 +48,6 @@ class Filled:
     tokens: list[int]
     logprob: float
     masks: list[list[Candidate]] = field(default_factory=list)
-
-
-def network_of(objective: Any) -> Model | Electra:
-    """Give the network that scores masked tokens (ELECTRA: its generator); UserError where an objective has none."""
-    check(
-        isinstance(objective.model, Transformer) and "[MASK]" in objective.special,
-        f"{type(objective).__name__} fills no masks: take a run of Masked or Replaced, or a folder of BERT's like",
-    )
-    generator = getattr(objective, "generator", None)
-    return Model(objective.model) if generator is None else Electra(generator, objective.model)
 
 
 def place_logits(network: Model | Electra, params: Any, tokens_BT, segments_BT, places_BP) -> jax.Array:
@@ -93,7 +82,7 @@ def fill(
     token of one mask is put in and the model asked again, "left_to_right" or for the most "confident" mask first.
     `top_k`: candidates to report. Raises UserError for a text without a mask or longer than the model's context.
     """
-    network = network_of(objective)
+    network = objective.masked_network()
     if order not in get_args(Order):
         raise unknown("order", order, get_args(Order))
     check(top_k >= 1, f"top_k={top_k}: report at least 1 candidate")
@@ -214,7 +203,7 @@ def gibbs(
     model of whole texts: take this for a heuristic, and `logprob` for the sum of each token's log-probability when it
     was drawn last. Each text has a key of its own: it does not depend on their number.
     """
-    network = network_of(objective)
+    network = objective.masked_network()
     if walk not in get_args(Walk):
         raise unknown("walk", walk, get_args(Walk))
     check(count >= 1 and length >= 1 and iterations >= 1, "count, length and iterations must be at least 1")

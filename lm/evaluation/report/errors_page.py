@@ -11,11 +11,11 @@ from typing import Any
 from lm.data.types import Example
 from lm.evaluation.metrics.statistics import Figures
 from lm.evaluation.metrics.tagging import spans
-from lm.evaluation.predictions import ANSWERS, CLASSES, LABELS, NUMBERS, OPTIONS, TAGS, TEXTS, Prediction, scheme_of
+from lm.evaluation.predictions import CLASSES, LABELS, NUMBERS, OPTIONS, SPANS, TAGS, TEXTS, Prediction, scheme_of
 
 MOST = 100  # errors on a page
 LONG = 4000  # characters of a text that are shown
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parent
 
 
 def page(name: str, found: Any, figures: Figures) -> str:
@@ -151,7 +151,7 @@ def of_answer(objective: Any, found: Prediction, example: Example) -> str:
     gold = " ".join(chip(text, "gold") for text in dict.fromkeys(found["gold"])) or chip("", "gold")
     asked = f'<p class="asked" dir="auto">{escape(example.get("question").strip())}</p>'
     context = example.get("context")
-    marks = [(start, start + len(text), "gold") for text, start in objective.answers(example)[:1]]
+    marks = [(start, start + len(text), "gold") for text, start in objective.gold(example)[:1]]
     place = context.find(found["guess"]) if found["guess"] else -1
     marks += [(place, place + len(found["guess"]), "guess")] if place >= 0 else []
     said = verdict(gold, chip(found["guess"], "guess")) + marked(context, marks)
@@ -204,7 +204,7 @@ DRAWN: dict[str, tuple[Callable[[Prediction], float], Callable[[Any, Prediction,
     OPTIONS.name: (sure, of_options),
     NUMBERS.name: (off, of_number),
     TAGS.name: (wrong_entities, of_tags),
-    ANSWERS.name: (sure, of_answer),
+    SPANS.name: (sure, of_answer),
     TEXTS.name: (unlike, of_text),
 }
 ORDERS = dict.fromkeys(DRAWN, "the surest first") | {
@@ -213,7 +213,7 @@ ORDERS = dict.fromkeys(DRAWN, "the surest first") | {
 LEGENDS = {
     TAGS.name: '<span class="ent good"><span>right</span></span> <span class="ent missed"><span>missed</span></span> '
     '<span class="ent bad"><span>wrong or made up</span></span>',
-    ANSWERS.name: '<mark class="gold">true answer</mark> <mark class="guess">predicted</mark> '
+    SPANS.name: '<mark class="gold">true answer</mark> <mark class="guess">predicted</mark> '
     '<mark class="gold guess">both</mark>',
     OPTIONS.name: '<span class="chip gold">right option</span> <span class="chip guess">chosen</span>',
 }

@@ -6,17 +6,19 @@ from typing import Any
 from lm.data.rows.examples import Examples
 from lm.data.rows.templates import Frame
 from lm.data.types import Example
+from lm.fields import derived
 from lm.objectives.base import fit
 from lm.objectives.finetune import network
-from lm.objectives.finetune.network import Rows, Trunk
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """A frozen dataclass that inherits this has `model` and `rows` among its fields, and says how examples are laid out."""
+    """Base of fine-tuning objectives: labelled examples in rows that a pre-trained network reads.
 
-    model: Trunk
-    rows: Rows
-    frame: Frame | None = None  # no field: a tokenizer tells it (`trunk.knowing`), and dataclasses.replace forgets it
+    A subclass has the fields `model: Trunk` and `rows: Rows`, and declares in `sizes` how an example is laid out.
+    """
+
+    frame: Frame | None = derived()
 
     def sizes(self, example: Example) -> list[tuple[Any, int]]:
         """Give the parts of an example, as (tokens, places asked for)."""
@@ -36,8 +38,8 @@ class Tuned:
         return self.rows.row or network.limit(self.model, self.rows)
 
     def resolve(self, tokenizer):
-        found = dataclasses.replace(self, model=fit(self.model, tokenizer))
-        return network.knowing(found, network.frame(self.model, self.rows, tokenizer))
+        frame = network.frame(self.model, self.rows, tokenizer)
+        return dataclasses.replace(self, model=fit(self.model, tokenizer), frame=frame)
 
     def flops(self):
         return network.step_flops(self.model, self.row)

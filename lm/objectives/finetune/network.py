@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.corruption.permutation import NEVER
-from lm.data.labelled.sources import ExampleSet
 from lm.data.rows.examples import row_length
 from lm.data.rows.templates import SPECIAL, Frame, Laid, Style, style_of
+from lm.data.types import ExampleSet
 from lm.errors import UserError, check, check_choices, check_range
 from lm.models import flops
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
@@ -126,13 +126,6 @@ def special(model: Trunk, rows: Rows) -> tuple[str, ...]:
 def frame(model: Trunk, rows: Rows, tokenizer: Any) -> Frame:
     style = style_of(tokenizer.core, family(model, rows)) if rows.style == "auto" else rows.style
     return Frame(tokenizer, style)
-
-
-def knowing(objective: Any, frame: Frame | None) -> Any:
-    """Copy an objective with what only a tokenizer can tell."""
-    found = dataclasses.replace(objective)
-    object.__setattr__(found, "frame", frame)
-    return found
 
 
 def settled(objective: Any, corpus: Any, most: int = 2000) -> Rows:
