@@ -12,7 +12,8 @@ words. Without a text: the interpreter's documentation, in English words.
 from typing import Literal
 
 from lm.config import Config, Data, Every, Optimizer, Schedule
-from lm.data.sources import Tagged, source_from
+from lm.data.sources import source_from
+from lm.data.text.tagged import Tagged
 from lm.data.text.words import Given, Jieba
 from lm.data.tokenizer.tokenizer import WordPiece
 from lm.models.transformer import Transformer

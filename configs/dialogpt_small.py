@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Literal
 
 from lm.config import Config, Data, Every, Optimizer, Schedule
-from lm.data.sources import JsonLines, source_from
+from lm.data.sources import source_from
+from lm.data.text.files import JsonLines
 from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.models.presets import GPT2_LARGE, GPT2_MEDIUM, GPT2_SMALL
 from lm.objectives.causal import Causal

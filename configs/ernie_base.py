@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Literal
 
 from lm.config import Config, Data, Every, Optimizer, Schedule
-from lm.data.sources import Tagged, source_from
+from lm.data.sources import source_from
+from lm.data.text.tagged import Tagged
 from lm.data.tokenizer.tokenizer import Pretrained, WordPiece
 from lm.models.presets import ERNIE_BASE
 from lm.objectives.masked import Masked

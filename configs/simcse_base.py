@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Literal
 
 from lm.config import Config, Data, Every, Optimizer, Schedule
-from lm.data.sources import Table, source_from
+from lm.data.sources import source_from
+from lm.data.text.tables import Table
 from lm.data.tokenizer.tokenizer import BytePair, Pretrained
 from lm.errors import check
 from lm.models.presets import BERT_BASE

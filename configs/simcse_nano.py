@@ -12,7 +12,8 @@ paper, stands in for the pre-training that its encoders had.
 from typing import Literal
 
 from lm.config import Config, Data, Every, Optimizer, Schedule
-from lm.data.sources import Table, source_from
+from lm.data.sources import source_from
+from lm.data.text.tables import Table
 from lm.data.tokenizer.tokenizer import BytePair
 from lm.errors import check
 from lm.models.transformer import Transformer

@@ -53,8 +53,8 @@ def stand_in(config: Config) -> tuple[Config, Any]:
     from lm.data.corpus.corpus import Corpus
     from lm.data.corpus.prepare import prepare
     from lm.data.corpus.store import Tokens
-    from lm.data.labelled.sources import labelled
     from lm.data.tokenizer.tokenizer import Bytes
+    from lm.data.types import labelled
     from lm.objectives.base import resolve
 
     if labelled(config.data.source):

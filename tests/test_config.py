@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from lm import config as configs
 from lm.config import Config, Every, Optimizer, arguments, from_json, load, override, parse, to_json
-from lm.data.labelled.sources import labelled
 from lm.data.rows.records import Documents
+from lm.data.types import labelled
 from lm.errors import UserError
 from lm.flags import split_overrides
 from lm.models.positions import Rotary

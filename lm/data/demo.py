@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm.data.types import Example, Piece, Read, Reader, Task
+from lm.data.types import Example, ExampleSource, Piece, Read, Reader, Task, TextSource
 from lm.errors import UserError, check_choices
 
 # Tests, generated tables and programs: no prose, or prose about nothing else here.
@@ -113,7 +113,7 @@ def _header(node, name: str, lines: list[str]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Documentation:
+class Documentation(TextSource):
     """The installed interpreter's documentation: docstrings of the standard library and the language reference.
 
     `packages` adds the docstrings of installed packages by import name. Nothing is imported or downloaded.
@@ -239,7 +239,7 @@ def alike(modules: list[list[Entry]]) -> Iterator[Example]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Documented:
+class Documented(ExampleSource):
     """Examples made of the installed interpreter's documentation, for trying fine-tuning out; nothing is downloaded.
 
     "topic": a paragraph and its package; "marks": words and the mark that follows each; "questions": what a function is

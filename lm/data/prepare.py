@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lm.data.corpus.corpus import Corpus, Data
 from lm.data.corpus.prepare import prepare
-from lm.data.text.sources import source_from
+from lm.data.sources import source_from
 from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, Pretrained, Vocabulary, WordPiece
 from lm.errors import UserError
 

@@ -1,6 +1,6 @@
-"""Where text comes from: small config values, each opened as an indexed reader of pieces.
+"""Sources of running text, by the arguments of configs, and mixtures of sources.
 
-A source is part of a run's config (JSON-able fields only). `open()` gives a `Reader`; nothing is read before that.
+A source is part of a run's config (JSON-able fields only). `open()` returns a `Reader`; nothing is read before that.
 """
 
 from __future__ import annotations
@@ -9,30 +9,60 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lm.data.demo import Documentation
-from lm.data.labelled.sources import ExampleSource, labelled
-from lm.data.text.files import JsonLines, Text
-from lm.data.text.parquet import Parquet
-from lm.data.text.restored import Restored
-from lm.data.text.sources import Running, pairs_from, source_from
-from lm.data.text.tables import Table
-from lm.data.text.tagged import Tagged
-from lm.data.text.tfds import Tfds
-from lm.data.types import Piece, Reader
+from lm.data.types import ExampleSource, Piece, Reader, TextSource, labelled
 from lm.errors import UserError
 
-__all__ = ["Documentation", "JsonLines", "Mixture", "Parquet", "Restored", "Table", "Tagged", "Text", "Tfds", "pairs_from",
-           "source_from"]  # fmt: skip
+
+def source_from(text: str | None = None, data: str | None = None) -> TextSource:
+    """Return the source of the config arguments `text=PATH|GLOB` and `data=tfds:NAME`; of neither, Documentation."""
+    # A format is imported where it is named: a run reads one of them.
+    if text and data:
+        raise UserError(f"text={text} and data={data} both name a corpus: give one of them")
+    if data:
+        from lm.data.text.tfds import Tfds
+
+        kind, _, name = data.partition(":")
+        if kind != "tfds" or not name:
+            raise UserError(f"data={data}: write data=tfds:NAME, or text=PATH for files")
+        return Tfds(name=name)
+    if not text:
+        return Documentation()
+    if text.endswith(".parquet"):
+        from lm.data.text.parquet import Parquet
+
+        return Parquet(path=text)
+    from lm.data.text.files import JsonLines, Text
+
+    return (JsonLines if text.endswith((".jsonl", ".json", ".ndjson")) else Text)(path=text)
+
+
+def pairs_from(text: str | None = None) -> TextSource:
+    """Return the source of pairs of the config argument `text=PATH`; without it, sentences of Documentation to restore.
+
+    Pairs are the fields "source" and "target" of JSON lines or of a table; any other text is restored sentence by sentence.
+    """
+    if text and text.endswith((".jsonl", ".json", ".ndjson")):
+        from lm.data.text.files import JsonLines
+
+        return JsonLines(path=text, fields=("source", "target"))
+    if text and text.endswith((".csv", ".tsv", ".tab")):
+        from lm.data.text.tables import Table
+
+        return Table(path=text, fields=("source", "target"))
+    from lm.data.text.restored import Restored
+
+    return Restored(source=source_from(text))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixture:
+class Mixture(TextSource):
     """Several sources; `weights` are the shares of training rows (not of documents) drawn from each.
 
     Labelled examples may leave them out: they are the numbers of training examples then. `temperature` T takes weights to
     the power 1 / T: the higher, the more alike (Arivazhagan et al. 2019; Raffel et al. 2020, 3.5.2).
     """
 
-    sources: tuple[Source | ExampleSource, ...]
+    sources: tuple[TextSource | ExampleSource, ...]
     weights: tuple[float, ...] = ()
     temperature: float = 1.0
 
@@ -51,9 +81,6 @@ class Mixture:
 
     def open(self) -> Reader:
         return Concatenation(tuple(source.open() for source in self.sources))
-
-
-Source = Running | Mixture
 
 
 class Concatenation:
@@ -84,7 +111,7 @@ class Concatenation:
         return [path for reader in self.readers for path in reader.inputs()]
 
 
-def components(source: Source, sizes: Sequence[int] = ()) -> tuple[tuple[float, Source], ...]:
+def components(source: TextSource, sizes: Sequence[int] = ()) -> tuple[tuple[float, TextSource], ...]:
     """List (share, source): the parts of a mixture with shares that sum to 1, or the source alone.
 
     `sizes` stand for weights that the mixture leaves out; without them its parts are alike.
@@ -93,5 +120,3 @@ def components(source: Source, sizes: Sequence[int] = ()) -> tuple[tuple[float, 
         return ((1.0, source),)
     weights = [w ** (1 / source.temperature) for w in source.weights or sizes or [1] * len(source.sources)]
     return tuple((weight / sum(weights), part) for weight, part in zip(weights, source.sources, strict=True))
-
-

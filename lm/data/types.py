@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -43,6 +43,14 @@ class Reader(Protocol):
 
     def inputs(self) -> list[str]:
         """List the files that the text is read from."""
+
+
+class TextSource:
+    """Base of the config values that open running text."""
+
+    def open(self) -> Reader:
+        """Open the text; nothing is read before this call."""
+        raise NotImplementedError
 
 
 def documents(reader: Reader) -> Iterator[str]:
@@ -100,6 +108,58 @@ class Read:
 
     def signature(self) -> str:
         return self.signed
+
+
+class ExampleSource:
+    """Base of the config values that open labelled examples."""
+
+    def open(self) -> Read:
+        """Read all examples; raises UserError with file and line for one that cannot be read."""
+        raise NotImplementedError
+
+
+def labelled(source: Any) -> bool:
+    """Return whether a source, or every part of a mixture, holds labelled examples."""
+    return all(isinstance(one, ExampleSource) for one in getattr(source, "sources", (source,)))
+
+
+class ExampleSet:
+    """One side of a split of labelled examples; reading it as running text raises UserError."""
+
+    def __init__(self, name: str, examples: list[Example]):
+        self.name, self.examples = name, examples
+        self.documents = len(examples)
+        self.raw_bytes = sum(len(text.encode()) for example in examples for text in strings(example.values))
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def of(self, part: int) -> ExampleSet:
+        """Select the examples of one source of a mixture."""
+        return ExampleSet(f"{self.name}, source {part + 1}", [example for example in self.examples if example.part == part])
+
+    @property
+    def separator(self):
+        raise UserError(
+            f"{self.name} holds labelled examples, which are no running text: take an objective that reads them "
+            "(classify, tag, extract, choice, rank, text2text), or another source"
+        )
+
+    tokens = starts = marks = separator
+
+
+Rewrite = Callable[[Example, int], Mapping[str, Any]]  # (example, number of the copy) -> the copy's values
+
+
+class Augmentation:
+    """Base of the config values that make changed copies of training examples (`lm.data.corpus.augment`)."""
+
+    copies: int
+    fields: tuple[str, ...]
+
+    def open(self) -> Rewrite:
+        """Read the files it needs; return the function that makes one copy."""
+        raise NotImplementedError
 
 
 def told(values: dict[str, Any]) -> dict[str, Any]:

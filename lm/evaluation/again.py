@@ -12,8 +12,8 @@ import jax
 from lm.convert.runs import opened
 from lm.errors import check
 from lm.evaluation.downstream import asked, leave
-from lm.evaluation.held_out import reopened
 from lm.evaluation.report.learning_curve import learning_curve
+from lm.evaluation.validation import reopened
 
 
 def again(workdir: Path, step: str, output: Path) -> list[Path]:

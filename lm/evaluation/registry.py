@@ -11,12 +11,12 @@ from urllib.parse import parse_qsl
 from lm.config import override
 from lm.errors import check, unknown
 from lm.evaluation import classifier
-from lm.evaluation.held_out import Validation
 from lm.evaluation.in_context import Answers, Choices
 from lm.evaluation.perplexity import LastWord, Perplexity
 from lm.evaluation.probes import Noise, Pairs
 from lm.evaluation.subject import Task
 from lm.evaluation.texts import Similarity, Texts
+from lm.evaluation.validation import Validation
 
 TASKS = {
     "validation": Validation,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lm.config import Config, Data, Every, Optimizer, Schedule
-from lm.data.sources import JsonLines
+from lm.data.text.files import JsonLines
 from lm.data.tokenizer.tokenizer import Bytes
 from lm.models.transformer import Transformer
 from lm.objectives.contrastive import Contrastive

@@ -12,11 +12,12 @@ from lm.data.demo import Documented
 from lm.data.labelled.columns import Columns, Entities
 from lm.data.labelled.files import Labelled
 from lm.data.labelled.questions import Questions
-from lm.data.labelled.sources import ExampleSet, examples_from, labelled
+from lm.data.labelled.sources import examples_from
 from lm.data.labelled.tfds import TfdsExamples
 from lm.data.sources import Mixture
 from lm.data.text.files import Text
 from lm.data.tokenizer.tokenizer import BytePair, Bytes
+from lm.data.types import ExampleSet, labelled
 from lm.errors import UserError
 
 

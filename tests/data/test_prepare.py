@@ -171,7 +171,7 @@ KILLED = """
     import os, signal, sys
     from lm.data import tokenise
     from lm.data.prepare import Data, prepare
-    from lm.data.sources import JsonLines
+    from lm.data.text.files import JsonLines
     from lm.data.tokenizer.tokenizer import BytePair, Tokenizer
 
     kill_at, path = int(sys.argv[1]), sys.argv[2]
@@ -237,7 +237,7 @@ def test_a_journal_ahead_of_its_files_starts_again(tmp_path, monkeypatch):
 def test_two_processes_at_once(tmp_path):
     source = write_lines(tmp_path / "a.jsonl", [f"document {i} " * 50 for i in range(400)])
     code = (
-        "import sys\nfrom lm.data.prepare import *\nfrom lm.data.sources import JsonLines\n"
+        "import sys\nfrom lm.data.prepare import *\nfrom lm.data.text.files import JsonLines\n"
         "c = prepare(Data(source=JsonLines(path=sys.argv[1]), tokenizer=BytePair(vocab=500)))\n"
         "print(len(c.train[0][1]), c.train[0][1].documents, c.train[0][1].header['sha256'])"
     )

@@ -1,8 +1,8 @@
 """Sentences as pairs: which are taken, what is left of them, and where the border between the fields is."""
 
+from lm.data.sources import pairs_from
 from lm.data.text.files import JsonLines, Text
 from lm.data.text.restored import Restored, bare, sentences
-from lm.data.text.sources import pairs_from
 from lm.data.text.tables import Table
 
 TEXT = """Return the turtle's x coordinate, if

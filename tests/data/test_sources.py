@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from lm.data.demo import Documentation
-from lm.data.sources import Mixture
+from lm.data.sources import Mixture, source_from
 from lm.data.text import files
 from lm.data.text.files import JsonLines, Text
 from lm.data.text.parquet import Parquet
-from lm.data.text.sources import source_from
 from lm.data.text.tfds import Tfds
 from lm.errors import UserError
 

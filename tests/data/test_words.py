@@ -215,7 +215,7 @@ KILLED = """
     import os, signal, sys
     from lm.data import tokenise, words
     from lm.data.prepare import Data, prepare
-    from lm.data.sources import Tagged
+    from lm.data.text.tagged import Tagged
     from lm.data.tokenizer.tokenizer import Bytes, Tokenizer
 
     kill_at, path = int(sys.argv[1]), sys.argv[2]

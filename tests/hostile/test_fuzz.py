@@ -86,7 +86,7 @@ def squad(path: Path) -> list:
 
 
 def running(path: Path) -> list:
-    from lm.data.text.sources import source_from
+    from lm.data.sources import source_from
 
     reader = source_from(str(path), None).open()
     return [reader[i] for i in range(len(reader))]

@@ -19,8 +19,9 @@ from lm.data.sources import Mixture, components
 from lm.data.text.files import Text
 from lm.errors import UserError
 from lm.evaluation.downstream import asked
-from lm.evaluation.held_out import HeldOut, Validation, held_out_of
+from lm.evaluation.held_out import HeldOut, held_out_of
 from lm.evaluation.subject import Subject
+from lm.evaluation.validation import Validation
 from lm.models.transformer import Transformer
 from lm.objectives.base import resolve, training_batches
 from lm.objectives.causal import Causal

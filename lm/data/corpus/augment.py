@@ -14,23 +14,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lm.data.tokenizer.special import ALIASES, SEPARATORS
-from lm.data.types import Example
+from lm.data.types import Augmentation, Example, Rewrite
 from lm.errors import check, check_range
 
 TEXTS = ("text", "sentence", "sentence1", "sentence2", "premise", "hypothesis", "question", "question1", "question2")
 LABELS = ("id", "label", "tags", "answers", "starts", "spaced")
-Rewrite = Callable[[Example, int], Mapping[str, Any]]  # (example, number of the copy) -> the copy's values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edits:
+class Edits(Augmentation):
     """EDA, Wei & Zou 2019: replace words by synonyms, insert synonyms, swap words, leave words out.
 
     Each copy is made by one of the four, taken in turn, on max(1, `rate` x words) words of each text (deletion too, which the
@@ -75,7 +74,7 @@ class Edits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanCutoff:
+class SpanCutoff(Augmentation):
     """Mask a span of max(1, `rate` x words) words, each by `mask` (Shen et al. 2020, cutoff of a span); tags stay.
 
     Shen et al. take the span's embeddings away. In a text that is not yet tokens the nearest is a blank word, "_" as in
@@ -124,7 +123,7 @@ class SpanCutoff:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeSwitch:
+class CodeSwitch(Augmentation):
     """CoSDA-ML, Qin et al. 2020: replace words by translations from bilingual dictionaries, `paths` one a language.
 
     A copy is made of the share `sentences` of the examples; in it the share `rate` of the words that a dictionary has is
@@ -168,7 +167,7 @@ class CodeSwitch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paraphrases:
+class Paraphrases(Augmentation):
     """Take other wordings of whole texts from files, as back-translation makes them (Sennrich et al. 2016; Xie et al. 2020).
 
     `paths`: .jsonl of {"prompt": text, "text": another wording}, what `lm.generate --prompts --output` writes. A text is looked
@@ -216,9 +215,6 @@ class Paraphrases:
             return values
 
         return rewrite
-
-
-Augmentation = Edits | SpanCutoff | CodeSwitch | Paraphrases
 
 
 def _check(kind: Any) -> None:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lm.data.corpus.augment import Augmentation
 from lm.data.corpus.split import numbers
 from lm.data.corpus.store import Tokens
 from lm.data.demo import Documentation
-from lm.data.labelled.sources import ExampleSet, ExampleSource, labelled
-from lm.data.sources import Source
 from lm.data.text.words import Words
 from lm.data.tokenizer.tokenizer import BytePair, Tokenizer, Vocabulary
+from lm.data.types import Augmentation, ExampleSet, ExampleSource, TextSource, labelled
 from lm.errors import UserError, check
 
 
@@ -31,9 +29,9 @@ class Data:
     (`lm.data.corpus.augment`).
     """
 
-    source: Source | ExampleSource = dataclasses.field(default_factory=Documentation)
+    source: TextSource | ExampleSource = dataclasses.field(default_factory=Documentation)
     tokenizer: Vocabulary = dataclasses.field(default_factory=BytePair)
-    validation: float | Source | ExampleSource = 0.05
+    validation: float | TextSource | ExampleSource = 0.05
     packing: Literal["documents", "windows"] = "documents"
     words: Words | None = None
     augment: tuple[Augmentation, ...] = ()

@@ -14,10 +14,9 @@ import numpy as np
 
 from lm.data.corpus.augment import augmented
 from lm.data.corpus.split import held, key, position
-from lm.data.labelled.sources import ExampleSet, labelled
 from lm.data.sources import components
 from lm.data.tokenizer.tokenizer import Characters, Pretrained, Tokenizer
-from lm.data.types import Example, Read, strings, told
+from lm.data.types import Example, ExampleSet, Read, labelled, strings, told
 from lm.errors import UserError, check
 
 

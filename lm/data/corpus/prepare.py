@@ -21,11 +21,10 @@ from lm.data.corpus.corpus import Corpus, Data
 from lm.data.corpus.digests import DamagedCorpus, fingerprint, read_sealed, remember, remembered, verify
 from lm.data.corpus.store import FORMAT, Tokens
 from lm.data.corpus.tokenise import Tokenisation, content
-from lm.data.labelled.sources import labelled
-from lm.data.sources import Concatenation, Source, components
+from lm.data.sources import Concatenation, components
 from lm.data.text.words import Segmented, Words
 from lm.data.tokenizer.tokenizer import BytePair, Pretrained, Tokenizer, WordPiece
-from lm.data.types import Reader
+from lm.data.types import Reader, TextSource, labelled
 from lm.errors import UserError
 
 
@@ -100,7 +99,7 @@ def set_aside(path: Path) -> Path:
     return path.rename(other)
 
 
-def _opened(source: Source, words: Words | None) -> Reader:
+def _opened(source: TextSource, words: Words | None) -> Reader:
     reader = source.open()
     return Segmented(reader, words) if words else reader
 

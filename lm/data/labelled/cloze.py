@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lm.data.text.sources import source_from
+from lm.data.sources import source_from
 from lm.data.text.words import SENTENCE_END
-from lm.data.types import Example, Read, documents
+from lm.data.types import Example, ExampleSource, Read, documents
 from lm.errors import check, check_range
 
 WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
@@ -130,7 +130,7 @@ def recurring(parts: Sequence[list[Word]], rarity: dict[str, float]) -> Iterator
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cloze:
+class Cloze(ExampleSource):
     """Questions made out of running text (`lm.data.labelled.cloze`): sentences with a gap, whose words stand once more near by.
 
     `path`: what `text=` takes for running text. Paragraphs of up to `limit` characters are asked about; `gap` stands for

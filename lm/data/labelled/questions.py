@@ -11,7 +11,7 @@ from typing import Any
 
 from lm.data.labelled.files import texts
 from lm.data.text.files import signature
-from lm.data.types import Example, Read, check_text
+from lm.data.types import Example, ExampleSource, Read, check_text
 from lm.errors import UserError, check
 from lm.strict_json import parse_json
 
@@ -151,7 +151,7 @@ def _place(context: str, text: str, start: int | None) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Questions:
+class Questions(ExampleSource):
     """Questions about paragraphs: SQuAD's JSON (1.1, 2.0; DRCD), CMRC's own form too.
 
     Values: "id", "question", "context", "answers" (texts, none where the paragraph does not say) and "starts", the

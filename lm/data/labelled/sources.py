@@ -1,9 +1,8 @@
-"""Sources of labelled examples, by the arguments of configs; the two sides of a split."""
+"""Sources of labelled examples, by the arguments of configs."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from lm.data.demo import Documented
 from lm.data.labelled.cloze import Cloze
@@ -11,19 +10,11 @@ from lm.data.labelled.columns import Columns, Entities
 from lm.data.labelled.files import Labelled
 from lm.data.labelled.questions import Questions
 from lm.data.labelled.tfds import TfdsExamples
-from lm.data.types import Example, Task, strings
+from lm.data.types import ExampleSource, Task
 from lm.errors import UserError, check
 
-__all__ = ["Cloze", "Columns", "Documented", "Entities", "ExampleSet", "ExampleSource", "Labelled", "Questions", "TfdsExamples",
-           "examples_from", "held_out_from", "labelled"]  # fmt: skip
-
-ExampleSource = Labelled | Columns | Entities | Questions | Cloze | TfdsExamples | Documented
-
-
-def labelled(source: Any) -> bool:
-    """Tell a source of labelled examples, or a mixture of such alone, from one of running text."""
-    return all(isinstance(one, ExampleSource) for one in getattr(source, "sources", (source,)))
-
+__all__ = ["Cloze", "Columns", "Documented", "Entities", "Labelled", "Questions", "TfdsExamples", "examples_from",
+           "held_out_from"]  # fmt: skip
 
 def examples_from(
     text: str | None, task: Task = "topic", data: str | None = None, field: str = "text", language: str = ""
@@ -67,28 +58,3 @@ def _published(data: str, field: str, language: str) -> TfdsExamples:
     if found is None:
         raise UserError(f"data={data}: write data=tfds:NAME or tfds:NAME:SPLIT, or text=PATH for files")
     return TfdsExamples(name=found[1], split=found[2] or "train", field=field, language=language)
-
-
-class ExampleSet:
-    """One side of a split; where code asks for running text, it says that there is none."""
-
-    def __init__(self, name: str, examples: list[Example]):
-        self.name, self.examples = name, examples
-        self.documents = len(examples)
-        self.raw_bytes = sum(len(text.encode()) for example in examples for text in strings(example.values))
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def of(self, part: int) -> ExampleSet:
-        """Give the examples of one source of a mixture."""
-        return ExampleSet(f"{self.name}, source {part + 1}", [example for example in self.examples if example.part == part])
-
-    @property
-    def separator(self):
-        raise UserError(
-            f"{self.name} holds labelled examples, which are no running text: take an objective that reads them "
-            "(classify, tag, extract, choice, rank, text2text), or another source"
-        )
-
-    tokens = starts = marks = separator

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lm.data.labelled.files import located
-from lm.data.types import Example, Read
+from lm.data.types import Example, ExampleSource, Read
 from lm.errors import check
 
 
@@ -62,7 +62,7 @@ def _plain(value: Any, feature: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TfdsExamples:
+class TfdsExamples(ExampleSource):
     """Whole records of a TensorFlow Datasets set (`lm.data.text.tfds.Tfds`), class numbers as their names.
 
     `field` is one that must be there. SQuAD's answers become "answers" and "starts". Of texts that a set has in several

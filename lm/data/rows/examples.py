@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.labelled.sources import ExampleSet
-from lm.data.types import Example
+from lm.data.types import Example, ExampleSet
 from lm.errors import UserError, check
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm.data.text.files import expand, signature
-from lm.data.types import Piece, Reader
+from lm.data.types import Piece, Reader, TextSource
 from lm.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parquet:
+class Parquet(TextSource):
     """One row, one document: the string in `column`."""
 
     path: str

@@ -10,7 +10,7 @@ from lm.data.demo import Documentation
 from lm.data.text.files import JsonLines, Text
 from lm.data.text.parquet import Parquet
 from lm.data.text.tfds import Tfds
-from lm.data.types import Piece, Reader, joined
+from lm.data.types import Piece, Reader, TextSource, joined
 
 PARAGRAPH = re.compile(r"\n\s*\n")
 END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
@@ -59,7 +59,7 @@ def bare(sentence: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restored:
+class Restored(TextSource):
     """The sentences of `source` as pairs: in lower case without punctuation, and as they were written.
 
     A task of sequence to sequence that any text of a cased script gives: what a speech recogniser's output lacks.

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
-from lm.data.types import Piece, Reader
+from lm.data.types import Piece, Reader, TextSource
 from lm.errors import UserError
 
 HOST = "https://storage.googleapis.com/tfds-data/"  # where TFDS keeps its own files
@@ -113,7 +113,7 @@ def reachable(url: str = HOST, seconds: float = PATIENCE) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tfds:
+class Tfds(TextSource):
     """A TensorFlow Datasets set in array_record form, read without TensorFlow.
 
     `data_dir` may be the usual root of data sets, or the folder of one prepared set (with dataset_info.json in it).
