@@ -8,22 +8,27 @@ speculative lets a small model (--draft) propose; fill, gibbs (masked models) an
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
+from lm.decode.options import Constraints, Flag, collect_flags, options_of
+from lm.decode.strategies import STRATEGIES
 from lm.errors import UserError, check, unknown
 from lm.flags import define_new_heads, define_output, output, run
 from lm.strict_json import dump_json
 
-STEPWISE, WRITING = ("greedy", "sample"), ("greedy", "sample", "beam", "contrastive", "speculative")
-STRATEGIES = (*WRITING, "fill", "gibbs", "mask_predict")
-DRAWN = ("sample", "speculative")
+
+def strategies_with(name: str) -> tuple[str, ...]:
+    """List the strategies that heed a flag."""
+    return tuple(of for of, kind in STRATEGIES.items() if name in kind.takes or name in options_of(kind))
+
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
 STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
 NEW_HEADS = define_new_heads()
-PROMPT = flags.DEFINE_multi_string("prompt", [""], "text to continue, several allowed; empty begins a document")
+PROMPT = flags.DEFINE_multi_string("prompt", [""], "text to continue, several allowed; empty starts a document")
 PROMPTS = flags.DEFINE_string(
     "prompts", None, 'file of prompts: one a line, or .jsonl with "prompt" or "messages"; needs --output'
 )
@@ -41,80 +46,24 @@ CHAT = flags.DEFINE_bool("chat", False, "the prompt is what a user says; lay it 
 SYSTEM = flags.DEFINE_string("system", None, "with --chat: what the system message says")
 REGEX = flags.DEFINE_string("regex", None, "regular expression that the whole new text follows")
 SCHEMA = flags.DEFINE_string("json_schema", None, "JSON schema, or its file, that the new text is an instance of")
-DRAFT = flags.DEFINE_string("draft", None, "speculative: run or model folder of the small model that proposes")
-
-# Options of some strategies only; None: not given. (name, kind, strategies, help)
-OPTIONS = (
-    ("temperature", float, (*DRAWN, "gibbs"), "divides the scores: below 1 safer, above 1 wilder"),
-    (
-        "top_k",
-        int,
-        (*DRAWN, "contrastive", "gibbs", "fill"),
-        "draw from the k likeliest tokens; fill: candidates to show",
-    ),
-    ("top_p", float, DRAWN, "draw from the likeliest tokens that together have this probability"),
-    ("min_p", float, DRAWN, "draw from tokens at least this share as probable as the likeliest"),
-    ("typical_p", float, DRAWN, "draw from the most typical tokens that together have this probability"),
-    ("epsilon", float, DRAWN, "draw from tokens of at least this probability"),
-    ("eta", float, DRAWN, "the same, but less where the model is unsure"),
-    ("num_samples", int, (*DRAWN, "beam", "gibbs", "mask_predict"), "texts for each prompt (beam: the best ones)"),
-    ("repetition_penalty", float, WRITING, "above 1: tokens of the text so far become less likely (CTRL)"),
-    ("encoder_repetition_penalty", float, WRITING, "above 1: tokens of the prompt or source become likelier"),
-    ("frequency_penalty", float, WRITING, "taken off a score for each time the token was generated"),
-    ("presence_penalty", float, WRITING, "taken off a score if the token was generated at all"),
-    ("no_repeat_ngram", int, WRITING, "no n tokens in a row come twice"),
-    ("encoder_no_repeat_ngram", int, WRITING, "no n tokens in a row of the prompt or source come again"),
-    ("min_new_tokens", int, WRITING, "tokens before a text may end"),
-    ("length_penalty_start", int, WRITING, "with the factor: tokens after which ending gets likelier"),
-    ("length_penalty_factor", float, WRITING, "how fast it does; above 1"),
-    ("bad_words", list, WRITING, "text that must not appear, several allowed"),
-    ("forced_prefix", str, WRITING, "text that the continuation begins with"),
-    ("num_beams", int, ("beam",), "beams kept (default 4)"),
-    (
-        "length_penalty",
-        float,
-        ("beam",),
-        "exponent of the length by which scores are divided; above 0 favours long texts",
-    ),
-    ("length_norm", str, ("beam",), "hf: by length^a (default); gnmt: by ((5 + length) / 6)^a"),
-    ("num_beam_groups", int, ("beam",), "groups of beams that are kept apart"),
-    ("diversity_penalty", float, ("beam",), "between groups: taken off tokens that another has just chosen"),
-    ("coverage_penalty", float, ("beam",), "encoder-decoders: takes from texts that leave parts of the source unread"),
-    ("early_stopping", str, ("beam",), "true, false (default) or never: when a search ends"),
-    ("penalty_alpha", float, ("contrastive",), "weight of unlikeness (default 0.6)"),
-    ("draft_tokens", int, ("speculative",), "tokens proposed at a time (default 4)"),
-    ("order", str, ("fill",), "once (default), left_to_right or confident"),
-    ("iterations", int, ("gibbs", "mask_predict"), "rounds (default 500; mask_predict 10)"),
-    ("burn_in", int, ("gibbs",), "rounds that draw from all tokens (default 250)"),
-    ("walk", str, ("gibbs",), "random (default), left_to_right or parallel"),
-    ("num_lengths", int, ("mask_predict",), "lengths tried (default 5)"),
-)
-DEFINE = {float: flags.DEFINE_float, str: flags.DEFINE_string, list: flags.DEFINE_multi_string}
-# Whole numbers: those for which 0 means off, and the largest; what fits in memory is known once the model is open.
-ZERO = {"top_k", "no_repeat_ngram", "encoder_no_repeat_ngram", "min_new_tokens", "length_penalty_start", "burn_in"}
-LARGEST = {"draft_tokens": 1000, "num_beams": 10_000, "num_beam_groups": 10_000, "num_lengths": 10_000}
+SAMPLES = flags.DEFINE_integer(
+    "num_samples", None, f"{', '.join(strategies_with('num_samples'))}: texts for each prompt (beam: the best ones)",
+    lower_bound=1, upper_bound=1_000_000,
+)  # fmt: skip
+DEFINE = {float: flags.DEFINE_float, tuple[str, ...]: flags.DEFINE_multi_string}
 
 
-def define(name: str, kind: type, text: str) -> flags.FlagHolder:
-    """Define an option that is None unless given."""
-    if kind is int:
-        return flags.DEFINE_integer(
-            name, None, text, lower_bound=0 if name in ZERO else 1, upper_bound=LARGEST.get(name, 1_000_000)
-        )
-    return DEFINE[kind](name, None, text)
+def define(name: str, flag: Flag) -> flags.FlagHolder:
+    """Define an option of some strategies; None unless given."""
+    if flag.kind is int:
+        return flags.DEFINE_integer(name, None, flag.text, lower_bound=flag.low, upper_bound=flag.high)
+    return DEFINE.get(flag.kind, flags.DEFINE_string)(name, None, flag.text)
 
 
-GIVEN = {name: define(name, kind, f"{', '.join(of)}: {text}") for name, kind, of, text in OPTIONS}
-BELONGS = {name: of for name, _, of, _ in OPTIONS} | {
-    "regex": STEPWISE,
-    "json_schema": STEPWISE,
-    "draft": ("speculative",),
-    "stop": (*STEPWISE, "contrastive", "speculative"),
-    "show_probabilities": (*STEPWISE, "contrastive", "speculative"),
-    "max_new_tokens": (*WRITING, "gibbs"),
-    "chat": WRITING,
-    "system": WRITING,
-}
+OPTIONS = collect_flags(STRATEGIES, {Constraints: strategies_with("repetition_penalty")})
+GIVEN = {name: define(name, flag) for name, flag in OPTIONS.items()} | {"num_samples": SAMPLES}
+# Flags that only some strategies heed.
+PARTIAL = {*GIVEN, *(name for kind in STRATEGIES.values() for name in kind.takes)}
 
 
 def main(overrides: list[tuple[str, str]]) -> None:
@@ -123,13 +72,14 @@ def main(overrides: list[tuple[str, str]]) -> None:
     agree()
     file = output("lm.generate", [PROMPTS.value])
     options = {name: flag.value for name, flag in GIVEN.items() if flag.value not in (None, [])}
-    from lm import platform  # jax starts here: a mistake in the flags is told before
+    strategy, constraints = (built(kind, options) for kind in (STRATEGIES[STRATEGY.value], Constraints))
+    from lm import platform  # jax starts here: mistakes in the flags are reported before
 
     platform.prepare()
     from lm.convert.runs import opened
     from lm.decode.request import Command
 
-    command = Command(STRATEGY.value, options, flags.FLAGS.flag_values_dict())
+    command = Command(strategy, constraints, options, flags.FLAGS.flag_values_dict())
     job = command.job(*opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value))
     if PROMPTS.value:
         from lm.decode.files import complete
@@ -139,12 +89,17 @@ def main(overrides: list[tuple[str, str]]) -> None:
         file.remember()
         print(f"{file}: the samples of {count:,} prompts")
         return
-    samples = command.say(job, PROMPT.value)
+    samples = command.print_samples(job, PROMPT.value)
     if file:
-        from lm.decode.modes import as_object
+        from lm.decode.results import as_object
 
         lines = (dump_json(as_object(sample)) + "\n" for sample in samples)
         file.write("".join(lines))
+
+
+def built(kind: type, options: dict[str, Any]) -> Any:
+    """Build a strategy, or the constraints, from the options given."""
+    return kind(**{name: OPTIONS[name].value(options[name]) for name in options_of(kind) if name in options})
 
 
 def agree() -> None:
@@ -152,11 +107,10 @@ def agree() -> None:
     strategy, given = STRATEGY.value, flags.FLAGS
     if strategy not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)
-    for name, of in BELONGS.items():
-        if given[name].present and given[name].value not in (None, [], False) and strategy not in of:
-            raise UserError(f"--{name} belongs to --strategy={' or '.join(of)}, not to {strategy}")
+    for name in sorted(PARTIAL):
+        if given[name].present and given[name].value not in (None, [], False) and strategy not in strategies_with(name):
+            raise UserError(f"--{name} belongs to --strategy={' or '.join(strategies_with(name))}, not to {strategy}")
     check(not (REGEX.value and SCHEMA.value), "--regex and --json_schema exclude each other: give one")
-    check(strategy != "speculative" or DRAFT.value, "--strategy=speculative needs --draft=RUN|HF_DIR, a smaller model")
     check(SYSTEM.value is None or CHAT.value, "--system is for --chat")
     if PROMPTS.value:
         check(not given["prompt"].present, "--prompt and --prompts exclude each other: give one")

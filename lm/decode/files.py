@@ -23,7 +23,7 @@ class Job(Protocol):
     def encode(self, record: Mapping[str, Any]) -> Prompt:
         """Read {"prompt"} or {"messages"}; raise UserError for one that cannot be continued."""
 
-    def write(
+    def objects(
         self, prompts: list[tuple[str, Prompt]], numbers: list[int]
     ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """Give (place in `prompts`, its samples as objects) in any order; `numbers`: how often each came before."""
@@ -79,7 +79,7 @@ def work(job: Job, path: Path, file: TextIO, done: set[int], progress: Progress 
     for low, window in windows(encoded(job, path)):
         numbers = [occurrence(seen, prompt) for _, prompt in window]
         left = [i for i in range(len(window)) if low + i not in done]
-        for at, samples in job.write([window[i] for i in left], [numbers[i] for i in left]):
+        for at, samples in job.objects([window[i] for i in left], [numbers[i] for i in left]):
             index = low + left[at]
             lines = (dump_json({"index": index, **sample}) for sample in samples)
             file.write("".join(f"{line}\n" for line in (*lines, dump_json({"done": index}))))

@@ -4,7 +4,6 @@ import bisect
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -13,54 +12,46 @@ import numpy as np
 
 from lm.data.rows.prompts import Prompt
 from lm.data.tokenizer.tokenizer import Tokenizer
+from lm.decode.grammar.constrained import Grammar
 from lm.decode.prefill import check_finite, fits
 from lm.decode.processors import Rules
-from lm.decode.writer import DRAW, FREE, Request, Row, Watch, Writer
+from lm.decode.results import Sample
+from lm.decode.strategies import AncestralSampling, Strategy
+from lm.decode.writer import FREE, Request, Row, Watch, Writer
 from lm.errors import check
+from lm.objectives.base import Objective
 from lm.sharding import NO_MESH
 
 ROWS = 64  # decoded at a time
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A continuation. `tokens`: the new ids, a stop token that ended them included; `logprob`: their summed natural
-    log-probability under the model itself (no temperature, no truncation); `text`: without stop token or string."""
-
-    prompt: str
-    text: str
-    tokens: list[int]
-    logprob: float
-    logprobs: list[float] = field(repr=False, default_factory=list)  # of each token; searches know the sum alone
+PLAIN = AncestralSampling()  # the model's own distribution
 
 
 def generate(
-    objective: Any,
+    objective: Objective,
     params: Any,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
-    sampling: Any = DRAW,
+    strategy: Strategy = PLAIN,
     rules: Rules = FREE,
     num_samples: int = 1,
     seed: int = 0,
     stop: Sequence[str] = (),
-    grammar: Any = None,
+    grammar: Grammar | None = None,
     watch: Watch | None = None,
 ) -> list[Sample]:
     """Continue each prompt `num_samples` times; the samples of a prompt are neighbours in the result.
 
     A sample depends on the seed, its prompt and its number, not on the other prompts (but for float rounding). A
     continuation ends at a stop token of the objective, before the first of the `stop` strings in its text, or after
-    `max_new_tokens`. An empty prompt begins a document. `grammar`: what new text must follow. Raises UserError where
-    prompt and new tokens pass the context.
+    `max_new_tokens`. An empty prompt starts a document. New text follows the `grammar`. Raises UserError where prompt and
+    new tokens pass the context.
     """
     check(num_samples >= 1, f"num_samples={num_samples} must be at least 1")
     writer = Writer(objective, params, tokenizer)
-    ask = Request(
+    request = Request(
         new=max_new_tokens,
-        sampling=sampling,
         rules=rules,
         samples=num_samples,
         seed=seed,
@@ -70,31 +61,35 @@ def generate(
     encoded = writer.encode(prompts)
     for prompt in encoded:
         fits(writer.steps, prompt, max_new_tokens)
-    found: dict[int, list[Sample]] = {}
-    for i, rows in write(writer, ask, encoded, occurrences(encoded), watch):
-        found[i] = [to_sample(tokenizer, prompts[i], *row, ask.stop) for row in rows]
-    return [sample for i in range(len(prompts)) for sample in found[i]]
+    samples: dict[int, list[Sample]] = {}
+    for i, rows in decode_batches(writer, strategy, request, encoded, occurrences(encoded), watch):
+        samples[i] = [to_sample(tokenizer, prompts[i], *row, request.stop) for row in rows]
+    return [sample for i in range(len(prompts)) for sample in samples[i]]
 
 
-def write(
-    writer: Writer, ask: Request, encoded: Sequence[Prompt], numbers: Sequence[int], watch: Watch | None = None
+def decode_batches(
+    writer: Writer,
+    strategy: Strategy,
+    request: Request,
+    encoded: Sequence[Prompt],
+    numbers: Sequence[int],
+    watch: Watch | None = None,
 ) -> Iterator[tuple[int, list[Row]]]:
-    """Give (index of the prompt, its rows) as they get done, in batches of like length.
+    """Yield (index of the prompt, its rows) as they finish, in batches of similar length.
 
     `numbers`: how often each prompt came before (`occurrences`). All batches have the same number of rows, so that few
     programs are compiled: one a width.
     """
-    from lm.decode.strategies import rows_each, write_batch
-
-    size = max(1, ROWS // rows_each(ask))
+    size = max(1, ROWS // strategy.rows(request))
     order = sorted(range(len(encoded)), key=lambda i: length(encoded[i]))
     for low in range(0, len(order), size):
         part = order[low : low + size]
-        filled = part + part[:1] * (size - len(part) if len(order) > size else 0)
-        batch = [encoded[i] for i in filled]
-        keys_B = row_keys(ask.seed, batch, [numbers[i] for i in filled], ask.samples)
+        # The last batch repeats its first prompt, whose rows are then dropped by zip.
+        full = part + part[:1] * (size - len(part) if len(order) > size else 0)
+        batch = [encoded[i] for i in full]
+        keys_B = row_keys(request.seed, batch, [numbers[i] for i in full], request.samples)
         with jax.sharding.use_abstract_mesh(NO_MESH):
-            rows = write_batch(writer, ask, batch, keys_B, watch)
+            rows = strategy.write(writer, request, batch, keys_B, watch)
         yield from zip(part, rows)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lm.console import duration, printable
 from lm.data.tokenizer.tokenizer import Tokenizer
-from lm.decode.generate import Sample
+from lm.decode.results import Sample
 from lm.decode.writer import Row
 
 BROKEN = "\ufffd"  # what bytes that are no whole character decode to

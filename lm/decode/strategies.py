@@ -1,127 +1,284 @@
-"""The ways to write from left to right, each from a batch of prompts to rows of new ids: one look-up by what is asked for."""
+"""Decoding strategies: each is one frozen dataclass whose fields are its options, and one line of `STRATEGIES`.
+
+`lm.generate` derives flags, help and checks from both. To add a strategy, inherit `Strategy` (text from left to right) or
+`Infilling` (masks of a whole text), declare the options with `option`, implement one method and add the line.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import jax
-import numpy as np
-
-from lm.data.rows.prompts import Prompt
-from lm.decode.prefill import batch_prompts
-from lm.decode.sampling import Sampling
-from lm.decode.search.beam import Beams, beam_search
-from lm.decode.search.contrastive import contrastive_search
-from lm.decode.search.speculative import speculative
-from lm.decode.writer import Request, Row, Watch, Writer, continue_tokens
+from lm.decode.infilling import FillMask, GibbsSampling, Infilling, MaskPredict
+from lm.decode.options import Constraints, option, options_of
 from lm.errors import check
 
+if TYPE_CHECKING:  # jax and the searches load when a strategy writes
+    import jax
+
+    from lm.data.rows.prompts import Prompt
+    from lm.data.tokenizer.tokenizer import Tokenizer
+    from lm.decode.sampling import Sampling
+    from lm.decode.search.beam import Beams
+    from lm.decode.steps import Steps
+    from lm.decode.writer import Request, Row, Watch, Writer
+
+# Flags of the command that a strategy may heed besides its own options.
+TEXT = ("max_new_tokens", "chat", "system", *options_of(Constraints))
+TOKENS = (*TEXT, "stop", "show_probabilities")  # needs the log-probability of each token
+
+
+class Strategy:
+    """A way to write text from left to right; options are dataclass fields declared by `lm.decode.options.option`."""
+
+    infills: ClassVar[bool] = False
+    streams: ClassVar[bool] = False  # `watch` sees the text as it grows
+    takes: ClassVar[tuple[str, ...]] = TOKENS
+
+    def check(self, samples: int) -> None:
+        """Raise UserError for options that contradict each other or the number of samples; no model is open yet."""
+
+    def bound(self, tokenizer: Tokenizer) -> Strategy:
+        """Open whatever the options name beside the model itself."""
+        return self
+
+    def readers(self, writer: Writer) -> tuple[Steps, ...]:
+        """List the networks whose context must hold the prompt and the new tokens."""
+        return (writer.steps,)
+
+    def rows(self, request: Request) -> int:
+        """Count the rows of a batch that one prompt takes."""
+        return request.samples
+
+    def write(
+        self, writer: Writer, request: Request, batch: Sequence[Prompt], keys_B: jax.Array, watch: Watch | None
+    ) -> list[list[Row]]:
+        """Return `request.samples` rows of each prompt; `keys_B`: one key a sample."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastiveSearch:
-    """Take, of the `top_k` likeliest tokens, a likely one that is unlike the text so far (Su et al. 2022)."""
+class SamplingOptions:
+    """Options of strategies that draw tokens, as `lm.decode.sampling.Sampling` has them."""
 
-    top_k: int = 4
-    alpha: float = 0.6
+    temperature: float = option(1.0, "divides the scores: below 1 safer, above 1 wilder")
+    top_k: int = option(0, "draw from the k likeliest tokens; 0: from all", low=0)
+    top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability")
+    min_p: float = option(0.0, "draw from tokens at least this share as probable as the likeliest")
+    typical_p: float = option(1.0, "draw from the most typical tokens that together have this probability")
+    epsilon: float = option(0.0, "draw from tokens of at least this probability")
+    eta: float = option(0.0, "the same, but less where the model is unsure")
 
-    def __post_init__(self):
-        check(self.top_k >= 1, f"top_k={self.top_k}: contrastive search chooses among at least 1 candidate")
+    def sampling(self) -> Sampling:
+        """Return the settings of the compiled loop; raises UserError for values out of range."""
+        from lm.decode.sampling import Sampling
+
+        return Sampling(**{name: getattr(self, name) for name in options_of(SamplingOptions)})
+
+    def check(self, samples: int) -> None:
+        self.sampling()
+
+
+@dataclass(frozen=True)
+class GreedySearch(Strategy):
+    """Take the likeliest token, again and again."""
+
+    streams: ClassVar[bool] = True
+    takes: ClassVar[tuple[str, ...]] = (*TOKENS, "regex", "json_schema")
+
+    def sampling(self) -> Sampling:
+        from lm.decode.sampling import Sampling
+
+        return Sampling(strategy="greedy")
+
+    def write(self, writer, request, batch, keys_B, watch):
+        return token_by_token(self.sampling(), writer, request, batch, keys_B, watch)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speculative:
-    """Let a draft model propose `tokens` at a time; what comes out is distributed as the large model's own draws."""
+class AncestralSampling(SamplingOptions, Strategy):
+    """Draw one token after another, from the whole distribution unless it is truncated."""
 
-    draft: Writer
-    tokens: int = 4
-    sampling: Sampling = Sampling()
+    streams: ClassVar[bool] = True
+    takes: ClassVar[tuple[str, ...]] = (*TOKENS, "num_samples", "regex", "json_schema")
 
-
-def rows_each(ask: Request) -> int:
-    """Count the rows of a batch that one prompt takes."""
-    way = ask.sampling
-    return way.count if isinstance(way, Beams) else way.top_k if isinstance(way, ContrastiveSearch) else ask.samples
+    def write(self, writer, request, batch, keys_B, watch):
+        return token_by_token(self.sampling(), writer, request, batch, keys_B, watch)
 
 
-def write_batch(
-    writer: Writer, ask: Request, batch: Sequence[Prompt], keys_B: jax.Array, watch: Watch | None
+def token_by_token(
+    sampling: Sampling, writer: Writer, request: Request, batch: Sequence[Prompt], keys_B: jax.Array, watch: Watch | None
 ) -> list[list[Row]]:
-    """Give the rows of each prompt."""
-    way = ask.sampling
-    if isinstance(way, Beams):
-        return search(writer, ask, way, batch)
-    if isinstance(way, ContrastiveSearch):
-        rows = contrast(writer, ask, way, batch)
-    elif isinstance(way, Speculative):
-        rows = speculate(writer, ask, way, batch, keys_B)
-    else:
-        rows = sample(writer, ask, batch, keys_B, watch)
-    return [rows[i : i + ask.samples] for i in range(0, len(rows), ask.samples)]
-
-
-def sample(writer: Writer, ask: Request, batch: Sequence[Prompt], keys_B: jax.Array, watch: Watch | None) -> list[Row]:
-    """Take the likeliest token, or draw one, again and again."""
+    """Run the token loop; rows whose text holds a stop string end early."""
+    from lm.decode.writer import continue_tokens
 
     def finished(ids):
         text = writer.tokenizer.decode(ids)
-        return any(stop in text for stop in ask.stop)
+        return any(stop in text for stop in request.stop)
 
-    return continue_tokens(
+    rows = continue_tokens(
         writer.steps,
         writer.prepared(len(keys_B)),
         batch,
         keys_B,
-        sampling=ask.sampling,
-        new=ask.new,
-        rules=ask.rules,
+        sampling=sampling,
+        new=request.new,
+        rules=request.rules,
         stops=writer.stops,
-        grammar=ask.grammar,
-        finished=finished if ask.stop else None,
+        grammar=request.grammar,
+        finished=finished if request.stop else None,
         watch=watch,
     )
+    return by_prompt(rows, request.samples)
 
 
-def search(writer: Writer, ask: Request, beams: Beams, batch: Sequence[Prompt]) -> list[list[Row]]:
-    """Search with beams; a row's log-probability is known as a whole only."""
-    found = beam_search(
-        writer.steps,
-        writer.prepared(len(batch) * beams.count),
-        batch_prompts(batch),
-        beams=replace(beams, returned=ask.samples),
-        rules=replace(ask.rules, stops=writer.stops),
-        new=ask.new,
-        stops=writer.stops,
-    )
-    return [[(one.ids, np.float64(one.logprob)) for one in each] for each in found]
+def by_prompt(rows: list[Row], samples: int) -> list[list[Row]]:
+    """Group consecutive rows by their prompt."""
+    return [rows[i : i + samples] for i in range(0, len(rows), samples)]
 
 
-def contrast(writer: Writer, ask: Request, way: ContrastiveSearch, batch: Sequence[Prompt]) -> list[Row]:
-    """Search contrastively."""
-    return contrastive_search(
-        writer.steps,
-        writer.prepared(len(batch) * way.top_k),
-        batch_prompts(batch),
-        top_k=way.top_k,
-        alpha=way.alpha,
-        rules=replace(ask.rules, stops=writer.stops),
-        new=ask.new,
-        stops=writer.stops,
-    )
+@dataclass(frozen=True, kw_only=True)
+class BeamSearch(Strategy):
+    """Keep the best partial texts side by side (`lm.decode.search.beam`); a row's log-probability is known as a sum only."""
+
+    takes: ClassVar[tuple[str, ...]] = (*TEXT, "num_samples")
+
+    num_beams: int = option(4, "beams kept", high=10_000)
+    length_penalty: float = option(1.0, "exponent of the length by which scores are divided; above 0 favours long texts")
+    length_norm: Literal["hf", "gnmt"] = option("hf", "hf: by length^a; gnmt: by ((5 + length) / 6)^a")
+    num_beam_groups: int = option(1, "groups of beams that are kept apart", high=10_000)
+    diversity_penalty: float = option(0.0, "between groups: subtracted from tokens that another has just chosen")
+    coverage_penalty: float = option(0.0, "encoder-decoders: lowers texts that leave parts of the source unread")
+    early_stopping: bool | Literal["never"] = option(False, "true, false or never: when a search ends")
+
+    def beams(self, samples: int) -> Beams:
+        """Return the settings of the compiled search; raises UserError for values that do not fit."""
+        from lm.decode.search.beam import Beams
+
+        return Beams(
+            count=self.num_beams,
+            length_penalty=self.length_penalty,
+            penalty=self.length_norm,
+            early_stopping=self.early_stopping,
+            groups=self.num_beam_groups,
+            diversity_penalty=self.diversity_penalty,
+            coverage_penalty=self.coverage_penalty,
+            returned=samples,
+        )
+
+    def check(self, samples: int) -> None:
+        self.beams(samples)
+
+    def rows(self, request: Request) -> int:
+        return self.num_beams
+
+    def write(self, writer, request, batch, keys_B, watch):
+        import numpy as np
+
+        from lm.decode.prefill import batch_prompts
+        from lm.decode.search.beam import beam_search
+
+        hypotheses = beam_search(
+            writer.steps,
+            writer.prepared(len(batch) * self.num_beams),
+            batch_prompts(batch),
+            beams=self.beams(request.samples),
+            rules=replace(request.rules, stops=writer.stops),
+            new=request.new,
+            stops=writer.stops,
+        )
+        return [[(text.ids, np.float64(text.logprob)) for text in texts] for texts in hypotheses]
 
 
-def speculate(writer: Writer, ask: Request, way: Speculative, batch: Sequence[Prompt], keys_B: jax.Array) -> list[Row]:
-    """Verify what the draft proposes; each prompt is repeated for its samples."""
-    batch = [prompt for prompt in batch for _ in range(ask.samples)]
-    rows, writer.accepted = speculative(
-        writer.steps,
-        writer.prepared(way.tokens + 1),
-        way.draft.steps,
-        way.draft.prepared(1),
-        batch_prompts(batch),
-        sampling=way.sampling,
-        gamma=way.tokens,
-        new=ask.new,
-        stops=writer.stops,
-        keys_B=keys_B,
-        rules=replace(ask.rules, stops=writer.stops),
-    )
-    return rows
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveSearch(Strategy):
+    """Take, of the `top_k` likeliest tokens, a likely one whose state is unlike the text so far (Su et al. 2022)."""
+
+    top_k: int = option(4, "candidates for each token")
+    penalty_alpha: float = option(0.6, "weight of unlikeness")
+
+    def __post_init__(self):
+        check(self.top_k >= 1, f"top_k={self.top_k}: contrastive search chooses among at least 1 candidate")
+        check(0 <= self.penalty_alpha <= 1, f"penalty_alpha={self.penalty_alpha} must be from 0 (greedy) to 1")
+
+    def rows(self, request: Request) -> int:
+        return self.top_k
+
+    def write(self, writer, request, batch, keys_B, watch):
+        from lm.decode.prefill import batch_prompts
+        from lm.decode.search.contrastive import contrastive_search
+
+        rows = contrastive_search(
+            writer.steps,
+            writer.prepared(len(batch) * self.top_k),
+            batch_prompts(batch),
+            top_k=self.top_k,
+            alpha=self.penalty_alpha,
+            rules=replace(request.rules, stops=writer.stops),
+            new=request.new,
+            stops=writer.stops,
+        )
+        return by_prompt(rows, request.samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculativeSampling(SamplingOptions, Strategy):
+    """Let a draft model propose tokens; the texts are distributed as the large model's own samples (Leviathan et al. 2023)."""
+
+    takes: ClassVar[tuple[str, ...]] = (*TOKENS, "num_samples")
+
+    draft: str = option("", "run or model folder of the small model that proposes")
+    draft_tokens: int = option(4, "tokens proposed at a time", high=1000)
+    proposer: Any = None  # the draft's Writer, once it is open
+
+    def __post_init__(self):
+        check(self.draft or self.proposer, "--strategy=speculative needs --draft=RUN|HF_DIR, a smaller model")
+
+    def bound(self, tokenizer: Tokenizer) -> SpeculativeSampling:
+        """Open the draft model; raises UserError where its tokenizer is another one."""
+        from lm.convert.runs import opened
+        from lm.decode.writer import Writer
+
+        folder = Path(self.draft)
+        check(folder.is_dir(), f"--draft={self.draft}: there is no such folder")
+        config, params, known = opened(*((folder, None) if (folder / "checkpoints").is_dir() else (None, folder)))
+        same = known.core.get_vocab() == tokenizer.core.get_vocab()
+        check(same, f"--draft={self.draft} has another tokenizer than the model it is to propose for")
+        return replace(self, proposer=Writer(config.objective, params, known))
+
+    def readers(self, writer: Writer) -> tuple[Steps, ...]:
+        return writer.steps, self.proposer.steps
+
+    def write(self, writer, request, batch, keys_B, watch):
+        from lm.decode.prefill import batch_prompts
+        from lm.decode.search.speculative import speculative
+
+        repeated = [prompt for prompt in batch for _ in range(request.samples)]
+        rows, writer.accepted = speculative(
+            writer.steps,
+            writer.prepared(self.draft_tokens + 1),
+            self.proposer.steps,
+            self.proposer.prepared(1),
+            batch_prompts(repeated),
+            sampling=self.sampling(),
+            gamma=self.draft_tokens,
+            new=request.new,
+            stops=writer.stops,
+            keys_B=keys_B,
+            rules=replace(request.rules, stops=writer.stops),
+        )
+        return by_prompt(rows, request.samples)
+
+
+STRATEGIES: dict[str, type[Strategy | Infilling]] = {
+    "greedy": GreedySearch,
+    "sample": AncestralSampling,
+    "beam": BeamSearch,
+    "contrastive": ContrastiveSearch,
+    "speculative": SpeculativeSampling,
+    "fill": FillMask,
+    "gibbs": GibbsSampling,
+    "mask_predict": MaskPredict,
+}

@@ -13,14 +13,15 @@ import numpy as np
 
 from lm.data.rows.prompts import Prompt
 from lm.data.tokenizer.tokenizer import Tokenizer
+from lm.decode.grammar.constrained import Grammar
 from lm.decode.loop import begin, go_on
 from lm.decode.prefill import batch_prompts, bucket, encode_prompts, opened_steps
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
 from lm.decode.steps import Steps
 
+FREE = Rules()  # nothing forbidden
 PATIENCE = 0.25  # seconds between two looks at what was written, at the text for stop strings, at the keyboard
-DRAW, FREE = Sampling(), Rules()  # defaults: the model's own distribution, nothing forbidden
 Row = tuple[np.ndarray, np.ndarray]  # new ids, and their log-probabilities under the model itself, or the sum alone
 Watch = Callable[[list[Row]], None]  # told of all rows so far, each time there is more
 
@@ -52,12 +53,11 @@ class Request:
     """What is asked for, whatever the prompts: how many tokens, how they are chosen, what they must follow."""
 
     new: int
-    sampling: Any = DRAW  # or another way to write: see lm.decode.strategies
     rules: Rules = FREE
     samples: int = 1
     seed: int = 0
     stop: tuple[str, ...] = ()
-    grammar: Any = None  # lm.decode.grammar.constrained.Grammar
+    grammar: Grammar | None = None
 
 
 def continue_tokens(
@@ -70,7 +70,7 @@ def continue_tokens(
     new: int,
     rules: Rules = FREE,
     stops: tuple[int, ...] = (),
-    grammar: Any = None,
+    grammar: Grammar | None = None,
     finished: Callable[[np.ndarray], bool] | None = None,
     watch: Watch | None = None,
 ) -> list[Row]:

@@ -17,9 +17,9 @@ from lm.decode.files import complete
 from lm.decode.generate import generate
 from lm.decode.loop import begin
 from lm.decode.modes import LeftToRight, check_rows
-from lm.decode.sampling import Sampling
 from lm.decode.show import FileProgress
 from lm.decode.speed import random_params
+from lm.decode.strategies import AncestralSampling
 from lm.decode.writer import Request, Writer
 from lm.errors import UserError
 from lm.models.transformer import Transformer
@@ -28,7 +28,7 @@ from lm.outputs import Claim
 
 TOKENIZER = Bytes().build(lambda: [])
 MODEL = Transformer(vocab=TOKENIZER.vocab, context=96, width=16, depth=1, heads=2, init=0.4, init_positions=0.4)
-DRAWN = Sampling(temperature=0.9, top_k=50)
+DRAWN = AncestralSampling(temperature=0.9, top_k=50)
 
 
 @functools.cache
@@ -36,9 +36,9 @@ def opened():
     return Causal(model=MODEL).resolve(TOKENIZER), random_params(MODEL)
 
 
-def job(samples=1, sampling=DRAWN, new=8, chat=None):
-    ask = Request(new=new, sampling=sampling, samples=samples, seed=4)
-    return LeftToRight(Writer(*opened(), TOKENIZER), ask, chat)
+def job(samples=1, strategy=DRAWN, new=8, chat=None):
+    request = Request(new=new, samples=samples, seed=4)
+    return LeftToRight(Writer(*opened(), TOKENIZER), strategy, request, chat)
 
 
 def ragged(count):
@@ -62,7 +62,7 @@ def test_as_one_at_a_time(tmp_path):
     assert [s["index"] for s in found] == [i for i in range(150) for _ in range(2)]
     assert [s["prompt"] for s in found[::2]] == lines
     assert [p.name for p in tmp_path.iterdir()] == ["prompts.txt", "out.jsonl"] or len(list(tmp_path.iterdir())) == 2
-    options = {"max_new_tokens": 8, "sampling": DRAWN, "num_samples": 2, "seed": 4}
+    options = {"max_new_tokens": 8, "strategy": DRAWN, "num_samples": 2, "seed": 4}
     for i in (0, 5, 60, 149):
         alone = generate(*opened(), TOKENIZER, [lines[i]], **options)
         assert [s.tokens for s in alone] == [s["tokens"] for s in found[2 * i : 2 * i + 2]]
@@ -181,8 +181,8 @@ def test_more_rows_than_memory_holds_are_refused(monkeypatch):
     made = job(samples=1_000_000, new=80)
     monkeypatch.setattr(sizes, "memory", lambda: 1 << 30)
     with pytest.raises(UserError, match=r"writing 1,000,000 texts at a time needs 1\d\.\d GB, this machine has 1\.07 GB"):
-        check_rows(made.writer, made.ask)
-    check_rows(made.writer, job(samples=1000, new=80).ask)  # 15 MB
+        check_rows(made.writer, made.strategy, made.request)
+    check_rows(made.writer, made.strategy, job(samples=1000, new=80).request)  # 15 MB
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ from lm.decode.grammar.automaton import automaton
 from lm.decode.grammar.constrained import classes, distances, from_json_schema, from_regex, piece_bytes, token_bytes
 from lm.decode.grammar.schema import to_regex
 from lm.decode.processors import Rules
-from lm.decode.sampling import Sampling
 from lm.decode.speed import random_params
+from lm.decode.strategies import AncestralSampling, GreedySearch
 from lm.errors import UserError
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
@@ -39,7 +39,7 @@ def model(name):
 def texts(name, make, what, new=40, count=16, **options):
     objective, params = model(name)
     grammar = make(what, TOKENIZERS[name], objective.stops(TOKENIZERS[name]), new)
-    options = {"sampling": Sampling(temperature=1.5)} | options
+    options = {"strategy": AncestralSampling(temperature=1.5)} | options
     found = generate(
         objective, params, TOKENIZERS[name], ["a"], max_new_tokens=new, num_samples=count, grammar=grammar, **options
     )
@@ -74,7 +74,7 @@ def test_in_as_few_tokens_as_there_are():
 
 
 def test_a_text_ends_where_nothing_follows_or_at_a_stop():
-    _, samples = texts("bytes", from_regex, "(ab|abc)", sampling=Sampling(temperature=50.0))
+    _, samples = texts("bytes", from_regex, "(ab|abc)", strategy=AncestralSampling(temperature=50.0))
     stop = TOKENIZERS["bytes"].separator
     assert {tuple(s.tokens) for s in samples} == {(97, 98, stop), (97, 98, 99)}
 
@@ -88,7 +88,7 @@ def test_tokens_of_several_characters_are_used():
 def test_rules_give_way_to_the_grammar_only_where_they_must():
     found, _ = texts("bytes", from_regex, "[ab]{6}", rules=Rules(suppress=(97,)))
     assert set(found) == {"bbbbbb"}
-    found, _ = texts("bytes", from_regex, "a{6}", rules=Rules(no_repeat_ngram=1), sampling=Sampling(strategy="greedy"))
+    found, _ = texts("bytes", from_regex, "a{6}", rules=Rules(no_repeat_ngram=1), strategy=GreedySearch())
     assert set(found) == {"aaaaaa"}
 
 

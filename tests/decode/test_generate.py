@@ -16,10 +16,9 @@ from lm.decode.generate import generate, occurrences, row_keys
 from lm.decode.prefill import bucket
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
-from lm.decode.search.beam import Beams
 from lm.decode.speed import random_params, tokens_per_second
 from lm.decode.steps import Prompts, StackSteps
-from lm.decode.strategies import ContrastiveSearch, Speculative
+from lm.decode.strategies import AncestralSampling, BeamSearch, ContrastiveSearch, GreedySearch, SpeculativeSampling
 from lm.decode.writer import Writer, continue_tokens
 from lm.errors import UserError
 from lm.models.model import Model
@@ -181,18 +180,18 @@ def test_stop_strings_cut_the_text_and_the_tokens():
 
 
 def test_texts_do_not_depend_on_the_other_prompts():
-    together = continued(["hello", "what a long prompt", ""], num_samples=2, sampling=Sampling(top_p=0.9))
+    together = continued(["hello", "what a long prompt", ""], num_samples=2, strategy=AncestralSampling(top_p=0.9))
     assert [s.prompt for s in together] == ["hello"] * 2 + ["what a long prompt"] * 2 + [""] * 2
     for prompt in ("hello", ""):
-        alone = continued([prompt], num_samples=2, sampling=Sampling(top_p=0.9))
+        alone = continued([prompt], num_samples=2, strategy=AncestralSampling(top_p=0.9))
         assert [s.text for s in alone] == [s.text for s in together if s.prompt == prompt]
     assert continued(["hello"], seed=1) != continued(["hello"], seed=2)
     assert continued([]) == []
 
 
 def test_rules_are_followed():
-    (free,) = continued(["hello"], sampling=GREEDY)
-    (single,) = continued(["hello"], sampling=GREEDY, rules=Rules(no_repeat_ngram=2))
+    (free,) = continued(["hello"], strategy=GreedySearch())
+    (single,) = continued(["hello"], strategy=GreedySearch(), rules=Rules(no_repeat_ngram=2))
     pairs = list(itertools.pairwise(LETTERS.encode("hello").tolist() + single.tokens))
     assert len(set(pairs)) == len(pairs)
     assert single.tokens != free.tokens
@@ -212,10 +211,10 @@ def test_what_is_written_is_watched():
 
 def test_many_prompts_come_back_in_order():
     prompts = ["a" * (1 + 7 * i % 20) + chr(97 + i % 26) for i in range(70)]
-    found = continued(prompts, sampling=GREEDY)
+    found = continued(prompts, strategy=GreedySearch())
     assert [s.prompt for s in found] == prompts
     for i in (0, 33, 69):
-        assert continued([prompts[i]], sampling=GREEDY)[0].text == found[i].text
+        assert continued([prompts[i]], strategy=GreedySearch())[0].text == found[i].text
 
 
 def test_past_the_context_is_refused():
@@ -239,9 +238,10 @@ import jax, numpy as np
 from lm.decode.generate import generate
 from lm.models.model import Model
 from lm.sharding import make_mesh, shardings
-from tests.decode.test_generate import GREEDY, LETTERS, config, params_of
+from lm.decode.strategies import GreedySearch
+from tests.decode.test_generate import LETTERS, config, params_of
 from lm.objectives.causal import Causal
-ask = lambda params: generate(Causal(model=config()), params, LETTERS, ["hello"], max_new_tokens=8, sampling=GREEDY)
+ask = lambda params: generate(Causal(model=config()), params, LETTERS, ["hello"], max_new_tokens=8, strategy=GreedySearch())
 expected = ask(params_of("learned"))
 sizes = dict(data=2, fsdp=2, tensor=2, context=1, expert=1)
 mesh = make_mesh(sizes)
@@ -258,15 +258,21 @@ def test_training_parameters_on_a_mesh():
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-WAYS = {"greedy": GREEDY, "sample": Sampling(), "beam": Beams(count=2), "contrastive": ContrastiveSearch(), "speculative": None}
+STRATEGIES = {
+    "greedy": GreedySearch(),
+    "sample": AncestralSampling(),
+    "beam": BeamSearch(num_beams=2),
+    "contrastive": ContrastiveSearch(),
+    "speculative": None,
+}
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("value", quick([np.nan, np.inf], [np.nan]))
 def test_a_model_without_finite_scores_writes_nothing(name, value):
     tokenizer = Characters().build(lambda: ["abcdefghijklmnopqrstuvwxyz\n ,."])
     params = jax.tree.map(lambda x: x * value, params_of("learned"))
     objective = Causal(model=config())
-    way = WAYS[name] or Speculative(draft=Writer(objective, params, tokenizer), tokens=2)
+    strategy = STRATEGIES[name] or SpeculativeSampling(proposer=Writer(objective, params, tokenizer), draft_tokens=2)
     with pytest.raises(UserError, match=r"no finite score for (what follows 'ab'|the texts of a search)"):
-        generate(objective, params, tokenizer, ["ab"], max_new_tokens=3, sampling=way)
+        generate(objective, params, tokenizer, ["ab"], max_new_tokens=3, strategy=strategy)

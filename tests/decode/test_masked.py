@@ -11,7 +11,7 @@ from lm.convert.convert import load
 from lm.data.tokenizer.tokenizer import Tokenizer, WordPiece
 from lm.decode.sampling import Sampling
 from lm.decode.search import masked
-from lm.decode.search.masked import chain, fill, gibbs, padded
+from lm.decode.search.masked import chain, fill_masks, gibbs, padded
 from lm.errors import UserError
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
@@ -52,7 +52,7 @@ def bert(tmp_path_factory):
 
 
 def run(loaded, texts, **options):
-    return fill(loaded.objective, loaded.params, loaded.tokenizer, texts, **options)
+    return fill_masks(loaded.objective, loaded.params, loaded.tokenizer, texts, **options)
 
 
 def test_masks_are_filled_as_by_their_pipeline(bert):
@@ -133,7 +133,7 @@ def test_electras_generator_fills():
     objective = Replaced(model=model, generator_width=0.5).resolve(tokenizer)
     batch = dict.fromkeys(("tokens", "places"), np.zeros((1, 8), np.int32))
     params = unbox(jax.jit(objective.init)(jax.random.key(0), batch))
-    (found,) = fill(objective, params, tokenizer, ["the [MASK] sat"], top_k=tokenizer.vocab)
+    (found,) = fill_masks(objective, params, tokenizer, ["the [MASK] sat"], top_k=tokenizer.vocab)
     np.testing.assert_allclose(sum(c.probability for c in found.masks[0]), 1, rtol=1e-5)
 
 
@@ -141,7 +141,7 @@ def test_a_model_without_finite_scores_fills_nothing(bert):
     loaded = bert[2]
     broken = loaded.objective, jax.tree.map(lambda x: x * np.nan, loaded.params), loaded.tokenizer
     with pytest.raises(UserError, match=r"no finite score for the masks of 'a model of \[MASK\]"):
-        fill(*broken, TEXTS[2:])
+        fill_masks(*broken, TEXTS[2:])
     with pytest.raises(UserError, match="no finite score for what follows 'the cat'"):
         gibbs(*broken, prefix="the cat", length=2, iterations=2, burn_in=1)
 

@@ -17,7 +17,7 @@ from lm.data.rows.examples import balanced_fit, pair_lengths
 from lm.data.tokenizer.tokenizer import Bytes
 from lm.data.types import Example, ExampleSet
 from lm.decode.generate import generate
-from lm.decode.sampling import Sampling
+from lm.decode.strategies import GreedySearch
 from lm.errors import UserError
 from lm.evaluation.replies import replies
 from lm.models.presets import twice
@@ -181,7 +181,7 @@ def test_the_texts_are_those_of_generate_and_their_cost_is_the_loss(trunk):
     found = replies(objective, params, side.examples)
     assert [one for one, _ in found] == side.examples
     prompts = [one.get("source") for one in side.examples]
-    samples = generate(objective, params, corpus.tokenizer, prompts, max_new_tokens=6, sampling=Sampling(strategy="greedy"))
+    samples = generate(objective, params, corpus.tokenizer, prompts, max_new_tokens=6, strategy=GreedySearch())
     assert [row["guess"] for _, row in found] == [sample.text.strip() for sample in samples]
     stream = objective.records.open(side)
     rows = [objective.corrupt(np.random.default_rng(0), stream.held_out(None, i)) for i in range(stream.count)]

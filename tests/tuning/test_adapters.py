@@ -11,7 +11,7 @@ from lm.config import Config
 from lm.convert.convert import family_for
 from lm.data.tokenizer.tokenizer import Bytes
 from lm.decode.generate import generate
-from lm.decode.sampling import Sampling
+from lm.decode.strategies import AncestralSampling
 from lm.errors import UserError
 from lm.models.adapters import Adapter, Bottleneck
 from lm.models.model import Model
@@ -78,7 +78,8 @@ def test_decoding_goes_through_them(rows):
     tokenizer = Bytes().build(lambda: ())
     objective = Causal(model=dataclasses.replace(MODEL, vocab=0)).resolve(tokenizer)
     params = noisy(drawn(objective.model))
-    found = generate(objective, params, tokenizer, ["ab", "cd"][:rows], max_new_tokens=5, sampling=Sampling(top_k=1), seed=0)
+    strategy = AncestralSampling(top_k=1)
+    found = generate(objective, params, tokenizer, ["ab", "cd"][:rows], max_new_tokens=5, strategy=strategy, seed=0)
     for text, sample in zip(["ab", "cd"], found):
         prompt = [*objective.prompt(tokenizer, text).tokens]
         tokens = jnp.asarray([*prompt, *sample.tokens], jnp.int32)

@@ -16,7 +16,7 @@ from lm.convert.runs import export_run, write_run
 from lm.data.corpus.prepare import prepare
 from lm.data.tokenizer.tokenizer import Bytes
 from lm.decode.generate import generate
-from lm.decode.sampling import Sampling
+from lm.decode.strategies import AncestralSampling
 from lm.errors import UserError
 from lm.models import presets
 from lm.models.layers import Linear
@@ -257,7 +257,7 @@ def test_decoding_is_the_merged_models(rows):
     tokenizer = Bytes().build(lambda: ())
     objective = Causal(model=dataclasses.replace(MODEL, vocab=0)).resolve(tokenizer)
     plain, found = merged(objective.model, params(objective.model))
-    how = {"max_new_tokens": 6, "sampling": Sampling(top_k=1), "seed": 0}
+    how = {"max_new_tokens": 6, "strategy": AncestralSampling(top_k=1), "seed": 0}
     texts = ["ab", "c", "xyz"][:rows]
     tuned = generate(objective, params(objective.model), tokenizer, texts, **how)
     bare = generate(dataclasses.replace(objective, model=plain), found, tokenizer, texts, **how)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.decode.prefill import check_finite
+from lm.decode.results import Candidate, Filled
 from lm.decode.sampling import Sampling, log_probability
 from lm.errors import check, unknown
 from lm.models.electra import Electra
@@ -23,31 +23,6 @@ Walk = Literal["random", "left_to_right", "parallel"]
 NAMES = ("[MASK]", "<mask>")  # of a mask, in published vocabularies
 ROWS = 32  # texts that go through the model together
 WIDTH = 16  # rows are padded to a multiple of this: few shapes to compile for
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A token for a mask, and its probability there under the model."""
-
-    id: int
-    token: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A text whose masks have tokens.
-
-    `tokens`: the new ids, one a mask, from left to right. `logprob`: the sum over them of the natural log-probability
-    that each had, under the model itself, when it was chosen: at "once" given none of the others. `masks`: for each
-    mask, from left to right, its likeliest candidates at that moment, best first.
-    """
-
-    prompt: str
-    text: str
-    tokens: list[int]
-    logprob: float
-    masks: list[list[Candidate]] = field(default_factory=list)
 
 
 def place_logits(network: Model | Electra, params: Any, tokens_BT, segments_BT, places_BP) -> jax.Array:
@@ -66,7 +41,7 @@ def place_logits(network: Model | Electra, params: Any, tokens_BT, segments_BT, 
 # -- filling in --------------------------------------------------------------------------------------------------------
 
 
-def fill(
+def fill_masks(
     objective: Any,
     params: Any,
     tokenizer: Tokenizer,
