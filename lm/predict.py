@@ -18,7 +18,6 @@ reader, writes {id: answer} instead, which SQuAD's own script takes.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import sys
@@ -30,8 +29,9 @@ import jax
 
 from lm.config import Config
 from lm.data.corpus.corpus import Corpus
+from lm.data.files import Files, expand, table_rows
 from lm.data.labelled.columns import Columns, Entities
-from lm.data.labelled.files import Labelled, texts
+from lm.data.labelled.files import Labelled
 from lm.data.labelled.questions import Questions
 from lm.data.sources import components
 from lm.data.text.tagged import UNIT
@@ -94,7 +94,7 @@ def read(path: str, objective: Any, own: Any) -> list[Example]:
     elif ending in LINES or (ending in (*TABLES, ".json") and kind != "tagger"):
         found = table(path, reads, own)
     elif len(reads) == 1 and (path == "-" or ending == ".txt"):
-        found = [Example({reads[0]: line.strip()}, where) for where, line in lines(path) if line.strip()]
+        found = [Example({reads[0]: line.strip()}, where) for where, line in read_lines(path) if line.strip()]
     else:
         forms = "a .jsonl file" if kind == "tagger" else "a .csv, .tsv or .jsonl file"
         forms += {"tagger": ", words in a .conll or .txt one", "reader": ", or SQuAD's .json"}.get(kind, "")
@@ -108,11 +108,8 @@ def read(path: str, objective: Any, own: Any) -> list[Example]:
     return [one._replace(values={**one.values, **objective.placeholder(one)}) for one in found]
 
 
-def lines(path: str) -> Iterator[tuple[str, str]]:
-    """Give the lines of text files, each with where it stands; a blank one ends each file."""
-    for name, text in texts("/dev/stdin" if path == "-" else path)[1]:
-        for number, line in enumerate([*text.split("\n"), ""], 1):
-            yield f"{name}:{number}", line
+def read_lines(path: str) -> Iterator[tuple[str, str]]:
+    return Files("/dev/stdin" if path == "-" else path).lines()
 
 
 def table(path: str, reads: Sequence[str], own: Any) -> Sequence[Example]:
@@ -120,9 +117,8 @@ def table(path: str, reads: Sequence[str], own: Any) -> Sequence[Example]:
     own = own if isinstance(own, Labelled) else Labelled(path=path)
     columns, ending = own.columns, Path(path).suffix.lower()
     if columns and ending in TABLES:
-        quoting = csv.QUOTE_MINIMAL if own.quoted else csv.QUOTE_NONE
-        text = io.StringIO(next(texts(path)[1])[1], newline="")
-        first = next(csv.reader(text, delimiter="," if ending == ".csv" else "\t", quoting=quoting), [])
+        name, text = next(Files(path).texts())
+        _, first = next(table_rows(io.StringIO(text, newline=""), name, own.quoted), (1, []))
         columns = columns if len(first) == len(columns) else tuple(name for name in columns if name in reads)
     return dataclasses.replace(own, path=path, columns=columns).open().examples
 
@@ -130,7 +126,7 @@ def table(path: str, reads: Sequence[str], own: Any) -> Sequence[Example]:
 def sentences(path: str, labels: Sequence[str], own: Any) -> Sequence[Example]:
     """Read sentences: words with tags as the run's own have them, words in columns, one word or one sentence a line."""
     spaced = getattr(own, "spaced", True) and not isinstance(own, Entities)
-    found, columns = list(lines(path)), own if isinstance(own, Columns) else Columns(path=path)
+    found, columns = list(read_lines(path)), own if isinstance(own, Columns) else Columns(path=path)
     real = [line.strip() for _, line in found if line.strip() and not line.startswith(("-DOCSTART-", "# "))]
     if path != "-" and isinstance(own, Entities) and real and all(UNIT.match(word) for word in real[0].split()):
         return dataclasses.replace(own, path=path).open().examples
@@ -233,7 +229,6 @@ if __name__ == "__main__":
     def main(overrides: list[tuple[str, str]]) -> None:
         """Read the flags, load the run, answer."""
         from lm import platform
-        from lm.data.text.files import expand
 
         check(not overrides, "lm.predict takes no --config.* flags: a run's config is its own")
         file = output("lm.predict", [] if INPUT.value == "-" else expand(INPUT.value))

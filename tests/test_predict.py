@@ -250,7 +250,7 @@ def test_a_label_that_stands_in_for_the_one_not_there_is_of_the_objectives_kind(
         ("classify", "a.jsonl", '{"text": "a"}\n{"text"\n', "a.jsonl:2: no valid JSON"),
         ("classify", "a.jsonl", "", "no example in it; give at least one"),
         ("classify", "a.parquet", "x", "this classifier reads 'text': give a .csv, .tsv or .jsonl file, or one a line"),
-        ("classify", "a.txt", b"x\n\xff", "a.txt:2: byte 0xff is not UTF-8"),
+        ("classify", "a.txt", b"x\n\xff", "a.txt:2: byte 2 (0xff) is not UTF-8"),
         ("rank", "a.txt", "x\n", "this ranker reads 'sentence1', 'sentence2': give a .csv, .tsv or .jsonl file"),
         ("tag", "a.csv", "words\nx\n", "this tagger reads 'words': give a .jsonl file, words in a .conll or .txt one"),
         ("tag", "a.conll", "a b\nc\n", "a.conll:2: 1 columns where the file has 2"),

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from lm.errors import UserError, check
+from lm.errors import UserError
 
 
 class Piece(NamedTuple):
@@ -173,11 +173,3 @@ def strings(values: dict[str, Any]) -> list[str]:
     for value in values.values():
         found += [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
     return found
-
-
-def check_text(text: str, where: str, name: str) -> None:
-    """Refuse half a surrogate pair, which JSON can write and no tokenizer reads."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        check(False, f"{where}: {name!r} has half a surrogate pair at character {error.start}; mend the escape")

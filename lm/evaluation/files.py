@@ -1,41 +1,23 @@
-"""The files of local tasks: JSON objects, one a line, or a table's rows, with their places for messages."""
+"""Task files: JSON lines or tables, read as examples whose errors name FILE:LINE."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-from lm.data.labelled.files import read_labelled
-from lm.errors import UserError, check
-
-
-class Item(NamedTuple):
-    """One object, and where it stands: "file.jsonl:12"."""
-
-    where: str
-    values: dict[str, Any]
-
-    def text(self, name: str) -> str:
-        """Give a field that must be a string."""
-        found = self.get(name)
-        check(isinstance(found, str), f"{self.where}: '{name}' must be a string, not {found!r}")
-        return found
-
-    def texts(self, name: str) -> list[str]:
-        """Give a field that must be a list of strings; a string alone counts as one."""
-        found = self.get(name)
-        found = [found] if isinstance(found, str) else found
-        right = isinstance(found, list) and found and all(isinstance(one, str) for one in found)
-        check(right, f"{self.where}: '{name}' must be a list of strings, not {found!r}")
-        return found
-
-    def get(self, name: str) -> Any:
-        if name not in self.values:
-            raise UserError(f"{self.where} has no field '{name}'; it has {', '.join(self.values) or 'none'}")
-        return self.values[name]
+from lm.data.labelled.files import Labelled
+from lm.data.types import Example
+from lm.errors import check
 
 
-def items(path: str) -> list[Item]:
-    """Read JSON lines or a table (a path, a glob, a comma list); raises UserError naming file and line of what is broken."""
-    found = [Item(example.where, dict(example.values)) for example in read_labelled(path, (), quoted=True).examples]
-    check(bool(found), f"{path} holds no examples: give one JSON object a line")
-    return found
+def read_examples(path: str) -> list[Example]:
+    """Read JSON lines or tables (a path, a glob or a comma list); raises UserError for a malformed or empty file."""
+    examples = list(Labelled(path=path).open().examples)
+    check(bool(examples), f"{path} holds no examples: write one JSON object a line")
+    return examples
+
+
+def strings(example: Example, name: str) -> list[str]:
+    """Return a field as a list of at least one string; a single string counts as a list of one."""
+    value = example.get(name, (str, list))
+    values = [value] if isinstance(value, str) else value
+    right = bool(values) and all(isinstance(text, str) for text in values)
+    check(right, f"{example.where}: {name!r} must be a list of strings, not {value!r}")
+    return values

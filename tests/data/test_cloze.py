@@ -102,7 +102,7 @@ def test_questions_do_not_depend_on_the_order_of_sets(tmp_path):
         own = rng.choice(names, 25)  # rare in the others
         sentences = [" ".join(rng.choice(own, 12)) + "." for _ in range(8)]
         (tmp_path / f"{k:02}.txt").write_text(" ".join(sentences))
-    code = f"from lm.data.examples import Cloze; print([e.values for e in Cloze(path={str(tmp_path / '*.txt')!r}).open()])"
+    code = f"from lm.data.labelled.cloze import Cloze; print([e.values for e in Cloze(path={str(tmp_path / '*.txt')!r}).open()])"
     found = {
         subprocess.run(
             [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True

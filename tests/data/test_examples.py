@@ -232,7 +232,7 @@ def test_mistakes_name_file_and_line(name, tmp_path):
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_bytes_that_are_not_utf8_have_a_line(mark, tmp_path):
     (tmp_path / "a.csv").write_bytes(mark + b"text,label\nfine,x\ncaf\xe9,y\n")
-    with pytest.raises(UserError, match=r"a\.csv:3: byte 0xe9 is not UTF-8; convert"):
+    with pytest.raises(UserError, match=rf"a\.csv:3: byte {len(mark) + 21} \(0xe9\) is not UTF-8; convert"):
         Labelled(path=str(tmp_path / "a.csv")).open()
 
 

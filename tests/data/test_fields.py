@@ -113,7 +113,7 @@ def test_several_tables_blank_lines_and_bare_quotes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("s,t\n1,2\n1,2,3\n", r"a\.csv:3: 3 fields where the first row has 2"),
+        ("s,t\n1,2\n1,2,3\n", r"a\.csv:3: 3 fields where there are 2 columns"),
         ('s,t\n1,2\n"x"y,2\n', r"a\.csv:3: "),
         ('s,t\n"1\n\n",2\n3,"4\n', r"a\.csv:5: .*mend the quotes"),
         ("s,u\n1,2\n", r"a\.csv:1: no column 't'.*it has s, u"),

@@ -141,7 +141,7 @@ def test_the_second_time_comes_from_the_cache(tmp_path, monkeypatch):
     source = write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(30)])
     first = prepare(Data(source=source, tokenizer=Bytes()))
     with monkeypatch.context() as patch:
-        patch.setattr("lm.data.prepare.Tokenisation.run", lambda self: pytest.fail("tokenised again"))
+        patch.setattr("lm.data.corpus.prepare.Tokenisation.run", lambda self: pytest.fail("tokenised again"))
         again = prepare(Data(source=source, tokenizer=Bytes()))
     assert again.folder == first.folder
     np.testing.assert_array_equal(again.train[0][1].tokens, first.train[0][1].tokens)
@@ -169,8 +169,9 @@ def test_mixture_and_a_validation_source(tmp_path):
 
 KILLED = """
     import os, signal, sys
-    from lm.data import tokenise
-    from lm.data.prepare import Data, prepare
+    from lm.data.corpus import tokenise
+    from lm.data.corpus.corpus import Data
+    from lm.data.corpus.prepare import prepare
     from lm.data.text.files import JsonLines
     from lm.data.tokenizer.tokenizer import BytePair, Tokenizer
 
@@ -237,7 +238,8 @@ def test_a_journal_ahead_of_its_files_starts_again(tmp_path, monkeypatch):
 def test_two_processes_at_once(tmp_path):
     source = write_lines(tmp_path / "a.jsonl", [f"document {i} " * 50 for i in range(400)])
     code = (
-        "import sys\nfrom lm.data.prepare import *\nfrom lm.data.text.files import JsonLines\n"
+        "import sys\nfrom lm.data.corpus.corpus import Data\nfrom lm.data.corpus.prepare import prepare\n"
+        "from lm.data.text.files import JsonLines\nfrom lm.data.tokenizer.tokenizer import BytePair\n"
         "c = prepare(Data(source=JsonLines(path=sys.argv[1]), tokenizer=BytePair(vocab=500)))\n"
         "print(len(c.train[0][1]), c.train[0][1].documents, c.train[0][1].header['sha256'])"
     )

@@ -94,11 +94,11 @@ def test_documents_and_archives(tmp_path):
 
 
 def test_names_are_one_entity_and_brackets_may_be_text():
-    from lm.data.text.tagged import parse
+    from lm.data.text.tagged import parse_units
 
     def entities(line):
         found = []
-        for unit in parse(line, ""):
+        for unit in parse_units(line, ""):
             if unit.entity and unit.first:
                 found.append(unit.word)
             elif unit.entity:
@@ -109,7 +109,7 @@ def test_names_are_one_entity_and_brackets_may_be_text():
     assert entities("克林顿/nr 叶利钦/nr") == ["克林顿", "叶利钦"]
     assert entities("[香港/ns 特别/a 行政区/n]ns 中国/ns") == ["香港特别行政区", "中国"]
     assert entities("[说/v 话/n]l [/w 中国/ns ]/w") == ["中国"]
-    assert [unit.word for unit in parse("[/w a//w //w ]/w", "")] == ["[", "a/", "/", "]"]
+    assert [unit.word for unit in parse_units("[/w a//w //w ]/w", "")] == ["[", "a/", "/", "]"]
 
 
 WORDS = st.lists(st.text(alphabet="ab中文é😀.。", min_size=1, max_size=4), min_size=1, max_size=12)
@@ -213,8 +213,9 @@ def test_jieba_that_is_not_there(tmp_path, monkeypatch):
 
 KILLED = """
     import os, signal, sys
-    from lm.data import tokenise, words
-    from lm.data.prepare import Data, prepare
+    from lm.data.corpus import tokenise
+    from lm.data.corpus.corpus import Data
+    from lm.data.corpus.prepare import prepare
     from lm.data.text.tagged import Tagged
     from lm.data.tokenizer.tokenizer import Bytes, Tokenizer
 

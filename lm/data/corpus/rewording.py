@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.labelled.files import read_labelled, texts
+from lm.data.files import Files
+from lm.data.labelled.files import Labelled
 from lm.data.tokenizer.builders import IDEOGRAPHS
 from lm.errors import check
 
@@ -195,7 +196,7 @@ def dictionary(path: str) -> dict[str, list[str]]:
 def paraphrases(path: str, prefix: str) -> dict[str, list[str]]:
     """Read lines of {"prompt": text, "text": another}: each text, without its prefix, and the others."""
     table: dict[str, list[str]] = {}
-    for example in read_labelled(path, (), quoted=True).examples:
+    for example in Labelled(path=path).open().examples:
         text = example.get("text").strip()
         if text:
             _add(table, example.get("prompt").removeprefix(prefix).strip(), [text])
@@ -203,10 +204,8 @@ def paraphrases(path: str, prefix: str) -> dict[str, list[str]]:
 
 
 def _lines(path: str) -> list[tuple[str, str]]:
-    """Give FILE:LINE and line of every line that is not blank."""
-    _, found = texts(path)
-    lines = [(f"{one}:{k}", line) for one, text in found for k, line in enumerate(text.split("\n"), 1)]
-    return [(where, line) for where, line in lines if line.strip()]
+    """List (FILE:LINE, line) of every line that is not blank."""
+    return [(where, line) for where, line in Files(path).lines() if line.strip()]
 
 
 def _add(table: dict[str, list[str]], word: str, others: list[str]) -> None:

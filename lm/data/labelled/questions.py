@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lm.data.labelled.files import texts
-from lm.data.text.files import signature
-from lm.data.types import Example, ExampleSource, Read, check_text
+from lm.data.files import Files, check_text, signature
+from lm.data.types import Example, ExampleSource, Read
 from lm.errors import UserError, check
 from lm.strict_json import parse_json
 
@@ -19,16 +18,23 @@ REACH = 8  # characters that a start may be off: counted in bytes, or before the
 NAMED = re.compile(r'"(?:id|query_id|question|query_text|context|context_text)"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
 
 
-def read_questions(path: str) -> Read:
-    """Read every question of the files; an answer that does not stand where its file says, or near by, is a UserError."""
-    files, found = texts(path)
-    examples = []
-    for one, text in found:
-        content = parse_json(text, one, (dict, list))
-        places = Places(one, text)
-        for context, question in _questions(content, places):
-            examples.append(_example(context, question, places))
-    return Read(files.name, tuple(examples), signature(files.paths, "questions"))
+@dataclass(frozen=True, kw_only=True)
+class Questions(ExampleSource):
+    """Questions about paragraphs: SQuAD's JSON (1.1, 2.0; DRCD) and CMRC's.
+
+    Values: "id", "question", "context", "answers" (texts, none where the paragraph has no answer) and "starts", the
+    character of the paragraph where each answer starts.
+    """
+
+    path: str
+
+    def open(self) -> Read:
+        files, examples = Files(self.path), []
+        for path, text in files.texts():
+            places = Places(path, text)
+            for context, question in _questions(parse_json(text, path, (dict, list)), places):
+                examples.append(_example(context, question, places))
+        return Read(files.name, tuple(examples), signature(files.paths, "questions"))
 
 
 class Places:
@@ -148,17 +154,3 @@ def _place(context: str, text: str, start: int | None) -> int:
         return context.find(text)
     near = range(max(0, start - REACH), start + REACH + 1)
     return min((k for k in near if context.startswith(text, k)), key=lambda k: abs(k - start), default=-1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Questions(ExampleSource):
-    """Questions about paragraphs: SQuAD's JSON (1.1, 2.0; DRCD), CMRC's own form too.
-
-    Values: "id", "question", "context", "answers" (texts, none where the paragraph does not say) and "starts", the
-    character of the paragraph where each begins.
-    """
-
-    path: str
-
-    def open(self) -> Read:
-        return read_questions(self.path)

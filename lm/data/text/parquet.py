@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm.data.text.files import expand, signature
+from lm.data.files import expand, signature
 from lm.data.types import Piece, Reader, TextSource
 from lm.errors import UserError
 

@@ -1,99 +1,25 @@
-"""Read comma- and tab-separated files by index: one row, one document of several fields."""
+"""Comma- and tab-separated files as corpora, read by index: one row, one document of several fields."""
 
 from __future__ import annotations
 
-import csv
 import functools
 import io
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from lm.data.text.files import Files, decode, signature
-from lm.data.types import Piece, Reader, joined
+from lm.data.files import Files, csv_reader, decode, signature, table_rows
+from lm.data.types import Piece, Reader, TextSource, joined
 from lm.errors import UserError
 
 
-class TableReader:
-    """Rows are found once, by the csv module (a quoted field may hold line ends), and read when asked for."""
-
-    def __init__(self, path: str, fields: tuple[str, ...], quoted: bool):
-        self.files, self.fields, self.quoted = Files(path), fields, quoted
-        self.name = self.files.name
-        csv.field_size_limit(sys.maxsize)
-
-    def _read(self, lines: Iterator[str], file: int):
-        tabs = self.files.paths[file].lower().endswith((".tsv", ".tab"))
-        quoting = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
-        return csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting, strict=True)
-
-    @functools.cached_property
-    def index(self) -> np.ndarray:
-        """Rows of (file, first byte, byte after the last), int64 [n, 3]."""
-        found = [row for file, path in enumerate(self.files.paths) if os.path.getsize(path) for row in self._rows(file)]
-        return np.array(found, np.int64).reshape(-1, 3)
-
-    @functools.cached_property
-    def columns(self) -> dict[int, list[int]]:
-        """The numbers of the wanted columns in each file, as `index` found them."""
-        return {}
-
-    def _rows(self, file: int) -> Iterator[tuple[int, int, int]]:
-        path, at, count = self.files.paths[file], self.files.begin(file), 0
-
-        def lines() -> Iterator[str]:
-            nonlocal at, count
-            with open(path, "rb") as handle:
-                handle.seek(at)
-                for raw in handle:
-                    text = decode(raw, path, at)
-                    at, count = at + len(raw), count + 1
-                    yield text
-
-        rows, start, line, width = self._read(lines(), file), at, 1, 0
-        try:
-            for row in rows:
-                if not width:
-                    width = self._header(row, file)
-                elif row and len(row) != width:
-                    raise UserError(f"{path}:{line}: {len(row)} fields where the first row has {width}; mend the line")
-                elif row:
-                    yield file, start, at
-                start, line = at, count + 1
-        except csv.Error as error:
-            raise UserError(f"{path}:{line}: {error}; mend the quotes, or give quoted=False") from None
-
-    def _header(self, names: list[str], file: int) -> int:
-        for field in self.fields:
-            if names.count(field) != 1:
-                raise UserError(f"{self.files.paths[file]}:1: no column {field!r}, or two; it has {', '.join(names)}")
-        self.columns[file] = [names.index(field) for field in self.fields]
-        return len(names)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, i: int) -> Piece:
-        file, start, stop = self.index[i].tolist()
-        text = decode(self.files.map(file)[start:stop], self.files.paths[file], start)
-        row = next(self._read(io.StringIO(text, newline=""), file))
-        return joined([row[k] for k in self.columns[file]])
-
-    def signature(self) -> str:
-        return signature(self.files.paths, "table", str(self.quoted), *self.fields)
-
-    def inputs(self) -> list[str]:
-        return self.files.paths
-
-
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows of comma- or (.tsv, .tab) tab-separated files with the columns' names in the first row; one document each.
+class Table(TextSource):
+    """Rows of comma- or (.tsv, .tab) tab-separated files with a first row of column names; one document each.
 
-    `fields` are the columns that a document has, in this order. `quoted=False` takes quotes as ordinary characters.
+    `fields` are the columns of a document, in this order. With `quoted=False` quotes are ordinary characters.
     """
 
     path: str
@@ -106,3 +32,53 @@ class Table:
 
     def open(self) -> Reader:
         return TableReader(self.path, tuple(self.fields), self.quoted)
+
+
+class TableReader(Files):
+    """Rows as byte ranges, found once by the csv module: a quoted field may hold line ends."""
+
+    def __init__(self, path: str, fields: tuple[str, ...], quoted: bool):
+        super().__init__(path)
+        self.fields, self.quoted = fields, quoted
+        self.columns: dict[int, list[int]] = {}  # by file, of the fields; filled by `index`
+
+    @functools.cached_property
+    def index(self) -> np.ndarray:
+        """Rows of (file, first byte, byte after the last), int64 [rows, 3]."""
+        ranges = [row for file, path in enumerate(self.paths) if os.path.getsize(path) for row in self._ranges(file)]
+        return np.array(ranges, np.int64).reshape(-1, 3)
+
+    def _ranges(self, file: int) -> Iterator[tuple[int, int, int]]:
+        path, at = self.paths[file], self.first(file)
+
+        def lines() -> Iterator[str]:
+            nonlocal at
+            with open(path, "rb") as handle:
+                handle.seek(at)
+                for raw in handle:
+                    text = decode(raw, path, at)
+                    at += len(raw)
+                    yield text
+
+        start = at
+        for line, row in table_rows(lines(), path, self.quoted):
+            if row and file not in self.columns:
+                for field in self.fields:
+                    if row.count(field) != 1:
+                        raise UserError(f"{path}:{line}: no column {field!r}, or two; it has {', '.join(row)}")
+                self.columns[file] = [row.index(field) for field in self.fields]
+            elif row:
+                yield file, start, at
+            start = at
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> Piece:
+        file, start, stop = self.index[i].tolist()
+        text = io.StringIO(self.text(file, start, stop), newline="")
+        row = next(csv_reader(text, self.paths[file], self.quoted))
+        return joined([row[k] for k in self.columns[file]])
+
+    def signature(self) -> str:
+        return signature(self.paths, "table", str(self.quoted), *self.fields)

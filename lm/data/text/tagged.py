@@ -1,4 +1,4 @@
-"""Read corpora of words with tags, as the People's Daily of 1998 (Peking University) is given away."""
+"""Corpora of words with tags: the format of the People's Daily of 1998 (Peking University)."""
 
 from __future__ import annotations
 
@@ -14,28 +14,38 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lm.data.text.files import decode, expand, signature
+from lm.data.files import decode, expand, signature
 from lm.data.text.words import ENTITY, PHRASE, WORD
-from lm.data.types import Piece, Reader
-from lm.errors import UserError
+from lm.data.types import Piece, Reader, TextSource
+from lm.errors import UserError, check_choices
 from lm.sizes import check_memory
 
 ENTITIES = ("nr", "ns", "nt", "nz")  # tags of people, places, organisations, other proper nouns
-ARTICLE = re.compile(r"\d{8}-\d\d-\d{3}-\d{3}$")  # what numbers the lines in the edition of the university
+ARTICLE = re.compile(r"\d{8}-\d\d-\d{3}-\d{3}$")  # line numbers in the university's edition
 UNIT = re.compile(r"(\[?)(.+)/([A-Za-z]+)(?:\](/?[A-Za-z]+))?$")
 
 
-class Unit(NamedTuple):
-    """A word: whether a phrase begins with it, whether it belongs to an entity, whether it is that entity's first."""
+@dataclass(frozen=True, kw_only=True)
+class Tagged(TextSource):
+    """Words with tags, as in the People's Daily: `迈向/v 充满/v [中央/n 人民/n 广播/vn 电台/n]nt`.
 
-    word: str
-    phrase: bool
-    entity: bool
-    first: bool
+    `path` may name a file in a tar archive: PATH.tar.gz::MEMBER. The text is the words without spaces; its marks
+    (`lm.data.text.words`) are the starts of words, of bracketed phrases and of entities (nr, ns, nt, nz).
+    `documents`: one document per line, per block between blank lines, or per file.
+    """
+
+    path: str
+    documents: Literal["line", "blank", "file"] = "line"
+
+    def __post_init__(self):
+        check_choices(self)
+
+    def open(self) -> Reader:
+        return TaggedReader(self.path, self.documents)
 
 
 class TaggedReader:
-    """One line, one piece; words stand without spaces, their beginnings are the marks."""
+    """One line, one piece."""
 
     marked = True
 
@@ -47,25 +57,25 @@ class TaggedReader:
 
     @functools.cached_property
     def lines(self) -> list[tuple[str, int, str]]:
-        """(file, number, line) of every line that is not left out."""
-        found = []
+        """(file, line number, line) of every line that is not blank; with documents="blank" of the blank ones too."""
+        kept = []
         for path in self.paths:
             lines = [(path, k, line) for k, line in enumerate(self._read(path).splitlines(), 1)]
-            found += [*lines, (path, 0, "")] if self.documents == "blank" else [x for x in lines if x[2].strip()]
-        return found
+            kept += [*lines, (path, 0, "")] if self.documents == "blank" else [x for x in lines if x[2].strip()]
+        return kept
 
     def _read(self, path: str) -> str:
         if not self.member:
             with open(path, "rb") as file:
-                return decode(file.read(), path, 0).removeprefix("\ufeff")
+                return decode(file.read(), path).removeprefix("\ufeff")
         try:
             with tarfile.open(path) as archive:
                 file = archive.extractfile(self.member)
                 if file is None:
                     raise KeyError(self.member)
-                size = archive.getmember(self.member).size  # what a small archive may unpack to
+                size = archive.getmember(self.member).size  # a small archive may unpack to any size
                 check_memory(4 * size, f"{path}::{self.member}", "unpack it and name the file, or cut it into parts")
-                return decode(file.read(), f"{path}::{self.member}", 0)
+                return decode(file.read(), f"{path}::{self.member}")
         except KeyError:
             raise UserError(f"{path} has no file {self.member!r}: see tar tf {path}") from None
         except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
@@ -77,7 +87,7 @@ class TaggedReader:
 
     def __getitem__(self, i: int) -> Piece:
         path, number, line = self.lines[i]
-        units = parse(line, f"{path}:{number}")
+        units = parse_units(line, f"{path}:{number}")
         last = i + 1 == len(self.lines)
         match self.documents:
             case "line":
@@ -96,10 +106,22 @@ class TaggedReader:
         return self.paths
 
 
-def parse(line: str, where: str) -> list[Unit]:
-    """Read the words of a line; one that is not WORD/TAG is a UserError with file and line."""
+class Unit(NamedTuple):
+    """A word and its tag in lower case (in an entity's brackets the entity's), and whether it starts a phrase, belongs to
+    an entity, and is that entity's first word.
+    """
+
+    word: str
+    tag: str
+    phrase: bool
+    entity: bool
+    first: bool
+
+
+def parse_units(line: str, where: str) -> list[Unit]:
+    """Parse the words of a line; raises UserError with file and line for a token that is not WORD/TAG."""
     units: list[Unit] = []
-    open_, surname = -1, False  # where the open bracket's group begins; whether the word before is a lone surname
+    open_, surname = -1, False  # first word of the open bracket's group; whether the word before is a lone surname
     for k, token in enumerate(line.split()):
         match = UNIT.match(token)
         if match is None:
@@ -113,16 +135,18 @@ def parse(line: str, where: str) -> list[Unit]:
         # 江/nr 泽民/nr: the corpus cuts a Chinese name after the surname.
         given = entity and surname and tag == "nr"
         surname = tag == "nr" and len(word) <= 2 and not given
-        units.append(Unit(word, open_ < 0 or open_ == len(units), entity, not given))
+        units.append(Unit(word, tag.lower(), open_ < 0 or open_ == len(units), entity, not given))
         if group and open_ >= 0:
-            if group.strip("/").lower() in ENTITIES:
-                units[open_:] = [u._replace(entity=True, first=k == 0) for k, u in enumerate(units[open_:])]
+            kind = group.strip("/").lower()
+            if kind in ENTITIES:
+                inner = enumerate(units[open_:])
+                units[open_:] = [unit._replace(tag=kind, entity=True, first=k == 0) for k, unit in inner]
             open_, surname = -1, False
     return units
 
 
 def _marks(length: int, units: list[Unit]) -> np.ndarray:
-    """Return the bits of each character, uint8 [length]; a line end after the words is a word."""
+    """Return the bits of each character, uint8 [length]; a line end behind the words is a word."""
     at = np.cumsum([0, *(len(unit.word) for unit in units)])
     marks = np.full(length, ENTITY, np.uint8)
     for start, stop, unit in zip(at[:-1].tolist(), at[1:].tolist(), units):
@@ -132,23 +156,3 @@ def _marks(length: int, units: list[Unit]) -> np.ndarray:
         marks[start] |= WORD | (PHRASE if unit.phrase else 0)
     marks[at[-1] :] |= WORD | PHRASE
     return marks
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tagged:
-    """Words with tags, as in the People's Daily: `迈向/v 充满/v [中央/n 人民/n 广播/vn 电台/n]nt`.
-
-    `path` may name a file in a tar archive: PATH.tar.gz::MEMBER. The text is the words without spaces; their
-    beginnings, those of bracketed phrases and of entities (nr, ns, nt, nz) are its marks (`lm.data.text.words`).
-    `documents`: each line is one, or each block between blank lines, or each file.
-    """
-
-    path: str
-    documents: Literal["line", "blank", "file"] = "line"
-
-    def __post_init__(self):
-        if self.documents not in ("line", "blank", "file"):
-            raise UserError(f"Tagged(documents={self.documents!r}): use 'line', 'blank' or 'file'")
-
-    def open(self) -> Reader:
-        return TaggedReader(self.path, self.documents)

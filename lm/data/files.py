@@ -1,0 +1,210 @@
+"""Files as records: lines of text, JSON lines and rows of tables, each with its FILE:LINE.
+
+The one place where files of text are opened, decoded and checked. A corpus is read by index from memory maps (`Files.map`,
+`Files.text`), so that it may be larger than memory; labelled examples and word lists are read whole (`texts`, `lines`,
+`records`). Every error is a UserError that names file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import mmap
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lm.errors import UserError, check
+from lm.strict_json import parse_json
+
+TABLES = (".csv", ".tsv", ".tab")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+BLOCK = 1 << 26  # bytes searched for line ends at once
+
+
+class Record(NamedTuple):
+    """Values by name, and FILE:LINE for errors."""
+
+    values: dict[str, Any]
+    where: str
+
+
+class Files:
+    """The files behind a path, a glob or a comma list of them; keeps the last memory map open."""
+
+    def __init__(self, path: str):
+        self.paths = expand(path)
+        self.name = ",".join(dict.fromkeys(os.path.basename(p) for p in self.paths[:3]))
+        if len(self.paths) > 3:
+            self.name += f",+{len(self.paths) - 3}"
+        self._last: tuple[int, mmap.mmap] | None = None
+
+    def inputs(self) -> list[str]:
+        return self.paths
+
+    # -- by index ------------------------------------------------------------------------------------------------------
+
+    def map(self, file: int) -> mmap.mmap:
+        last = self._last
+        if last is None or last[0] != file:
+            with open(self.paths[file], "rb") as handle:
+                last = self._last = (file, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+        return last[1]
+
+    def first(self, file: int) -> int:
+        """Return the offset of the first byte behind a byte-order mark."""
+        return 3 if self.map(file)[:3] == b"\xef\xbb\xbf" else 0
+
+    def line_starts(self, file: int) -> np.ndarray:
+        """Return the byte offset of each line, int64 [lines], reading the file once in blocks."""
+        if not os.path.getsize(self.paths[file]):  # mmap refuses an empty file
+            return np.zeros(0, np.int64)
+        data, start = self.map(file), self.first(file)
+        blocks = [np.array([start])]
+        for at in range(start, len(data), BLOCK):
+            block = np.frombuffer(data[at : at + BLOCK], np.uint8)
+            blocks.append(np.flatnonzero(block == ord("\n")) + at + 1)
+        starts = np.concatenate(blocks)
+        return starts[starts < len(data)]
+
+    def text(self, file: int, start: int, stop: int) -> str:
+        """Decode bytes [start, stop) of a file."""
+        return decode(self.map(file)[start:stop], self.paths[file], start)
+
+    # -- whole ---------------------------------------------------------------------------------------------------------
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Yield (path, text without a byte-order mark) of each file."""
+        for path in self.paths:
+            with open(path, "rb") as file:
+                yield path, decode(file.read(), path).removeprefix("\ufeff")
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Yield (FILE:LINE, line without its "\\n") of each line; the last of a file that ends with "\\n" is empty."""
+        for path, text in self.texts():
+            for number, line in enumerate(text.split("\n"), 1):
+                yield f"{path}:{number}", line
+
+    def records(self, columns: tuple[str, ...] = (), quoted: bool = True) -> Iterator[Record]:
+        """Yield the rows of tables and the objects of JSON lines, by the files' endings; blank lines are left out.
+
+        `columns` names the columns of tables that have no row of names.
+        """
+        for path, text in self.texts():
+            if path.lower().endswith(TABLES):
+                yield from _table_records(path, text, columns, quoted)
+            elif path.lower().endswith(JSON_LINES):
+                for number, line in enumerate(text.split("\n"), 1):
+                    if line.strip():
+                        record = json_record(line, f"{path}:{number}")
+                        if "\\u" in line:  # the only way to write half a surrogate pair
+                            _check_texts(record)
+                        yield record
+            else:
+                raise UserError(f"{path}: name it .csv, .tsv or .jsonl, so that its format is known")
+
+
+def json_record(line: str, where: str) -> Record:
+    """Parse a line of JSON, which must be an object."""
+    return Record(parse_json(line, where, dict), where)
+
+
+def table_rows(lines: Iterable[str], path: str, quoted: bool, width: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """Yield (first line's number, fields) of each row of a table, [] for a blank line.
+
+    A quoted field may hold line ends. Every row must have `width` fields (0: as many as the first).
+    """
+    csv.field_size_limit(sys.maxsize)
+    rows, line = csv_reader(lines, path, quoted), 1
+    try:
+        for row in rows:
+            if row and len(row) != (width := width or len(row)):
+                raise UserError(f"{path}:{line}: {len(row)} fields where there are {width} columns; mend the line")
+            yield line, row
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{line}: {error}; mend the quotes, or give quoted=False") from None
+
+
+def csv_reader(lines: Iterable[str], path: str, quoted: bool):
+    """Parse rows; columns are separated by tabs in .tsv and .tab files, else by commas."""
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    delimiter = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
+    return csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+
+
+def _table_records(path: str, text: str, columns: tuple[str, ...], quoted: bool) -> Iterator[Record]:
+    names = list(columns)
+    for line, row in table_rows(io.StringIO(text, newline=""), path, quoted, len(columns)):
+        if row and not names:
+            names = row
+            check(len(set(names)) == len(names), f"{path}:{line}: two columns of one name: {', '.join(names)}")
+        elif row:
+            yield Record(dict(zip(names, row)), f"{path}:{line}")
+
+
+def decode(raw: bytes, path: str, start: int = 0) -> str:
+    """Decode UTF-8 from byte `start` of a file on."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = 1 + raw.count(b"\n", 0, error.start) + (_line_ends(path, start) if start else 0)
+        raise UserError(
+            f"{path}:{line}: byte {start + error.start} (0x{raw[error.start]:02x}) is not UTF-8; "
+            f"convert the file first: iconv -f ENCODING -t UTF-8 (or -c to drop such bytes)"
+        ) from None
+
+
+def _line_ends(path: str, stop: int) -> int:
+    """Count the line ends before byte `stop` of a file."""
+    count = 0
+    with open(path, "rb") as file:
+        while block := file.read(min(BLOCK, stop)):
+            count, stop = count + block.count(b"\n"), stop - len(block)
+    return count
+
+
+def check_text(text: str, where: str, name: str) -> None:
+    """Refuse half a surrogate pair, which JSON can write and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        check(False, f"{where}: {name!r} has half a surrogate pair at character {error.start}; mend the escape")
+
+
+def _check_texts(record: Record) -> None:
+    for name, value in record.values.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str):
+                check_text(item, record.where, name)
+
+
+def expand(path: str) -> list[str]:
+    """List the files of a path, a glob or a comma list of them, sorted within each glob."""
+    paths: list[str] = []
+    for part in filter(None, (p.strip() for p in path.split(","))):
+        part = os.path.expanduser(part)
+        if os.path.isdir(part):
+            raise UserError(f"{part} is a folder: name its files, for example '{os.path.join(part, '*.txt')}'")
+        if os.path.exists(part):
+            paths.append(part)
+        elif glob.has_magic(part):
+            matches = sorted(p for p in glob.glob(part, recursive=True) if os.path.isfile(p))
+            if not matches:
+                raise UserError(f"{part} matches no file: quote the pattern and check it with ls")
+            paths += matches
+        else:
+            raise UserError(f"{part} does not exist: check the path (relative paths start at {os.getcwd()})")
+    if not paths:
+        raise UserError(f"no file in {path!r}: give a path, a glob, or several joined by commas")
+    return list(dict.fromkeys(paths))
+
+
+def signature(paths: list[str], *choices: str) -> str:
+    """Identify files without reading them, by path, size and modification time; `choices`: how they are read."""
+    stats = [(os.path.abspath(p), os.stat(p)) for p in paths]
+    return "\n".join([*choices, *(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in stats)])
