@@ -27,7 +27,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 
 
 def devices(topology: str | None) -> list:
-    """The devices to compile for: those of a TPU slice that need not exist, or the ones here."""
+    """Return the devices to compile for: those of a TPU slice that need not exist, or the local ones."""
     import jax
 
     if topology is None:
@@ -36,7 +36,7 @@ def devices(topology: str | None) -> list:
 
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except Exception as error:  # whatever libtpu throws: a wrong name, or no libtpu at all
+    except Exception as error:  # libtpu raises many kinds: a wrong name, no libtpu at all
         raise UserError(
             f"--topology={topology}: {str(error).splitlines()[0][:200]}; names look like v5e:4x4, and libtpu must be "
             "installed (pip install libtpu)"
@@ -44,9 +44,9 @@ def devices(topology: str | None) -> list:
 
 
 def stand_in(config: Config) -> tuple[Config, Any]:
-    """Resolve the config against a made-up text with bytes for tokens: shapes are all that a compiler asks for.
+    """Resolve the config against random bytes in place of its corpus: the compiler needs shapes alone.
 
-    Labelled examples are prepared as for training: their labels and lengths make the shapes.
+    Labelled examples are prepared as for training, as their labels and lengths determine the shapes.
     """
     import numpy as np
 
@@ -61,7 +61,7 @@ def stand_in(config: Config) -> tuple[Config, Any]:
         return resolve(config, prepare(config.data, report=print))
     tokenizer = Bytes().build(lambda: ())
     rng = np.random.default_rng(0)
-    # Fields of 40 tokens: as many a document as an objective that reads whole documents asks for.
+    # Fields of 40 tokens; an objective of whole documents names their number.
     fields = getattr(config.objective.records, "fields", 0) or 100
     text = rng.integers(32, 127, (4000, 41))
     text[:, -1] = tokenizer.separator
@@ -72,7 +72,7 @@ def stand_in(config: Config) -> tuple[Config, Any]:
 
 
 def report(config: Config, topology: str | None) -> str:
-    """Compile and describe the step of a config on a slice."""
+    """Compile the step of a config for a slice; return a table of its memory, operations and collectives."""
     import jax
 
     from lm.console import table
@@ -82,6 +82,7 @@ def report(config: Config, topology: str | None) -> str:
     from lm.train import compile_step
     from lm.training.state import abstract_state
 
+    # Abstract arrays with shardings of the topology: no device of it has to exist.
     config, corpus = stand_in(config)
     objective = config.objective
     mesh = make_mesh(dataclasses.asdict(config.mesh), devices(topology))
@@ -96,11 +97,13 @@ def report(config: Config, topology: str | None) -> str:
         try:
             compiled = compile_step(config, abstract, batch)
         except jax.errors.JaxRuntimeError as error:
+            # A step that does not fit fails in the compiler, with the sizes in its first line.
             check("hbm" not in str(error).lower(), f"it does not fit: {str(error).splitlines()[0][:300]}")
             raise
     memory = compiled.memory_analysis()
     work = config.batch * objective.flops()
-    found = Counter(re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", compiled.as_text()))
+    # Counted in the optimised program, after the partitioner: `-start` halves of asynchronous ones count once.
+    collectives = Counter(re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", compiled.as_text()))
     gib = 2**30
     rows = [
         ("devices", f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"),
@@ -109,16 +112,16 @@ def report(config: Config, topology: str | None) -> str:
         ("arguments a device", f"{memory.argument_size_in_bytes / gib:.3f} GiB"),
         ("temporaries a device", f"{memory.temp_size_in_bytes / gib:.3f} GiB"),
         ("operations a step", f"{work:.3e} FLOP (formula of lm.models.flops)"),
-        ("collectives", ", ".join(f"{n} {c}" for c, n in sorted(found.items())) or "none"),
+        ("collectives", ", ".join(f"{n} {c}" for c, n in sorted(collectives.items())) or "none"),
     ]
-    return table(rows, ("what", "value"))
+    return table(rows, ("quantity", "value"))
 
 
 def main(overrides: list[tuple[str, str]]) -> None:
     check(CONFIG.value is not None, "which config? --config=configs/gpt_small.py")
     config = load(CONFIG.value)
     config = override(config, overrides)
-    # No metadata server is asked, and several processes may load libtpu at once.
+    # libtpu off a TPU: no query to the metadata server, no lock against other processes.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")

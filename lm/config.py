@@ -1,4 +1,4 @@
-"""A run is a value: the dataclasses, strict overrides with "did you mean", JSON both ways.
+"""A run is a value: the Config dataclass, config files, JSON both ways.
 
 A config file is a Python file with a function `config(...) -> Config`; the ARG of `--config=FILE.py:ARG` is `key=value`
 pairs joined by commas and becomes that function's keyword arguments. `--config.a.b=value` then replaces single fields.
@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ DESCRIBING = {"config", "objectives", "models", "data", "corruption", "training"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One run, whole. `batch` counts sequences a step over all devices; `objective` is the object, not its name."""
+    """One run, whole. `batch` counts sequences per step over all devices; `objective` is the object, not its name."""
 
     objective: Any = field(metadata={"package": "lm.objectives"})
     data: Data = field(default_factory=Data)
@@ -43,15 +43,15 @@ class Config:
     batch: int = 32
     micro_batches: int = 1
     seed: int = 0
-    evaluate: tuple[str, ...] = ()  # tasks measured at every.evaluate beside the held-out loss, as lm.evaluate names them
+    evaluate: tuple[str, ...] = ()  # tasks of lm.evaluate, measured at every.evaluate beside the held-out loss
     evaluate_batches: int = 0  # 0: the whole held-out split
     every: Every = Every()
     keep: Keep = Keep()
     stop: EarlyStop = EarlyStop()
     samples: tuple[str, ...] = ("",)  # prompts continued at every.sample and at the end
-    start: str | None = None  # a run's folder to take the weights from
+    start: str | None = None  # folder of a run or published model whose parameters initialise this run
     skip_limit: int = 20  # non-finite steps in a row before the run stops
-    profile: int = 0  # steps to trace, starting ten steps after the first one
+    profile: int = 0  # steps to trace, after the first ten
     wandb: bool = False
 
     def __post_init__(self):
@@ -62,6 +62,7 @@ class Config:
         check(min(vars(self.every).values()) >= 0, f"{self.every}: steps between two of a thing are at least 0, which is never")
         sizes = vars(self.mesh).values()
         check(min(sizes) >= -1 and max(sizes) < 2**31, f"{self.mesh}: devices along an axis are at least 1, or -1 for the rest")
+        # Rules between settings classes stand here: each class sees only its own fields.
         self.stop.check_beside(self.every.evaluate, self.keep.best)
         check(
             self.batch % self.micro_batches == 0,
@@ -73,28 +74,29 @@ class Config:
 
 
 def load(spec: str) -> Config:
-    """Run the config file of `FILE.py[:ARG]` and return its Config; RUN/config.json is that of a run."""
+    """Run the config file of `FILE.py[:ARG]` and return its Config; RUN/config.json returns a run's."""
     path, _, arg = spec.partition(":")
     check(os.path.isfile(path), f"config file '{path}' not found")
     if path.endswith(".json"):
         check(not arg, f"config file '{path}' takes no arguments: replace single fields by --config.a.b=value")
         return read_config(Path(path).parent)
     check(path.endswith(".py"), f"config file '{path}': name a Python file with a function config(), or a run's config.json")
-    with said_of(path):
+    # By path, under a name of its own: a config file need not lie in a package, and two may share a stem.
+    with errors_of(path):
         module_spec = importlib.util.spec_from_file_location(f"configs.{Path(path).stem}", path)
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
     check(hasattr(module, "config"), f"config file '{path}' defines no function config()")
-    given = arguments(module.config, arg)
-    with said_of(path):
-        found = module.config(**given)
-    check(isinstance(found, Config), f"config() of '{path}' gives {type(found).__name__}, not a Config")
-    return found
+    values = arguments(module.config, arg)
+    with errors_of(path):
+        config = module.config(**values)
+    check(isinstance(config, Config), f"config() of '{path}' gives {type(config).__name__}, not a Config")
+    return config
 
 
 @contextlib.contextmanager
-def said_of(path: str):
-    """Word what goes wrong in a config file as one line with its place; LM_TRACEBACK=1 shows the rest."""
+def errors_of(path: str) -> Iterator[None]:
+    """Turn any error in a config file into a UserError with its line number; LM_TRACEBACK=1 prints the rest."""
     try:
         yield
     except UserError:
@@ -112,7 +114,7 @@ def said_of(path: str):
 
 
 def to_json(config: Any) -> str:
-    """Write a dataclass tree as JSON text; every object names its class under "type"."""
+    """Serialise a dataclass tree as JSON; every object names its class under "type"."""
 
     def plain(value):
         if dataclasses.is_dataclass(value):
@@ -128,10 +130,9 @@ def to_json(config: Any) -> str:
 
 
 def from_json(text: str | bytes, where: str = "config") -> Any:
-    """Rebuild a dataclass tree; `where` names the text in errors.
+    """Rebuild a dataclass tree; `where` names the text in errors. Raises UserError.
 
-    Only dataclasses of what a config is made of are constructed, with values of the fields' types: a config from elsewhere
-    runs no other code. Raises UserError.
+    Only the dataclasses of configs are constructed, with values of the fields' types: an untrusted config runs no other code.
     """
 
     def build(value, path):
@@ -139,23 +140,26 @@ def from_json(text: str | bytes, where: str = "config") -> Any:
             return tuple(build(v, f"{path}[{i}]") for i, v in enumerate(value))
         if not isinstance(value, dict):
             return value
-        given = {k: build(v, f"{path}.{k}" if path else k) for k, v in value.items() if k != "type"}
+        values = {k: build(v, f"{path}.{k}" if path else k) for k, v in value.items() if k != "type"}
         if "type" not in value:
-            return given
+            return values
+        # The class decides which names and types are valid, before any of its code sees a value.
         cls = dataclass_named(str(value["type"]), where)
         kinds = hints(cls)
         packages = {f.name: f.metadata.get("package", "") for f in dataclasses.fields(cls)}
-        for name, one in given.items():
+        for name, child in values.items():
             if name not in kinds:
                 raise unknown(f"field of {value['type']}", name, list(kinds))
-            inside = type(one).__module__.startswith(packages[name])
+            # A field typed Any names the package of its values in its metadata: `objective` must not be a tokenizer.
+            inside = type(child).__module__.startswith(packages[name])
             kind = f"of {packages[name]}" if packages[name] else described(kinds[name])
             field = f"{path}.{name}" if path else name
-            check(inside and has_type(one, kinds[name]), f"{where}: {field}={one_line(repr(one), 60)} must be {kind}")
+            check(inside and has_type(child, kinds[name]), f"{where}: {field}={one_line(repr(child), 60)} must be {kind}")
         try:
-            return cls(**given)
+            return cls(**values)
         except UserError as error:
             raise UserError(f"{where}: {path + ': ' if path else ''}{error}") from None
+        # Values of the right type may still not fit together; checks that assume more raise these.
         except (TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{where}: {path or 'the config'} ({value['type']}): {one_line(str(error))}") from error
 
@@ -163,7 +167,7 @@ def from_json(text: str | bytes, where: str = "config") -> Any:
 
 
 def dataclass_named(name: str, where: str) -> type:
-    """Import the dataclass `lm.module.Class`, of a module that describes and does nothing: no command, no other package."""
+    """Import the dataclass `lm.module.Class`; raises UserError for a class outside of the rooms of configs (DESCRIBING)."""
     module, _, attribute = current(name).rpartition(".")
     parts = module.split(".")
     known = parts[0] == "lm" and len(parts) > 1 and parts[1] in DESCRIBING and parts[-1] != "__main__"
@@ -177,7 +181,7 @@ def dataclass_named(name: str, where: str) -> type:
 
 
 def read_config(workdir: Path) -> Config:
-    """Read the config that a run left in its folder."""
+    """Read the config of a run's folder."""
     path = Path(workdir) / "config.json"
     check(path.is_file(), f"'{workdir}' is not a run: it has no config.json")
     config = from_json(path.read_bytes(), str(path))

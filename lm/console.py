@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar on a terminal, plain lines anywhere else."""
+"""Terminal output: a run's progress bar (plain lines where there is no terminal), tables, aligned columns."""
 
 import os
 import statistics
@@ -13,10 +13,10 @@ import numpy as np
 
 
 class Pace:
-    """Seconds a step: the median of the last stretches between two training logs.
+    """Seconds per step: the median over the last intervals between two training logs.
 
-    The stretch before the first log (compilation) and those broken by an evaluation are left out; the median
-    shrugs off the rare slow one (a checkpoint, a hiccup of the machine).
+    The interval before the first log (compilation) and intervals with an evaluation are left out; the median ignores the rare
+    slow one (a checkpoint, a hiccup of the machine).
     """
 
     def __init__(self, stretches: int = 20):
@@ -24,26 +24,26 @@ class Pace:
         self.mark: tuple[int, float] | None = None
 
     def train(self, step: int, now: float) -> None:
-        """Count the stretch since the last mark and start the next one."""
+        """Add the interval since the last mark and start the next."""
         if self.mark and step > self.mark[0]:
             self.recent.append((now - self.mark[1]) / (step - self.mark[0]))
         self.mark = (step, now)
 
     def pause(self, step: int, now: float) -> None:
-        """Start the next stretch here; what came before was not plain training."""
+        """Start the next interval here, and discard the last: it was not plain training."""
         self.mark = (step, now)
 
     def eta(self, steps: int) -> float | None:
-        """Return the seconds that `steps` more will take; None while nothing is known."""
+        """Return the expected seconds of `steps` more; None before the first interval."""
         return steps * statistics.median(self.recent) if self.recent else None
 
 
 class Console:
     """The screen of one run.
 
-    Metrics it knows: train/loss, train/lr, train/tokens_per_second, train/mfu (a fraction). Whatever does not begin
-    with `train/` is an evaluation and gets a line that stays. Log a step's training values before its evaluation:
-    the time between the two is then left out of the ETA.
+    It shows train/loss, train/lr, train/tokens_per_second and train/mfu (a fraction). Metrics without the prefix `train/` are
+    an evaluation and get a line that stays. Log a step's training values before its evaluation: the time between the two is
+    then left out of the ETA.
     """
 
     def __init__(self, steps: int, start: int = 0):
@@ -66,8 +66,8 @@ class Console:
             self.say("  ".join([self._step(step), *pairs]))
 
     def _show(self, step: int, values: dict[str, float]) -> None:
-        left = self.pace.eta(max(self.steps - step, 0))
-        eta = "" if left is None else f"eta {duration(left)}"
+        seconds = self.pace.eta(max(self.steps - step, 0))
+        eta = "" if seconds is None else f"eta {duration(seconds)}"
         if self.bar:
             words = status({name: value for name, value in values.items() if name != "train/lr"})  # 80 columns
             self.bar.update(self.task, completed=step, status=" ".join(" ".join(words).split()), eta=eta)
@@ -86,7 +86,7 @@ class Console:
             print(text, flush=True)
 
     def close(self) -> None:
-        """Stop the bar and give the cursor back."""
+        """Stop the bar and restore the cursor."""
         if self.bar:
             self.bar.stop()
 
@@ -111,28 +111,28 @@ def _progress():
 
 
 def progress_bar(what: str, count: int) -> Callable[[int], None]:
-    """Count parts of something with a bar and the time left, on a terminal; give what is to be told of finished parts."""
+    """Start a progress bar on a terminal; return a callback that advances it by n of `count` items."""
     if not _is_terminal() or count < 2:
         return lambda done: None
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     bar = Progress(*columns, transient=True, refresh_per_second=4)
-    task, left = bar.add_task(what, total=count), count
+    task, remaining = bar.add_task(what, total=count), count
     bar.start()
 
-    def tell(done: int) -> None:
-        nonlocal left
-        left -= done
+    def advance(done: int) -> None:
+        nonlocal remaining
+        remaining -= done
         bar.advance(task, done)
-        if left <= 0:
+        if remaining <= 0:
             bar.stop()
 
-    return tell
+    return advance
 
 
 def status(values: dict[str, float]) -> list[str]:
-    """Return the known training metrics as words of fixed width."""
+    """Format the known training metrics, each at a fixed width."""
     words = {
         "train/loss": lambda v: f"loss {v:6.3f}",
         "train/lr": lambda v: f"lr {v:.1e}".replace("e-0", "e-").replace("e+0", "e+"),
@@ -143,12 +143,12 @@ def status(values: dict[str, float]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Write a metric with four digits: 0.9123, 24.13, 15,012."""
+    """Format a metric with four digits: 0.9123, 24.13, 15,012."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as 1:23, 2:03:04 or 3d 4h."""
+    """Format seconds as 1:23, 2:03:04 or 3d 4h."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 24:
@@ -157,14 +157,15 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would obey or stdout cannot encode: sampled text may hold any character."""
+    """Escape control characters and characters that stdout cannot encode: sampled text may hold any."""
+    # Escape sequences in sampled text could rewrite the screen or the terminal's title.
     shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
     encoding = sys.stdout.encoding or "utf-8"
     return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
-    """Lay rows out as plain aligned columns; columns of numbers are aligned right and floats get four digits."""
+    """Format rows as aligned columns; columns of numbers are right-aligned, floats have four digits."""
     cells = [[number(cell) if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     right = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
@@ -186,7 +187,7 @@ def display_width(text: str) -> int:
 
 
 def visible(piece: str) -> str:
-    """Write a piece so that it takes a place: without the spaces around it, but spaces alone and line ends as signs."""
+    """Format a vocabulary piece to be visible: stripped of spaces; spaces alone and line ends as symbols."""
     text = piece.strip(" ") or "\u2423" * min(4, len(piece))
     return text.replace("\n", "\u21b5").replace("\t", "\u2192").replace("\r", "\u2190") or "\u00b7"
 
@@ -195,32 +196,32 @@ def side_by_side(
     tokenizer: Any,
     original: np.ndarray,
     fed: np.ndarray,
-    places: np.ndarray,
+    positions: np.ndarray,
     guesses: np.ndarray | None,
     mask: int,
     starts: np.ndarray,
 ) -> str:
-    """Set a row as it was, int [T], over what is read at some `places`, int [P], and over the guesses there, int [P].
+    """Align a row, int [T], with its corrupted input at `positions`, int [P], and with the predictions there, int [P].
 
-    `fed`: the row as it is read; `mask`: the id shown as ____; `starts`, bool [T]: where words begin.
+    `fed`: the corrupted row, int [T]; `mask`: the id shown as ____; `starts`, bool [T]: first pieces of words.
     """
     text = [visible(piece) for piece in tokenizer.pieces(original)]
     read, guess = [""] * len(text), [""] * len(text)
-    asked = [visible(piece) for piece in tokenizer.pieces(fed[places])]
-    found = [visible(piece) for piece in tokenizer.pieces(original[places] if guesses is None else guesses)]
-    for i, place in enumerate(places.tolist()):
-        gap = "_" * min(4, display_width(text[place]))
-        read[place] = gap if fed[place] == mask else "." if fed[place] == original[place] else asked[i]
-        guess[place] = "=" if guesses is not None and guesses[i] == original[place] else found[i]
+    inputs = [visible(piece) for piece in tokenizer.pieces(fed[positions])]
+    predicted = [visible(piece) for piece in tokenizer.pieces(original[positions] if guesses is None else guesses)]
+    for i, position in enumerate(positions.tolist()):
+        gap = "_" * min(4, display_width(text[position]))
+        read[position] = gap if fed[position] == mask else "." if fed[position] == original[position] else inputs[i]
+        guess[position] = "=" if guesses is not None and guesses[i] == original[position] else predicted[i]
     lines = {"text": text, "read": read} | ({} if guesses is None else {"guess": guess})
     return columns(lines, starts)
 
 
 def columns(lines: Mapping[str, Sequence[str]], starts: Sequence[bool] | None = None, width: int = WIDTH) -> str:
-    """Set lines of cells one above the other under a title each, broken where `width` columns are full.
+    """Align lines of cells, title -> cells, one above the other, wrapped at `width` columns.
 
-    All lines have equally many cells. A space stands before a cell that begins a word (`starts`; None: all do).
-    Empty lines are left out.
+    All lines have equally many cells. A cell that starts a word (`starts`; None: all) is preceded by a space. Empty lines are
+    left out.
     """
     cells = list(zip(*lines.values(), strict=True))
     starts = [True] * len(cells) if starts is None else starts

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this", the checks that raise it, and errors of the platform in one line."""
+"""UserError, the exception for mistakes that the user can correct, its checks, and errors of the platform in one line."""
 
 import difflib
 import errno
@@ -11,9 +11,9 @@ SHORT = 12  # names that an error lists beside the nearest one
 
 
 class UserError(Exception):
-    """A user's mistake, worded as one line that names the thing and the way out.
+    """A user's mistake: one line that names the field, file or flag, and the remedy.
 
-    Entry points print it without a traceback and exit with status 2 (`lm.flags.run`); a traceback is for our own bugs.
+    Entry points print it without a traceback and exit with status 2 (`lm.flags.run`); a traceback means a defect of lm.
     """
 
 
@@ -24,9 +24,9 @@ def check(condition: bool, message: str) -> None:
 
 
 def unknown(kind: str, name: str, valid: Sequence[str], meant: Sequence[str] | None = None) -> UserError:
-    """Word the error for a name that is not among the valid ones, with the nearest, or with those that are `meant`.
+    """Return the error for an unknown name: it suggests `meant`, by default the nearest valid name.
 
-    A long list is left out where one is near.
+    Beside a suggestion, a long list of valid names is left out.
     """
     near = difflib.get_close_matches(str(name), valid, 1) if meant is None else meant
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
@@ -35,7 +35,7 @@ def unknown(kind: str, name: str, valid: Sequence[str], meant: Sequence[str] | N
 
 
 def check_choices(instance: Any) -> None:
-    """Raise UserError where a dataclass's field of a Literal type holds another value."""
+    """Raise UserError where a field of a Literal type holds another value."""
     for name, kind in typing.get_type_hints(type(instance)).items():
         choices = typing.get_args(kind)
         if typing.get_origin(kind) is typing.Literal and getattr(instance, name) not in choices:
@@ -52,7 +52,7 @@ def check_range(instance: Any, low: float, high: float, *names: str) -> None:
 
 # -- errors of the environment in one line ------------------------------------------------------------------------------
 
-# errno -> (what happened, what to do); the file's name goes in front.
+# errno -> (cause, remedy); the file name precedes them.
 BY_ERRNO = {
     errno.EFBIG: ("the file is larger than this system or its limit allows", "raise the limit with `ulimit -f`"),
     errno.ENOSPC: ("the disk is full", "make room or name a folder on another disk; what was finished is kept"),
@@ -72,7 +72,7 @@ BY_ERRNO = {
     errno.EADDRINUSE: ("the port is taken", "name another port"),
     errno.EIO: ("the disk reports an error", "check the disk"),
 }
-# Text inside errors of libraries that have no errno -> the line.
+# Part of the message of a library's error without errno -> the line.
 BY_TEXT = (
     ("File too large", "a file is larger than this system or its limit allows: raise the limit (ulimit -f)"),
     ("No space left on device", "the disk is full: make room or name a folder on another disk; what was finished is kept"),
@@ -84,15 +84,16 @@ ARCHIVES = {"zlib.error", "zipfile.BadZipFile", "tarfile.ReadError", "gzip.BadGz
 
 
 def translate(error: BaseException) -> str | None:
-    """Word an error of the environment or of an input as one line; None for what is a defect of this code.
+    """Return one line for an error of the environment or of an input; None for a defect of this code.
 
-    What is known of a file's place in the work (its line, its role) is said where it is read, by UserError; this is the
-    border behind all of it, so that no reader has to catch every error of the platform.
+    A reader that knows more (the line of a file, its role) raises UserError itself; this is the boundary behind all readers, so
+    that none has to catch every error of the platform.
     """
     name, text = f"{type(error).__module__}.{type(error).__qualname__}", one_line(str(error))
+    # Types before texts: the message of a library may contain any words.
     if isinstance(error, UserError):
         return str(error)
-    if name == "pyo3_runtime.PanicException":  # no Exception: tokenizers' Rust code gave up on an expression
+    if name == "pyo3_runtime.PanicException":  # no Exception: a panic in the Rust code of tokenizers
         return f"the tokenizer library gave up: {text}; its tokenizer.json or the text is beyond what it can do"
     if isinstance(error, OSError):
         return os_error(error)
@@ -110,6 +111,7 @@ def translate(error: BaseException) -> str | None:
         return f"broken JSON: {text}"
     if name in ARCHIVES:
         return f"a compressed file is damaged or cut short ({text or 'unexpected end'}): fetch it again"
+    # Orbax, tensorstore and tokenizers report the file system in words alone.
     for part, line in BY_TEXT:
         if part in text:
             return line.format(text=text)
@@ -122,15 +124,15 @@ def translate(error: BaseException) -> str | None:
 
 
 def os_error(error: OSError) -> str:
-    """Word an OSError: file, what happened, what to do."""
+    """Return the line for an OSError: file, cause, remedy."""
     where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-    happened, remedy = BY_ERRNO.get(error.errno, (one_line(error.strerror or str(error)) or type(error).__name__, ""))
+    cause, remedy = BY_ERRNO.get(error.errno, (one_line(error.strerror or str(error)) or type(error).__name__, ""))
     if len(where) > 200:
         where = f"{where[:80]}...{where[-40:]}"
-    return f"{where + ': ' if where else ''}{happened}{': ' + remedy if remedy else ''}"
+    return f"{where + ': ' if where else ''}{cause}{': ' + remedy if remedy else ''}"
 
 
 def one_line(text: str, most: int = 400) -> str:
-    """Fold white space; cut what is longer than `most` characters."""
+    """Collapse white space and truncate to `most` characters."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[:most]}..."

@@ -1,4 +1,4 @@
-"""Typed values of dataclass fields: parsed from text, checked where they come from JSON, replaced at dotted paths."""
+"""Typed values of dataclass fields: parsing from text, type checks for JSON, overrides at dotted paths."""
 
 import ast
 import dataclasses
@@ -26,11 +26,12 @@ def chosen(config: Any) -> list[dataclasses.Field]:
 
 
 def parse(text: str, kind: Any, name: str) -> Any:
-    """Read one value of the annotated type `kind`; `name` is for the error."""
+    """Parse one value of the annotated type `kind`; `name` is for the error."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in UNIONS:
         if text.lower() == "none" and type(None) in args:
             return None
+        # In the order of the annotation; the last option's error is the one to show.
         options = [a for a in args if a is not type(None)]
         for option in options[:-1]:
             try:
@@ -44,6 +45,7 @@ def parse(text: str, kind: Any, name: str) -> Any:
                 return option
         raise unknown(f"value of {name}", text, [str(a) for a in args])
     if origin is tuple:
+        # Both "0.9,0.95" and Python's "(0.9, 0.95)": shells make parentheses awkward.
         items = [t for t in text.strip("()[] ").split(",") if t.strip()]
         kinds = [args[0]] * len(items) if args[-1] is Ellipsis else args
         check(len(kinds) == len(items), f"{name}: expected {len(kinds)} values joined by commas, got '{text}'")
@@ -60,7 +62,7 @@ def parse(text: str, kind: Any, name: str) -> Any:
 
 
 def number(text: str, kind: type, name: str) -> float | int:
-    """Read a number; 1e3 and 2_000 are whole numbers too."""
+    """Parse a number; 1e3 and 2_000 are whole numbers too."""
     try:
         value = ast.literal_eval(text)
         fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -73,12 +75,15 @@ def number(text: str, kind: type, name: str) -> float | int:
 
 def hints(cls: type) -> dict[str, Any]:
     """Map a dataclass's field names to their annotated types."""
-    found = typing.get_type_hints(cls)
-    return {f.name: found[f.name] for f in chosen(cls)}
+    types = typing.get_type_hints(cls)
+    return {f.name: types[f.name] for f in chosen(cls)}
 
 
 def override(config: Any, pairs: Sequence[tuple[str, str]], seen: str = "", whole: Any = None) -> Any:
-    """Replace fields at dotted paths by parsed values, all at once; unknown names fail with the one in `whole` they mean."""
+    """Replace fields at dotted paths by parsed values, all at once: checks between fields see the final values.
+
+    Raises UserError for an unknown name, with suggestions from `whole`, the config that `config` is a part of.
+    """
     valid = hints(type(config))
     changes: dict[str, Any] = {}
     groups: dict[str, list[tuple[str, str]]] = {}
@@ -88,6 +93,7 @@ def override(config: Any, pairs: Sequence[tuple[str, str]], seen: str = "", whol
         if name not in valid:
             raise no_field(whole or config, f"{seen}{path}")
         value = getattr(config, name)
+        # Overrides of one nested group are collected, so that its checks run once, on all new values.
         if rest:
             check(dataclasses.is_dataclass(value), f"{where} has no fields of its own (it is {value!r})")
             groups.setdefault(name, []).append((rest, text))
@@ -119,12 +125,12 @@ def arguments(function: Callable, arg: str) -> dict[str, Any]:
 
 
 def has_type(value: Any, kind: Any) -> bool:
-    """Tell whether a value is of an annotated type; a whole number is a float, too, but true is no number."""
+    """Return whether a value is of an annotated type; an int is a float, too, but a bool is no number."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in UNIONS:
-        return any(has_type(value, one) for one in args)
+        return any(has_type(value, option) for option in args)
     if origin is Literal:
-        return any(type(value) is type(one) and value == one for one in args)
+        return any(type(value) is type(option) and value == option for option in args)
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
@@ -132,13 +138,13 @@ def has_type(value: Any, kind: Any) -> bool:
         return len(kinds) == len(value) and all(map(has_type, value, kinds))
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    # Any and protocols tell nothing here; what needs them finds out.
+    # Any and protocols cannot be checked here; the code that uses the value raises.
     return kind is Any or not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or isinstance(value, kind)
 
 
 def described(kind: Any) -> str:
-    """Name an annotated type for people."""
+    """Format an annotated type for an error."""
     if typing.get_origin(kind) in UNIONS:
-        return " or ".join(described(one) for one in typing.get_args(kind))
+        return " or ".join(described(option) for option in typing.get_args(kind))
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
     return names.get(kind, getattr(kind, "__name__", str(kind))) if isinstance(kind, type) else str(kind).replace("typing.", "")

@@ -1,4 +1,4 @@
-"""How an entry point starts: flags, overrides, one line for a user's mistake."""
+"""Start of an entry point: flags, overrides, one line for a user's mistake."""
 
 import os
 import sys
@@ -18,33 +18,33 @@ BUG = (
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Take `--config.a.b=v` and `--config.a.b v` out of the command line; return (rest, [(path, text)])."""
-    rest, found, items = [], [], iter(argv)
+    """Extract `--config.a.b=v` and `--config.a.b v` from the command line; return (rest, [(path, text)])."""
+    rest, overrides, items = [], [], iter(argv)
     for item in items:
         name, equals, text = item.lstrip("-").partition("=")
         if item.startswith("-") and name.startswith("config."):
             if not equals:
                 text = next(items, None)
                 check(text is not None, f"--{name} needs a value: --{name}=VALUE")
-            found.append((name.removeprefix("config."), text))
+            overrides.append((name.removeprefix("config."), text))
         else:
             rest.append(item)
-    return rest, found
+    return rest, overrides
 
 
 def run(main: Callable[[list[tuple[str, str]]], None], described: type | None = None) -> None:
-    """Run an entry point under absl: `main(overrides)`; errors of users and of the machine are one line and exit status 2.
+    """Run an entry point `main(overrides)` under absl; errors of users and of the machine are one line and exit status 2.
 
-    `described` is the class of the config that the command takes: an unknown flag is compared with its fields. A traceback
-    is for our own defects; LM_TRACEBACK=1 shows it for every error.
+    `described`: the class of the command's config, whose fields an unknown flag is compared with. Only a defect of lm prints a
+    traceback; LM_TRACEBACK=1 prints one for every error.
     """
     from absl import app, flags, logging
 
     from lm.platform import keep_freed_memory
 
     keep_freed_memory()
-    logging.set_verbosity(logging.FATAL)  # Orbax tells of every file it writes; its errors are told in our words
-    if not os.environ.get("LM_TRACEBACK"):  # where reading a damaged save is broken off, its other reads end later
+    logging.set_verbosity(logging.FATAL)  # Orbax logs every file it writes; its errors become UserErrors
+    if not os.environ.get("LM_TRACEBACK"):  # after a damaged save, its other reads fail later, in the background
         for name in ("asyncio", "concurrent.futures"):
             getLogger(name).setLevel(CRITICAL)
         sys.unraisablehook = lambda _: None
@@ -55,7 +55,7 @@ def run(main: Callable[[list[tuple[str, str]]], None], described: type | None = 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
         sys.exit(141)
     except BaseException as error:  # a panic of Rust code is no Exception
@@ -69,10 +69,10 @@ def run(main: Callable[[list[tuple[str, str]]], None], described: type | None = 
 
 
 def define_output(text: str, default: str | None = None) -> Any:
-    """Define --output, explained by `text`, and --overwrite; return the holder of --output."""
+    """Define --output with the help `text`, and --overwrite; return the holder of --output."""
     from absl import flags
 
-    flags.DEFINE_bool("overwrite", False, "let --output replace a file that is there")
+    flags.DEFINE_bool("overwrite", False, "let --output replace an existing file")
     return flags.DEFINE_string("output", default, text)
 
 
@@ -84,7 +84,7 @@ def define_new_heads() -> Any:
 
 
 def output(command: str, inputs: Sequence[str | Path | None] = ()) -> Output | None:
-    """Check --output before the work (`lm.outputs.output_file`); None where it was not given."""
+    """Return the checked output file of --output (`lm.outputs.output_file`), None without the flag; call it before the work."""
     from absl import flags
 
     name = flags.FLAGS.output
@@ -92,7 +92,7 @@ def output(command: str, inputs: Sequence[str | Path | None] = ()) -> Output | N
 
 
 def parse_flags(flag_values: Any, argv: Sequence[str], described: type | None = None) -> list[str]:
-    """Parse absl flags; an unknown or malformed one, or a stray word, is a user's mistake."""
+    """Parse absl flags; raises UserError for an unknown or malformed flag and for a stray argument."""
     from absl import flags
 
     try:
@@ -106,11 +106,11 @@ def parse_flags(flag_values: Any, argv: Sequence[str], described: type | None = 
 
 
 def unknown_flag(error: Any, described: type | None) -> str:
-    """Word the error for an unknown flag; it may be meant for a field of `described`, the class of a command's config."""
+    """Return the message for an unknown flag; it may mean a field of `described`, the class of the command's config."""
     message = str(error).replace("\n", " ")
     if described and "Did you mean" not in message:
         from lm.suggestions import flag
 
-        found = flag(described, error.flagname)
-        return f"unknown flag --{error.flagname}: did you mean {found}?" if found else message
+        meant = flag(described, error.flagname)
+        return f"unknown flag --{error.flagname}: did you mean {meant}?" if meant else message
     return message

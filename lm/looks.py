@@ -1,7 +1,8 @@
-"""Looks at a run between its steps: evaluation, tasks, samples. None of them may cost a step.
+"""Looks at a run between its steps: saves, held-out evaluation, tasks, samples. None of them may cost a step.
 
-What a look needs is opened and tried before the first step; a save that is due comes before the looks of its step; a look
-that fails is a line, and the run goes on.
+All that a look reads is opened and tried before the first step; a save comes before the looks of its step; a look that fails
+is one line, and the run continues. Tasks and decoding are imported where the config asks for them (`Config.evaluate`,
+`every.sample`, labelled examples), so that plain pre-training loads neither.
 """
 
 from __future__ import annotations
@@ -10,67 +11,68 @@ import contextlib
 import os
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from lm.config import Config
 from lm.data.tokenizer.tokenizer import Tokenizer
-from lm.decode.prefill import encode_prompts, fits, opened_steps
-from lm.errors import UserError, one_line, translate
-from lm.evaluation.downstream import logged
-from lm.evaluation.subject import Subject, Task
-from lm.progress import Meter
-from lm.results import measured, new_tokens, samples
+from lm.data.types import ExampleSet
+from lm.errors import check, one_line, translate
+from lm.evaluation.held_out import HeldOut
+from lm.progress import Meter, Run
+from lm.strict_json import load_json
+from lm.training.checkpoint import Checkpoints
 from lm.training.state import TrainState
-from lm.training.writers import Writers
+from lm.training.stopping import Watch
+from lm.training.writers import Writers, finite
+
+if TYPE_CHECKING:
+    from lm.evaluation.subject import Task
 
 
-class Asked(Exception):
-    """A task in rehearsal asked the network."""
+def open_tasks(config: Config) -> Mapping[str, Task]:
+    """Open the tasks that `Config.evaluate` names; raises UserError for an unknown name or option."""
+    if not config.evaluate:
+        return {}
+    from lm.evaluation.registry import named
 
-
-class Rehearsal(Subject):
-    """A subject without weights: whatever is read and encoded before the network is asked can be tried on it."""
-
-    def score(self, what: str, pairs: Any) -> Any:
-        raise Asked
+    return named(config.evaluate)
 
 
 def rehearse(config: Config, tasks: Mapping[str, Task], tokenizer: Tokenizer, params: Any) -> None:
-    """Try what later looks read: files of tasks to their last field, prompts of samples; `params` are shapes alone.
+    """Try the inputs of later looks: files of tasks to their last field, prompts of samples; `params` are abstract.
 
     Raises UserError, which then comes before the first step.
     """
-    subject = Rehearsal(config, params, tokenizer, seed=config.seed)
-    for name, task in tasks.items():
-        if not getattr(task, "path", ""):  # the run's own held-out text is opened already
-            continue
-        try:
-            task.measure(subject)
-        except UserError as error:
-            raise UserError(f"evaluate={name}: {error}") from error
-        except OSError:
-            raise
-        except Exception:  # the network was asked, and there is none: all that comes before is in order
-            continue
-    objective = config.objective.writer(params)[0]
-    if objective.writes == "text" and config.every.sample:
-        steps, new = opened_steps(objective), new_tokens(config.objective)
-        for text, prompt in zip(config.samples, encode_prompts(objective, tokenizer, config.samples)):
-            try:
-                fits(steps, prompt, new)
-            except UserError as error:
-                raise UserError(f"samples: {text[:40]!r}: {error}") from error
+    if tasks:
+        from lm.evaluation import in_training
+
+        in_training.rehearse(config, params, tokenizer, tasks)
+    if config.every.sample:
+        from lm.decode.samples import check_prompts
+
+        check_prompts(config.objective, params, tokenizer, config.samples)
+
+
+def check_figure(config: Config, held_out: HeldOut | None) -> None:
+    """Raise UserError where `stop.metric` is a figure of single examples and this run cannot measure it at each evaluation."""
+    metric = config.stop.metric
+    if config.stop.patience and held_out and metric.startswith("examples/"):
+        whole = held_out.count >= len(held_out.batches)
+        check(whole, f"stop.metric={metric} is of the whole held-out split: set evaluate_batches=0, or take loss or accuracy")
+        check(jax.process_count() == 1, f"stop.metric={metric} is measured in one process: take loss or accuracy")
 
 
 def due(every: int, step: int) -> bool:
-    """Tell whether something done every so many steps is due after this one."""
+    """Return whether a look every so many steps falls on this one; 0 is never."""
     return every > 0 and step % every == 0
 
 
 def look(
-    run: Any, step: int, state: TrainState, meter: Meter, writers: Writers, ending: bool, saved: bool = False
+    run: Run, step: int, state: TrainState, meter: Meter, writers: Writers, ending: bool, saved: bool = False
 ) -> None:
     """Save, evaluate and sample, each when it is due; an evaluation better than all before is saved too.
 
@@ -79,36 +81,40 @@ def look(
     config, last, params, watch = run.config, step == run.config.steps, state.best_params(), meter.watch
     looking = last or due(config.every.evaluate, step)
     evaluating = looking and run.held_out is not None
+    # The save first: a look that takes the process down must not take the steps with it. Its notes tell a later sitting
+    # whether the evaluation of this step is still to be done.
     if not saved and (ending or due(config.every.save, step)):
         run.checkpoints.save(step, state, run.notes(watch, not evaluating), batch=run.batch)
         saved = True
+
     figures, improved = None, False
     if evaluating:
         with attempted(f"step {step}: evaluation", writers.say):
             # With patience the files are the best checkpoint's (`conclude`).
-            folder = run.workdir if last and not config.stop.patience else None
-            found = run.held_out(params) | logged(run.held_out, params, folder)
-            writers.write(step, found)
-            figures = {name.removeprefix("eval/validation/"): value for name, value in found.items()}
+            values = held_out_figures(run, params, run.workdir if last and not config.stop.patience else None)
+            writers.write(step, values)
+            figures = {name.removeprefix("eval/validation/"): value for name, value in values.items()}
         if figures is not None:
             improved = watch.see(step, figures)
+        # Even after a failed evaluation: a later sitting would fail at it again.
         if saved:
             run.checkpoints.amend(step, run.notes(watch, True), figures)
+    # A step that no interval saves is saved where the run may end with it as its result.
     if not saved and (watch.over or (improved and config.keep.best)):
         run.checkpoints.save(step, state, run.notes(watch, True), figures, run.batch)
-    if run.tasks and looking:
-        for name, task in run.tasks.items():
-            with attempted(f"step {step}: {name}", writers.say):
-                writers.write(step, measured(run, params, {name: task}))
+
+    for name, task in run.tasks.items() if looking else ():
+        with attempted(f"step {step}: {name}", writers.say):
+            writers.write(step, task_figures(run, params, {name: task}))
     if due(config.every.sample, step) or (config.every.sample and (last or watch.over)):
         with attempted(f"step {step}: sampling", writers.say):
-            for title, text in samples(run, params):
+            for title, text in sampled(run, params):
                 writers.text(step, title, text)
 
 
 @contextlib.contextmanager
 def attempted(name: str, say: Callable[[str], None]):
-    """Turn a failed look into a line; where several processes look together, what one cannot do ends all."""
+    """Turn a failed look into a line; where several processes look together, the failure of one ends all."""
     try:
         yield
     except Exception as error:
@@ -118,3 +124,74 @@ def attempted(name: str, say: Callable[[str], None]):
             traceback.print_exc()
         reason = translate(error) or f"{type(error).__name__}: {one_line(str(error))}"
         say(f"{name} failed, the run goes on without it: {reason}")
+
+
+def held_out_figures(run: Run, params: Any, folder: Path | None) -> dict[str, float]:
+    """Measure the held-out split: `eval/validation/...`; predictions for labelled examples are written to `folder`."""
+    figures = run.held_out(params)
+    if isinstance(run.held_out.tokens, ExampleSet):
+        from lm.evaluation.downstream import logged
+
+        figures |= logged(run.held_out, params, folder)
+    return figures
+
+
+def task_figures(run: Run, params: Any, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Measure tasks: `eval/NAME/METRIC`; none where processes share the parameters."""
+    if not tasks or jax.process_count() > 1:
+        return {}
+    from lm.evaluation.in_training import measured
+
+    return measured(run.config, params, run.corpus.tokenizer, tasks)
+
+
+def sampled(run: Run, params: Any) -> list[tuple[str, str]]:
+    """Return (title, text): continued prompts, or predictions for held-out rows; none where processes share the parameters."""
+    if jax.process_count() > 1:
+        return []
+    config, tokenizer = run.config, run.corpus.tokenizer
+    if config.objective.writes != "text":
+        rows = run.held_out.show(params, tokenizer) if run.held_out else []
+        return [(f"held-out row {i + 1}", text) for i, text in enumerate(rows)]
+    from lm.decode.samples import samples
+
+    return samples(config.objective, params, tokenizer, config.samples, config.seed)
+
+
+# -- the end of a run --------------------------------------------------------------------------------------------------
+
+
+def done(config: Config, workdir: Path, step: int, watch: Watch) -> str | None:
+    """Return a line for a run that is complete; None where steps remain, or only the best checkpoint's figures."""
+    if not watch.over and step < config.steps:
+        return None
+    path = workdir / "summary.json"
+    summary = load_json(path, dict) if path.exists() else {}
+    if summary.get("steps") != step or (config.stop.patience and "best_step" not in summary):
+        return None  # killed between the last save and the summary
+    if watch.over:
+        line = f"{workdir} stopped early at step {step}: {watch.reason()}; raise --config.stop.patience"
+    else:
+        line = f"{workdir} has all its {step} steps; raise --config.steps"
+    return f"{line} or choose another --workdir"
+
+
+def conclude(run: Run, abstract: TrainState, step: int, watch: Watch, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure the best checkpoint of a run with patience and write its predictions; return its entries of summary.json.
+
+    None for a run without patience, or before its end.
+    """
+    rule = run.config.stop
+    if not rule.patience or not (watch.over or step == run.config.steps):
+        return {}
+    if watch.over:
+        say(f"stopped early at step {step}: {watch.reason()}")
+    run.checkpoints.wait()
+    # Opened anew: a manager that saves whole states reads no part of one.
+    saved = Checkpoints(run.workdir, run.config.keep, read_only=True, stop=rule)
+    best, part = saved.best(), "params" if abstract.average is None else "average"
+    say(f"figures and predictions are those of step {best}, the best by eval/validation/{rule.metric}")
+    params = saved.restore(best, getattr(abstract, part), part=part)
+    figures = held_out_figures(run, params, run.workdir) | task_figures(run, params, run.tasks)
+    stopped = {"stopped": watch.reason()} if watch.over else {}
+    return {**stopped, "best_step": best, "stop": asdict(rule), **finite(figures)}

@@ -2,7 +2,7 @@
 
     python -m lm.main --config=configs/NAME.py[:key=value,...] [--workdir=DIR] [--config.a.b=value ...]
 
-The same command again goes on where the run stopped.
+The same command again resumes the run from its newest checkpoint.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs
 SEED = flags.DEFINE_integer("seed", None, "seed of the run: short for --config.seed")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "show rows before and after corruption, and what a batch holds; no training")
 DISTRIBUTED = flags.DEFINE_string("distributed", None, "join a cluster: 'auto', or HOST:PORT,COUNT,INDEX")
-TIMEOUT = flags.DEFINE_float("distributed_timeout", 300, "seconds until all processes are there", 1, 1_000_000)
+TIMEOUT = flags.DEFINE_float("distributed_timeout", 300, "seconds to wait for all processes", 1, 1_000_000)
 
 
 def main(default: str | None = None) -> None:
@@ -30,6 +30,7 @@ def main(default: str | None = None) -> None:
         spec = CONFIG.value or default
         check(spec is not None, "which config? --config=configs/gpt_nano.py is a good first one")
         config = load(spec)
+        # Overrides apply together, so that fields which must agree can change at once.
         seed = [] if SEED.value is None else [("seed", str(SEED.value))]
         config = override(config, [*overrides, *seed])
         check(
@@ -38,7 +39,7 @@ def main(default: str | None = None) -> None:
         )
         workdir = WORKDIR.value or f"runs/{Path(spec.partition(':')[0]).stem}"
 
-        from lm import platform  # jax starts here: a mistake in the config is told before
+        from lm import platform  # jax starts here: a mistake in the config is reported before it
 
         platform.prepare()
         with joined(DISTRIBUTED.value, TIMEOUT.value, Path(workdir)):
@@ -48,19 +49,32 @@ def main(default: str | None = None) -> None:
 
 
 def work(config: Config, workdir: Path, chosen: list[str]) -> None:
-    """Train, or show rows; `chosen`: fields that the command line sets."""
-    if config.start:  # the network and the tokenizer are the folder's
+    """Train, or show rows; `chosen`: the fields that the command line sets."""
+    if config.start:  # network and tokenizer come from the folder
         from lm.start.adopt import adopt
 
         config, lines = adopt(config, chosen)
         print("\n".join(lines))
     if DRY_RUN.value:
-        from lm.preview import preview
-
         return print(preview(config))
     from lm.train import train
 
     train(config, workdir)
+
+
+def preview(config: Config, rows: int = 2) -> str:
+    """Show the first rows of the run before and after corruption, and the arrays of a batch."""
+    from lm.console import printable, table
+    from lm.data.corpus.prepare import prepare
+    from lm.objectives.base import resolve, training_batches
+
+    config, corpus = resolve(config, prepare(config.data, report=print))
+    rows = min(rows, config.batch)
+    batch = training_batches(config, corpus, (0, rows))[0]
+    shown = [config.objective.show(corpus.tokenizer, {name: x[i] for name, x in batch.items()}) for i in range(rows)]
+    parts = [f"row {i + 1}\n{printable(text)}\n" for i, text in enumerate(shown)]
+    arrays = [(name, " x ".join(map(str, (config.batch, *x.shape[1:]))), str(x.dtype)) for name, x in batch.items()]
+    return "\n".join([*parts, table(arrays, ("batch holds", "shape", "type"))])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Who may write what: one owner of a folder or file at a time, and outputs that replace nothing of the user's."""
+"""File ownership: one writer of a folder or file at a time, and outputs that never replace the user's files."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ from typing import IO
 
 from lm.errors import UserError, check
 
-# Names that mean something in a run or model folder, whether they are there already or not.
+# Names with a meaning in a run or model folder, even where they do not exist yet.
 RESERVED = {"config.json", "tokenizer.json", "tokenizer_config.json", "metrics.jsonl", "summary.json", "published.json",
             "predictions.jsonl", "figures.json", "generation_config.json"}  # fmt: skip
 
@@ -22,14 +22,14 @@ RESERVED = {"config.json", "tokenizer.json", "tokenizer_config.json", "metrics.j
 
 
 class Claim:
-    """The only right to write a folder or file, held while open; the kernel frees it when its holder dies.
+    """An exclusive lock on a folder or file, held while open; the kernel releases it when its holder dies.
 
-    The lock file is FOLDER/.lock, for a file .NAME.lock beside it; inside stand process id and host, for people. A file
-    system without locks gives the right to everybody.
+    The lock file is FOLDER/.lock, for a file .NAME.lock beside it; it holds process id and host, for people. On a file system
+    without locks every claim succeeds.
     """
 
     def __init__(self, path: Path, otherwise: str):
-        """Claim `path`, a folder that exists or a file; raises UserError with the holder, and `otherwise` as the way out."""
+        """Lock `path`, an existing folder or a file; raises UserError with the holder and `otherwise`, the remedy."""
         self.path = Path(path)
         inside = self.path.is_dir()
         self.lock = self.path / ".lock" if inside else self.path.with_name(f".{self.path.name}.lock")
@@ -46,19 +46,19 @@ class Claim:
                 if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
                     file.close()
                     raise
-            # Its holder removed the file between our two calls: what we locked is no longer there for others to see.
+            # The holder may have removed the file between the two calls: a lock on a removed file excludes nobody.
             if same_file(self.lock, file):
                 self.file = file
             else:
                 file.close()
-        with contextlib.suppress(OSError):  # a full disk does not take the right away
+        with contextlib.suppress(OSError):  # a full disk does not lose the lock
             self.file.seek(0)
             self.file.truncate()
             self.file.write(f"process {os.getpid()} on {os.uname().nodename}")
             self.file.flush()
 
     def close(self) -> None:
-        """Give the right back."""
+        """Release the lock."""
         if self.file:
             self.lock.unlink(missing_ok=True)
             self.file.close()
@@ -67,18 +67,18 @@ class Claim:
     def __enter__(self) -> "Claim":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 def holder_of(file: IO[str]) -> str:
-    """Read who holds a lock."""
+    """Return the process and host that a lock file names."""
     file.seek(0)
     return file.read(200).strip() or "another process"
 
 
 def same_file(path: Path, file: IO[str]) -> bool:
-    """Tell whether an open file is what stands at `path`."""
+    """Return whether `path` still names this open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -90,13 +90,13 @@ def same_file(path: Path, file: IO[str]) -> bool:
 
 @dataclass(frozen=True)
 class Output:
-    """A file that a command may write: `path` is as named, `command` the one that asked."""
+    """An output file that `command` may write; `path` as the user named it."""
 
     path: Path
     command: str
 
     def write(self, text: str, errors: str = "strict") -> None:
-        """Write the whole file in one piece, and remember that this command wrote it."""
+        """Write the file atomically and record its digest."""
         if self.path.exists() and not self.path.is_file():  # a pipe or a terminal: nothing to replace
             self.path.write_text(text, encoding="utf-8", errors=errors)
             return
@@ -104,8 +104,8 @@ class Output:
         self.remember()
 
     def remember(self) -> None:
-        """Note the file's digest, so that the same command may replace it as long as nobody changed it."""
-        with contextlib.suppress(OSError):  # without the note the next call asks for --overwrite
+        """Record the file's digest, so that the same command may replace it while nobody changed it."""
+        with contextlib.suppress(OSError):  # without the record the next call needs --overwrite
             note = receipt(self.path)
             note.parent.mkdir(parents=True, exist_ok=True)
             replace_file(note, json.dumps({"command": self.command, "sha256": digest(self.path)}) + "\n")
@@ -115,11 +115,12 @@ class Output:
 
 
 def output_file(name: str, command: str, inputs: Sequence[str | Path] = (), overwrite: bool = False) -> Output:
-    """Decide whether `command` may write the file `name`; raises UserError before any work where it may not.
+    """Return the output file `name` of `command`; raises UserError, before any work, where it must not be written.
 
-    Never an input, a folder, or what belongs to a run or a model folder; a file that exists only if this same command wrote
-    it and it is as it was then, or with `overwrite`.
+    An input, a folder, or a part of a run or model folder is never written. An existing file is replaced only if the same
+    command wrote it and nobody changed it since, or with `overwrite`.
     """
+    # All reasons to refuse are checked here: a command may compute for hours before it writes.
     path = Path(name).expanduser()
     flag = f"--output={name}"
     check(bool(name), "--output is empty: name a file")
@@ -135,6 +136,7 @@ def output_file(name: str, command: str, inputs: Sequence[str | Path] = (), over
             overwrite or wrote(path, command),
             f"{flag} exists and was not written by this command, or was changed since; name another file or add --overwrite",
         )
+    # Last the file system: permission, and room in the name for the suffix of the temporary file (`replace_file`).
     writable = os.access(path if path.exists() else path.parent, os.W_OK)
     check(writable, f"{flag}: no permission to write there; name another file")
     longest = os.pathconf(path.parent, "PC_NAME_MAX")
@@ -143,10 +145,11 @@ def output_file(name: str, command: str, inputs: Sequence[str | Path] = (), over
 
 
 def folder_of(path: Path) -> Path | None:
-    """Return the run or model folder that has this file as a part of itself; None for files of the user's own.
+    """Return the run or model folder that a file is part of; None for a file of the user's.
 
-    The user's own are new names directly in such a folder, and those that a command wrote there.
+    Directly in such a folder, new names and files written by commands are the user's.
     """
+    # Resolved: a link from outside into a run would replace the run's own file.
     real = path.resolve()
     folder = next((one for one in real.parents if kind_of(one)), None)
     if folder is None or (folder == real.parent and real.name not in RESERVED and (not real.exists() or wrote(path, None))):
@@ -155,7 +158,7 @@ def folder_of(path: Path) -> Path | None:
 
 
 def kind_of(folder: Path) -> str:
-    """Say whether a folder is a run or a model folder; empty: neither."""
+    """Return "run", "model folder", or "" for any other folder."""
     if not (folder / "config.json").is_file():
         return ""
     if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file():
@@ -164,7 +167,7 @@ def kind_of(folder: Path) -> str:
 
 
 def wrote(path: Path, command: str | None) -> bool:
-    """Tell whether `command` (None: any command) wrote this file and nobody changed it since."""
+    """Return whether `command` (None: any command) wrote this file and nobody changed it since."""
     try:
         note = json.loads(receipt(path).read_text(encoding="utf-8"))
         return (command is None or note["command"] == command) and note["sha256"] == digest(path)
@@ -173,7 +176,7 @@ def wrote(path: Path, command: str | None) -> bool:
 
 
 def receipt(path: Path) -> Path:
-    """Return where the note on a written file lies: in the cache, so that no second file stands beside the user's."""
+    """Return the path of a written file's record: in the cache, not beside the user's file."""
     root = Path(os.environ.get("LM_CACHE") or "~/.cache/lm").expanduser()
     return root / "outputs" / (hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32] + ".json")
 
@@ -185,9 +188,10 @@ def digest(path: Path) -> str:
 
 
 def replace_file(path: Path, text: str, errors: str = "strict") -> None:
-    """Write a file in one piece: readers and a crash see the old one or the new one."""
+    """Write a file atomically: readers and a crash see the old content or the new."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        # Flushed to the disk before the rename: a crash of the machine could otherwise leave an empty file of the new name.
         with fresh.open("w", encoding="utf-8", errors=errors, newline="") as file:
             file.write(text)
             file.flush()

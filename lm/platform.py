@@ -1,4 +1,4 @@
-"""What must be set before jax computes anything: memory, compilation cache."""
+"""Process settings that must precede jax: glibc's allocator and the compilation cache."""
 
 import ctypes
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def prepare() -> None:
-    """Set this process up; call once, first."""
+    """Set the compilation cache; call before the first computation."""
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -16,7 +16,7 @@ def prepare() -> None:
 
 
 def has_accelerator() -> bool:
-    """Look for the device files of GPUs and TPUs; jax itself must not be asked yet."""
+    """Return whether device files of GPUs or TPUs exist; jax itself must not start yet."""
     return any(next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*"))
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C turned into a question asked between two steps."""
+"""SIGTERM and Ctrl-C as a flag that the loop polls between two steps."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import jax
 
 
 class Stop:
-    """Remember that somebody asked the run to end; a second Ctrl-C ends it at once."""
+    """Records a request to end the run; a second Ctrl-C ends it at once."""
 
     def __init__(self):
         self.signal: int | None = None
@@ -20,24 +20,25 @@ class Stop:
                 self.before[number] = signal.signal(number, self.note)
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def note(self, number: int, frame: object) -> None:
-        """Keep the signal and say what comes of it, as a step may take minutes; give a second one its usual effect."""
+        """Record the signal; training stops after the current step. A second signal raises KeyboardInterrupt."""
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
         if number == signal.SIGINT:
-            os.write(2, b"\nsaving after this step; Ctrl-C again ends at once\n")  # `print` may be interrupted by itself
+            os.write(2, b"\nsaving after this step; Ctrl-C again ends at once\n")  # not `print`, which is not reentrant
             if jax.process_count() > 1:
                 os.kill(os.getpid(), signal.SIGTERM)  # the others end after the same step
 
     def reached(self, step: int) -> bool:
-        """Tell whether to save and end after this step; the same answer in every process."""
+        """Return whether to save and end after this step; all processes agree."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
+            # One process is told of a preemption first; all must end at one step, as a save is a collective.
             return multihost_utils.reached_preemption_sync_point(step)
         return self.signal is not None

@@ -1,8 +1,10 @@
-"""Several processes of one job: they meet at process 0, watch one another while they work, and end together.
+"""Multi-process jobs: the processes meet at process 0, watch each other while they work, and end together.
 
-jax alone waits without a word, tells of a process that died after a minute or two, and then ends the others by SIGABRT
-with stacks. Here the processes meet before jax starts (`lm.rendezvous`) and keep their connections, so that the kernel
-tells at once of a process that dies. Whatever goes wrong is one line and exit status 2.
+jax alone waits silently, notices a dead process after a minute or two, and then aborts the others with stack traces. Here the
+processes meet before jax starts (`lm.rendezvous`) and keep their connections, so that the kernel reports a dead peer at once.
+Every failure is one line and exit status 2.
+
+`joined` is the entry; `Job` holds the connections and its two threads: `watch` reads the peers, `filter` cleans stderr.
 """
 
 import atexit
@@ -22,61 +24,62 @@ from lm.errors import UserError, one_line, translate
 from lm.rendezvous import Line, Place, Wait, arrive, gather, read_place
 
 BROKEN = ("Gloo", "NCCL", "closed by peer", "reset by peer", "Socket closed", "oordination", "DEADLINE_EXCEEDED")
-NOISE = b"oordination", b"grpc", b"GRPC"  # of lines about a lost process, which ours says better
+NOISE = b"oordination", b"grpc", b"GRPC"  # in log lines about a lost process, which `Job.end` reports better
 FATAL = b"Polled an error from coordination service", b"JAX distributed service detected"  # stacks and an abort follow
 
 
 class Job:
-    """What one of several processes knows of the others while it works."""
+    """This process's view of its job: connections to its peers, and the one line that ends it."""
 
     def __init__(self, name: str, lines: dict[int, Line], workdir: Path | None):
         self.name, self.lines, self.workdir = name, lines, workdir
         self.stderr = os.dup(2)
         self.lock, self.ending = threading.Lock(), False
-        self.watched = threading.Event()  # a process has died, and its line is on the way
+        self.watched = threading.Event()  # set: a process has died, and `end` is about to run
         self.handler = None
 
     def last_save(self) -> str:
-        """Name the newest checkpoint on disk."""
+        """Format the newest checkpoint on disk, as the advice how to resume."""
         folder = self.workdir / "checkpoints" if self.workdir else None
-        steps = [int(one.name) for one in folder.glob("*") if one.name.isdecimal()] if folder and folder.is_dir() else []
+        steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()] if folder and folder.is_dir() else []
         return f"the last save is {folder}/{max(steps)}, the same commands go on from it" if steps else "nothing was saved yet"
 
     def end(self, reason: str) -> None:
-        """End this process with one line, from whatever thread."""
-        with self.lock:  # kept: nobody ends twice
+        """End this process with one line; from any thread."""
+        with self.lock:  # never released: a second thread must not print a second line
             for line in self.lines.values():
                 line.send(f"end {reason}")
             cursor = b"\x1b[?25h" if os.isatty(1) else b""  # a progress bar hides it
             os.write(self.stderr, cursor + f"error: {one_line(reason)}; {self.last_save()}\n".encode())
-            os._exit(2)
+            os._exit(2)  # not sys.exit: the main thread may hang in a collective for minutes
 
     def watch(self) -> None:
-        """Read what the others say until they have taken their leave; a thread."""
+        """Thread: read the peers' lines until each has sent `bye`; end this process where one fails or dies."""
         open_lines = dict(self.lines)
         while open_lines and not self.ending:
-            for one in select.select([*open_lines.values()], [], [], 1)[0]:
-                index = next(i for i, line in open_lines.items() if line is one)
-                for said in one.read():
-                    word, _, text = said.partition(" ")
+            for ready in select.select([*open_lines.values()], [], [], 1)[0]:
+                index = next(i for i, line in open_lines.items() if line is ready)
+                for message in ready.read():
+                    word, _, text = message.partition(" ")
                     if word == "bye":
                         del open_lines[index]
                     elif word in ("end", "error"):
                         self.watched.set()
                         self.end(text if word == "end" else f"process {index} of {self.name} ended: {text}")
-                if not one.open and index in open_lines:
+                # Closed without `bye`: the kernel closes the connections of a process that is killed.
+                if not ready.open and index in open_lines:
                     del open_lines[index]
                     if not self.ending:
                         self.watched.set()
                         self.end(f"process {index} of {self.name} died")
 
     def filter(self, source: int) -> None:
-        """Hand on what is written to descriptor 2, but for the stacks of jax's service when a process is lost; a thread."""
+        """Thread: copy descriptor 2 to stderr, without the stack traces of jax's service about a lost process."""
         with os.fdopen(source, "rb", buffering=0) as pipe:
             rest = b""
             while data := pipe.read(65536):
                 *lines, rest = (rest + data).split(b"\n")
-                noisy = False  # until the end of what was written at once: messages have several lines
+                noisy = False  # to the end of one write: messages have several lines
                 for line in lines:
                     noisy = noisy or any(part in line for part in NOISE)
                     if any(part in line for part in FATAL):
@@ -86,13 +89,14 @@ class Job:
             os.write(self.stderr, rest)
 
     def aborted(self, number: int) -> None:
-        """Take SIGABRT: what jax's service raises from a thread of its own when it lost its process 0."""
+        """Handle SIGABRT, which jax's service raises in a thread of its own when it lost process 0."""
         if self.watched.wait(1):
             self.end(f"another process of {self.name} died")
-        signal.signal(signal.SIGABRT, signal.SIG_DFL)  # something else: it ends as it always does
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)  # another cause: the default action
 
     def guard(self) -> None:
-        """Start to watch."""
+        """Start both threads and take SIGABRT."""
+        # C++ logs go to descriptor 2, so it is replaced itself; Python's stderr keeps the original.
         source, sink = os.pipe()
         os.dup2(sink, 2)
         os.close(sink)
@@ -104,7 +108,7 @@ class Job:
         threading.Thread(target=self.watch, daemon=True).start()
 
     def leave(self, error: BaseException | None) -> None:
-        """Tell the others how this process ends; with an error, do not wait for them at the exit as jax would."""
+        """Send the peers how this process ends; after an error, exit without jax's wait for them."""
         self.ending = error is None
         for line in self.lines.values():
             line.send("bye" if error is None else f"error {translate(error) or type(error).__name__}")
@@ -115,7 +119,7 @@ class Job:
 
 
 def connect(place: Place | None, timeout: float) -> None:
-    """Start jax's own service and client, with those of the time-outs that this version has."""
+    """Start jax's own service and client; `timeout` in seconds, for each time-out that this version of jax has."""
     import jax
 
     known = inspect.signature(jax.distributed.initialize).parameters
@@ -134,7 +138,7 @@ def connect(place: Place | None, timeout: float) -> None:
 
 @contextlib.contextmanager
 def joined(distributed: str | None, timeout: float, workdir: Path | None = None) -> Iterator[None]:
-    """Work as one process of a job ('auto' or HOST:PORT,COUNT,INDEX); None: alone. `timeout`: seconds until all are there."""
+    """Work as one process of a job ('auto' or HOST:PORT,COUNT,INDEX); None: alone. `timeout`: seconds to wait for all."""
     if not distributed:
         yield
         return
@@ -153,7 +157,8 @@ def joined(distributed: str | None, timeout: float, workdir: Path | None = None)
         raise
     except BaseException as error:
         if not isinstance(error, UserError | KeyboardInterrupt):
-            job.watched.wait(3) and time.sleep(10)  # the watching thread knows why, and ends this process
+            # A collective may fail before the connection closes: the watching thread knows the cause, and ends this process.
+            job.watched.wait(3) and time.sleep(10)
             if any(part in str(error) for part in BROKEN):
                 error = UserError(f"another process of {job.name} is gone ({one_line(str(error), 200)}); {job.last_save()}")
         job.leave(error)
@@ -163,7 +168,7 @@ def joined(distributed: str | None, timeout: float, workdir: Path | None = None)
 
 @contextlib.contextmanager
 def started(job: Job, timeout: float) -> Iterator[None]:
-    """Say that jax waits for its processes, and end the wait when its time is up."""
+    """Print that jax waits for its processes, and end the job after `timeout` seconds."""
     done, wait = threading.Event(), Wait(timeout)
 
     def look() -> None:

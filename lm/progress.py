@@ -1,27 +1,59 @@
-"""What a run tells of itself: what is about to happen, the means of each log interval, the summary."""
+"""A run while it trains: its constants, its announcement, the means of each log interval, its summary."""
 
 import contextlib
 import dataclasses
 import functools
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from lm.config import Config
+from lm.data.corpus.corpus import Corpus
 from lm.data.types import labelled
 from lm.errors import UserError
+from lm.evaluation.held_out import HeldOut
 from lm.fields import chosen
 from lm.models import flops
+from lm.runs import digest_of
 from lm.training import metrics, parameters
+from lm.training.checkpoint import Checkpoints
 from lm.training.state import TrainState
 from lm.training.stopping import Watch
 from lm.training.writers import Writers
 
 
-def announce(run: Any, abstract: TrainState, start: int, say: Any) -> None:
-    """Say what is about to run, and on a CPU how long it will take when that is long."""
+@dataclass(frozen=True)
+class Run:
+    """The constants of one sitting of a run, while the state changes."""
+
+    config: Config  # resolved
+    workdir: Path
+    corpus: Corpus
+    mesh: jax.sharding.Mesh
+    checkpoints: Checkpoints
+    held_out: HeldOut | None
+    tasks: Mapping[str, Any]  # name -> lm.evaluation.subject.Task
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    lead: bool  # process 0, which alone prints and writes
+    began: float  # time.monotonic() less the seconds of earlier sittings
+
+    def seconds(self) -> float:
+        """Return the seconds of all sittings."""
+        return time.monotonic() - self.began
+
+    def notes(self, watch: Watch, looked: bool) -> dict[str, Any]:
+        """Return the notes of a checkpoint; `looked`: the evaluation of its step is complete."""
+        notes = {"objective": digest_of(self.config.objective), "looked": looked, "seconds": self.seconds()}
+        return notes | watch.notes() | self.corpus.identity()
+
+
+def announce(run: Run, abstract: TrainState, start: int, say: Callable[[str], None]) -> None:
+    """Print size, data, steps and mesh of the run, and on a CPU the hours if it will take more than two."""
     config = run.config
     per_step = config.batch * config.objective.records.tokens
     unit = "examples" if labelled(config.data.source) else "tokens"
@@ -31,14 +63,15 @@ def announce(run: Any, abstract: TrainState, start: int, say: Any) -> None:
         f"{sum(len(stream) for _, stream in run.corpus.train):,} training {unit} ({run.corpus.name}), {config.steps:,} "
         f"steps of {per_step:,} tokens, {run.mesh.devices.size} {jax.devices()[0].device_kind} device(s), mesh {mesh}"
     )
-    moving, still = (flops.parameter_count(part) for part in parameters.split(config.optimizer.groups, abstract.params))
-    if still:
-        say(f"trains {moving:,} of {moving + still:,} parameters ({moving / (moving + still):.2%})")
+    # With LoRA or frozen groups the size of the network says little about the memory of the optimizer.
+    trained, frozen = (flops.parameter_count(part) for part in parameters.split(config.optimizer.groups, abstract.params))
+    if frozen:
+        say(f"trains {trained:,} of {trained + frozen:,} parameters ({trained / (trained + frozen):.2%})")
     if start:
         say(f"going on from step {start}")
     if jax.default_backend() == "cpu":
         work = (config.steps - start) * config.batch * config.objective.flops()
-        hours = work / (0.5 * flops.matmul_rate()) / 3600
+        hours = work / (0.5 * flops.matmul_rate()) / 3600  # a step reaches about half the rate of plain products
         if hours > 2:
             say(
                 f"this CPU will need about {f'{hours / 24:,.0f} days' if hours > 72 else f'{hours:.0f} hours'} for it; "
@@ -47,24 +80,23 @@ def announce(run: Any, abstract: TrainState, start: int, say: Any) -> None:
 
 
 def changes(old: Any, new: Any, path: str = "") -> list[str]:
-    """Name the fields in which two configs differ: `optimizer.lr: 0.001 -> 0.0003`."""
+    """List the fields in which two configs differ: `optimizer.lr: 0.001 -> 0.0003`."""
     if type(old) is not type(new) or not dataclasses.is_dataclass(old):
         return [] if old == new else [f"{path}: {old} -> {new}"]
-    found = []
+    lines = []
     for field in chosen(old):
         inner = f"{path}.{field.name}" if path else field.name
-        found += changes(getattr(old, field.name), getattr(new, field.name), inner)
-    return found
+        lines += changes(getattr(old, field.name), getattr(new, field.name), inner)
+    return lines
 
 
-def summary(run: Any, abstract: TrainState, steps: int) -> dict[str, Any]:
-    """Gather what summary.json holds beside the last metrics.
+def summary(run: Run, abstract: TrainState, steps: int) -> dict[str, Any]:
+    """Return the entries of summary.json beside the last metrics.
 
-    `tokens_per_second` is of the whole run, over all its seconds: start, compilation, evaluations and saves are in it. The
-    last logged `train/tokens_per_second` beside it is of steps alone (`Meter`), as `launch.bench` measures it.
+    `tokens_per_second` is the average over the whole run: start, compilation, evaluations and saves included. The last logged
+    `train/tokens_per_second` covers steps alone (`Meter`), as `launch.bench` measures it.
     """
-    tokens, seconds = steps * run.config.batch * run.config.objective.records.tokens, run.seconds()
-    corpus = run.corpus
+    tokens, seconds, corpus = steps * run.config.batch * run.config.objective.records.tokens, run.seconds(), run.corpus
     return {
         "steps": steps,
         "tokens": tokens,
@@ -75,28 +107,25 @@ def summary(run: Any, abstract: TrainState, steps: int) -> dict[str, Any]:
     }
 
 
-BUILT = "/jax/core/compile/backend_compile_duration"  # of a program, or of reading it from the cache
+COMPILED = "/jax/core/compile/backend_compile_duration"  # of a program, or of reading it from the cache
+NEGLIGIBLE = 0.5  # share of a step's usual time below which an interval counts as empty
 
 
 @functools.cache
 def events() -> Counter[str]:
-    """Count what jax reports of itself since the first call; a run that goes on building has arrays of ever new shapes."""
-    found: Counter[str] = Counter()
-    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: found.update([event]))
-    return found
-
-
-NOTHING = 0.5  # of a step's usual time: less is no time that a step took
+    """Count jax's monitoring events since the first call; a compile count that keeps rising shows ever new array shapes."""
+    counts: Counter[str] = Counter()
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: counts.update([event]))
+    return counts
 
 
 class Meter:
-    """Adds the sums of steps up and writes their means with the rates at every log step.
+    """Sums the metrics of steps and writes their means and rates at every log step.
 
-    A rate is the tokens of steps over the time spent on them: from one step's result to the next one's, without pauses (an
-    evaluation, a save, samples). The first step of a sitting is left out: it holds what is done once. A device that works
-    while the host waits for it (a CPU) is done with a step before the result of the step before is looked at; of two results
-    that are there at one moment the second counts with the next interval, and a log that would have no interval has no rate.
-    Around looks a single step's rate may so be off by a step; over several it is right.
+    A rate is tokens over the time from one step's result to the next, pauses (evaluations, saves, samples) excluded, and the
+    first step of a sitting too, which compiles. On a CPU, where the host waits for the device, a step may finish before the
+    previous result is fetched: of two results at one moment the second counts with the next interval, and a log without an
+    interval has no rate. A rate over a single step beside a pause may therefore be off by a step; over several it is right.
     """
 
     def __init__(self, config: Config, writers: Writers, watch: Watch):
@@ -106,14 +135,15 @@ class Meter:
         peak = flops.peak()
         work = config.objective.flops() / config.objective.records.tokens
         self.share = work / (peak * jax.device_count()) if peak else None
-        self.mark: float | None = None  # when the last result was there, moved on by pauses
+        self.mark: float | None = None  # time of the last result, moved on by pauses
         self.seconds, self.steps, self.carried = 0.0, 0, 0  # since the last rate
-        self.usual, self.built = 0.0, time.monotonic()  # seconds a step, of the last rate or of the first step
-        self.programs = events()[BUILT]
+        self.usual, self.built = 0.0, time.monotonic()  # seconds a step: of the last rate, at first of the first step
+        self.programs = events()[COMPILED]
 
-    def add(self, step: int, sums: Any) -> None:
-        """Count one finished step; raises UserError after `skip_limit` non-finite ones in a row."""
+    def add(self, step: int, sums: metrics.Sums) -> None:
+        """Add one finished step; raises UserError after `skip_limit` non-finite ones in a row."""
         self.total = metrics.add(self.total, sums)
+        # A counter of the state, not a sum: it is the length of the current series of skipped steps.
         skipped = int(jax.device_get(sums["skipped"][0]))
         self.clock(time.monotonic())
         if skipped >= self.config.skip_limit:
@@ -125,18 +155,19 @@ class Meter:
             self.write(step)
 
     def clock(self, now: float) -> None:
-        """Count the time up to a result, and the steps that it was spent on."""
+        """Attribute the time up to a result to the steps that it was spent on."""
+        # The first result starts the clock: the time before it holds compilation.
         if self.mark is None:
             self.mark, self.usual = now, now - self.built
             return
         elapsed, self.carried = now - self.mark, self.carried + 1
         usual = self.seconds / self.steps if self.steps else self.usual
-        if self.carried > 1 or elapsed > NOTHING * usual:  # never two empty ones in a row
+        if self.carried > 1 or elapsed > NEGLIGIBLE * usual:  # never two empty intervals in a row
             self.seconds, self.steps, self.carried = self.seconds + elapsed, self.steps + self.carried, 0
             self.mark = now
 
     def write(self, step: int) -> None:
-        """Write the means since the last time."""
+        """Write the means and the rate since the last log."""
         values = metrics.means(self.total, "train")
         if self.steps and self.seconds > 0:
             self.usual = self.seconds / self.steps
@@ -144,13 +175,13 @@ class Meter:
             if self.share:
                 values["train/mfu"] = self.tokens / self.usual * self.share
             self.seconds, self.steps = 0.0, 0
-        values["train/programs"] = events()[BUILT] - self.programs
+        values["train/programs"] = events()[COMPILED] - self.programs
         self.writers.write(step, values)
         self.total = {}
 
     @contextlib.contextmanager
-    def pause(self):
-        """Leave out of the rates what happens inside."""
+    def pause(self) -> Iterator[None]:
+        """Exclude the time spent inside from the rates."""
         began = time.monotonic()
         yield
         if self.mark is not None:

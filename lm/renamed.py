@@ -1,4 +1,4 @@
-"""Where the classes are now that the config.json of an older run names: modules, and classes that left one for several."""
+"""Moved classes: old path in the config.json of earlier runs -> current path, of modules or of single classes."""
 
 MOVED = {
     "lm.config.Every": "lm.training.settings.Every",
@@ -42,6 +42,6 @@ MOVED = {
 
 
 def current(name: str) -> str:
-    """Return today's path of a class, `lm.module.Class`; the same path where it never moved."""
+    """Return the current path of a class, `lm.module.Class`."""
     module, _, attribute = name.rpartition(".")
     return MOVED.get(name) or f"{MOVED.get(module, module)}.{attribute}"

@@ -1,4 +1,4 @@
-"""Where the processes of one job meet: process 0 counts the others at the port where jax's coordinator will listen."""
+"""Rendezvous of a job's processes: process 0 counts the others at the port where jax's coordinator will listen."""
 
 import contextlib
 import errno
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from lm.errors import UserError, check, one_line
 
 FORM = "give 'auto' or HOST:PORT,COUNT,INDEX, with an INDEX from 0 to COUNT - 1"
-QUIET = 10.0  # seconds of waiting before it is said
+QUIET = 10.0  # seconds of waiting before the first notice
 
 
 @dataclass(frozen=True)
 class Place:
-    """One process of a job: where process 0 is met, how many there are, and which this is."""
+    """One process of a job: the address of process 0, the number of processes, and the index of this one."""
 
     host: str
     port: int
@@ -29,7 +29,7 @@ class Place:
 
 
 def read_place(text: str) -> Place:
-    """Read HOST:PORT,COUNT,INDEX; raises UserError for what cannot be a job."""
+    """Parse HOST:PORT,COUNT,INDEX; raises UserError where it cannot be a job, or the host has no address."""
     address, *numbers = text.split(",")
     host, _, port = address.rpartition(":")
     check(host and len(numbers) == 2 and all(one.isdecimal() for one in (port, *numbers)), f"--distributed={text}: {FORM}")
@@ -45,7 +45,7 @@ def read_place(text: str) -> Place:
 
 
 class Line:
-    """A connection over which short lines go; a peer that dies, or falls silent for `timeout` seconds, closes it."""
+    """A connection for short text lines; it closes when the peer dies, or keeps silent for `timeout` seconds."""
 
     def __init__(self, connection: socket.socket, timeout: float):
         self.connection, self.rest, self.open = connection, b"", True
@@ -59,12 +59,12 @@ class Line:
         return self.connection.fileno()
 
     def send(self, text: str) -> None:
-        """Send a line; a connection that is gone is noticed where it is read."""
+        """Send a line; a closed connection is noticed by `read`."""
         with contextlib.suppress(OSError):
             self.connection.sendall(f"{one_line(text)}\n".encode())
 
     def read(self) -> list[str]:
-        """Return the lines that have come, once something has; at the end `open` is False."""
+        """Block for data; return its complete lines. `open` is False after the last."""
         try:
             data = self.connection.recv(4096)
         except OSError:
@@ -75,13 +75,13 @@ class Line:
 
 
 class Wait:
-    """A deadline, and the line that is said once the waiting has taken a while, and each minute after."""
+    """A deadline with notices: the first after QUIET seconds, then one a minute."""
 
     def __init__(self, timeout: float):
         self.began, self.next, self.timeout = time.monotonic(), QUIET, timeout
 
     def say(self, what: str) -> bool:
-        """Say what is waited for when that is due; False when time is up."""
+        """Print a due notice; return False after the deadline."""
         waited = time.monotonic() - self.began
         if waited >= self.next:
             self.next = waited + 60
@@ -90,7 +90,8 @@ class Wait:
 
 
 def gather(place: Place, timeout: float) -> dict[int, Line]:
-    """As process 0, wait until all others have come; return their lines by index."""
+    """As process 0, wait for all others; return index -> connection. Raises UserError after `timeout` seconds."""
+    # On all interfaces: the name in HOST may resolve differently on other machines.
     try:
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
@@ -99,48 +100,50 @@ def gather(place: Place, timeout: float) -> dict[int, Line]:
         taken = f"port {place.port} is taken on this machine, by another job or program"
         reason = taken if error.errno == errno.EADDRINUSE else error.strerror
         raise UserError(f"--distributed: process 0 cannot listen at {place.address}: {reason}; name another port") from None
-    come: dict[int, Line] = {}
+    peers: dict[int, Line] = {}
     strangers: list[Line] = []
     wait = Wait(timeout)
+    # Newcomers are strangers until their first line, so that a silent connection blocks nobody.
     with listener:
-        while len(come) < place.count - 1:
-            lacking = place.count - 1 - len(come)
+        while len(peers) < place.count - 1:
+            lacking = place.count - 1 - len(peers)
             what = f"{lacking} of {place.count} processes at {place.address}"
             if not wait.say(what):
                 late = f"waited {timeout:.0f} s for {what}: start each with its own index, or raise --distributed_timeout"
-                for line in come.values():
+                for line in peers.values():
                     line.send(f"no {late}")
                 raise UserError(late)
-            for one in select.select([listener, *strangers, *come.values()], [], [], 0.5)[0]:
-                if one is listener:
+            for ready in select.select([listener, *strangers, *peers.values()], [], [], 0.5)[0]:
+                if ready is listener:
                     strangers.append(Line(listener.accept()[0], timeout))
-                elif one in strangers:
-                    strangers.remove(one)
-                    admit(place, one, come)
-                else:
-                    one.read()
-                    come = {index: line for index, line in come.items() if line.open}
-    for line in come.values():
+                elif ready in strangers:
+                    strangers.remove(ready)
+                    admit(place, ready, peers)
+                else:  # a process that came and ended again: its index is free for a restart
+                    ready.read()
+                    peers = {index: line for index, line in peers.items() if line.open}
+    # The listener is closed by now: jax's coordinator takes the port.
+    for line in peers.values():
         line.send("go")
-    return come
+    return peers
 
 
-def admit(place: Place, line: Line, come: dict[int, Line]) -> None:
-    """Take a process in that says who it is, or send it away with the reason."""
-    said = (line.read() or [""])[0].split()
-    if len(said) != 3 or said[0] != "lm" or not (said[1].isdecimal() and said[2].isdecimal()):
-        return line.connection.close()  # something else that knocks
-    index, count = int(said[1]), int(said[2])
+def admit(place: Place, line: Line, peers: dict[int, Line]) -> None:
+    """Accept a process that introduces itself correctly, or refuse it with the reason."""
+    words = (line.read() or [""])[0].split()
+    if len(words) != 3 or words[0] != "lm" or not (words[1].isdecimal() and words[2].isdecimal()):
+        return line.connection.close()  # a port scanner, or another program
+    index, count = int(words[1]), int(words[2])
     if count != place.count:
         line.send(f"no process 0 at {place.address} waits for {place.count} processes, this one for {count}: COUNT is the same")
-    elif index in come or not 0 < index < count:
+    elif index in peers or not 0 < index < count:
         line.send(f"no process {index} of {count} is at {place.address} already: give each process its own INDEX")
     else:
-        come[index] = line
+        peers[index] = line
 
 
 def arrive(place: Place, timeout: float) -> Line:
-    """As another process, reach process 0 and wait until it says that all are there."""
+    """As another process, connect to process 0 and wait for its `go`. Raises UserError when refused or after `timeout`."""
     wait, line, what = Wait(timeout), None, f"process 0 of {place.count} at {place.address}"
     late = f"waited {timeout:.0f} s for {what}: start it, look at HOST:PORT, or raise --distributed_timeout"
     while True:
@@ -153,9 +156,9 @@ def arrive(place: Place, timeout: float) -> Line:
             except OSError:
                 time.sleep(0.2)
         elif select.select([line], [], [], 0.5)[0]:
-            for said in line.read():
-                check(not said.startswith("no "), f"--distributed: {said.removeprefix('no ')}")
-                if said == "go":
+            for message in line.read():
+                check(not message.startswith("no "), f"--distributed: {message.removeprefix('no ')}")
+                if message == "go":
                     return line
             if not line.open:
                 line = None  # process 0 ended, or another program listens there

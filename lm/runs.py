@@ -1,9 +1,9 @@
-"""A run's folder: who owns it, and the parameters of a checkpoint whose config and tokenizer are those that made it."""
+"""A run's folder: its lock, and the parameters of a checkpoint, checked against config and tokenizer."""
 
 import contextlib
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ FILES, FOLDERS = ("config.json", "tokenizer.json", "metrics.jsonl", "summary.jso
 
 
 def is_published(path: str | Path) -> bool:
-    """Tell a model folder in Hugging Face's layout from a run: its config.json names no objective."""
+    """Return whether a folder is a model in Hugging Face's layout, not a run: its config.json names no objective."""
     try:
         return "objective" not in load_json(Path(path) / "config.json", dict)
     except (OSError, UserError):
@@ -29,11 +29,11 @@ def is_published(path: str | Path) -> bool:
 
 
 def load_params(config: Config, workdir: Path, step: str, tokenizer: str = "") -> Any:
-    """Read the parameters (their average when the run kept one) of a checkpoint onto this machine's first device.
+    """Read the parameters of a checkpoint (their average if the run kept one) onto this machine's first device.
 
-    `step`: a number, "latest", "best", or "auto": the best one of a run with patience (`Config.stop`), else the latest; of
-    these words a damaged one is passed over, with a line on stderr. `tokenizer`: the digest of the one that is to be used.
-    Raises UserError where the config or the tokenizer are not those that the checkpoint was trained with.
+    `step`: a number, "latest", "best", or "auto": the best of a run with patience (`Config.stop`), else the latest. For the
+    words, damaged checkpoints are skipped with a line on stderr. `tokenizer`: digest of the tokenizer in use. Raises UserError
+    where config or tokenizer differ from those of the training.
     """
     check((workdir / "checkpoints").is_dir(), f"'{workdir}' has no finished checkpoint yet")
     checkpoints = Checkpoints(workdir, config.keep, read_only=True, stop=config.stop)
@@ -45,12 +45,14 @@ def load_params(config: Config, workdir: Path, step: str, tokenizer: str = "") -
         not by_number or (step.isdecimal() and int(step) in saved),
         f"--step={step}: '{workdir}' has {kept}; or say auto, latest or best",
     )
+    # Straight onto one device, whatever mesh the run was trained on.
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     part = "average" if config.optimizer.average else "params"
 
     def attempt(number: int) -> Any:
         notes = checkpoints.notes(number)
         check_tokenizer(notes, tokenizer, workdir)
+        # config.json is a file that people edit: equal digests spare tracing the network.
         if digest_of(read_config(workdir).objective) != notes.get("objective"):
             check_objective(config.objective, notes, part, checkpoints.folder(number))
         stored = checkpoints.stored(number)
@@ -64,12 +66,12 @@ def load_params(config: Config, workdir: Path, step: str, tokenizer: str = "") -
 
 
 def digest_of(objective: Any) -> str:
-    """Return the digest of a resolved objective, by which a checkpoint's notes name it."""
+    """Return the SHA-256 of a resolved objective, as a checkpoint's notes hold it."""
     return hashlib.sha256(to_json(objective).encode()).hexdigest()
 
 
 def check_tokenizer(notes: Mapping[str, Any], tokenizer: str, workdir: Path) -> None:
-    """Raise UserError where a tokenizer's digest is not that of the one which the run was trained with."""
+    """Raise UserError where a tokenizer's digest differs from that of the training."""
     trained = notes.get("tokenizer") or tokenizer
     check(
         not tokenizer or tokenizer == trained,
@@ -78,24 +80,24 @@ def check_tokenizer(notes: Mapping[str, Any], tokenizer: str, workdir: Path) -> 
 
 
 def check_objective(objective: Any, notes: Mapping[str, Any], part: str, path: Path) -> None:
-    """Raise UserError where a config's own parameters are not those of the checkpoint that it stands beside.
+    """Raise UserError where the parameters of a config differ in name or shape from a checkpoint's.
 
-    Traces the network, which takes a second: only for an objective that is not the one which the notes name.
+    It traces the network, which takes a second: call it only where the digests of the objectives differ.
     """
     arrays = notes.get("arrays")
-    if not arrays or not notes.get("batch"):  # of before checksums, or made of a published folder
+    if not arrays or not notes.get("batch"):  # a save from before checksums, or of a published folder
         return
     batch = {name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (shape, dtype) in notes["batch"].items()}
     wanted = {part: unbox(jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), batch))}
     compare(wanted, {name: shape_in(entry) for name, entry in arrays.items()}, path)
-    known = {path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(wanted)[0]}
-    if more := [name for name in arrays if name.startswith(f"{part}/") and name not in known]:
+    expected = {path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(wanted)[0]}
+    if more := [name for name in arrays if name.startswith(f"{part}/") and name not in expected]:
         raise UserError(f"checkpoint {path} holds '{more[0]}', which config.json knows nothing of: it is of another model")
 
 
 @contextlib.contextmanager
-def owned(workdir: Path):
-    """Hold the only right to write a run's folder; raises UserError in all processes where another run has it."""
+def owned(workdir: Path) -> Iterator[None]:
+    """Lock a run's folder; raises UserError, in all processes, where another run holds it."""
     claim, error = None, None
     if jax.process_index() == 0:
         try:
@@ -105,8 +107,9 @@ def owned(workdir: Path):
             for name in FOLDERS:
                 check(not (workdir / name).is_file(), f"{workdir / name} is a file where the run has a folder: move it away")
             claim = Claim(workdir, "name another --workdir")
-        except (UserError, OSError) as one:
-            error = one
+        except (UserError, OSError) as refusal:
+            error = refusal
+    # Process 0 alone holds the lock, but all must raise: the others would wait for it in the first collective.
     if not agreed(error is None):
         raise error or UserError(f"process 0 cannot write '{workdir}'")
     try:
@@ -114,5 +117,5 @@ def owned(workdir: Path):
     finally:
         if claim:
             claim.close()
-            with contextlib.suppress(OSError):  # what nothing was written to is not left behind
+            with contextlib.suppress(OSError):  # an empty folder is not left behind
                 workdir.rmdir()

@@ -1,8 +1,7 @@
-"""The mesh, the table from logical axes to mesh axes, and what places arrays by it.
+"""The mesh, the table from logical axes to mesh axes, and the placement of arrays by it.
 
-Arrays name their axes ("batch", "embed", ...); only this file knows which mesh axis that is. `jax.set_mesh` makes the
-mesh the current one (`with mesh:` does not reach the constraints), with axes in Auto mode: the compiler completes what
-is not said here.
+Arrays name their logical axes ("batch", "embed", ...); only this file maps them to mesh axes. `jax.set_mesh` makes the mesh
+current (`with mesh:` does not reach the constraints), with axes in Auto mode: the compiler derives all other shardings.
 """
 
 import math
@@ -19,8 +18,7 @@ from lm.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "context", "expert")
 
-# Logical axis -> mesh axes; an axis that is not named here is held whole by every device. Dense layers use the expert
-# axis as one more data axis.
+# Logical axis -> mesh axes; any other axis is replicated. Dense layers use the expert axis as one more data axis.
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
     "length": ("context",),
@@ -33,7 +31,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 
 def make_mesh(sizes: Mapping[str, int], devices: list | None = None) -> jax.sharding.Mesh:
-    """Build the mesh over all devices. `sizes` has one number an axis of `AXES`; one may be -1, the rest of the devices.
+    """Build the mesh over all devices. `sizes`: devices along each of `AXES`; one may be -1: all remaining devices.
 
     Raises UserError when the numbers do not multiply to the device count.
     """
@@ -77,12 +75,12 @@ def is_named(x: Any) -> bool:
 
 
 def unbox(tree: Any) -> Any:
-    """Strip the names off: the tree of arrays."""
+    """Strip the names: the tree of arrays."""
     return jax.tree.map(lambda x: x.value if is_named(x) else x, tree, is_leaf=is_named)
 
 
 def axes_of(tree: Any) -> Any:
-    """Keep only the names: a tree of tuples of logical axes, `()` for what has none."""
+    """Keep only the names: a tree of tuples of logical axes, `()` for unnamed arrays."""
     return jax.tree.map(lambda x: x.axes if is_named(x) else (), tree, is_leaf=is_named)
 
 
@@ -92,10 +90,10 @@ def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
 
 
 def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Give every leaf of a tree of (Named) abstract arrays its NamedSharding.
+    """Map every leaf of a tree of (Named) abstract arrays to its NamedSharding.
 
-    Raises UserError when an axis does not divide among its devices. Key-value heads fewer than the tensor axis are held
-    whole, as multi-query attention needs.
+    Raises UserError where an axis does not divide among its devices. Key-value heads that do not are replicated, as
+    multi-query attention needs.
     """
 
     def one(path, leaf):
@@ -105,6 +103,7 @@ def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
         for axis, size in zip(leaf.axes, leaf.value.shape, strict=True):
             entry = RULES.get(axis)
             devices = math.prod(mesh.shape[m] for m in entry) if entry else 1
+            # Checked here: jax's own error would name neither the axis nor the remedy.
             if size % devices and axis == "kv_heads":
                 entry = None
             elif size % devices:
@@ -122,34 +121,34 @@ def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Ask the compiler to lay an activation out by its logical axes; nothing happens where no mesh is set."""
+    """Constrain an activation's sharding by its logical axes; a no-op without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes))
 
 
 def constrain_groups(x: jax.Array) -> jax.Array:
-    """Ask for the first axis to lie over all the axes that cut tokens: batch and length together."""
+    """Constrain the first axis to all mesh axes that shard tokens: those of batch and length together."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec((*RULES["batch"], *RULES["length"])))
 
 
 def pieces(*axes: str) -> tuple[int, ...]:
-    """Count the pieces that the mesh in force cuts each logical axis into (1 without a mesh)."""
+    """Return the number of shards of each logical axis on the current mesh (1 without a mesh)."""
     mesh = jax.sharding.get_abstract_mesh()
     return tuple(1 if mesh.empty else math.prod(mesh.shape[m] for m in RULES[a]) for a in axes)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:
-    """Rows over the batch axes, the second axis (length) over the context axis."""
+    """Return the sharding of a batch array: rows over the batch axes, the second axis (length) over context."""
     return NamedSharding(mesh, spec(("batch", "length", None, None)[:ndim]))
 
 
 def local_rows(mesh: jax.sharding.Mesh, batch: int) -> tuple[int, int]:
-    """Say which rows [low, high) of a global batch this process must feed.
+    """Return the rows [low, high) of a global batch that this process must feed.
 
-    Raises UserError when the batch does not divide among the devices of the batch axes.
+    Raises UserError where the batch does not divide among the devices of the batch axes.
     """
     devices = math.prod(mesh.shape[a] for a in RULES["batch"])
     if batch % devices:
@@ -161,9 +160,10 @@ def local_rows(mesh: jax.sharding.Mesh, batch: int) -> tuple[int, int]:
 
 
 def batch_layout(mesh: jax.sharding.Mesh, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
-    """Say how each array of a batch lies: rows over the batch axes, and over context what is as long as tokens or source.
+    """Return the sharding of each array of a batch: rows over the batch axes; arrays as long as tokens or source also over
+    context.
 
-    Places and labels are whole on each device of the context axis. Raises UserError when that does not divide a row.
+    Positions and labels are replicated along context. Raises UserError where context does not divide the row length.
     """
     lengths = {x.shape[1] for name, x in batch.items() if name.rpartition("/")[2] in ("tokens", "source")}
     columns = mesh.shape["context"]
@@ -175,10 +175,11 @@ def batch_layout(mesh: jax.sharding.Mesh, batch: Mapping[str, Any]) -> dict[str,
 
 
 def place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rows: int) -> dict[str, jax.Array]:
-    """Make global arrays of `rows` rows from the rows that this process holds."""
+    """Assemble global arrays of `rows` rows from this process's rows."""
     layout, columns = batch_layout(mesh, batch), mesh.shape["context"]
 
     def one(x, sharding):
+        # Where the context axis spans processes, each holds only some columns of its rows.
         lead = x
         if columns > 1 and len(sharding.spec) > 1 and jax.process_count() > 1:
             lead = x[:, local_columns(sharding, (rows, *x.shape[1:]))]
@@ -188,7 +189,7 @@ def place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rows: int) -
 
 
 def local_columns(sharding: NamedSharding, shape: tuple[int, ...]) -> slice:
-    """Columns of axis 1 that this process's devices hold (all of them unless the context axis spans processes)."""
+    """Return the columns of axis 1 on this process's devices: all, unless the context axis spans processes."""
     slices = sharding.addressable_devices_indices_map(shape).values()
     return slice(
         min(s[1].start or 0 for s in slices), max(shape[1] if s[1].stop is None else s[1].stop for s in slices)

@@ -1,4 +1,4 @@
-"""JSON from anywhere, with bounds; JSON to anywhere, without NaN."""
+"""Strict JSON: bounded reading of untrusted documents, writing without NaN, checksums of objects."""
 
 import itertools
 import json
@@ -11,15 +11,15 @@ from typing import Any
 from lm.errors import UserError, check, one_line
 
 DEPTH = 200  # levels of nesting; configs, tokenizers and annotations have fewer than twenty
-BYTES = 2 << 30  # of one document; what is larger belongs into JSON lines
+BYTES = 2 << 30  # of one document; larger data belong into JSON lines
 WORDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def parse_json(text: str | bytes, where: str, kind: type | tuple[type, ...] | None = None) -> Any:
-    """Parse one JSON document; `where` names it in errors, `kind` is the type (or types) that it must be of.
+    """Parse one JSON document; `where` names it in errors, `kind` is its required type (or types).
 
     Raises UserError for broken JSON, bytes that are not UTF-8, numbers of more digits than Python converts, more than DEPTH
-    levels and a document of another kind.
+    levels and a document of another type.
     """
     if len(text) > BYTES:
         raise UserError(f"{where}: {len(text):,} bytes are more than one JSON document may have; use JSON lines")
@@ -34,7 +34,7 @@ def parse_json(text: str | bytes, where: str, kind: type | tuple[type, ...] | No
         raise UserError(f"{where}: nested deeper than {DEPTH} levels; flatten it") from None
     except ValueError as error:  # an integer past sys.get_int_max_str_digits()
         raise UserError(f"{where}: a number of too many digits ({one_line(str(error), 80)})") from None
-    # Lines of a corpus pass here by the million: neither a walk nor a message where there is nothing to find.
+    # Lines of a corpus pass here by the million: the cheap bound on the depth comes before the walk.
     if brackets(text) > DEPTH and depth(value) > DEPTH:
         raise UserError(f"{where}: nested deeper than {DEPTH} levels; flatten it")
     if kind is not None and type(value) is not kind:
@@ -47,7 +47,7 @@ def parse_json(text: str | bytes, where: str, kind: type | tuple[type, ...] | No
 
 
 def load_json(path: str | Path, kind: type | tuple[type, ...] | None = None) -> Any:
-    """Read a JSON file; see `parse_json`. Errors of the file system pass on as they are (`lm.errors.translate`)."""
+    """Read a JSON file (`parse_json`). Errors of the file system propagate (`lm.errors.translate`)."""
     path = Path(path).expanduser()
     size = path.stat().st_size
     check(size <= BYTES, f"{path}: {size:,} bytes are more than one JSON document may have; use JSON lines")
@@ -55,7 +55,7 @@ def load_json(path: str | Path, kind: type | tuple[type, ...] | None = None) -> 
 
 
 def load_json_lines(path: str | Path, kind: type | tuple[type, ...] | None = dict) -> Iterator[tuple[int, Any]]:
-    """Yield (line number from 1, value) of a file with one JSON document a line; blank lines are passed over."""
+    """Yield (line number from 1, value) of a JSON lines file; blank lines are skipped."""
     with Path(path).expanduser().open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -63,12 +63,12 @@ def load_json_lines(path: str | Path, kind: type | tuple[type, ...] | None = dic
 
 
 def brackets(text: str | bytes) -> int:
-    """Count what can open a level: a text has no more levels than that."""
+    """Count opening brackets: an upper bound on the depth."""
     return text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
 
 
 def depth(value: Any) -> int:
-    """Count the levels of nested objects and lists, level by level: recursion would be what is guarded against."""
+    """Return the nesting depth, by breadth: recursion would overflow on the very documents to reject."""
     level, count = [value], 0
     while level := [one for one in level if isinstance(one, (dict, list))]:
         count += 1
@@ -79,7 +79,7 @@ def depth(value: Any) -> int:
 
 
 def dump_json(value: Any, indent: int | None = None) -> str:
-    """Write JSON text; NaN and infinity, which JSON does not have, become null."""
+    """Serialise to JSON; NaN and infinity, which JSON lacks, become null."""
     try:
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
@@ -87,7 +87,7 @@ def dump_json(value: Any, indent: int | None = None) -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """Replace numbers that are not finite by None, at any depth."""
+    """Replace non-finite numbers by None, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -96,11 +96,11 @@ def without_nan(value: Any) -> Any:
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Add to a JSON object a checksum of itself, "seal"."""
+    """Add the checksum of a JSON object to it, as "seal"."""
     return {**values, "seal": zlib.crc32(json.dumps(values, sort_keys=True).encode())}
 
 
 def is_sealed(values: Mapping[str, Any]) -> bool:
-    """Tell whether a JSON object carries the checksum of its own content."""
+    """Return whether the "seal" of a JSON object matches its content."""
     rest = {name: value for name, value in values.items() if name != "seal"}
     return values.get("seal") == seal(rest)["seal"]

@@ -1,4 +1,4 @@
-"""Which field of a config a mistaken name means: words of other programs, then the nearest spelling."""
+"""Suggestions for unknown config fields: names of other frameworks, then the nearest spelling."""
 
 import dataclasses
 import difflib
@@ -7,7 +7,7 @@ from typing import Any
 
 from lm.errors import UserError, unknown
 
-# What PyTorch, transformers, Megatron, fairseq and T5X call it -> the field here, as a plain config has it.
+# Names in PyTorch, transformers, Megatron, fairseq and T5X -> the field here, as a plain config has it.
 SYNONYMS = {
     **dict.fromkeys(("learning_rate", "max_lr", "peak_lr", "base_lr", "optimizer.rate"), "optimizer.lr"),
     **dict.fromkeys(("weight_decay", "wd"), "optimizer.decay"),
@@ -63,7 +63,7 @@ MOST = 3  # names in one suggestion
 
 
 def paths(config: Any) -> Iterator[str]:
-    """Yield the dotted path of every field of a dataclass tree, groups included; of a class those its defaults have."""
+    """Yield the dotted path of every field of a dataclass tree, groups included; of a class, of its defaults."""
     for field in (f for f in dataclasses.fields(config) if "derived" not in f.metadata):
         yield field.name
         value = getattr(config, field.name, None)
@@ -74,49 +74,49 @@ def paths(config: Any) -> Iterator[str]:
 
 
 def ends(path: str, tail: str) -> int:
-    """Count the last parts that two dotted paths have in common."""
+    """Return the length of the common suffix of two dotted paths, in parts."""
     pairs = zip(reversed(path.split(".")), reversed(tail.split(".")), strict=False)
-    return next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), min(path.count("."), tail.count(".")) + 1)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(path.count("."), tail.count(".")) + 1)
 
 
 def best(valid: list[str], wanted: str) -> list[str]:
-    """Choose the paths with the last part of `wanted`: most last parts in common, then most first ones, then shortest."""
-    found = [path for path in valid if ends(path, wanted)]
+    """Return the paths with the last part of `wanted`: longest common suffix, then longest common prefix, then shortest."""
+    candidates = [path for path in valid if ends(path, wanted)]
 
     def rank(path: str) -> tuple[int, int, int]:
         first = ends(".".join(reversed(path.split("."))), ".".join(reversed(wanted.split("."))))
         return -ends(path, wanted), -first, path.count(".")
 
-    lowest = min(map(rank, found), default=None)
-    return [path for path in found if rank(path) == lowest][:MOST]
+    lowest = min(map(rank, candidates), default=None)
+    return [path for path in candidates if rank(path) == lowest][:MOST]
 
 
 def meant(config: Any, path: str) -> list[str]:
-    """Name the fields that have the last part of `path`, or that other programs call so; empty: none.
+    """Return the fields with the last part of `path`, or of that name in another framework; [] without a match.
 
-    `config` may be the class; its objective is then taken to be a plain one.
+    `config` may be the class, whose objective is then assumed to be a plain one.
     """
     plain = [target.partition("=")[0] for target in SYNONYMS.values()] if isinstance(config, type) else []
     valid, parts = list(dict.fromkeys([*paths(config), *plain])), path.lower().split(".")
-    said = SYNONYMS.get(".".join(parts[-2:])) or (not best(valid, path) and SYNONYMS.get(parts[-1])) or path
-    field, equals, value = said.partition("=")
-    return [one + equals + value for one in best(valid, field)]
+    name = SYNONYMS.get(".".join(parts[-2:])) or (not best(valid, path) and SYNONYMS.get(parts[-1])) or path
+    field, equals, value = name.partition("=")
+    return [candidate + equals + value for candidate in best(valid, field)]
 
 
 def no_field(config: Any, path: str) -> UserError:
-    """Word the error for a dotted path that the config does not have, with the full path that is meant."""
+    """Return the error for an unknown dotted path, with suggestions as full paths."""
     parent, _, name = path.rpartition(".")
     valid = list(paths(config))
     while parent and parent not in valid:
         parent = parent.rpartition(".")[0]
-    siblings = [one for one in valid if one.rpartition(".")[0] == parent]
-    found = meant(config, path)
+    siblings = [field for field in valid if field.rpartition(".")[0] == parent]
+    suggested = meant(config, path)
     for choices in (siblings, valid):
-        near = difflib.get_close_matches(name, [one.rpartition(".")[2] for one in choices], 1, cutoff=0.7)
-        found = found or (near and best(choices, f"{parent}.{near[0]}"))
-    return unknown("config field", path, siblings, found)
+        near = difflib.get_close_matches(name, [field.rpartition(".")[2] for field in choices], 1, cutoff=0.7)
+        suggested = suggested or (near and best(choices, f"{parent}.{near[0]}"))
+    return unknown("config field", path, siblings, suggested)
 
 
 def flag(config: Any, name: str) -> str:
-    """Word what an unknown flag may mean as a field of the config; empty: nothing."""
+    """Format the config fields that an unknown flag may mean, as flags; "" without a match."""
     return " or ".join(f"--config.{one}" if "=" in one else f"--config.{one}=VALUE" for one in meant(config, name))

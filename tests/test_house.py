@@ -28,7 +28,7 @@ FLOORS = (
     ("decode",),
     ("explain",),
     ("evaluation",),
-    ("train", "looks", "progress", "results", "preview"),
+    ("train", "looks", "progress"),
     ("main", "generate", "predict", "evaluate", "compile", "plots"),
 )  # fmt: skip
 ENTRIES = FLOORS[-1]
@@ -195,6 +195,14 @@ def test_objectives_are_not_told_apart_elsewhere():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
                 assert not names & set(re.findall(r"\w+", ast.unparse(node.args[1]))), module
+
+
+def test_no_objective_is_probed_for_what_it_can_do():
+    """Its contract has a member with a default for everything that is asked of it (`lm.objectives.base`)."""
+    probe = re.compile(r"(hasattr|getattr)\([\w.]*objective, |type\([\w.]*objective\) (is|in|==)|\.get\(type\(")
+    for path in FILES:
+        if "objectives" not in path.parts:
+            assert not probe.search(path.read_text()), path
 
 
 def test_constants_are_not_mutated():

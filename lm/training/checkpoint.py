@@ -1,7 +1,7 @@
-"""Checkpoints: asynchronous Orbax saves of the state, the last ones and the best ones kept, restored onto any mesh.
+"""Checkpoints: asynchronous Orbax saves of the state, the last and the best kept, restored onto any mesh.
 
-A save is believed only when it is whole: its notes are sealed, and hold a checksum of each array
-(`lm.training.integrity`) that is computed anew at every restore.
+A save is trusted only when it is whole: its notes carry a checksum of their own and one of each array
+(`lm.training.integrity`), which every restore computes again.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,12 +24,12 @@ from lm.training.settings import Keep
 from lm.training.stopping import EarlyStop
 
 BY_LOSS = EarlyStop()
-ASIDE = "damaged"  # the folder of a run that damaged checkpoints are moved to
-Found = TypeVar("Found")
+ASIDE = "damaged"  # folder of a run for its damaged checkpoints
+Result = TypeVar("Result")
 
 
 class Damaged(UserError):
-    """The content of a checkpoint differs from what was saved."""
+    """The content of a checkpoint differs from its checksums, or cannot be read."""
 
     def __init__(self, folder: Path, reason: str):
         super().__init__(f"checkpoint {folder} is damaged ({reason})")
@@ -38,8 +38,8 @@ class Damaged(UserError):
 class Checkpoints:
     """The checkpoints of one run, under `workdir/checkpoints`.
 
-    `read_only` for whoever only looks: the run may be writing, and opening it to write removes half-written saves.
-    `stop` says by which figure they are ranked.
+    `read_only`: for every reader beside the run itself, as opening for writing removes half-written saves. `stop` names the
+    figure that ranks them.
     """
 
     def __init__(self, workdir: Path, keep: Keep, read_only: bool = False, stop: EarlyStop = BY_LOSS):
@@ -53,12 +53,13 @@ class Checkpoints:
         kept = [policies.LatestN(max(keep.last, 1))]
         if keep.best:
             ranked = {"get_metric_fn": stop.rank, "reverse": True, "n": keep.best}
-            kept.append(policies.BestN(**ranked, keep_checkpoints_without_metrics=False))  # else all that were not evaluated
+            kept.append(policies.BestN(**ranked, keep_checkpoints_without_metrics=False))  # else all without an evaluation
 
         class Manager(ocp.CheckpointManager):
             def metrics(self, step: int) -> dict[str, float] | None:
                 return figures_of(folder / str(step))  # Orbax's own would raise on those of any save that is damaged
 
+        # Orbax starts threads of its own, which `close` joins; it does not name them.
         before = set(threading.enumerate())
         self.manager = Manager(
             folder,
@@ -78,32 +79,32 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def latest(self) -> int | None:
-        """Step of the newest finished checkpoint, None when there is none."""
+        """Return the step of the newest finished checkpoint, None without one."""
         return self.manager.latest_step()
 
     def ranked(self) -> list[int]:
-        """List the steps that were evaluated, the best first, of equal ones the earliest."""
-        figures = {step: found for step in self.steps() if (found := figures_of(self.folder(step))) is not None}
+        """List the evaluated steps, the best first, ties by the earlier step."""
+        figures = {step: each for step in self.steps() if (each := figures_of(self.folder(step))) is not None}
         return sorted(figures, key=lambda step: self.stop.rank(figures[step]))
 
     def best(self) -> int | None:
-        """Step of the checkpoint with the best figure, of equal ones the earliest; the newest where none was evaluated."""
+        """Return the step with the best figure, the earliest of equals; the newest where none was evaluated."""
         return next(iter(self.ranked()), self.latest())
 
     def result(self) -> int | None:
-        """Step of what the run has come to: with patience its best checkpoint, else its newest."""
+        """Return the step of the run's result: its best checkpoint with patience, else its newest."""
         return self.best() if self.stop.patience else self.latest()
 
     def results(self, step: str = "auto") -> list[int]:
-        """List the steps that "auto", "latest" or "best" may stand for, the first choice first."""
+        """List the candidate steps for "auto", "latest" or "best", the first choice first."""
         newest = self.steps()[::-1]
         if step == "best" or (step == "auto" and self.stop.patience):
             best = self.ranked()
-            return [*best, *(one for one in newest if one not in best)]
+            return [*best, *(step for step in newest if step not in best)]
         return newest
 
     def folder(self, step: int) -> Path:
-        """Return where a step lies."""
+        """Return the folder of a step."""
         return Path(self.manager.directory) / str(step)
 
     def save(
@@ -114,15 +115,14 @@ class Checkpoints:
         figures: Mapping[str, float] | None = None,
         batch: Mapping[str, Any] | None = None,
     ) -> None:
-        """Start saving; the copy off the devices is done when this returns, the writing goes on behind.
+        """Start saving: returns after the copy off the devices, while a thread writes.
 
-        `figures`: of an evaluation at this step, if there was one; `batch`: shapes by which a config is compared with the
-        arrays later.
+        `figures`: of an evaluation at this step, if there was one. `batch`: the arrays whose shapes the notes keep, from which
+        a config's parameters are traced later (`lm.runs.check_objective`).
         """
         if step in self.manager.all_steps():
             return
-        tree = to_tree(state)
-        ranked = ranks(step, figures)
+        tree, ranked = to_tree(state), ranks(step, figures)
         shapes = {name: [list(x.shape), np.dtype(x.dtype).name] for name, x in (batch or {}).items()}
         noted = seal({**notes, "figures": ranked, "batch": shapes, "arrays": checksums(tree)})
         args = self.ocp.args.Composite(state=self.ocp.args.StandardSave(tree), notes=self.ocp.args.JsonSave(noted))
@@ -131,10 +131,11 @@ class Checkpoints:
     def amend(self, step: int, notes: Mapping[str, Any], figures: Mapping[str, float] | None) -> None:
         """Add notes and the figures of a later evaluation to a save; delete checkpoints that no longer rank among the kept.
 
-        Waits until the save is on disk. All processes call it together.
+        Waits until the save is on disk. A collective call: all processes make it.
         """
         self.wait()
         ranked = ranks(step, figures)
+        # Orbax cannot change a finished save, so its two JSON files are replaced; each replacement is atomic.
         if jax.process_index() == 0:
             noted = {name: value for name, value in self.notes(step).items() if name != "seal"}
             replace_file(self.folder(step) / "notes" / "metadata", json.dumps(seal({**noted, **notes, "figures": ranked})))
@@ -142,32 +143,35 @@ class Checkpoints:
                 path = self.folder(step) / "metrics" / "metrics"
                 path.parent.mkdir(exist_ok=True)
                 replace_file(path, json.dumps(ranked))
-        agreed(True)
+        agreed(True)  # a barrier: nobody lists the folder before the files are in place
         self.manager.reload()
+        # Orbax ranked this save when it began, without figures, and may have kept one that it now surpasses.
         for old in set(self.steps()) - {*self.steps()[-max(self.keep.last, 1) :], *self.ranked()[: self.keep.best]}:
             self.manager.delete(old)
 
     def notes(self, step: int) -> dict[str, Any]:
-        """Return the notes saved beside the state; raises Damaged when they do not match their checksum."""
+        """Return the notes saved beside the state; raises Damaged where they do not match their checksum."""
         path = self.folder(step) / "notes" / "metadata"
         try:
             notes = load_json(path, dict)
         except (OSError, UserError) as error:
             raise Damaged(self.folder(step), f"its notes cannot be read: {translate(error)}") from None
-        # Saves of before there were checksums have neither.
+        # Saves from before checksums have neither.
         if ("seal" in notes or "arrays" in notes) and not is_sealed(notes):
             raise Damaged(self.folder(step), "its notes do not match their checksum")
         return notes
 
     def restore(self, step: int, abstract: Any, part: str | None = None) -> Any:
-        """Read the state (or one field of it) of a step straight into the shardings of `abstract`.
+        """Read the state of a step, or its field `part` alone, straight into the shardings of `abstract`.
 
-        Raises UserError when the checkpoint holds arrays of other names or shapes, Damaged when it is not what was saved.
+        Raises UserError where the checkpoint holds arrays of other names or shapes, Damaged where a checksum differs.
         """
+        # Orbax reads only the arrays of the tree, so a part costs no memory for the optimizer's.
         tree = to_tree(abstract) if part is None else {part: abstract}
         arrays = self.notes(step).get("arrays")
-        have = self.shapes(step) if arrays is None else {name: shape_in(entry) for name, entry in arrays.items()}
-        compare(tree, have, self.folder(step))
+        # Before Orbax reads anything: its own errors on a wrong shape name neither the array nor the way out.
+        shapes = self.shapes(step) if arrays is None else {name: shape_in(entry) for name, entry in arrays.items()}
+        compare(tree, shapes, self.folder(step))
         args = (
             self.ocp.args.StandardRestore(tree)
             if part is None
@@ -185,8 +189,8 @@ class Checkpoints:
         return restored[part] if part else abstract.replace(**restored)
 
     def stored(self, step: int) -> dict[str, Any]:
-        """Shapes and dtypes of all arrays of a step, as they were saved."""
-        # Not the manager's item_metadata: in a process that has saved nothing yet it knows no handler and gives None.
+        """Return the shapes and dtypes of all arrays of a step, as a tree."""
+        # Not the manager's item_metadata: in a process that has saved nothing yet it knows no handler and returns None.
         with self.reading(step):
             metadata = self.ocp.StandardCheckpointer().metadata(self.folder(step) / "state").item_metadata
         if metadata is None:
@@ -194,13 +198,13 @@ class Checkpoints:
         return metadata.tree
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Map the paths of all arrays of a step to their shapes, as Orbax has them: for saves without checksums."""
+        """Map the path of each array of a step to its shape, from Orbax's metadata: for saves without checksums."""
         leaves = jax.tree_util.tree_flatten_with_path(self.stored(step))[0]
         return {path_of(path): tuple(x.shape) for path, x in leaves if hasattr(x, "shape")}
 
     @contextlib.contextmanager
-    def reading(self, step: int):
-        """Turn what Orbax raises on a broken checkpoint into Damaged; want of memory or permission is not damage."""
+    def reading(self, step: int) -> Iterator[None]:
+        """Turn Orbax's errors on a broken checkpoint into Damaged; lack of memory or permission is not damage."""
         try:
             yield
         except (UserError, MemoryError, PermissionError):
@@ -211,32 +215,33 @@ class Checkpoints:
             raise Damaged(self.folder(step), one_line(f"{type(error).__name__}: {error}", 120)) from error
 
     def first_whole(
-        self, steps: Sequence[int], attempt: Callable[[int], Found], say: Callable[[str], None]
-    ) -> tuple[int, Found]:
-        """Return (step, attempt(step)) of the first of `steps` at which it does not raise Damaged.
+        self, steps: Sequence[int], attempt: Callable[[int], Result], say: Callable[[str], None]
+    ) -> tuple[int, Result]:
+        """Return (step, attempt(step)) for the first of `steps` at which it does not raise Damaged.
 
-        Those before it are said and, unless read_only, moved to `workdir/damaged`, never deleted. Raises UserError where none
-        is whole; nothing is moved then. All processes call it together.
+        Damaged ones before it are reported and, unless read_only, moved to `workdir/damaged`, never deleted. Raises UserError
+        where none is whole, and moves nothing then. A collective call.
         """
         damaged: list[Damaged] = []
         for step in steps:
-            found, error = None, None
+            result, error = None, None
             try:
-                found = attempt(step)
-            except Damaged as one:
-                error = one
+                result = attempt(step)
+            except Damaged as damage:
+                error = damage
+            # A checkpoint counts as whole only where every process could read its part.
             if agreed(error is None):
-                for one, other in zip(damaged, steps):
+                for damage, other in zip(damaged, steps):
                     moved = "" if self.read_only else f"; it lies in {self.set_aside(other)} now"
-                    say(f"{one}: taking that of step {step}{moved}")
+                    say(f"{damage}: taking that of step {step}{moved}")
                 if damaged and not self.read_only:
                     self.manager.reload()
-                return step, found
+                return step, result
             damaged.append(error or Damaged(self.folder(step), "another process could not read it"))
         raise UserError(f"{damaged[0]}, and no whole one is left in {self.workdir}: bring a copy back or use another --workdir")
 
     def set_aside(self, step: int) -> Path:
-        """Move a checkpoint out of Orbax's sight; return where it lies then."""
+        """Move a checkpoint out of Orbax's folder; return its new path."""
         folder = self.workdir / ASIDE
         taken = sum(path.name.partition("-")[0] == str(step) for path in folder.glob("*"))
         target = folder / (f"{step}-{taken + 1}" if taken else str(step))
@@ -254,34 +259,34 @@ class Checkpoints:
         """Finish the saves and release the manager."""
         self.manager.wait_until_finished()
         self.manager.close()
-        # Orbax does not wait for its removal of half-written saves: at the interpreter's end that would die with a traceback.
+        # Orbax does not wait for its removal of half-written saves, which at the interpreter's end dies with a traceback.
         for thread in self.begun:
-            threading.Thread.join(thread)  # not Orbax's own `join`: it raises, which would hide why we close
+            threading.Thread.join(thread)  # not Orbax's own `join`: it raises, and hides the error that closes the run
 
 
 def to_tree(state: Any) -> dict[str, Any]:
-    """Turn the state into a plain dictionary; fields that are None are left out, as Orbax does not keep them."""
+    """Turn the state into a dictionary of its fields without those that are None, which Orbax does not keep."""
     fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def compare(wanted: Any, have: Mapping[str, tuple[int, ...]], path: Any) -> None:
-    """Raise UserError naming the first array that a checkpoint lacks or holds in another shape."""
+def compare(wanted: Any, stored: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Raise UserError with the first array that a checkpoint lacks or stores in another shape."""
     for keys, x in jax.tree_util.tree_flatten_with_path(wanted)[0]:
         name, shape = path_of(keys), tuple(x.shape)
-        if name not in have:
+        if name not in stored:
             raise UserError(
                 f"checkpoint {path} has no '{name}': it is of another model or optimizer; use another --workdir"
             )
-        if have[name] != shape:
+        if stored[name] != shape:
             raise UserError(
-                f"checkpoint {path} holds '{name}' as {have[name]}, this config needs {shape}: it is of another shape; "
+                f"checkpoint {path} holds '{name}' as {stored[name]}, this config needs {shape}: it is of another shape; "
                 "use its config or another --workdir"
             )
 
 
 def agreed(good: bool) -> bool:
-    """Tell whether all processes say so."""
+    """Return whether the flag is true in every process: an all-reduce, and so a barrier."""
     if jax.process_count() == 1:
         return good
     from jax.experimental import multihost_utils
@@ -290,14 +295,14 @@ def agreed(good: bool) -> bool:
 
 
 def ranks(step: int, figures: Mapping[str, float] | None) -> dict[str, float] | None:
-    """Return the finite figures with their step, by which equal ones are told apart."""
+    """Return the finite figures, and the step, which breaks ties."""
     return None if figures is None else {n: float(v) for n, v in figures.items() if math.isfinite(v)} | {"step": step}
 
 
 def figures_of(folder: Path) -> dict[str, float] | None:
-    """Return the figures of the evaluation at a save's step, from its notes, or, before those held them, from Orbax's file.
+    """Return the figures of the evaluation at a save's step: from its notes, in older saves from Orbax's file.
 
-    None where there was none, and where they cannot be read: only ranking needs them.
+    None without an evaluation, and where they cannot be read: only ranking needs them.
     """
     with contextlib.suppress(UserError, OSError):
         notes = load_json(folder / "notes" / "metadata", dict)

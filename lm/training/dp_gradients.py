@@ -1,7 +1,7 @@
-"""Gradients in which no row shows much: each row's by itself, shortened, added up, with noise on the sum (DP-SGD).
+"""DP-SGD: clip each row's gradient to norm `clip`, sum, add Gaussian noise (Abadi et al. 2016, algorithm 1).
 
-Abadi et al. 2016, algorithm 1; what `optax.contrib.differentially_private_aggregate` computes of all rows at once, here
-of as many as a micro-batch has. What is asked for is `lm.training.dp_budget.Private`.
+As `optax.contrib.differentially_private_aggregate`, which holds the gradients of all rows of a batch at once, but per
+micro-batch. Settings: `lm.training.dp_budget.Private`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from lm.training import parameters
 
 
 def check_rows(config: Any, params: Any, batch: Any) -> None:
-    """Raise UserError where a row of the batch is more than one example, or does not stand alone."""
+    """Raise UserError where a row holds more than one example or its loss depends on other rows."""
     objective = config.objective
     if not config.optimizer.private.clip:
         return
@@ -30,6 +30,7 @@ def check_rows(config: Any, params: Any, batch: Any) -> None:
           "would change nothing: leave them out")  # fmt: skip
     check(not getattr(records, "pack", False), "optimizer.private protects a row, and rows hold several examples: "
           "objective.rows.pack=False, or objective.pack=False of an objective without rows")  # fmt: skip
+    # Shapes alone: a memory or peers would let one row influence the gradient of another.
     memory = jax.eval_shape(lambda: objective.initial_memory(config.batch))
     check(memory is None, "optimizer.private needs rows that stand alone; this objective carries a memory from row to row: "
           "turn it off, or optimizer.private.clip=0")  # fmt: skip
@@ -40,35 +41,37 @@ def check_rows(config: Any, params: Any, batch: Any) -> None:
 
 
 def clipped(loss: Callable, params: Any, batch: Any, keys_B: jax.Array, clip: float, rows: int):
-    """Return (gradients, sums, total): rows' gradients shortened to `clip`, added up and divided by `rows`, the batch's.
+    """Return (gradients, sums, total): the rows' gradients clipped to norm `clip`, summed and divided by `rows`.
 
-    `loss(params, row, key)` gives (total, (sums, memory)) of a row, whose arrays have no axis of rows.
+    `loss(params, row, key)` returns (total, (sums, memory)) of one row, whose arrays have no batch axis. `rows`: the size of
+    the whole batch, of which this may be a part.
     """
 
     def one(row, key):
         (total, (sums, _)), grads = jax.value_and_grad(loss, has_aux=True)(params, row, key)
         return grads, sums, total
 
-    with jax.sharding.use_abstract_mesh(NO_MESH):  # a single row does not divide among devices; all rows lie as the batch
-        found, sums, totals = jax.vmap(one)(batch, keys_B)
-    leaves, tree = jax.tree.flatten(found)
+    with jax.sharding.use_abstract_mesh(NO_MESH):  # a single row does not divide among devices
+        grads, sums, totals = jax.vmap(one)(batch, keys_B)
+    # The global norm over all parameters of a row, not one norm per array (algorithm 1).
+    leaves, tree = jax.tree.flatten(grads)
     leaves, count = optax.per_example_global_norm_clip(leaves, clip)
     grads = jax.tree.unflatten(tree, [x / rows for x in leaves])
     sums = jax.tree.map(lambda x: x.sum(0), sums)
-    shortened = count.astype(jnp.float32), jnp.asarray(len(totals), jnp.float32)
-    return grads, {**sums, "clipped": shortened}, totals.sum() / rows
+    clipped = count.astype(jnp.float32), jnp.asarray(len(totals), jnp.float32)
+    return grads, {**sums, "clipped": clipped}, totals.sum() / rows
 
 
 def noised(config: Any, grads: Any, step: jax.Array) -> Any:
-    """Add noise of `noise` x `clip` / batch to the gradients of what is trained; the same on every mesh."""
+    """Add noise of deviation `noise` x `clip` / batch to the gradients of trained parameters; the same on every mesh."""
     private, key = config.optimizer.private, jax.random.fold_in(jax.random.key(config.seed), 2)
-    moving, still = parameters.split(config.optimizer.groups, grads)
-    noisy = noise(moving, private.noise * private.clip / config.batch, jax.random.fold_in(key, step))
-    return parameters.nested({**still, **noisy})
+    trained, frozen = parameters.split(config.optimizer.groups, grads)
+    noisy = noise(trained, private.noise * private.clip / config.batch, jax.random.fold_in(key, step))
+    return parameters.nested({**frozen, **noisy})
 
 
 def noise(grads: Any, deviation: float, key: jax.Array) -> Any:
-    """Add normal noise, with the keys that optax's aggregate gives its leaves."""
+    """Add normal noise, one key per leaf, split as in optax's aggregate."""
     leaves, tree = jax.tree.flatten(grads)
     _, *keys = jax.random.split(key, len(leaves) + 1)
     return jax.tree.unflatten(tree, [x + deviation * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys)])

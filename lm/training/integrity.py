@@ -1,8 +1,7 @@
-"""Checksums of arrays, by which a checkpoint shows at its restore that it is what was saved.
+"""Checksums of arrays, by which a restore detects a damaged checkpoint.
 
-A checksum is a sum over elements, so that it does not depend on how an array is cut over devices: a save of one mesh is
-verified on any other, and a part of a state by itself. It runs at the speed of memory, where hashes of the files would
-take longer than writing them.
+A checksum is a sum over elements, so it does not depend on how an array is sharded: a save of one mesh is verified on any
+other, and a part of a state by itself. It runs at memory bandwidth; hashing the files would take longer than writing them.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -13,19 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 THREADS = 4
-COLUMNS = 4096  # numbers that are added at once: rows of a few numbers would cost one call each
+COLUMNS = 4096  # elements summed per numpy call: rows of a few elements would cost one call each
 
 
 def checksums(tree: Any) -> dict[str, str]:
     """Map the path of each array of a tree to its dtype, shape and checksum: "float32 2,3 0123456789abcdef".
 
-    All processes call it together where arrays are cut over several.
+    A collective call where arrays are sharded over several processes.
     """
     named = {path_of(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
     arrays = list(named.values())
     on_host = all(not isinstance(x, jax.Array) or (x.is_fully_addressable and in_host_memory(x)) for x in arrays)
     if on_host:  # no program to compile
-        with ThreadPoolExecutor(THREADS) as pool:  # numpy lets go of the interpreter while it adds
+        with ThreadPoolExecutor(THREADS) as pool:  # numpy releases the interpreter lock while it adds
             sums = list(pool.map(host_sum, map(np.asarray, arrays)))
     else:
         sums = np.asarray(jax.device_get(device_sums(arrays)))
@@ -45,12 +44,13 @@ def path_of(path: Any) -> str:
 
 
 def shape_in(entry: str) -> tuple[int, ...]:
-    """Read the shape in what `checksums` says of an array."""
+    """Parse the shape out of an entry of `checksums`."""
     return tuple(int(size) for size in entry.split(" ")[1].split(",") if size)
 
 
 def host_sum(x: np.ndarray) -> tuple[int, int]:
-    """Add the bits of all elements, and once more weighted by the place in the last axis, modulo 2^32."""
+    """Sum the bits of all elements, plainly and weighted by the index along the last axis, both modulo 2^32."""
+    # 64-bit elements count as two words. Columns are summed first: the weights then multiply one row, not the array.
     last = (x.shape[-1] if x.ndim else 1) * (2 if x.itemsize == 8 else 1)
     words = np.ascontiguousarray(x).reshape(-1).view(f"u{min(x.itemsize, 4)}")
     if not words.size:
@@ -64,7 +64,7 @@ def host_sum(x: np.ndarray) -> tuple[int, int]:
 
 @jax.jit
 def device_sums(arrays: list[jax.Array]) -> jax.Array:
-    """Compute `host_sum` where the arrays are, (arrays, 2)."""
+    """Compute `host_sum` on the devices, uint32 (arrays, 2)."""
 
     def one(x):
         if x.dtype == jnp.bool_:
@@ -79,5 +79,5 @@ def device_sums(arrays: list[jax.Array]) -> jax.Array:
 
 
 def weights(xp: Any, count: int) -> Any:
-    """Return an odd number a place, without a pattern that neighbours share."""
+    """Return one odd multiplier per index: odd, so that no bit is lost modulo 2^32; hashed, so that swaps change the sum."""
     return (xp.arange(count, dtype=xp.uint32) * xp.uint32(2654435761)) | xp.uint32(1)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-Host = dict[str, tuple[float, float]]
+Sums = Mapping[str, tuple[jax.Array, jax.Array]]  # name -> (weighted sum, sum of weights), on the device
+Host = dict[str, tuple[float, float]]  # the same in float64
 
 
-def add(total: Host, sums: Mapping[str, tuple[jax.Array, jax.Array]]) -> Host:
-    """Add device sums to the total on the host, in float64."""
+def add(total: Host, sums: Sums) -> Host:
+    """Fetch sums from the device and add them to the total on the host, in float64."""
     fetched = jax.device_get(dict(sums))
     names = {*total, *fetched}
     zero = (0.0, 0.0)
@@ -21,7 +22,7 @@ def add(total: Host, sums: Mapping[str, tuple[jax.Array, jax.Array]]) -> Host:
 
 
 def means(total: Host, prefix: str) -> dict[str, float]:
-    """Divide: metrics named `prefix/name`, those of no weight left out."""
+    """Divide sums by weights: `prefix/name`; metrics without weight are left out."""
     return {f"{prefix}/{n}": s / w for n, (s, w) in sorted(total.items()) if w}
 
 

@@ -1,9 +1,10 @@
-"""Config -> optax chain. The chain gives the step of unit learning rate; the train step multiplies by the rate.
+"""Config -> optax chain. The chain returns the step of unit learning rate; the train step multiplies by the rate.
 
 Keeping the rate outside makes it a function of the step alone, the same for every rule, and logged as it is used.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,14 +19,15 @@ from lm.training.settings import Optimizer
 
 
 def grouped(config: Optimizer, params: Any, mup: float = 1.0) -> optax.GradientTransformation:
-    """Chain for (abstract, named) parameters: only those of them that are trained, each at its share of the rate.
+    """Build the chain for the trained ones of (abstract, named) parameters, each with its factor on the rate.
 
-    The others get zeros, and the chain knows nothing of them.
+    Frozen parameters get zero updates and no optimizer state.
     """
     axes = parameters.flat(axes_of(params))
     shapes = {path: (x.shape, axes[path]) for path, x in parameters.flat(unbox(params)).items()}
     chosen = parameters.trained(config.groups, shapes)
     factors = {path: x for path, x in parameters.factors(config.groups, shapes).items() if path in chosen}
+    # Factors multiply the finished update, decay included: a slower layer also decays more slowly.
     parts = [build(config, parameters.nested({path: axes[path] for path in axes if path in chosen}), mup)]
     if any(np.any(x != 1) for x in factors.values()):
         parts.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, parameters.nested(factors))))
@@ -37,7 +39,7 @@ def grouped(config: Optimizer, params: Any, mup: float = 1.0) -> optax.GradientT
 
 
 def waiting(first: Any) -> optax.GradientTransformation:
-    """Let nothing move before the step that a tree of (arrays of) steps names."""
+    """Zero the updates of each parameter before its first step, given as a tree of (arrays of) step numbers."""
 
     def update(updates, state, params=None):
         moved = jax.tree.map(lambda u, step: jnp.where(state.count >= step, u, 0), updates, first)
@@ -47,16 +49,16 @@ def waiting(first: Any) -> optax.GradientTransformation:
 
 
 def only(chain: optax.GradientTransformation, chosen: set[str]) -> optax.GradientTransformation:
-    """Show a chain the parameters of these paths alone; the updates of all others are zero."""
+    """Restrict a chain to the parameters of these paths; the updates of all others are zero."""
 
     def pick(tree):
         return parameters.nested({path: x for path, x in parameters.flat(tree).items() if path in chosen})
 
     def update(updates, state, params=None):
-        found, state = chain.update(pick(updates), state, None if params is None else pick(params))
-        found = parameters.flat(found)
-        still = {path: jnp.zeros_like(x) for path, x in parameters.flat(updates).items() if path not in chosen}
-        return jax.tree.map(lambda _, u: u, updates, parameters.nested({**found, **still})), state
+        moved, state = chain.update(pick(updates), state, None if params is None else pick(params))
+        frozen = {path: jnp.zeros_like(x) for path, x in parameters.flat(updates).items() if path not in chosen}
+        # The map restores the order of keys, which nested dictionaries of two origins do not have.
+        return jax.tree.map(lambda _, u: u, updates, parameters.nested({**parameters.flat(moved), **frozen})), state
 
     return optax.GradientTransformation(lambda params: chain.init(pick(params)), update)
 
@@ -66,6 +68,7 @@ def build(config: Optimizer, axes: Any, mup: float = 1.0) -> optax.GradientTrans
 
     `axes`: tree of logical axes, as the parameters. `mup`: width over the tuned width. Decay is not scaled with it.
     """
+    # The order matters: clipping sees raw gradients, muP scales the rule's update, decay comes last and unscaled.
     parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     parts.append(rule(config, axes))
     if mup != 1.0:
@@ -77,7 +80,7 @@ def build(config: Optimizer, axes: Any, mup: float = 1.0) -> optax.GradientTrans
 
 
 def mup_factor(name: str, hidden: bool, mup: float) -> float:
-    """Factor on the update of hidden matrices and of everything else (Yang et al. 2022, table 8).
+    """Return muP's factor on the update of hidden matrices, or of all else (Yang et al. 2022, table 8).
 
     Rules with updates of fixed size take 1/m for hidden matrices. Adafactor's updates are relative to parameters drawn
     with 1/sqrt(m), as LAMB's are, and Muon's orthogonal ones move a layer's output by only sqrt(m): all lack 1/sqrt(m).
@@ -88,7 +91,7 @@ def mup_factor(name: str, hidden: bool, mup: float) -> float:
 
 
 def rule(config: Optimizer, axes: Any) -> optax.GradientTransformation:
-    """Pick the update rule."""
+    """Build the update rule."""
     b1, b2 = config.betas
     if config.name == "adamw":  # Loshchilov & Hutter 2019
         return optax.scale_by_adam(b1, b2, config.eps)
@@ -118,7 +121,7 @@ def rule(config: Optimizer, axes: Any) -> optax.GradientTransformation:
 
 
 def uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam without bias correction, m / (sqrt(v) + eps): what the released code of BERT does (Devlin et al. 2019).
+    """Adam without bias correction, m / (sqrt(v) + eps), as in the released code of BERT (Devlin et al. 2019).
 
     First updates are (1 - b1) / sqrt(1 - b2) times those of Adam, about three times at the usual betas.
     """
@@ -130,14 +133,14 @@ def uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransfor
     def update(updates, state, params=None):
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, updates)
-        found = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
-        return found, optax.ScaleByAdamState(state.count + 1, mu, nu)
+        direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return direction, optax.ScaleByAdamState(state.count + 1, mu, nu)
 
     return optax.GradientTransformation(init, update)
 
 
 def lamb(config: Optimizer, axes: Any) -> optax.GradientTransformation:
-    """Adam's direction plus decay, each parameter's scaled to the parameter's own norm (You et al. 2020, algorithm 2).
+    """Adam's direction plus decay, scaled per parameter to the parameter's norm (You et al. 2020, algorithm 2).
 
     Stacked layers are parameters of their own. Norms and biases, which do not decay, keep the direction's own length, as
     in the code that trained ALBERT (Lan et al. 2020).
@@ -146,6 +149,7 @@ def lamb(config: Optimizer, axes: Any) -> optax.GradientTransformation:
     def scaled(a, u, p):
         if not is_matrix(a):
             return u
+        # The decay is inside the norm (algorithm 2), hence not added again by `build`.
         over = tuple(i for i, name in enumerate(a) if name != "layers")
         u = u + config.decay * p
         size, length = (jnp.sqrt(jnp.square(x).sum(over, keepdims=True)) for x in (p, u))
@@ -158,7 +162,7 @@ def lamb(config: Optimizer, axes: Any) -> optax.GradientTransformation:
 
 
 def matrix_axes(axes: tuple) -> contrib.MuonDimensionNumbers | None:
-    """Say which axes of a hidden matrix are its inputs and which its outputs; stacked layers are separate matrices."""
+    """Return the input and output axes of a hidden matrix, None for other arrays; stacked layers are separate matrices."""
     if not is_hidden(axes):
         return None
     pivot = "rank" if "rank" in axes else "embed"  # a LoRA factor is a matrix from or to its rank
@@ -169,9 +173,9 @@ def matrix_axes(axes: tuple) -> contrib.MuonDimensionNumbers | None:
 
 
 def adafactor(axes: Any) -> optax.GradientTransformation:
-    """Factored second moments, updates clipped at RMS 1 and relative to the parameter (Shazeer & Stern 2018).
+    """Adafactor: factored second moments, updates clipped at RMS 1 and relative to the parameter (Shazeer & Stern 2018).
 
-    Kernels are seen as matrices, one a layer, whatever axes their heads have and however layers are stacked.
+    Kernels are treated as one matrix per layer, regardless of their head axes and of how layers are stacked.
     """
     factored = optax.scale_by_factored_rms()
 
@@ -186,15 +190,15 @@ def adafactor(axes: Any) -> optax.GradientTransformation:
         return u / jnp.maximum(1.0, rms(a, u)) * jnp.maximum(rms(a, p), 1e-3)
 
     def update(updates, state, params):
-        found, state = factored.update(fold(updates), state, fold(params))
-        found = jax.tree.map(lambda u, p: u.reshape(p.shape), found, params)
-        return jax.tree.map(relative, axes, found, params, is_leaf=is_axes), state
+        folded, state = factored.update(fold(updates), state, fold(params))
+        direction = jax.tree.map(lambda u, p: u.reshape(p.shape), folded, params)
+        return jax.tree.map(relative, axes, direction, params, is_leaf=is_axes), state
 
     return optax.GradientTransformation(lambda params: factored.init(fold(params)), update)
 
 
 def matrix_shape(axes: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Merge the axes of a hidden matrix into (layers, inputs, outputs); others stay."""
+    """Return the shape of a hidden matrix as (layers, inputs, outputs); that of other arrays unchanged."""
     numbers = matrix_axes(axes)
     if numbers is None:
         return shape
@@ -206,16 +210,16 @@ def is_axes(x: Any) -> bool:
     return isinstance(x, tuple)
 
 
-def map_axes(function: Any, axes: Any) -> Any:
+def map_axes(function: Callable[[tuple], Any], axes: Any) -> Any:
     """Apply a function to every tuple of axes of a tree."""
     return jax.tree.map(function, axes, is_leaf=is_axes)
 
 
 def is_matrix(axes: tuple) -> bool:
-    """Tell the matrices and tables (an embed axis, or a LoRA factor's rank, and another one) from norms and biases."""
+    """Return whether an array is a matrix or table: an embed axis, or a LoRA factor's rank, and at least one more."""
     return bool({"embed", "rank"} & set(axes)) and len([a for a in axes if a != "layers"]) > 1
 
 
 def is_hidden(axes: tuple) -> bool:
-    """Tell the matrices inside the stack from the tables of tokens and positions."""
+    """Return whether an array is a matrix inside the stack: no table of tokens or positions."""
     return is_matrix(axes) and not {"vocab", "position"} & set(axes)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor in [0, 1] for every step."""
+"""Learning-rate schedules: the factor in [0, 1] on the peak rate at every step."""
 
 import jax
 import jax.numpy as jnp
@@ -7,18 +7,18 @@ from lm.training.settings import Schedule
 
 
 def factor(schedule: Schedule, steps: int, step: jax.Array) -> jax.Array:
-    """Return the share of the peak rate at update `step` (0 is the first) of `steps`.
+    """Return the factor at update `step`, counted from 0, of `steps`; float32 ().
 
     Warm-up rises linearly and reaches the peak at `step == warmup`. "cosine" and "linear" then fall to `final` at
     `step == steps`, one past the last update; "rsqrt" is sqrt(warmup / step) (Vaswani et al. 2017), "flat_rsqrt" the same
-    but at the peak from the first step on instead of a warm-up (Raffel et al. 2020); "linear_bert" falls as "linear" does,
-    but along the line that left the peak at step 0, so that the rate drops a little where the warm-up ends (Devlin et al.
-    2019, the released code; Lan et al. 2020); "wsd" stays at the peak and falls
-    linearly over the last share `decay` of the steps (Hu et al. 2024).
+    with the peak in place of the warm-up (Raffel et al. 2020); "linear_bert" falls along the line through the peak at step 0,
+    so that the rate drops a little at the end of the warm-up (Devlin et al. 2019, released code; Lan et al. 2020); "wsd" stays
+    at the peak and falls linearly over the last share `decay` of the steps (Hu et al. 2024).
     """
     t = jnp.asarray(step, jnp.float32)
     warmup, final = schedule.warmup, schedule.final
     rise = jnp.minimum((t + 1) / (warmup + 1), 1.0) if warmup and schedule.shape != "flat_rsqrt" else 1.0
+    # Every shape is a function of the step alone, so that a resumed run needs no state of the schedule.
     done = jnp.clip((t - warmup) / max(steps - warmup, 1), 0.0, 1.0)
     if schedule.shape == "linear":
         fall = final + (1 - final) * (1 - done)

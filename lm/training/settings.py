@@ -12,7 +12,7 @@ from lm.training.parameters import Groups
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Devices along each axis; one of them may be -1, "all that are left"."""
+    """Devices along each mesh axis; one of them may be -1: all remaining devices."""
 
     data: int = -1
     fsdp: int = 1
@@ -23,7 +23,7 @@ class Mesh:
 
 @dataclass(frozen=True, kw_only=True)
 class Every:
-    """Steps between two of a thing; 0 is never. Evaluation, samples and a checkpoint also come at the end of the run."""
+    """Steps between two logs, evaluations, saves, samples; 0: never. The last step has all three (samples not at 0)."""
 
     log: int = 50
     evaluate: int = 1000
@@ -33,7 +33,7 @@ class Every:
 
 @dataclass(frozen=True, kw_only=True)
 class Keep:
-    """Checkpoints that stay on disk: the `last` ones and the `best` ones by the held-out loss, or by `Config.stop.metric`."""
+    """Checkpoints kept on disk: the `last` newest, and the `best` by the held-out loss or `Config.stop.metric`."""
 
     last: int = 2
     best: int = 1
@@ -44,7 +44,7 @@ class Keep:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Update rule; `lr` is the peak that the schedule scales. Fields a rule does not have are not looked at.
+    """Update rule; `lr` is the peak that the schedule scales. A rule ignores the fields of others.
 
     `decay` is decoupled weight decay, times the learning rate, on matrices only: a parameter with an "embed" axis and at
     least one more. `clip` bounds the global gradient norm (0: off). `average` is the decay of an exponential moving
@@ -72,8 +72,8 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Learning-rate factor over steps: linear warm-up over `warmup` steps, then the shape, down to `final` x peak,
-    which is met at `steps`, one past the last update.
+    """Learning-rate factor over steps: linear warm-up over `warmup` steps, then the shape, down to `final` x peak at
+    `steps`, one past the last update.
 
     `decay` is the length of the last phase of "wsd" (warm-up, stable, decay) as a share of all steps.
     """

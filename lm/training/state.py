@@ -1,6 +1,7 @@
-"""The training state: its abstract form, its layout on the mesh, and how it is drawn."""
+"""The training state: its shapes, its shardings on a mesh, and its initialisation."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,27 +20,27 @@ from lm.training.settings import Run
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a step changes. No key inside: keys come from (seed, step, row)."""
+    """Everything that a step changes. It holds no random key: keys are functions of (seed, step, row)."""
 
     step: jax.Array
     params: Any
     opt_state: optax.OptState
-    memory: Any  # what an objective carries from batch to batch; None for most
+    memory: Any  # an objective's state between batches; None for most
     average: Any  # moving average of the parameters, or None
     skipped: jax.Array  # non-finite steps in a row
 
     def best_params(self) -> Any:
-        """Give the parameters to evaluate and generate with: the average when there is one."""
+        """Return the parameters for evaluation and generation: the average if the run keeps one."""
         return self.params if self.average is None else self.average
 
 
-def abstract_params(objective: Any, batch: Any) -> Any:
-    """Shapes and logical axes of the parameters, without computing any."""
+def abstract_params(objective: Any, batch: Mapping[str, Any]) -> Any:
+    """Return the shapes and logical axes of the parameters without computing them."""
     return jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), batch)
 
 
 def chain(config: Run, params: Any) -> optax.GradientTransformation:
-    """Build the optimizer of a config for (abstract, named) parameters."""
+    """Build the optimizer of a config for (abstract, named) parameters; raises UserError for LoRA targets without a match."""
     model, paths = config.objective.model, list(flat(unbox(params)))
     missed = lora.unmet(model, paths)
     check(not missed, f"lora.targets: {', '.join(map(repr, missed))} is no matrix of a stack; they end in query, key, value, "
@@ -59,10 +60,10 @@ def create(config: Run, optimizer: optax.GradientTransformation, params: Any) ->
     )
 
 
-def abstract_state(config: Run, batch: Any, mesh: jax.sharding.Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the whole state.
+def abstract_state(config: Run, batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> TrainState:
+    """Return the shapes, dtypes and shardings of the whole state.
 
-    Optimizer slots that have a parameter's shape lie as that parameter does; all else is on every device.
+    Optimizer slots of a parameter's shape are sharded like it; all other arrays are replicated.
     """
     boxed = abstract_params(config.objective, batch)
     params = unbox(boxed)
@@ -70,6 +71,7 @@ def abstract_state(config: Run, batch: Any, mesh: jax.sharding.Mesh) -> TrainSta
     optimizer = chain(config, boxed)
     state = jax.eval_shape(lambda p: create(config, optimizer, p), params)
     slots = name_slots(state.opt_state, boxed)
+    # The average mirrors the parameters; memory has one entry per row, so it is sharded as the batch.
     average = None if state.average is None else boxed
     memory = jax.tree.map(lambda x: Named(x, ("batch", *[None] * (x.ndim - 1))), state.memory)
     layout = shardings(state.replace(params=boxed, opt_state=slots, average=average, memory=memory), mesh)
@@ -77,7 +79,7 @@ def abstract_state(config: Run, batch: Any, mesh: jax.sharding.Mesh) -> TrainSta
 
 
 def name_slots(opt_state: optax.OptState, params: Any) -> optax.OptState:
-    """Give every optimizer slot whose path ends with a parameter's, in that parameter's shape, the parameter's axes."""
+    """Name the axes of optimizer slots: a slot whose path ends with a parameter's, and of its shape, has its axes."""
     leaves = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_named)[0]
     named = dict(leaves)
 
@@ -88,8 +90,8 @@ def name_slots(opt_state: optax.OptState, params: Any) -> optax.OptState:
     return jax.tree_util.tree_map_with_path(one, opt_state)
 
 
-def initialise(config: Run, batch: Any, abstract: TrainState) -> TrainState:
-    """Draw the state of step 0, each device its own part; the numbers do not depend on the mesh."""
+def initialise(config: Run, batch: Mapping[str, Any], abstract: TrainState) -> TrainState:
+    """Draw the state of step 0, sharded; the values do not depend on the mesh."""
     optimizer = chain(config, abstract_params(config.objective, batch))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
@@ -98,11 +100,12 @@ def initialise(config: Run, batch: Any, abstract: TrainState) -> TrainState:
         params = unbox(config.objective.init(jax.random.fold_in(jax.random.key(seed), 0), zeros))
         return create(config, optimizer, params)
 
+    # One program with sharded outputs: nothing is drawn on one device and moved to the others.
     return jax.jit(draw, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(config.seed)
 
 
 def check_state(abstract: TrainState) -> None:
-    """Raise UserError where the state, an array each device's part, is more than the devices have."""
+    """Raise UserError where a device's shards of the state are more than its memory."""
     leaves = jax.tree.leaves(abstract)
     parts = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
     remedy = "make the model smaller or shard it: mesh.fsdp, mesh.tensor"
@@ -110,7 +113,7 @@ def check_state(abstract: TrainState) -> None:
 
 
 def check_device_memory(count: float, what: str, remedy: str) -> None:
-    """Raise UserError where `count` bytes a device are more than it has; devices of a CPU share the machine's memory."""
+    """Raise UserError where `count` bytes per device exceed its memory; a CPU's devices share the machine's."""
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is None:

@@ -27,7 +27,7 @@ CRC_TABLE = _crc_table()
 
 
 def crc32c(data: bytes) -> int:
-    """Compute the CRC-32C (Castagnoli) of `data`, as in RFC 3720, appendix B.4."""
+    """Compute the CRC-32C (Castagnoli; RFC 3720, appendix B.4)."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = CRC_TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
@@ -35,7 +35,7 @@ def crc32c(data: bytes) -> int:
 
 
 def record(data: bytes) -> bytes:
-    """Frame `data` as one TFRecord: length, masked crc of the length, data, masked crc of the data."""
+    """Frame data as one TFRecord: length, masked crc of the length, data, masked crc of the data."""
     length = struct.pack("<Q", len(data))
     return length + _masked_crc(length) + data + _masked_crc(data)
 
@@ -64,7 +64,7 @@ def _field(number: int, wire: int, payload: bytes) -> bytes:
 def _float32(value: float) -> bytes:
     try:
         return struct.pack("<f", value)
-    except OverflowError:  # beyond float32: what a cast would give
+    except OverflowError:  # beyond float32: infinity, as a cast returns
         return struct.pack("<f", float("inf") if value > 0 else float("-inf"))
 
 
@@ -88,10 +88,10 @@ def event(wall_time: float, step: int, payload: bytes) -> bytes:
 
 
 class EventFile:
-    """One new event file in `folder`, whole records only, each handed to the system as soon as it is made."""
+    """A new event file in `folder`, unbuffered: a crash leaves whole records."""
 
     def __init__(self, folder: Path, start: int = 0):
-        """Open the file; TensorBoard then hides what earlier files hold of steps after `start`."""
+        """Open the file with a session start, by which TensorBoard hides steps after `start` of earlier files."""
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads a folder's files in the order of their names; microseconds keep quick restarts in order.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
@@ -105,7 +105,7 @@ class EventFile:
         self._add(step, _field(5, BYTES, summary))
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Add a text, indented so that TensorBoard's markdown shows it letter by letter."""
+        """Add a text, indented: TensorBoard's markdown shows a code block verbatim."""
         block = "\n".join("    " + line for line in text.splitlines())
         self._add(step, _field(5, BYTES, _field(1, BYTES, text_value(name, block))))
 

@@ -1,4 +1,4 @@
-"""Where a run's numbers and samples go: metrics.jsonl, samples/, tensorboard/, W&B on request, and the console."""
+"""Sinks of a run's metrics and samples: metrics.jsonl, samples/, tensorboard/, W&B on request, and the console."""
 
 import html
 import json
@@ -15,7 +15,7 @@ from lm.training.tensorboard import EventFile
 
 
 class Writers:
-    """All sinks of one run; on a process that is not the lead every call does nothing."""
+    """All sinks of one run; on other processes than the lead every call does nothing."""
 
     def __init__(
         self,
@@ -26,15 +26,15 @@ class Writers:
         lead: bool = True,
         wandb: bool = False,
     ):
-        """Open the sinks for steps after `start` of `steps`; what they hold of later steps is dropped.
+        """Open the sinks for the steps after `start`; entries of later steps, from a sitting that was killed, are dropped.
 
-        Raises UserError when W&B is asked for and not installed.
+        Raises UserError where W&B is requested and not installed.
         """
         self.workdir, self.tokens_per_step, self.open = Path(workdir), tokens_per_step, lead
         if not lead:
             return
         self.workdir.mkdir(parents=True, exist_ok=True)
-        # W&B first: a missing package must not have cost a resumed run the end of its log.
+        # W&B first: where the package is missing, a resumed run must not have lost the end of its log.
         self.wandb = start_wandb(self.workdir) if wandb else None
         self.metrics = MetricsLog(self.workdir / "metrics.jsonl", start)
         self.events = EventFile(self.workdir / "tensorboard", start)
@@ -42,7 +42,7 @@ class Writers:
         self.console = Console(steps, start)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log metrics of one step; a later call for the same step adds to it. Steps never go back."""
+        """Log metrics of one step; a later call for the same step adds to them. Steps never decrease."""
         if not self.open:
             return
         values = {name: float(value) for name, value in values.items()}
@@ -60,7 +60,7 @@ class Writers:
             return
         path = self.workdir / "samples" / f"{step}.txt"
         path.parent.mkdir(exist_ok=True)
-        # The first text of a step starts its file anew: a resumed run samples the step again.
+        # The first text of a step truncates its file: a resumed run samples the step again.
         with path.open("a" if step == self.sampled else "w", encoding="utf-8", errors="replace") as file:
             file.write(f"--- {name} ---\n{text}\n\n")
         self.sampled = step
@@ -77,7 +77,7 @@ class Writers:
             self.console.say(text)
 
     def close(self, summary: Mapping[str, object] | None = None, failed: bool = False) -> None:
-        """Close every sink; with a summary, write summary.json: that and the last value of every metric it does not name."""
+        """Close every sink; with a summary, write summary.json: the summary and the last value of every other metric."""
         if not self.open:
             return
         self.open = False
@@ -85,7 +85,7 @@ class Writers:
         self.metrics.close()
         self.events.close()
         if summary is not None:
-            whole = {**summary, **finite(self.metrics.last), **summary}
+            whole = {**summary, **finite(self.metrics.last), **summary}  # twice: its entries come first, and win
             replace_file(self.workdir / "summary.json", json.dumps(whole, indent=2, allow_nan=False) + "\n")
         if self.wandb:
             self.wandb.summary.update(dict(summary or {}))
@@ -94,18 +94,16 @@ class Writers:
     def __enter__(self) -> "Writers":
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: type | None, *error: object) -> None:
         self.close(failed=kind is not None)
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a step, on disk as soon as it is written, a step never twice.
-
-    JSON has no NaN and no infinity: both are written as null.
-    """
+    """metrics.jsonl: one JSON object per step, on disk as soon as it is written; NaN and infinity are null."""
 
     def __init__(self, path: Path, start: int = 0):
-        """Open the log for steps after `start`, less its lines of later steps and lines torn by a crash."""
+        """Open the log for steps after `start`; lines of later steps and lines torn by a crash are dropped."""
+        # Steps after the checkpoint run again: their first lines would stand beside the second ones.
         kept = [line for line in parse_metrics(path) if line["step"] <= start]
         text = "".join(dumps(line) for line in kept)
         if path.exists() and path.read_bytes() != text.encode():
@@ -117,9 +115,10 @@ class MetricsLog:
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Add values to the line of `step`, which is the last one or a new one."""
+        """Add values to the line of `step`: the last line, or a new one."""
         if step < self.line["step"]:
             raise ValueError(f"step {step} logged after step {self.line['step']}")
+        # The line is kept in memory: a later call for its step writes it again, longer, at the same offset.
         if step > self.line["step"]:
             self.line, self.place = {"step": step}, self.end
         self.line |= finite(values)
@@ -140,16 +139,16 @@ def dumps(line: dict) -> str:
 
 
 def finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Replace NaN and infinity by None, which JSON can say."""
+    """Replace NaN and infinity, which JSON lacks, by None."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
 
 
 def parse_metrics(path: Path) -> list[dict]:
-    """Return the log's objects in order, without torn lines; nothing for a missing file."""
+    """Read the log's objects in order, torn lines left out; [] for a missing file."""
     lines = []
     for raw in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            line = json.loads(raw, parse_constant=lambda _: None)  # NaN from another writer: as ours, null
+            line = json.loads(raw, parse_constant=lambda _: None)  # NaN of another writer: null, as here
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
@@ -158,11 +157,12 @@ def parse_metrics(path: Path) -> list[dict]:
 
 
 def start_wandb(workdir: Path):
-    """Start or continue this folder's W&B run; `step` is a metric of its own, so a resumed run may step back."""
+    """Start or resume this folder's W&B run; `step` is a metric there, so that a resumed run may repeat steps."""
     try:
         import wandb
     except ImportError as error:
         raise UserError("W&B is asked for but not installed: pip install wandb, or leave it off") from error
+    # The id lies in the folder: a resumed run continues its page there.
     saved, config = workdir / "wandb_id.txt", workdir / "config.json"
     if not saved.exists():
         replace_file(saved, uuid.uuid4().hex[:12])

@@ -11,8 +11,8 @@ import pytest
 from lm.config import load
 from lm.data.corpus.store import Tokens
 from lm.data.rows.pipeline import Batches, Evaluation
+from lm.main import preview
 from lm.models.transformer import Transformer
-from lm.preview import preview
 from lm.sharding import unbox
 from tests.examples.shuffled import Shuffled
 

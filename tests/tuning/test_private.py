@@ -194,10 +194,10 @@ def test_without_the_accountant_the_figure_is_left_out_and_that_is_said(monkeypa
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     config, corpus, batches, _ = subject()
     noisy_run = asked(config, clip=1.0, noise=1.0)
-    assert dp_budget.promise(noisy_run, corpus, batches, 10) == {}
-    assert "pip install dp-accounting" in dp_budget.said(noisy_run, corpus, batches)[0]
-    assert "without noise" in dp_budget.said(asked(config, clip=1.0), corpus, batches)[0]
-    assert dp_budget.said(config, corpus, batches) == ()
+    assert dp_budget.guarantee(noisy_run, corpus, batches, 10) == {}
+    assert "pip install dp-accounting" in dp_budget.notices(noisy_run, corpus, batches)[0]
+    assert "without noise" in dp_budget.notices(asked(config, clip=1.0), corpus, batches)[0]
+    assert dp_budget.notices(config, corpus, batches) == ()
 
 
 def test_epsilon_is_between_the_exact_one_and_the_textbooks():
@@ -210,7 +210,7 @@ def test_epsilon_is_between_the_exact_one_and_the_textbooks():
     classic = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # Mironov 2017, proposition 3
     assert exact <= dp_budget.epsilon(noise, 1.0, steps, delta) <= classic
     config, corpus, batches, _ = subject()
-    few, many = (dp_budget.promise(asked(config, clip=1.0, noise=2.0), corpus, batches, n) for n in (1, 100))
+    few, many = (dp_budget.guarantee(asked(config, clip=1.0, noise=2.0), corpus, batches, n) for n in (1, 100))
     rows = batches.streams[0].count
     assert few["delta"] == pytest.approx(rows**-1.1)
     assert 0 < few["epsilon"] < many["epsilon"] < dp_budget.epsilon(2.0, 1.0, 100, few["delta"])
