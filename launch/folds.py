@@ -27,7 +27,7 @@ from absl import flags
 from launch.finetune import ended, train
 from lm.config import Config, load, override, parse, read_config
 from lm.console import table
-from lm.data.corpus.split import dealt
+from lm.data.corpus.split import assign_folds
 from lm.data.sources import components
 from lm.data.types import Example, ExampleSet, labelled
 from lm.errors import check
@@ -154,7 +154,7 @@ def gathered(config: Config, folder: Path, count: int) -> Figures:
     if not all((folder / str(number) / "predictions.jsonl").exists() for number in range(1, count + 1)):
         return {}
     examples = [example for _, source in components(config.data.source) for example in source.open()]
-    part_N = dealt(examples, count)
+    part_N = assign_folds(examples, count)
     found: dict[int, dict[str, Any]] = {}
     for number in range(1, count + 1):
         answers = [one for _, one in load_json_lines(folder / str(number) / "predictions.jsonl")]

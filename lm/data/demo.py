@@ -1,4 +1,4 @@
-"""Read the documentation that every Python installation carries: a real English corpus without a download."""
+"""The documentation in every Python installation: a real English corpus, and labelled examples, without a download."""
 
 from __future__ import annotations
 
@@ -12,17 +12,31 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lm.data.types import Example, ExampleSource, Piece, Read, Reader, Task, TextSource
 from lm.errors import UserError, check_choices
 
-# Tests, generated tables and programs: no prose, or prose about nothing else here.
+# Tests, generated tables and programs: no prose, or not about the library.
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data", "lib2to3",
            "idlelib", "turtledemo", "ensurepip"}  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Documentation(TextSource):
+    """The installed interpreter's documentation: docstrings of the standard library and the language reference.
+
+    `packages` adds the docstrings of installed packages by import name. Nothing is imported or downloaded.
+    """
+
+    packages: tuple[str, ...] = ()
+
+    def open(self) -> Reader:
+        return DocumentationReader(self.packages)
+
+
 class DocumentationReader:
-    """One document a module (docstrings in source order) and one a language topic; found by `ast`, never imported."""
+    """One document a module (its docstrings in source order, by `ast`) and one a language topic."""
 
     def __init__(self, packages: tuple[str, ...] = ()):
         self.name = "+".join(("python-documentation", *packages))
@@ -50,13 +64,13 @@ class DocumentationReader:
         return [str(path) for _, path in self._files()]
 
     def _files(self) -> list[tuple[str, Path]]:
-        found = []
+        files = []
         for package, root in self.roots:
             for path in [root] if root.is_file() else sorted(root.rglob("*.py")):
                 parts = path.relative_to(root).with_suffix("").parts
                 if not SKIPPED.intersection(parts):
-                    found.append((".".join(p for p in (package, *parts) if p and p != "__init__"), path))
-        return found
+                    files.append((".".join(p for p in (package, *parts) if p and p != "__init__"), path))
+        return files
 
 
 def _folder(package: str) -> Path:
@@ -91,7 +105,7 @@ def _module(name: str, path: Path, seen: set[str]) -> str:
     return "\n\n".join(entries) + "\n" if entries else ""
 
 
-def _collect(node, name: str, header: str, lines: list[str], seen: set[str], entries: list[str]) -> None:
+def _collect(node: ast.AST, name: str, header: str, lines: list[str], seen: set[str], entries: list[str]) -> None:
     text = ast.get_docstring(node)
     if text and text not in seen:
         seen.add(text)
@@ -105,61 +119,61 @@ def _collect(node, name: str, header: str, lines: list[str], seen: set[str], ent
             _collect(child, inner, _header(child, inner, lines), lines, seen, entries)
 
 
-def _header(node, name: str, lines: list[str]) -> str:
+def _header(node: ast.AST, name: str, lines: list[str]) -> str:
     """Return `class a.B(C)` or `def a.b(x, y=1)`, cut from the source: ten times the speed of ast.unparse."""
     text = " ".join(line.strip() for line in lines[node.lineno - 1 : max(node.lineno, node.body[0].lineno - 1)])
     before, _, after = text.partition(node.name)
     return f"{before}{name}{after.split('#')[0].rstrip().removesuffix(':')}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Documentation(TextSource):
-    """The installed interpreter's documentation: docstrings of the standard library and the language reference.
-
-    `packages` adds the docstrings of installed packages by import name. Nothing is imported or downloaded.
-    """
-
-    packages: tuple[str, ...] = ()
-
-    def open(self) -> Reader:
-        return DocumentationReader(self.packages)
-
-
 ENTRY = re.compile(r"(?:class|def|async def) ([\w.]+)")
 MARKS = {",": "COMMA", ".": "STOP", ":": "COLON", ";": "COMMA", "?": "STOP", "!": "STOP"}
 
 
-class Entry:
-    """A documented class or function: its name, its module, and its first paragraph in one line."""
+@dataclass(frozen=True, kw_only=True)
+class Documented(ExampleSource):
+    """Labelled examples made of the interpreter's documentation, to try fine-tuning without a download.
 
-    def __init__(self, name: str, module: str, text: str):
-        self.name, self.module, self.text = name, module, text
+    "topic": a paragraph and its package; "marks": words and the mark after each; "questions": the purpose of a function, a
+    span of its module's text; "next": the text of a name, among four; "alike": whether two sentences are of one text;
+    "summary": the paragraphs of a docstring and its first line.
+    """
+
+    task: Task = "topic"
+
+    def __post_init__(self):
+        check_choices(self)
+
+    def open(self) -> Read:
+        reader = DocumentationReader()
+        modules = [items for i in range(len(reader)) if (items := module_entries(reader[i].text))]
+        makers = {"topic": topics, "marks": marks, "questions": questions, "next": following, "alike": alike}
+        examples = summaries(reader) if self.task == "summary" else makers[self.task](modules)
+        return Read(f"python-documentation, {self.task}", tuple(examples), f"{reader.signature()} {self.task}")
 
 
-def entries(document: str) -> list[Entry]:
-    """List the entries of a module's document."""
-    blocks, found = document.split("\n\n"), []
+class Entry(NamedTuple):
+    """A documented class or function, with its first paragraph in one line."""
+
+    name: str
+    module: str
+    text: str
+
+
+def module_entries(document: str) -> list[Entry]:
+    """Parse the entries of a module's document."""
+    blocks, entries = document.split("\n\n"), []
     module = blocks[0].strip()
     for header, text in itertools.pairwise(blocks):
         match = ENTRY.match(header)
         line = " ".join(text.split())
         if match and 20 <= len(line) <= 300 and not ENTRY.match(text):
-            found.append(Entry(match[1], module, line))
-    return found
-
-
-def read_documented(task: Task) -> Read:
-    """Make the examples of a task."""
-    reader = DocumentationReader()
-    if task == "summary":
-        return Read(f"python-documentation, {task}", tuple(summaries(reader)), f"{reader.signature()} {task}")
-    modules = [found for i in range(len(reader)) if (found := entries(reader[i].text))]
-    made = {"topic": topics, "marks": marks, "questions": questions, "next": following, "alike": alike}[task]
-    return Read(f"python-documentation, {task}", tuple(made(modules)), f"{reader.signature()} {task}")
+            entries.append(Entry(match[1], module, line))
+    return entries
 
 
 def summaries(reader: DocumentationReader) -> Iterator[Example]:
-    """What does a function or a class do, in a line? The first line of its docstring, told by the paragraphs below it."""
+    """Summaries: the paragraphs of a docstring, and its first line."""
     for i in range(len(reader)):
         blocks = reader[i].text.split("\n\n")
         heads = [k for k, block in enumerate(blocks) if ENTRY.match(block)]
@@ -171,18 +185,18 @@ def summaries(reader: DocumentationReader) -> Iterator[Example]:
 
 
 def topics(modules: list[list[Entry]], least: int = 60) -> Iterator[Example]:
-    """Which package is a paragraph from? Those that have `least` of them."""
+    """Classification: a paragraph, and its package among those with at least `least` paragraphs."""
     packages: dict[str, list[Entry]] = {}
     for module in modules:
         for entry in module:
             packages.setdefault(entry.name.partition(".")[0], []).append(entry)
-    for package, found in packages.items():
-        for entry in found if len(found) >= least else ():
+    for package, members in packages.items():
+        for entry in members if len(members) >= least else ():
             yield Example({"text": entry.text, "label": package}, entry.name, entry.text)
 
 
 def marks(modules: list[list[Entry]]) -> Iterator[Example]:
-    """Which mark follows each word? Words in lower case, as a speech recogniser writes them."""
+    """Tagging: words in lower case, as a speech recogniser writes them, and the mark after each."""
     for module in modules:
         for entry in module:
             words, tags = [], []
@@ -196,7 +210,7 @@ def marks(modules: list[list[Entry]]) -> Iterator[Example]:
 
 
 def questions(modules: list[list[Entry]], together: int = 4) -> Iterator[Example]:
-    """What is a function for? The answer is its sentence among those of its neighbours; some questions have none."""
+    """Extraction: "What is NAME?", answered by its sentence among those of its neighbours; some questions have no answer."""
     for module in modules:
         for low in range(0, len(module), together):
             group = module[low : low + together]
@@ -206,9 +220,9 @@ def questions(modules: list[list[Entry]], together: int = 4) -> Iterator[Example
                 starts.append(len(context))
                 context += entry.text + "\n"
             for k, entry in enumerate(group):
-                asked = f"What is {entry.name.rpartition('.')[2]}?"
+                question = f"What is {entry.name.rpartition('.')[2]}?"
                 answer = re.split(r"(?<=[.!?]) ", entry.text)[0]
-                values = {"question": asked, "context": context, "answers": [answer], "starts": [starts[k]]}
+                values = {"question": question, "context": context, "answers": [answer], "starts": [starts[k]]}
                 yield Example(values, entry.name, entry.module)
             elsewhere = module[(low + together) % len(module)].name.rpartition(".")[2]
             if all(elsewhere != entry.name.rpartition(".")[2] for entry in group):
@@ -217,7 +231,7 @@ def questions(modules: list[list[Entry]], together: int = 4) -> Iterator[Example
 
 
 def following(modules: list[list[Entry]], options: int = 4) -> Iterator[Example]:
-    """Which text belongs to a name? The wrong ones are those of other entries of the module."""
+    """Multiple choice: the text of a name among texts of other entries of its module."""
     for module in modules:
         for k, entry in enumerate(module if len(module) >= options else ()):
             right = k % options
@@ -227,7 +241,7 @@ def following(modules: list[list[Entry]], options: int = 4) -> Iterator[Example]
 
 
 def alike(modules: list[list[Entry]]) -> Iterator[Example]:
-    """Are two sentences of one entry, or of two modules?"""
+    """Similarity: two sentences of one entry (1), or of two modules (0)."""
     flat = [entry for module in modules for entry in module]
     for k, entry in enumerate(flat):
         parts = re.split(r"(?<=[.!?]) ", entry.text)
@@ -236,21 +250,3 @@ def alike(modules: list[list[Entry]]) -> Iterator[Example]:
         other = re.split(r"(?<=[.!?]) ", flat[(k + len(flat) // 2) % len(flat)].text)[0]
         for second, score in ((parts[1], 1.0), (other, 0.0)):
             yield Example({"sentence1": parts[0], "sentence2": second, "score": score}, entry.name, entry.module)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Documented(ExampleSource):
-    """Examples made of the installed interpreter's documentation, for trying fine-tuning out; nothing is downloaded.
-
-    "topic": a paragraph and its package; "marks": words and the mark that follows each; "questions": what a function is
-    for, a span of its module's text; "next": the text that belongs to a name, of four; "alike": two sentences and
-    whether they are of one text; "summary": the paragraphs of a docstring and its first line.
-    """
-
-    task: Task = "topic"
-
-    def __post_init__(self):
-        check_choices(self)
-
-    def open(self) -> Read:
-        return read_documented(self.task)

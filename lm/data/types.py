@@ -1,4 +1,4 @@
-"""What sources of text and of labelled examples hand on: pieces of documents, examples, and the readers of either."""
+"""Types of the data room: pieces of running text, labelled examples, their sources and readers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lm.errors import UserError
 
 
 class Piece(NamedTuple):
-    """A document, or a part of a long one: `end` says that the document ends with this piece.
+    """A document, or a part of a long one; the last part has `end`.
 
-    `borders`: where a field ends and the next begins, as offsets into the text (so that no text can look like a border).
-    `marks` gives the bits of `lm.data.text.words` for each character, uint8 [len(text)], when they are asked for.
+    `borders`: offsets in the text between a document's fields (offsets, because no text can be mistaken for one).
+    `marks` computes the bits of `lm.data.text.words` for each character, uint8 [len(text)].
     """
 
     text: str
@@ -27,12 +27,12 @@ class Piece(NamedTuple):
 
 
 def joined(fields: list[str]) -> Piece:
-    """Return a document of these fields."""
+    """Make a document of several fields."""
     return Piece("".join(fields), True, tuple(itertools.accumulate(map(len, fields)))[:-1])
 
 
 class Reader(Protocol):
-    """An indexed sequence of pieces; documents are runs of pieces up to one whose `end` is true."""
+    """An indexed sequence of pieces; a document is a run of pieces up to one with `end`."""
 
     name: str
 
@@ -42,7 +42,7 @@ class Reader(Protocol):
         """Identify the text without reading it: paths, sizes, modification times, versions."""
 
     def inputs(self) -> list[str]:
-        """List the files that the text is read from."""
+        """List the files of the text."""
 
 
 class TextSource:
@@ -54,7 +54,7 @@ class TextSource:
 
 
 def documents(reader: Reader) -> Iterator[str]:
-    """Give the documents of a reader, put together from their pieces."""
+    """Yield the documents of a reader, each joined from its pieces."""
     parts: list[str] = []
     for i in range(len(reader)):
         piece = reader[i]
@@ -65,15 +65,15 @@ def documents(reader: Reader) -> Iterator[str]:
 
 
 Task = Literal["topic", "marks", "questions", "next", "alike", "summary"]
-# Names of values that are no text of an example: its number, its labels (ner, pos, chunks: CoNLL-2003 as TFDS has it).
+# Names of ids and labels, which are no text of an example (ner, pos, chunks: CoNLL-2003 in TFDS).
 BESIDE = re.compile(r"(?i:(?:.+_)?(?:id|idx|index|guid|uuid|labels?|tags?)|ner|pos|chunks)|.+ID")
 
 
 class Example(NamedTuple):
-    """Values by name (texts, numbers, lists of either) and where they were read, for errors: FILE:LINE.
+    """Values by name (texts, numbers, lists of either), and FILE:LINE for errors.
 
-    Examples of one `group` are held out together, or not ("": those with the same values). `part` is the number of the
-    source in a mixture.
+    A split keeps the examples of one `group` together ("": those with the same texts). `part` is the number of the source
+    in a mixture.
     """
 
     values: dict[str, Any]
@@ -82,7 +82,7 @@ class Example(NamedTuple):
     part: int = 0
 
     def get(self, name: str, kind: type | tuple[type, ...] = str) -> Any:
-        """Return a value of that kind; raise UserError naming file, line and what there is."""
+        """Return a value of a type; raises UserError with file, line and the example's names or type."""
         if name not in self.values:
             raise UserError(f"{self.where}: no {name!r}; it has {', '.join(self.values) or 'nothing'}")
         value = self.values[name]
@@ -162,14 +162,14 @@ class Augmentation:
         raise NotImplementedError
 
 
-def told(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out numbers and labels of an example, by their names: the rest is what it tells."""
+def without_labels(values: dict[str, Any]) -> dict[str, Any]:
+    """Drop the ids and labels of an example, by their names."""
     return {name: value for name, value in values.items() if not BESIDE.fullmatch(name)}
 
 
 def strings(values: dict[str, Any]) -> list[str]:
-    """List the texts of an example, those in lists too."""
-    found = []
+    """List the strings of an example, those in lists too."""
+    texts = []
     for value in values.values():
-        found += [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
-    return found
+        texts += [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+    return texts

@@ -14,7 +14,7 @@ import numpy as np
 
 from lm.data.labelled.answers import Choice, Window, answer, candidates, token_span
 from lm.data.labelled.check import check_tokens, refuse_empties, refuse_empty
-from lm.data.rows.packing import owners, windows
+from lm.data.rows.packing import owners, token_windows
 from lm.data.types import Example
 from lm.errors import check, check_choices, check_range
 from lm.models.layers import Linear, dropout, fold
@@ -94,7 +94,7 @@ class Extract(Tuned, Objective):
         longest = network.limit(self.model, self.rows)
         room = longest - len(asked) - self.frame.overhead(2)
         check(room > 0, f"objective.rows.length={longest} leaves no token for paragraphs; raise it or lower question")
-        cuts = windows(len(ids), room, self.stride)
+        cuts = token_windows(len(ids), room, self.stride)
         owner, found = owners(cuts, len(ids)), []
         for k, (low, high) in enumerate(cuts):
             laid = self.frame.join([asked, ids[low:high]], longest)

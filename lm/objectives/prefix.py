@@ -116,11 +116,6 @@ class Prefix(Objective):
         sentinels = max(d.sentinels(raw) for d, raw in zip(self.denoisers, self.raw))
         return ("[PAD]", "[SEP]", *self.mode_names, *sentinel_names(sentinels))
 
-    def waste(self) -> tuple[float, ...]:
-        """Return which share of each array of a row is padding, averaged over the denoisers."""
-        used = [self.layout.cost(d, raw, False) for d, raw in zip(self.denoisers, self.raw)]
-        return tuple(float(1 - self.shares @ column / room) for column, room in zip(np.array(used).T, self.layout.room))
-
     def resolve(self, tokenizer):
         found = {"model": fit(self.model, tokenizer), "separator": tokenizer.separator, "end": tokenizer.separator}
         if not self.plain:

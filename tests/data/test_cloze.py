@@ -67,14 +67,14 @@ def test_chinese_is_asked_by_characters(tmp_path):
 
 def test_stretches_overlap_and_hold_whole_sentences():
     sentences = [f"Sentence {k} ends. " for k in range(7)]
-    assert cloze.cut("".join(sentences)) == sentences
+    assert cloze.split_sentences("".join(sentences)) == sentences
     seen = []
-    original = cloze.stretch
+    original = cloze.paragraph_questions
     try:
-        cloze.stretch = lambda part, rarity, gap: seen.append(part) or iter(())
-        list(cloze.asked("".join(sentences), {}, 4 * len(sentences[0]), "what"))
+        cloze.paragraph_questions = lambda part, rarity, gap: seen.append(part) or iter(())
+        list(cloze.document_questions("".join(sentences), {}, 4 * len(sentences[0]), "what"))
     finally:
-        cloze.stretch = original
+        cloze.paragraph_questions = original
     assert seen == [sentences[:4], sentences[2:6], sentences[4:]]
 
 
@@ -102,7 +102,8 @@ def test_questions_do_not_depend_on_the_order_of_sets(tmp_path):
         own = rng.choice(names, 25)  # rare in the others
         sentences = [" ".join(rng.choice(own, 12)) + "." for _ in range(8)]
         (tmp_path / f"{k:02}.txt").write_text(" ".join(sentences))
-    code = f"from lm.data.labelled.cloze import Cloze; print([e.values for e in Cloze(path={str(tmp_path / '*.txt')!r}).open()])"
+    files = str(tmp_path / "*.txt")
+    code = f"from lm.data.labelled.cloze import Cloze; print([e.values for e in Cloze(path={files!r}).open()])"
     found = {
         subprocess.run(
             [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True

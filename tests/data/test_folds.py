@@ -9,7 +9,7 @@ import pytest
 
 from lm.config import Data
 from lm.data.corpus.prepare import prepare
-from lm.data.corpus.split import dealt, held, numbers
+from lm.data.corpus.split import assign_folds, hold_out_fold, parse_fold
 from lm.data.labelled.files import Labelled
 from lm.data.sources import Mixture
 from lm.data.text.files import Text
@@ -34,7 +34,7 @@ def some(count: int, seed: int) -> list[Example]:
 @pytest.mark.parametrize(("count", "seed"), [(2, 0), (3, 1), (5, 2), (10, 3)])
 def test_what_is_alike_stays_together_and_parts_are_near_each_other(count, seed):
     examples = some(200, seed)
-    part_N = dealt(examples, count)
+    part_N = assign_folds(examples, count)
     alike = {}
     for one, part in zip(examples, part_N):
         alike.setdefault(one.group or one.values["text"], set()).add(part)
@@ -44,13 +44,13 @@ def test_what_is_alike_stays_together_and_parts_are_near_each_other(count, seed)
     assert set(sizes) == set(range(count))
     assert max(sizes.values()) - min(sizes.values()) <= largest
     shuffled = random.Random(9).sample(range(200), 200)  # the order of the file says nothing
-    assert dealt([examples[i] for i in shuffled], count).tolist() == part_N[shuffled].tolist()
+    assert assign_folds([examples[i] for i in shuffled], count).tolist() == part_N[shuffled].tolist()
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 50])
 def test_single_examples_make_parts_that_differ_by_one_at_most(count):
     examples = [Example({"text": str(i), "label": "a"}, "") for i in range(101)]
-    sizes = Counter(dealt(examples, count).tolist())
+    sizes = Counter(assign_folds(examples, count).tolist())
     assert sorted(sizes.values()) == sorted(101 // count + (k < 101 % count) for k in range(count))
 
 
@@ -81,7 +81,7 @@ def test_every_example_is_held_out_once_and_validation_is_not_looked_at():
 def test_a_fold_that_is_none(fold):
     with pytest.raises(UserError, match="write 2/5"):
         Data(source=Labelled(path=REVIEWS), fold=fold)
-    assert numbers("2/5") == (2, 5)
+    assert parse_fold("2/5") == (2, 5)
 
 
 def test_mistakes_are_told(tmp_path):
@@ -93,7 +93,7 @@ def test_mistakes_are_told(tmp_path):
     lone.write_text("text,label\nalone,good\n")
     reads = [Labelled(path=REVIEWS).open(), Labelled(path=str(lone)).open()]
     (alone,) = np.flatnonzero([one.values["text"] == "alone" for read in reads for one in read])
-    own = dealt([one for read in reads for one in read], 2)[alone] + 1
+    own = assign_folds([one for read in reads for one in read], 2)[alone] + 1
     with pytest.raises(UserError, match=r"lone.csv without a training example"):
-        held(reads, f"{own}/2")
-    assert len(held(reads, f"{3 - own}/2")[0][1]) == 1
+        hold_out_fold(reads, f"{own}/2")
+    assert len(hold_out_fold(reads, f"{3 - own}/2")[0][1]) == 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lm.data.labelled.answers import Choice, Window, answer, candidates, token_span
 from lm.data.rows.examples import best_fit, row_length
-from lm.data.rows.packing import owners, windows, word_windows
+from lm.data.rows.packing import owners, token_windows, word_windows
 from lm.data.rows.templates import Frame, Laid, longest_first
 from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, Tokenizer, WordPiece
 from lm.errors import UserError
@@ -156,7 +156,7 @@ def test_rows_grow_where_they_would_be_badly_filled():
 @settings(max_examples=100, deadline=None)
 def test_windows_cover_and_every_item_has_one_owner(count, size, step):
     step = min(step, size)
-    found = windows(count, size, step)
+    found = token_windows(count, size, step)
     assert set().union(*(range(*one) for one in found)) == set(range(count))
     owner = owners(found, count)
     for item, k in enumerate(owner):

@@ -1,12 +1,11 @@
 """Rows: segments and positions against a slow, obvious reading of the stream."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.data.corpus.store import Tokens
-from lm.data.rows.packing import first_fit, pack, ring, window, wrapped
+from lm.data.rows.packing import ring, window, wrapped
 
 SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=8)
 
@@ -64,42 +63,3 @@ def test_windows_are_one_segment(sizes, start, length):
     row = wrapped(tokens, start, length, "windows")
     assert row["segments"].tolist() == [1] * length
     assert row["positions"].tolist() == list(range(length))
-
-
-@given(st.lists(st.integers(1, 12), max_size=30))
-def test_pack_keeps_every_example_once(sizes):
-    examples = [{"tokens": np.full(n, k + 1, np.int32), "weights": np.ones(n, np.float32)} for k, n in enumerate(sizes)]
-    packed = pack(examples, 12)
-    if not sizes:
-        assert packed["segments"].shape == (0, 12)
-        return
-    for name in ("tokens", "weights", "segments", "positions"):
-        assert packed[name].shape == packed["tokens"].shape
-    assert packed["tokens"].dtype == np.int32
-    assert packed["weights"].dtype == np.float32
-    np.testing.assert_array_equal(packed["weights"] > 0, packed["segments"] > 0)
-    for k, size in enumerate(sizes):
-        rows, columns = np.nonzero(packed["tokens"] == k + 1)
-        assert len(set(rows)) == 1
-        assert np.diff(columns).tolist() == [1] * (size - 1)
-        assert packed["positions"][rows, columns].tolist() == list(range(size))
-        assert len(set(packed["segments"][rows, columns])) == 1
-    for row in packed["segments"]:
-        used = row[row > 0]
-        assert (np.diff(used) >= 0).all()
-        assert set(used) == set(range(1, used.max() + 1))
-
-
-def test_first_fit_uses_the_first_row_with_room():
-    assert first_fit([5, 4, 3, 6], 8) == [(0, 0, 1), (1, 0, 1), (0, 5, 2), (2, 0, 1)]
-
-
-def test_an_example_longer_than_a_row_is_refused():
-    with pytest.raises(ValueError, match="example 1 has 5 tokens"):
-        pack([{"tokens": np.zeros(2)}, {"tokens": np.zeros(5)}], 4)
-
-
-def test_pack_keeps_inner_axes():
-    packed = pack([{"tokens": np.ones((2, 3))}, {"tokens": np.ones((1, 3))}], 4)
-    assert packed["tokens"].shape == (1, 4, 3)
-    assert packed["segments"].tolist() == [[1, 1, 2, 0]]

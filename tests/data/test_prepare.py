@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lm.config import Data
 from lm.data.corpus import tokenise
 from lm.data.corpus.prepare import prepare
-from lm.data.corpus.split import Split, parts, plan, position
+from lm.data.corpus.split import Split, choose_split, position, split_parts
 from lm.data.corpus.store import Tokens
 from lm.data.prepare import summary
 from lm.data.sources import Mixture
@@ -103,12 +103,12 @@ def test_no_text_is_lost_or_changes_order(documents, share):
     whole, pieces = documents, [[d[i : i + 3] for i in range(0, max(1, len(d)), 3)] for d in documents]
     reader = Listed(pieces)
     try:
-        split = plan(reader, share)
+        split = choose_split(reader, share)
     except UserError:  # nothing, too little, or all alike
         assert len({d[0] for d in pieces if d[0]}) <= 1
         return
     found = {False: [], True: []}
-    for part in parts(reader, split):
+    for part in split_parts(reader, split):
         if part.first:
             found[part.held_out].append([])
         found[part.held_out][-1].append(part.text)
@@ -133,8 +133,8 @@ def test_the_split_looks_only_at_the_beginning_of_a_document():
 
 def test_a_large_corpus_keeps_the_share_asked_for():
     reader = Listed([[f"document {i}"] for i in range(4000)])
-    assert plan(reader, 0.05) == Split(below=0.05)
-    assert 120 < sum(part.held_out for part in parts(reader, Split(below=0.05))) < 280
+    assert choose_split(reader, 0.05) == Split(below=0.05)
+    assert 120 < sum(part.held_out for part in split_parts(reader, Split(below=0.05))) < 280
 
 
 def test_the_second_time_comes_from_the_cache(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from lm.data.sources import pairs_from
 from lm.data.text.files import JsonLines, Text
-from lm.data.text.restored import Restored, bare, sentences
+from lm.data.text.restored import Restored, bare, prose_sentences
 from lm.data.text.tables import Table
 
 TEXT = """Return the turtle's x coordinate, if
@@ -16,7 +16,7 @@ This sentence names tempfile.tempdir as str! Return the turtle's x coordinate, i
 
 def test_sentences_of_prose():
     """Wrapped lines are joined; code, headings and what is shorter than four words are left out."""
-    assert sentences(TEXT) == [
+    assert prose_sentences(TEXT) == [
         "Return the turtle's x coordinate, if any.",
         "It is (see above) a float.",
         "This sentence names tempfile.tempdir as str!",

@@ -33,7 +33,7 @@ def texts(source) -> list[str]:
 
 
 def test_importing_the_data_room_stays_light():
-    modules = ["sources", "tokenizer.tokenizer", "corpus.prepare", "rows.pipeline", "text.tfds", "text.tables", "demo", "labelled.sources"]
+    modules = ["sources", "tokenizer.tokenizer", "corpus.prepare", "rows.pipeline", "text.tfds", "demo"]
     code = "import sys\n" + "".join(f"import lm.data.{m}\n" for m in modules)
     code += "print([m for m in ('jax', 'grain', 'tensorflow_datasets', 'pyarrow', 'tokenizers') if m in sys.modules])"
     root = Path(__file__).parents[2]

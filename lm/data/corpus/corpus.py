@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lm.data.corpus.split import numbers
+from lm.data.corpus.split import parse_fold
 from lm.data.corpus.store import Tokens
 from lm.data.demo import Documentation
 from lm.data.text.words import Words
@@ -44,7 +44,7 @@ class Data:
             raise UserError(f"packing={self.packing!r}: use 'documents' or 'windows'")
         if not isinstance(self.augment, tuple) or not all(isinstance(one, Augmentation) for one in self.augment):
             raise UserError(f"augment={self.augment!r}: give a tuple of values of lm.data.corpus.augment, such as (Edits(),)")
-        if self.fold and numbers(self.fold) and not labelled(self.source):
+        if self.fold and parse_fold(self.fold) and not labelled(self.source):
             raise UserError(f"fold={self.fold} is for labelled examples; of running text hold out a share: validation=0.05")
         if self.augment and not labelled(self.source):
             raise UserError("augment is for labelled examples; the source is running text: leave it out")

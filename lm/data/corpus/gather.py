@@ -1,4 +1,4 @@
-"""Make a corpus of labelled examples: both sides of the split, and a tokenizer."""
+"""Prepare a corpus of labelled examples: both sides of the split, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from lm.data.corpus.augment import augmented
-from lm.data.corpus.split import held, key, position
+from lm.data.corpus.split import group_key, hold_out_fold, position
 from lm.data.sources import components
 from lm.data.tokenizer.tokenizer import Characters, Pretrained, Tokenizer
-from lm.data.types import Example, ExampleSet, Read, labelled, strings, told
+from lm.data.types import Example, ExampleSet, Read, labelled, strings, without_labels
 from lm.errors import UserError, check
 
 
 def gather(data: Any, root: Path, report: Callable[[str], None]):
-    """Return the corpus of a `Data` whose sources are labelled; a vocabulary made of it is kept under `root`."""
+    """Prepare the corpus of a `Data` with labelled sources; its vocabulary is kept under `root`."""
     from lm.data.corpus.corpus import Corpus
 
     check(data.words is None, f"words={data.words}: labelled examples have no marks; leave it out")
@@ -31,9 +31,9 @@ def gather(data: Any, root: Path, report: Callable[[str], None]):
     for one in read:
         check(len(one) > 0, f"{one.name} has no example in it")
     if data.fold:
-        train, held_out = held(read, data.fold)
+        train, held_out = hold_out_fold(read, data.fold)
     elif isinstance(data.validation, int | float):
-        sides = [split(one, data.validation) for one in read]
+        sides = [hold_out_share(one, data.validation) for one in read]
         train, held_out = [side[0] for side in sides], [x for side in sides for x in side[1]]
     else:
         check(labelled(data.validation), "validation: the training examples are labelled, so these must be, too")
@@ -43,7 +43,7 @@ def gather(data: Any, root: Path, report: Callable[[str], None]):
     parts = components(data.source, [len(side) for side in train])
     everything = [example for side in (*train, held_out) for example in side]
     name = f"fold {data.fold} of " * bool(data.fold) + "+".join(one.name for one in read)
-    tokenizer, folder = vocabulary(data.tokenizer, train, everything, root, name, report)
+    tokenizer, folder = corpus_tokenizer(data.tokenizer, train, everything, root, name, report)
     if data.augment:
         train = augmented(train, data.augment)
         copies = sum(map(len, (*train, held_out))) - len(everything)
@@ -57,24 +57,24 @@ def gather(data: Any, root: Path, report: Callable[[str], None]):
 
 
 def numbered(read: Read, part: int) -> Read:
-    """Give every example the number of its source in a mixture."""
+    """Set every example's `part`, the number of its source in a mixture."""
     return dataclasses.replace(read, examples=tuple(example._replace(part=part) for example in read))
 
 
 def text_of(example: Example) -> str:
-    """Write all values as one text."""
+    """Serialise all values."""
     return json.dumps(example.values, sort_keys=True, ensure_ascii=False)
 
 
-def split(read: Read, share: float) -> tuple[list[Example], list[Example]]:
-    """Hold out the groups of examples with the least hashes (`folds.key`), as near to the share as can be.
+def hold_out_share(read: Read, share: float) -> tuple[list[Example], list[Example]]:
+    """Hold out the groups (`group_key`) with the least hashes, as near to the share as possible; both sides have one.
 
-    Both sides get one. Unlike a bound on the hash, which suits endless text, this holds a small set's share exactly.
+    A bound on the hash, which suits endless text, would miss a small set's share.
     """
     if share == 0:
         return list(read), []
-    keys = [key(example) for example in read]
-    least: dict[str, float] = {}  # of the values of a group's examples: the same whatever their order
+    keys = [group_key(example) for example in read]
+    least: dict[str, float] = {}  # over a group's examples: the same in any order
     for name, example in zip(keys, read):
         least[name] = min(position(example.group or text_of(example)), least.get(name, 1.0))
     places = [least[name] for name in keys]
@@ -89,18 +89,18 @@ def split(read: Read, share: float) -> tuple[list[Example], list[Example]]:
     return sides
 
 
-def vocabulary(
+def corpus_tokenizer(
     rule: Any, train: list[list[Example]], everything: list[Example], root: Path, name: str, report: Callable[[str], None]
 ) -> tuple[Tokenizer, Path]:
-    """Build or load the tokenizer; give it and the folder of what is kept of this corpus."""
+    """Build or load the tokenizer; return it and the corpus's folder in the cache."""
 
-    def texts() -> Iterator[str]:
+    def training_texts() -> Iterator[str]:
         chosen = everything if isinstance(rule, Characters) else [x for side in train for x in side]
         for example in chosen:
-            found = told(example.values)
+            texts = without_labels(example.values)
             between = " " if example.values.get("spaced", True) else ""
-            words = found.pop("words", [])
-            yield from (between.join(words), *strings(found)) if words else strings(found)
+            words = texts.pop("words", [])
+            yield from (between.join(words), *strings(texts)) if words else strings(texts)
 
     facts = [repr(rule), *map(text_of, everything)]
     if isinstance(rule, Pretrained):
@@ -113,6 +113,6 @@ def vocabulary(
             report("making the vocabulary")
         folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / f"tokenizer.{os.uname().nodename}-{os.getpid()}"  # several processes may make the same
-        rule.build(texts).save(fresh)
+        rule.build(training_texts).save(fresh)
         fresh.replace(path)
     return Tokenizer.load(folder), folder

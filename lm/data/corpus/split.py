@@ -1,4 +1,4 @@
-"""Decide which text is held out for validation, the same way on every machine and in every run."""
+"""Split documents and labelled examples into training and validation: deterministic, by hashes of their content."""
 
 from __future__ import annotations
 
@@ -12,27 +12,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.data.types import Example, Read, Reader, strings, told
+from lm.data.types import Example, Read, Reader, strings, without_labels
 from lm.errors import UserError, check
 
-# A document is judged by its beginning, so that a long one need not be held in memory.
-# Pieces of long documents are longer than this.
+# Only the start of a document is hashed: a long one need not be in memory, and its first piece is longer than this.
 HEAD = 1 << 16
 
 
 @dataclass(frozen=True)
 class Split:
-    """Hold out documents whose content hash, in [0, 1), is under `below`; of a single document, all from `cut` on."""
+    """Hold out the documents with a hash, in [0, 1), under `below`; of a single document, the characters from `cut` on."""
 
     below: float = 0.0
     cut: int | None = None
 
 
 class Part(NamedTuple):
-    """Text of one document on one side; `piece` is the reader's index that it came from.
-
-    `borders` and `marks` as in `Piece`.
-    """
+    """Text of one document on one side; `piece`: its index in the reader; `borders` and `marks` as in `Piece`."""
 
     piece: int
     held_out: bool
@@ -44,13 +40,13 @@ class Part(NamedTuple):
 
 
 def position(text: str) -> float:
-    """Hash a document's first HEAD characters to [0, 1): exact duplicates land on one side."""
+    """Hash a document's first HEAD characters to [0, 1): exact duplicates are on one side."""
     digest = blake2b(text[:HEAD].encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def plan(reader: Reader, share: float) -> Split:
-    """Choose the rule for one source; a small corpus always gets a document, or part of its only one, on each side.
+def choose_split(reader: Reader, share: float) -> Split:
+    """Choose the rule for one source so that both sides have a document, or a part of the only one.
 
     Reads until both sides have a document: a few dozen documents, or all of a corpus that has only one.
     """
@@ -80,8 +76,8 @@ def plan(reader: Reader, share: float) -> Split:
     return Split(below=math.nextafter(low, 1) if low >= share else high)
 
 
-def parts(reader: Reader, split: Split) -> Iterator[Part]:
-    """Walk through a source; empty documents are left out."""
+def split_parts(reader: Reader, split: Split) -> Iterator[Part]:
+    """Yield the parts of all documents with their sides; empty documents are left out."""
     held_out, open_, seen = False, False, 0
     for i in range(len(reader)):
         text, end, borders, marks = reader[i]
@@ -103,30 +99,34 @@ def parts(reader: Reader, split: Split) -> Iterator[Part]:
         open_ = not end
 
 
-def _sliced(marks: Callable[[], np.ndarray] | None, start: int | None, stop: int | None):
+def _sliced(
+    marks: Callable[[], np.ndarray] | None, start: int | None, stop: int | None
+) -> Callable[[], np.ndarray] | None:
     return None if marks is None else lambda: marks()[start:stop]
 
 
-def numbers(fold: str) -> tuple[int, int]:
-    """Read "2/5", the second part of five."""
-    found = re.fullmatch(r"(\d+)/(\d+)", fold)
-    if not found or not 1 <= int(found[1]) <= int(found[2]) or int(found[2]) < 2:
+def parse_fold(fold: str) -> tuple[int, int]:
+    """Parse "2/5", the second fold of five."""
+    match = re.fullmatch(r"(\d+)/(\d+)", fold)
+    if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
         raise UserError(f"fold={fold!r}: write 2/5 for the second of five parts")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
-def key(example: Example) -> str:
-    """Say what keeps examples together: their group, without one their texts, whatever their labels and numbers."""
-    return example.group or json.dumps(strings(told(example.values)) or example.values, sort_keys=True, ensure_ascii=False)
+def group_key(example: Example) -> str:
+    """Return the key of the examples that stay together: the group; without one the texts, whatever their labels."""
+    texts = strings(without_labels(example.values))
+    return example.group or json.dumps(texts or example.values, sort_keys=True, ensure_ascii=False)
 
 
-def dealt(examples: Sequence[Example], count: int) -> np.ndarray:
-    """Give each example its part, 0 to count - 1, (N,) int.
+def assign_folds(examples: Sequence[Example], count: int) -> np.ndarray:
+    """Assign each example to a fold, int [N] from 0 to count - 1.
 
-    Whole groups are dealt out, the larger ones first and equal ones by their hashes, each to the part that is smallest: of
-    single examples no part has more than one above another, and every part has some. Raises UserError for fewer groups.
+    Whole groups, the larger ones first and equal ones by their hashes, each to the smallest fold: folds of single examples
+    differ in size by at most one, and none is empty. Raises UserError for fewer groups than folds.
     """
-    order, own_N, sizes = np.unique([position(key(one)) for one in examples], return_inverse=True, return_counts=True)
+    keys = [position(group_key(example)) for example in examples]
+    order, own_N, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     check(len(order) >= count, f"{len(order)} group(s) of different examples cannot be dealt into {count} folds; take fewer")
     part_G, total_K = np.zeros(len(order), int), np.zeros(count, int)
     for group in np.argsort(-sizes, kind="stable"):
@@ -135,10 +135,10 @@ def dealt(examples: Sequence[Example], count: int) -> np.ndarray:
     return part_G[own_N]
 
 
-def held(read: Sequence[Read], fold: str) -> tuple[list[list[Example]], list[Example]]:
-    """Hold one part of all sources' examples out; give what is left of each source, and the part."""
-    number, count = numbers(fold)
-    part_N = dealt([example for one in read for example in one], count)
+def hold_out_fold(read: Sequence[Read], fold: str) -> tuple[list[list[Example]], list[Example]]:
+    """Hold out one fold of all sources' examples; return the remaining examples of each source, and the fold."""
+    number, count = parse_fold(fold)
+    part_N = assign_folds([example for one in read for example in one], count)
     train: list[list[Example]] = []
     out: list[Example] = []
     for one, parts in zip(read, np.split(part_N, np.cumsum([len(one) for one in read])[:-1])):

@@ -13,7 +13,7 @@ import numpy as np
 
 from lm.data.corpus import digests
 from lm.data.corpus.digests import DamagedCorpus
-from lm.data.corpus.split import Part, Split, parts, plan
+from lm.data.corpus.split import Part, Split, choose_split, split_parts
 from lm.data.corpus.store import Writer
 from lm.data.sources import Concatenation
 from lm.data.text import words
@@ -62,7 +62,7 @@ class Tokenisation:
     def _begin(self) -> dict:
         """Choose the splits and make the tokenizer."""
         text = digests.fingerprint(self.inputs)
-        self.splits = [plan(reader, self.share) for _, reader in self.readers]
+        self.splits = [choose_split(reader, self.share) for _, reader in self.readers]
         tokenizer = self.vocabulary.build(self._training_text)
         for name in TOKENIZER:
             (self.folder / name).unlink(missing_ok=True)
@@ -88,11 +88,11 @@ class Tokenisation:
         self.report("making the vocabulary")
         for name, reader, split, held_out in self._streams():
             if isinstance(self.vocabulary, Characters):
-                yield from (part.text for part in parts(reader, split))
+                yield from (part.text for part in split_parts(reader, split))
             elif not held_out:
                 share = self.readers[int(name.removeprefix("train-"))][0]
                 limit = share * self.vocabulary.train_bytes
-                for part in parts(reader, split):
+                for part in split_parts(reader, split):
                     if not part.held_out and limit > 0:
                         limit -= len(part.text.encode())
                         yield part.text
@@ -111,7 +111,7 @@ class Tokenisation:
         self.bytes = dict.fromkeys(names, 0)
         for k, (name, reader, split, held_out) in enumerate(self._streams()):
             skip = len(reader) if k < done["stream"] else done["pieces"] if k == done["stream"] else 0
-            for batch in _batches(parts(reader, split), skip):
+            for batch in _batches(split_parts(reader, split), skip):
                 targets = [name if not (part.held_out or held_out) else "validation" for part in batch]
                 self._account(batch, targets)
                 if batch[0].piece >= skip:
@@ -203,7 +203,7 @@ def content(readers: Sequence[Reader], report: Callable[[str], None]) -> str:
     """Return the SHA-256 that `Tokenisation` gives the whole text of these readers, by reading it once."""
     digest, said = hashlib.sha256(), time.monotonic()
     for reader in readers:
-        for part in parts(reader, Split()):
+        for part in split_parts(reader, Split()):
             _update(digest, part.text.encode(), part)
             if time.monotonic() - said > 2:
                 said = time.monotonic()

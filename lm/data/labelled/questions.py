@@ -1,4 +1,4 @@
-"""Read questions about paragraphs: SQuAD's JSON and what is written like it, and CMRC's own form."""
+"""Questions about paragraphs with answer spans: the JSON formats of SQuAD and CMRC."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lm.data.types import Example, ExampleSource, Read
 from lm.errors import UserError, check
 from lm.strict_json import parse_json
 
-REACH = 8  # characters that a start may be off: counted in bytes, or before the text was cleaned
+REACH = 8  # characters by which a start may be wrong: counted in bytes, or before the text was cleaned
 NAMED = re.compile(r'"(?:id|query_id|question|query_text|context|context_text)"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
 
 
@@ -38,11 +38,11 @@ class Questions(ExampleSource):
 
 
 class Places:
-    """The lines of a file where its paragraphs and questions stand, found by their ids and texts."""
+    """Line numbers of a file's paragraphs and questions, by their ids and texts."""
 
     def __init__(self, path: str, text: str):
         self.path = path
-        self.lines: dict[Any, deque[int]] = defaultdict(deque)  # of an id or text that comes several times, in their order
+        self.lines: dict[Any, deque[int]] = defaultdict(deque)  # in the file's order, where an id or text repeats
         line, at = 1, 0
         for match in NAMED.finditer(text):
             line += text.count("\n", at, match.start())
@@ -50,16 +50,16 @@ class Places:
             self.lines[parse_json(match[1], f"{path}:{line}")].append(line)
 
     def of(self, name: str, *values: Any) -> str:
-        """Say where the thing of that name stands whose id or text is the first of the values that is in the file."""
+        """Return FILE:LINE and name of a paragraph or question; of its ids and texts `values` the first in the file counts."""
         lines = [self.lines[value] for value in values if isinstance(value, str | int) and value in self.lines]
         return f"{self.path}{f':{lines[0].popleft()}' if lines and lines[0] else ''}, {printable(name)}"
 
 
 def _questions(content: Any, places: Places) -> Iterator[tuple[str, dict]]:
-    """Give (paragraph, question); raises UserError where the file is of another form."""
+    """Yield (paragraph, question); raises UserError for a file of another format."""
     articles = content.get("data") if isinstance(content, dict) else content
     right = isinstance(articles, list)
-    check(right, f"{places.path}: neither SQuAD's form, {{'data': [...]}}, nor CMRC's, a list of paragraphs")
+    check(right, f"{places.path}: neither SQuAD's format, {{'data': [...]}}, nor CMRC's, a list of paragraphs")
     number = 0
     for article in _objects(articles, "data", places.path):
         for paragraph in _objects(article.get("paragraphs", [article]), "paragraphs", places.path):
@@ -68,19 +68,19 @@ def _questions(content: Any, places: Places) -> Iterator[tuple[str, dict]]:
             where = places.of(f"paragraph {number}", context)
             if not isinstance(context, str):
                 raise UserError(f"{where}: its 'context' is {_short(context)}, not a text; mend or remove it")
-            # Hugging Face parts no paragraphs: each row has its question and context.
+            # Hugging Face has no paragraphs: each row has its question and context.
             check("qas" in paragraph or "question" in paragraph, f"{where}: no 'qas', the list of its questions; add it")
             for question in _objects(paragraph.get("qas", [paragraph]), "qas", where):
                 yield context, question
 
 
-def _objects(found: Any, name: str, where: str) -> list[dict]:
-    if not isinstance(found, list):
-        raise UserError(f"{where}: {name!r} is {_short(found)}, not a list of objects; mend it")
-    for one in found:
-        if not isinstance(one, dict):
-            raise UserError(f"{where}: {name!r} holds {_short(one)}, which is no object; mend it")
-    return found
+def _objects(items: Any, name: str, where: str) -> list[dict]:
+    if not isinstance(items, list):
+        raise UserError(f"{where}: {name!r} is {_short(items)}, not a list of objects; mend it")
+    for item in items:
+        if not isinstance(item, dict):
+            raise UserError(f"{where}: {name!r} holds {_short(item)}, which is no object; mend it")
+    return items
 
 
 def _short(value: Any) -> str:
@@ -89,7 +89,7 @@ def _short(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Write halves of surrogate pairs as escapes."""
+    """Escape halves of surrogate pairs."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -119,7 +119,7 @@ def _example(context: str, question: dict, places: Places) -> Example:
         if place >= 0:
             answers.append(text)
             starts.append(place)
-    # An answer without a start may be worded otherwise than the paragraph, if another one is not.
+    # Without a start, some of several answers may be worded otherwise than the paragraph.
     some = bool(impossible or answers or not given)
     check(some, f"{where}: none of its answers stands in the paragraph; mend them, or set is_impossible")
     values |= {"answers": [], "starts": []} if impossible else {"answers": answers, "starts": starts}
@@ -127,7 +127,7 @@ def _example(context: str, question: dict, places: Places) -> Example:
 
 
 def _answers(given: Any, where: str) -> list[tuple[str, int | None]]:
-    """List text and start of each answer, None where the file does not say it."""
+    """List text and start of each answer; the start is None where the file has none."""
     if isinstance(given, dict):  # Hugging Face has a list of texts and a list of starts
         found, starts = given.get("text"), given.get("answer_start")
         right = isinstance(found, list) and isinstance(starts, list) and len(found) == len(starts)
@@ -149,7 +149,7 @@ def _answers(given: Any, where: str) -> list[tuple[str, int | None]]:
 
 
 def _place(context: str, text: str, start: int | None) -> int:
-    """Find where an answer begins: nearest to its start, and within REACH of it; -1 is nowhere."""
+    """Return the occurrence of an answer nearest to its start and within REACH, -1 without one."""
     if start is None:
         return context.find(text)
     near = range(max(0, start - REACH), start + REACH + 1)

@@ -1,4 +1,4 @@
-"""Cut a token stream into rows, and pack short examples into rows; pure numpy.
+"""Cut a token stream into rows, cut long texts into windows, and group documents into rows; pure numpy.
 
 A row is `tokens`, `segments` and `positions`, int32 [length] each: `segments` numbers the row's documents 1, 2, ...
 (0 is padding), `positions` counts from 0 within each. Rows may share constant arrays: do not write into them.
@@ -7,7 +7,6 @@ A row is `tokens`, `segments` and `positions`, int32 [length] each: `segments` n
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,10 +14,11 @@ from lm.data.corpus.store import Tokens
 from lm.errors import UserError
 
 Row = dict[str, np.ndarray]
+BLOCK = 1 << 25  # tokens searched for separators at once
 
 
 def window(tokens: Tokens, start: int, length: int, packing: str = "documents") -> Row:
-    """Return the row of stream positions [start, start + length); past the end it is padding.
+    """Return the row of stream positions [start, start + length), padded past the end.
 
     With packing='windows' the row is one segment. A document begins at the separator before it.
     """
@@ -40,7 +40,7 @@ def ring(tokens: Tokens) -> int:
 
 
 def wrapped(tokens: Tokens, start: int, length: int, packing: str = "documents") -> Row:
-    """Return a full row that goes on at the stream's beginning when it reaches its end, as often as needed."""
+    """Return a full row of the stream as a ring: past its end the row continues at its start."""
     size = ring(tokens)
     start %= size
     if start + length <= size:
@@ -77,63 +77,25 @@ def _pad(array: np.ndarray, length: int) -> np.ndarray:
     return padded
 
 
-def pack(examples: Sequence[Mapping[str, np.ndarray]], length: int) -> Row:
-    """Pack examples of varying length into rows [R, length] by first fit, in the order given.
-
-    An example maps names to arrays [T, ...] of one common T <= length. Every name is packed alike, 0 where nothing
-    lies; `segments` (1, 2, ... in each row) and `positions` are added.
-    """
-    sizes = [len(next(iter(example.values()))) for example in examples]
-    if sizes and max(sizes) > length:
-        raise ValueError(f"example {int(np.argmax(sizes))} has {max(sizes)} tokens, a row {length}")
-    places = first_fit(sizes, length)
-    rows = 1 + max((row for row, _, _ in places), default=-1)
-    template = examples[0] if examples else {}
-    packed = {k: np.zeros((rows, length, *np.shape(v)[1:]), np.asarray(v).dtype) for k, v in template.items()}
-    packed |= {name: np.zeros((rows, length), np.int32) for name in ("segments", "positions")}
-    for example, size, (row, at, number) in zip(examples, sizes, places):
-        for name, value in example.items():
-            packed[name][row, at : at + size] = value
-        packed["segments"][row, at : at + size] = number
-        packed["positions"][row, at : at + size] = np.arange(size)
-    return packed
-
-
-def first_fit(sizes: Sequence[int], length: int) -> list[tuple[int, int, int]]:
-    """Return (row, offset, number within the row from 1) for each size: the first row with room, else a new one."""
-    used: list[int] = []
-    count: list[int] = []
-    places = []
-    for size in sizes:
-        row = next((r for r, taken in enumerate(used) if taken + size <= length), len(used))
-        if row == len(used):
-            used.append(0)
-            count.append(0)
-        count[row] += 1
-        places.append((row, used[row], count[row]))
-        used[row] += size
-    return places
-
-
-def windows(count: int, size: int, step: int) -> list[tuple[int, int]]:
-    """Return [low, high) of windows of at most `size` items, `step` apart, until one reaches the end (run_squad)."""
-    found, low = [], 0
+def token_windows(count: int, size: int, step: int) -> list[tuple[int, int]]:
+    """Return [low, high) of windows of at most `size` tokens, `step` apart, until one reaches the end (run_squad)."""
+    windows, low = [], 0
     while True:
         high = min(count, low + size)
-        found.append((low, high))
+        windows.append((low, high))
         if high == count:
-            return found
+            return windows
         low += min(size, step)
 
 
-def owners(found: list[tuple[int, int]], count: int) -> np.ndarray:
-    """Return for each item the number of the window where it has most context, int64 [count].
+def owners(windows: list[tuple[int, int]], count: int) -> np.ndarray:
+    """Return the number of the window with most context for each item, int64 [count]; of equal windows the first.
 
-    The context is the smaller of what is left and right of it, plus a hundredth of the window's length (Devlin et al.
-    2019, run_squad); of equal windows the first.
+    The context is the smaller of the numbers of items to the left and to the right, plus a hundredth of the window's length
+    (Devlin et al. 2019, run_squad).
     """
     best, owner = np.full(count, -1.0), np.zeros(count, np.int64)
-    for k, (low, high) in enumerate(found):
+    for k, (low, high) in enumerate(windows):
         place = np.arange(low, high)
         score = np.minimum(place - low, high - 1 - place) + 0.01 * (high - low)
         better = score > best[low:high]
@@ -142,19 +104,16 @@ def owners(found: list[tuple[int, int]], count: int) -> np.ndarray:
     return owner
 
 
-def word_windows(sizes: list[int], room: int, overlap: int) -> list[tuple[int, int]]:
-    """Return [low, high) of windows of words, sizes in tokens, that fit `room` and overlap by up to `overlap` tokens."""
-    ends = np.cumsum([0, *(min(size, room) for size in sizes)])
-    found, low = [], 0
+def word_windows(sizes: list[int], capacity: int, overlap: int) -> list[tuple[int, int]]:
+    """Return [low, high) of windows of words, sizes in tokens, of at most `capacity` tokens that overlap by up to `overlap`."""
+    ends = np.cumsum([0, *(min(size, capacity) for size in sizes)])
+    windows, low = [], 0
     while True:
-        high = max(low + 1, int(np.searchsorted(ends, ends[low] + room, "right")) - 1)
-        found.append((low, high))
+        high = max(low + 1, int(np.searchsorted(ends, ends[low] + capacity, "right")) - 1)
+        windows.append((low, high))
         if high >= len(sizes):
-            return found
+            return windows
         low = max(low + 1, int(np.searchsorted(ends, ends[high] - overlap, "left")))
-
-
-BLOCK = 1 << 25  # tokens looked at at once
 
 
 def boundaries(tokens: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -173,10 +132,9 @@ def boundaries(tokens: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def separators(tokens: Tokens) -> np.ndarray:
     """Return the stream positions of the separator, int64 ascending, reading the stream once in blocks."""
-    found = [
-        np.flatnonzero(tokens.tokens[at : at + BLOCK] == tokens.separator) + at for at in range(0, len(tokens), BLOCK)
-    ]
-    return np.concatenate([np.zeros(0, np.int64), *found])
+    blocks = (tokens.tokens[at : at + BLOCK] == tokens.separator for at in range(0, len(tokens), BLOCK))
+    positions = [np.flatnonzero(block) + k * BLOCK for k, block in enumerate(blocks)]
+    return np.concatenate([np.zeros(0, np.int64), *positions])
 
 
 def next_fit(sizes: np.ndarray, limit: tuple[int, ...]) -> np.ndarray:
@@ -189,7 +147,7 @@ def next_fit(sizes: np.ndarray, limit: tuple[int, ...]) -> np.ndarray:
     if not count:
         return np.zeros(1, np.int64)
     totals = np.concatenate([np.zeros((1, len(limit)), np.int64), np.cumsum(sizes, axis=0)])
-    # Where a row that begins at each document would end; then follow the rows from the first document on.
+    # The end of a row that starts at each document; then follow the rows from the first document on.
     ends = [np.searchsorted(column, column[:-1] + most, "right") - 1 for column, most in zip(totals.T, limit)]
     after = np.minimum.reduce(ends).tolist()
     rows = [0]

@@ -1,4 +1,4 @@
-"""Sentences without their capitals and punctuation, beside the sentences: pairs made of any text."""
+"""Pairs made of any text: sentences without capitals and punctuation, and the sentences themselves."""
 
 from __future__ import annotations
 
@@ -20,18 +20,31 @@ PUNCTUATION = re.compile(r"[^\w\s]|_")
 WORDS = range(4, 41)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Restored(TextSource):
+    """The sentences of `source` as pairs: in lower case without punctuation, and as written.
+
+    A sequence-to-sequence task on any text of a cased script: to restore a speech recogniser's output.
+    """
+
+    source: Documentation | Text | JsonLines | Parquet | Tfds = Documentation()
+
+    def open(self) -> Reader:
+        return RestoredReader(self.source.open())
+
+
 class RestoredReader:
-    """One document a sentence, with two fields; a sentence that comes twice is one. All are kept in memory."""
+    """One document a sentence, without repetitions, with two fields; all are kept in memory."""
 
     def __init__(self, inner: Reader):
         self.inner, self.name = inner, f"restored-{inner.name}"
 
     @functools.cached_property
     def sentences(self) -> list[str]:
-        found: dict[str, None] = {}
+        unique: dict[str, None] = {}
         for i in range(len(self.inner)):
-            found.update(dict.fromkeys(sentences(self.inner[i].text)))
-        return list(found)
+            unique.update(dict.fromkeys(prose_sentences(self.inner[i].text)))
+        return list(unique)
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -46,26 +59,13 @@ class RestoredReader:
         return self.inner.inputs()
 
 
-def sentences(text: str) -> list[str]:
-    """Cut text into sentences of 4 to 40 words, wrapped lines joined; what is no prose is left out."""
+def prose_sentences(text: str) -> list[str]:
+    """Cut text into sentences of 4 to 40 words, wrapped lines joined; code and tables are left out."""
     paragraphs = (" ".join(paragraph.split()) for paragraph in PARAGRAPH.split(text))
     cut = (sentence for paragraph in paragraphs for sentence in END.split(paragraph))
     return [s for s in cut if len(s.split()) in WORDS and SENTENCE.fullmatch(s)]
 
 
 def bare(sentence: str) -> str:
-    """Give a sentence in lower case without punctuation, as a speech recogniser would."""
+    """Lower-case a sentence and remove its punctuation, as a speech recogniser writes it."""
     return " ".join(PUNCTUATION.sub(" ", sentence).lower().split())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Restored(TextSource):
-    """The sentences of `source` as pairs: in lower case without punctuation, and as they were written.
-
-    A task of sequence to sequence that any text of a cased script gives: what a speech recogniser's output lacks.
-    """
-
-    source: Documentation | Text | JsonLines | Parquet | Tfds = Documentation()
-
-    def open(self) -> Reader:
-        return RestoredReader(self.source.open())

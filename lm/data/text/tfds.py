@@ -1,4 +1,4 @@
-"""Read TensorFlow Datasets sets through array_record files: no TensorFlow, and no endless wait without a network."""
+"""TensorFlow Datasets read through array_record files: without TensorFlow, and without an endless wait for a network."""
 
 from __future__ import annotations
 
@@ -6,17 +6,35 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lm.data.types import Piece, Reader, TextSource
 from lm.errors import UserError
 
-HOST = "https://storage.googleapis.com/tfds-data/"  # where TFDS keeps its own files
+HOST = "https://storage.googleapis.com/tfds-data/"  # TFDS's own files
 PATIENCE = 5.0  # seconds to wait for an answer
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tfds(TextSource):
+    """A TensorFlow Datasets set in array_record form, read without TensorFlow.
+
+    `data_dir` may be the usual root of data sets, or the folder of one prepared set (with dataset_info.json in it).
+    """
+
+    name: str
+    split: str = "train"
+    field: str = "text"
+    data_dir: str | None = None
+
+    def open(self) -> Reader:
+        return TfdsReader(self.name, self.split, self.field, self.data_dir)
+
+
 class TfdsReader:
-    """The records of one split; the text of `field` as UTF-8."""
+    """The records of one split."""
 
     def __init__(self, name: str, split: str, field: str, data_dir: str | None):
         self.name, self.field = f"tfds:{name}", field
@@ -49,7 +67,7 @@ class TfdsReader:
         return sorted(entry.path for entry in os.scandir(self.folder) if entry.is_file())
 
 
-def _builder(name: str, data_dir: str | None):
+def _builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds
 
     if data_dir and os.path.exists(os.path.join(data_dir, "dataset_info.json")):
@@ -66,7 +84,7 @@ def _builder(name: str, data_dir: str | None):
         raise UserError(f"tfds:{name}: its builder needs the package {error.name!r}: pip install it") from None
 
 
-def _records(builder, name: str, split: str):
+def _records(builder: Any, name: str, split: str) -> Sequence[Any]:
     if not builder.info.splits:
         _download(builder, name)
     try:
@@ -80,7 +98,7 @@ def _records(builder, name: str, split: str):
         raise UserError(f"tfds:{name}: no split {split!r}; it has {', '.join(builder.info.splits)}") from None
 
 
-def _download(builder, name: str) -> None:
+def _download(builder: Any, name: str) -> None:
     if not reachable():
         raise UserError(
             f"tfds:{name} is not on this machine ({builder.data_dir}) and {HOST} does not answer: prepare it where "
@@ -88,16 +106,16 @@ def _download(builder, name: str) -> None:
         )
     try:
         builder.download_and_prepare(file_format="array_record")
-    except Exception as error:  # whatever a third party's builder meets, the user has one thing to know
+    except Exception as error:  # a third party's builder may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"tfds:{name} could not be prepared in {builder.data_dir}: {reason}") from error
 
 
 def reachable(url: str = HOST, seconds: float = PATIENCE) -> bool:
-    """Say whether `url` answers at all; a thread, because looking a name up obeys no time limit of ours."""
+    """Return whether `url` answers within `seconds`; in a thread, because resolving a host name has no time limit."""
     answers: list[bool] = []
 
-    def ask():
+    def request() -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
             answers.append(True)
@@ -106,23 +124,7 @@ def reachable(url: str = HOST, seconds: float = PATIENCE) -> bool:
         except OSError:
             answers.append(False)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(seconds)
     return bool(answers and answers[0])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tfds(TextSource):
-    """A TensorFlow Datasets set in array_record form, read without TensorFlow.
-
-    `data_dir` may be the usual root of data sets, or the folder of one prepared set (with dataset_info.json in it).
-    """
-
-    name: str
-    split: str = "train"
-    field: str = "text"
-    data_dir: str | None = None
-
-    def open(self) -> Reader:
-        return TfdsReader(self.name, self.split, self.field, self.data_dir)
