@@ -17,69 +17,50 @@ import numpy as np
 from lm.convert import task_heads, tokens
 from lm.convert.absent import present
 from lm.convert.differ import Difference, differ, refusal
-from lm.convert.families import albert, bart, distilbert, electra, encoders, gemma, gpt, llama, t5, transfoxl, xlnet
+from lm.convert.families import all_families, family_named
 from lm.convert.family import Family, canonical
 from lm.convert.folder import INDEX, SINGLE, Folder
 from lm.convert.lazy import fill
 from lm.convert.rules import Rule, blocks, missing, write
 from lm.data.tokenizer import special
 from lm.data.tokenizer.tokenizer import Tokenizer
-from lm.errors import UserError, check, unknown
+from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.sharding import shardings, unbox
 from lm.sizes import check_memory
 from lm.training.parameters import flat, nested
 
-FAMILIES: tuple[Family, ...] = (
-    gpt.FAMILY, *encoders.FAMILIES, albert.FAMILY, distilbert.FAMILY, electra.FAMILY, *llama.FAMILIES, *gemma.FAMILIES,
-    *t5.FAMILIES, *bart.FAMILIES, xlnet.FAMILY, transfoxl.FAMILY,
-)  # fmt: skip
-# What may be missing in a file: it is drawn anew, and said.
+# Beginnings of our leaves that a file may lack: they are drawn and reported.
 HEADS = ("transform/", "head_bias", "pooler/", "pair/", "output/", "generator/", "discriminator/dense/", "discriminator/judge/",
          "embed/bias", "embed/cluster_", "embed/output", "classifier/", "summary/", "answer/")  # fmt: skip
-# Their second names of what a tied model has once: in a file with both, both are the same; in one with this only, it counts.
-COPIES = (
-    (r"(embed_tokens|lm_head|lm_head\.decoder|predictions\.decoder|vocab_projector|lm_loss)\.weight$", "embed/table"),
-    (r"(predictions|lm_head)\.decoder\.bias$", "head_bias"),
-    (r"^crit\.out_layers\.(\d+)\.weight$", r"embed/table\1"),
-    (r"^crit\.out_projs\.(\d+)$", r"embed/input\1"),
-    (r"^crit\.out_projs\.\d+$", "embed/input0"),
-    (r"dec_attn\.r_w_bias$", "content_bias"),
-    (r"dec_attn\.r_r_bias$", "position_bias"),
-)
-# Their tensors that hold no weights.
-BUFFERS = r"(position_ids|token_type_ids|inv_freq|\.attn\.(masked_)?bias|embed_positions\.weight|final_logits_bias)$"
-BATCH = dict.fromkeys(("tokens", "source", "places"), np.zeros((1, 8), np.int32))  # what any objective's shapes need
-SHARD = 5 * 10**9  # bytes of tensors a file
+BATCH = dict.fromkeys(("tokens", "source", "places"), np.zeros((1, 8), np.int32))  # enough for the shapes of any objective
+SHARD = 5 * 10**9  # bytes of tensors per file
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A folder read: the objective that such a model has, its parameters, and what was not in the file."""
+    """The contents of a folder: objective, parameters, tokenizer, and the tensors that file and table do not share."""
 
     objective: Any
     params: Any
     tokenizer: Tokenizer | None
     drawn: tuple[str, ...]  # our leaves that the file lacks
-    left: tuple[str, ...] = ()  # its tensors that the objective has no place for
-    kind: str = ""  # model_type of its config.json, which the model alone may not tell (mT5 is a T5)
+    left: tuple[str, ...] = ()  # tensors of the file without a counterpart in the objective
+    kind: str = ""  # model_type of config.json, which the model alone does not determine (mT5 is a T5)
 
 
 def family_of(settings: dict[str, Any], task: str = "") -> Family:
-    """Find the family of a config.json, under the task's head that it names, or under that of `task`."""
-    kind = str(settings.get("model_type"))
-    for family in FAMILIES:
-        if kind in family.types:
-            return task_heads.tasked(family, settings, task)
-    raise unknown("model_type of config.json", kind, [name for family in FAMILIES for name in family.types])
+    """Return the family of a config.json, under the head of `task` or of the task that it names."""
+    return task_heads.tasked(family_named(str(settings.get("model_type"))), settings, task)
 
 
 def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, task: str = "") -> Loaded:
     """Read a folder, each tensor straight into its shards of the mesh (None: the first device).
 
-    Tables of tokens get a multiple of `pad_vocab` rows. Heads that the file lacks are drawn from the seed; `task` asks for
-    that task's head whatever the file has. Raises UserError for names that no table knows and for half a backbone.
+    Token tables are padded to a multiple of `pad_vocab` rows. Heads that the file lacks are drawn from the seed; `task`:
+    take that task's head, whatever the file has. Raises UserError for unknown names and for an incomplete backbone.
     """
+    # Shapes first: names, shapes and memory are checked before any number is read.
     folder = Folder(path)
     family = family_of(folder.config, task)
     quantised = folder.config.get("quantization_config")
@@ -87,6 +68,8 @@ def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, 
     objective = padded(family.objective(folder.config), pad_vocab)
     boxed = jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), BATCH)
     shapes = {name: x.shape for name, x in flat(unbox(boxed)).items()}
+
+    # Match the names of file and table, both ways.
     rules, (tensors, left) = family.rules(objective), names(folder, family, objective, shapes)
     lacking, odd = missing(rules, tensors, shapes)
     heads = {name for name in odd if name.partition(".")[0] not in backbone(rules, family.prefix)}
@@ -94,6 +77,8 @@ def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, 
     check(not odd, f"{folder.path} has tensors that {type(family).__name__} does not know: {some(odd)}")
     gone = {name for name in lacking if not name.startswith(HEADS)}
     check(not gone, f"{folder.path} lacks tensors of the backbone: {some(gone)}")
+
+    # Read each tensor onto its devices; draw the missing heads.
     layout = flat(placement(boxed, mesh))
     filled = {rule.ours: rule for rule in rules if rule.ours in shapes and rule.ours not in lacking}
     for name, rule in filled.items():
@@ -104,9 +89,9 @@ def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, 
     folder.close()
     if lacking:
 
-        def draw(key):  # only these: the compiler leaves the rest of the model out
-            found = flat(unbox(objective.init(key, BATCH)))
-            return {name: found[name] for name in lacking}
+        def draw(key: jax.Array) -> dict[str, jax.Array]:  # the compiler removes the rest of the model
+            drawn = flat(unbox(objective.init(key, BATCH)))
+            return {name: drawn[name] for name in lacking}
 
         leaves |= jax.jit(draw, out_shardings={name: layout[name] for name in lacking})(jax.random.key(seed))
     drawn, kind = tuple(sorted(lacking)), str(folder.config["model_type"])
@@ -114,16 +99,16 @@ def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, 
 
 
 def backbone(rules: list[Rule], prefix: str) -> set[str]:
-    """Return what the names of a table's tensors begin with, in a file with heads and in a bare one.
+    """Return the first components of a table's tensor names, with and without the prefix.
 
-    Another tensor there is a part of the network that would be missing; what begins otherwise is a head that nobody asks.
+    An unknown tensor below one of them is a missing part of the network; elsewhere it is an unused head.
     """
     names = {rule.theirs for rule in rules}
     return {name.partition(".")[0] for name in names | {name.removeprefix(prefix) for name in names}} | {"lm_head"}
 
 
 def fits(rule: Rule, theirs: tuple[int, ...], shape: tuple[int, ...], pad_vocab: int) -> None:
-    """Raise UserError unless a tensor of `theirs` has the numbers of our leaf: told by shapes, before any number is read."""
+    """Raise UserError unless a tensor of shape `theirs` fills our leaf of `shape`, perhaps padded."""
     ours = shape[1:] if rule.layered else shape
     have, need = math.prod(theirs) // rule.part[1], math.prod(ours)
     row = math.prod(ours[1:])
@@ -135,68 +120,70 @@ def fits(rule: Rule, theirs: tuple[int, ...], shape: tuple[int, ...], pad_vocab:
 
 
 def padded(objective: Any, multiple: int) -> Any:
-    """Give the objective whose tables have a multiple of so many rows."""
+    """Return the objective with token tables padded to a multiple of so many rows."""
     model = objective.model
     if multiple == 1:
         return objective
     if isinstance(model, EncoderDecoder):
         sides = {name: dataclasses.replace(getattr(model, name), pad_vocab=multiple) for name in ("encoder", "decoder")}
-        return task_heads.remodelled(objective, dataclasses.replace(model, **sides))
-    return task_heads.remodelled(objective, dataclasses.replace(model, pad_vocab=multiple))
+        return dataclasses.replace(objective, model=dataclasses.replace(model, **sides))
+    return dataclasses.replace(objective, model=dataclasses.replace(model, pad_vocab=multiple))
 
 
 def names(
     folder: Folder, family: Family, objective: Any, shapes: dict[str, tuple[int, ...]]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Map the table's names to the file's, and list the weights that have no place; tied copies must be copies."""
+    """Map the table's names to the file's, and list the weights without a counterpart; tied copies must be equal."""
     known = set()
     for rule in family.rules(objective):
         layers = range(shapes[rule.ours][0]) if rule.layered and rule.ours in shapes else (0,)
         known |= {rule.name(i) for i in layers}
-    found, copies = {}, []
+    sources, copies = {}, []
     for name in folder:
         ours = canonical(name, family, known)
         if ours is None:
             copies.append(name)
             continue
-        same = ours not in found or folder.same(found[ours], name)
-        check(same, f"{folder.path} has '{found.get(ours)}' and '{name}', which should be the same and are not")
-        found.setdefault(ours, name)
+        same = ours not in sources or folder.same(sources[ours], name)
+        check(same, f"{folder.path} has '{sources.get(ours)}' and '{name}', which should be the same and are not")
+        sources.setdefault(ours, name)
+
+    # A copy of a tied tensor stands in for an absent original; logits of their own are no copy where a task has none.
     first = {rule.ours: rule.theirs for rule in family.rules(objective) if rule.ours in shapes and not rule.layered}
     left: list[str] = []
     for name in copies:
-        matches = ((re.search(pattern, name), leaf) for pattern, leaf in COPIES)
+        matches = ((re.search(pattern, name), leaf) for pattern, leaf in family.copies)
         leaves = [match.expand(leaf) for match, leaf in matches if match]
         original = next((first[leaf] for leaf in leaves if leaf in first), None)
-        same = original not in found or folder.same(found[original], name)
+        same = original not in sources or folder.same(sources[original], name)
         if original is None or (not same and objective.task and re.search(task_heads.OTHERS, name)):
-            left.append(name)  # logits of their own, too, where none are asked for
+            left.append(name)
             continue
-        check(same, f"{folder.path} has '{found.get(original)}' and '{name}', which a tied model has once, and they differ")
-        found.setdefault(original, name)
-    return found, tuple(name for name in left if not re.search(BUFFERS, name))
+        check(same, f"{folder.path} has '{sources.get(original)}' and '{name}', which a tied model has once, and they differ")
+        sources.setdefault(original, name)
+    return sources, tuple(name for name in left if not family.buffers or not re.search(family.buffers, name))
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """Names of the table to tensors of a folder, read when asked for."""
+    """The tensors of a folder under the table's names, read on access."""
 
     folder: Folder
-    found: dict[str, str]
+    names: dict[str, str]
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self.folder[self.found[name]]
+        return self.folder[self.names[name]]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.folder.shape(self.found[name])
+        return self.folder.shape(self.names[name])
 
     def rows(self, name: str, low: int, high: int) -> np.ndarray:
-        return self.folder.rows(self.found[name], low, high)
+        return self.folder.rows(self.names[name], low, high)
 
 
-def put(rule: Rule, folder: Folder, found: dict[str, str], shape: tuple[int, ...], place: Any) -> jax.Array:
-    """Make one leaf on its devices, a piece at a time."""
-    return fill(blocks(rule, Renamed(folder, found), shape), shape, place)
+def put(rule: Rule, folder: Folder, names: dict[str, str], shape: tuple[int, ...], place: Any) -> jax.Array:
+    """Make one leaf on its devices, a block at a time."""
+    return fill(blocks(rule, Renamed(folder, names), shape), shape, place)
 
 
 def placement(boxed: Any, mesh: jax.sharding.Mesh | None) -> Any:
@@ -206,74 +193,63 @@ def placement(boxed: Any, mesh: jax.sharding.Mesh | None) -> Any:
     return jax.tree.map(lambda _: one, unbox(boxed))
 
 
-def some(found: set[str], most: int = 8) -> str:
-    listed = sorted(found)
+def some(names: set[str], most: int = 8) -> str:
+    listed = sorted(names)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def tokenizer_of(path: Path) -> Tokenizer | None:
-    """Read the folder's tokenizer, None when it has none."""
+    """Load the folder's tokenizer; None where it has none."""
     files = ("tokenizer.json", "vocab.txt", "merges.txt")
     return Tokenizer.load(path) if any((path / f).exists() for f in files) or list(path.glob("*.model")) else None
 
 
 def family_for(objective: Any, kind: str = "") -> tuple[Family, dict[str, Any]]:
-    """Find the family that can hold an objective's model, that of `kind` first, and its config.json.
+    """Return the first family that holds an objective's model, starting with `kind`, and its config.json.
 
-    UserError names the nearest one and what it differs in.
+    Lossless: the settings are read back and compared. UserError names the nearest family and the differing fields.
     """
     both = "a prefix-LM reads its prompt in both directions, which no class of transformers does with such a decoder; a causal "
     check(not (objective.prefix and objective.writes == "text"), f"objective: {both}run, or an encoder-decoder, can be written")
     reasons: dict[str, list[Difference] | str] = {}
-    for family in sorted(task_heads.candidates(FAMILIES, objective), key=lambda family: kind not in family.types):
-        name = "/".join(family.types)
+    for family in sorted(task_heads.candidates(all_families(), objective), key=lambda family: family.name != kind):
         try:
             settings = family.settings(objective)
             again = family_of(settings).objective(settings)
             lost = differ(*(task_heads.compared(one.model, task_heads.headless(objective)) for one in (objective, again)))
-        except AttributeError:  # a model of another kind, without the fields that this family writes
+        except AttributeError:  # a network of another kind, without the fields that this family writes
             continue
         except UserError as error:
-            reasons[name] = str(error)
+            reasons[family.name] = str(error)
             continue
         if not objective.task and again.writes != objective.writes:
-            reasons |= {} if lost else {name: "it reads text in another direction"}
+            reasons |= {} if lost else {family.name: "it reads text in another direction"}
         elif not lost:
             return family, settings
         elif lost[0].path:  # else a network of another kind
-            reasons[name] = lost
+            reasons[family.name] = lost
     raise UserError(refusal(f"{type(objective).__name__}, {type(objective.model).__name__}", reasons))
 
 
-def moved(objective: Any, leaves: dict[str, Any], pad: int | None) -> tuple[Any, dict[str, Any]]:
-    """Begin RoBERTa's table of positions behind the tokenizer's padding, where theirs counts from; rows before are not read."""
-    old, new, name = objective.model.offset, (pad or 0) + 1, "input/places/table"
-    if pad is None or old == new:
-        return objective, leaves
-    table = np.asarray(leaves[name])[old:]
-    table = np.concatenate([np.zeros((new, *table.shape[1:]), table.dtype), table])
-    return task_heads.remodelled(objective, dataclasses.replace(objective.model, offset=new)), {**leaves, name: table}
-
-
 def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: str, kind: str = "") -> set[str]:
-    """Write a folder that `transformers` loads, as `kind` where that fits; give our leaves that it has no place for."""
+    """Write a folder that `transformers` loads, as `kind` where that fits; return our leaves without a counterpart."""
     from safetensors.numpy import save_file
 
     objective = task_heads.framed(objective, tokenizer)
     family, settings = family_for(objective, kind)
-    found = present(params)
-    if family.types == ("roberta",):
-        pad = special.find(tokenizer.core, "[PAD]")
-        objective, found = moved(objective, found, None if pad is None else tokenizer.token_id(pad))
-        settings = family.settings(objective)
+    pad = special.find(tokenizer.core, "[PAD]")
+    objective, params = family.fitted(objective, present(params), None if pad is None else tokenizer.token_id(pad))
+    settings = family.settings(objective)
     settings = {**tokens.special_ids(tokenizer, settings, objective.writes == "text"), **settings}
     final, folder = folder, folder.with_name(folder.name + ".partial")  # a kill leaves nothing that looks whole
     folder.mkdir(parents=True, exist_ok=True)
     boxed = jax.eval_shape(family.objective(settings).init, jax.eval_shape(lambda: jax.random.key(0)), BATCH)
-    rows = {name: x.shape[:1] for name, x in flat(unbox(boxed)).items()}  # without those that fill a table up
-    leaves = {name: np.asarray(x)[: rows[name][0]] if rows.get(name) else np.asarray(x) for name, x in found.items()}
+
+    # Without the rows that pad a table: the objective read back has none.
+    rows = {name: x.shape[:1] for name, x in flat(unbox(boxed)).items()}
+    leaves = {name: np.asarray(x)[: rows[name][0]] if rows.get(name) else np.asarray(x) for name, x in params.items()}
     shards, size = [{}], 0
-    for name, array in chain(write(family.rules(objective), leaves), task_heads.unread(objective).items()):
+    for name, array in chain(write(family.rules(objective), leaves), family.unread(objective).items()):
         if size + array.nbytes > SHARD and shards[-1]:
             shards.append({})
             size = 0
@@ -293,4 +269,4 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
     if final.is_dir():
         final.rmdir()  # an empty one; another is an error
     folder.rename(final)
-    return set(found) - {rule.ours for rule in family.rules(objective)}
+    return set(params) - {rule.ours for rule in family.rules(objective)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+from lm.models.positions import context_of
+
 # Fields that say how a model is trained and computed, not what it is: no counterpart in their config.json.
 TRAINING = {"dropout", "attention_dropout", "mlp_dropout", "position_dropout", "last_dropout", "init", "init_positions",
             "init_projections", "init_scale_depth", "init_fan_in", "init_truncate", "lora", "adapter", "pad_vocab", "dtype",
@@ -36,8 +38,8 @@ def differ(ours: Any, theirs: Any, path: str = "") -> list[Difference]:
             same = getattr(ours, DERIVED[name]) == getattr(theirs, DERIVED[name])
         elif name == "qkv_bias":
             same = (ours.bias if a is None else a) == (theirs.bias if b is None else b)
-        elif name == "context" and getattr(ours, "positions", "relative") in ("bucket", "relative"):
-            same = True  # no table has its length
+        elif name == "context" and context_of(ours) == "free":
+            same = True
         else:
             same = a == b or name in TRAINING
         found += [] if same else [Difference(f"{path}{name}", a, b)]

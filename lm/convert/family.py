@@ -1,48 +1,89 @@
-"""What a family of published models is: its config, its table, and what may be missing."""
+"""The contract of a family of published models: its config.json, its table of tensors, its heads and leftovers.
+
+A family is one file in `lm.convert.families` and one line in that package's FAMILIES.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
+
+from lm.convert.layouts import Heads
 from lm.convert.rules import Rule
 from lm.errors import UserError, check, one_line
 
 
-class Family(Protocol):
-    """A module-level object of each file here; `types` are the values of model_type that it reads."""
+class Family:
+    """Base of the families: three methods and the expressions for tensors that have no rule.
 
-    types: tuple[str, ...]
-    prefix: str  # of the backbone's names in a file with heads; a bare backbone's file lacks it
-    ignored: str  # expression: their buffers and duplicates that hold nothing of ours
+    `copies`: (expression, our leaf): a second name of a tied tensor; with both in a file they must be equal, alone it
+    is read. `buffers`: tensors without weights. `ignored`: weights without a counterpart here, reported as left out.
+    """
+
+    name: str  # model_type of config.json
+    prefix: str  # of the backbone's tensors in a file with heads; the file of a bare backbone lacks it
+    heads: Heads | None  # of fine-tuned models
+    copies: tuple[tuple[str, str], ...] = ()
+    buffers: str = r"position_ids$|token_type_ids$"
+    ignored: str = ""
 
     def objective(self, settings: Mapping[str, Any]) -> Any:
-        """Make the objective that such a model was trained with; raise UserError naming what ours cannot be."""
+        """Return the objective that such a model was trained with; UserError names a setting without a counterpart."""
+        raise NotImplementedError
 
     def settings(self, objective: Any) -> dict[str, Any]:
-        """Write the objective's model as their config.json; raise UserError naming what theirs cannot be."""
+        """Return config.json of an objective's model; UserError names a field that it cannot express."""
+        raise NotImplementedError
 
     def rules(self, objective: Any) -> list[Rule]:
-        """Give the table."""
+        """Return the two-way table of tensors."""
+        raise NotImplementedError
+
+    def fitted(self, objective: Any, leaves: dict[str, Any], pad: int | None) -> tuple[Any, dict[str, Any]]:
+        """Adapt objective and parameters to the id of padding before they are written."""
+        return objective, leaves
+
+    def unread(self, objective: Any) -> dict[str, np.ndarray]:
+        """Return tensors that transformers' classes require but no objective of ours reads."""
+        return {}
+
+    def unplaced(self) -> str:
+        """Return the expression of all tensors that need no rule."""
+        return "|".join(filter(None, (self.ignored, self.buffers, *(pattern for pattern, _ in self.copies))))
+
+
+@dataclass(frozen=True)
+class Network:
+    """The fields of an objective that families read, for a task, of which only the network counts."""
+
+    model: Any
+    sentence: str = "none"
+    reuse: int = 0
+    start: int | None = None
+    begin: int | None = None
+    end: int | None = None
+    pad: int | None = None
 
 
 LARGEST = 2**31 - 1  # of any size: positions and ids are int32 on the device
 
 
 def between(low: int, high: int = LARGEST) -> Callable[[Any], bool]:
-    """Make a test of whole numbers."""
+    """Return a test of integers."""
     return lambda value: type(value) is int and low <= value <= high
 
 
 def real(low: float, high: float = 1e9) -> Callable[[Any], bool]:
-    """Make a test of numbers: NaN is in no range."""
+    """Return a test of numbers: NaN is in no range."""
     return lambda value: type(value) in (int, float) and low <= value <= high
 
 
 def list_of(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Make a test of lists from one of their items."""
+    """Return a test of lists from one of their items."""
     return lambda value: isinstance(value, list) and all(map(test, value))
 
 
@@ -55,7 +96,7 @@ def token(value: Any) -> bool:
     return between(-1)(value) or list_of(between(0))(value)
 
 
-# What values a config.json may have, by the whole name of a field: the first pattern that fits says it, with its words.
+# Valid values of a config.json by the full name of a field: the first pattern that matches, its test, its words.
 VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (r"(n|num|encoder|decoder|num_decoder|num_hidden)_layers?", between(1, 10_000), "a whole number from 1 to 10,000"),
     (r"num_labels", between(1, 1_000_000), "a whole number from 1 to 1,000,000"),
@@ -83,12 +124,12 @@ VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 
 def checked(settings: Mapping[str, Any], where: str) -> None:
-    """Raise UserError naming the first field of a config.json whose value is of another type or out of range; null is none."""
+    """Raise UserError naming the first field of a config.json with a value of another type or out of range; null is valid."""
     for name, value in settings.items():
-        found = next(((test, words) for pattern, test, words in VALUES if re.fullmatch(pattern, name)), None)
-        if value is None or found is None:
+        rule = next(((test, words) for pattern, test, words in VALUES if re.fullmatch(pattern, name)), None)
+        if value is None or rule is None:
             continue
-        test, words = found
+        test, words = rule
         check(test(value), f"{where}: {name}={one_line(repr(value), 60)} must be {words}")
         if isinstance(value, dict) and not name.endswith(("2label", "2id")):
             checked(value, f"{where}: {name}")
@@ -96,13 +137,13 @@ def checked(settings: Mapping[str, Any], where: str) -> None:
 
 @dataclass
 class Fields:
-    """A config.json being read: every architectural field is asked for by name, and odd values are refused by name."""
+    """A config.json being read: architectural fields are read by name, and values without a counterpart refused by name."""
 
     settings: Mapping[str, Any]
     where: str = field(default="config.json")
 
     def get(self, *names: str, default: Any = ...) -> Any:
-        """Give the first of the names that is there and not null."""
+        """Return the first of the named fields that is present and not null."""
         for name in names:
             if self.settings.get(name) is not None:
                 return self.settings[name]
@@ -111,7 +152,7 @@ class Fields:
         return default
 
     def one_of(self, name: str, known: Mapping[Any, Any], default: Any = ...) -> Any:
-        """Translate a value by a table; refuse what is not in it."""
+        """Translate a value by a table; raise UserError for a value that is not in it."""
         value = self.get(name, default=default)
         if not isinstance(value, str | int) or value not in known:
             raise UserError(
@@ -120,11 +161,21 @@ class Fields:
         return known[value]
 
     def refuse(self, **plain: Any) -> None:
-        """Refuse fields with another value than the plain one, which is also what their absence means."""
+        """Raise UserError for fields with another value than the plain one, which is also their default."""
         for name, value in plain.items():
-            found = self.settings.get(name)
-            if found is not None and found != value:
-                raise UserError(f"{self.where}: {name}={found!r} has no counterpart here")
+            given = self.settings.get(name)
+            if given is not None and given != value:
+                raise UserError(f"{self.where}: {name}={given!r} has no counterpart here")
+
+    def sizes(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """Read the fields that a family only calls by other names: ours to theirs."""
+        return {ours: self.get(theirs) for ours, theirs in names.items()}
+
+
+def written(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the entries of config.json for `Fields.sizes`, the usual values in place of 0."""
+    actual = {"kv_heads": "kv", "head": "head_size", "mlp": "mlp_size", "embed": "embed_size"}
+    return {theirs: getattr(config, actual.get(ours, ours)) for ours, theirs in names.items()}
 
 
 ACTIVATIONS = {
@@ -139,23 +190,23 @@ ACTIVATIONS = {
 
 
 def name_of(activation: str) -> str:
-    """Give their name of an activation."""
-    found = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}.get(activation)
-    check(found is not None, f"their config.json has no name for the activation '{activation}'")
-    return found
+    """Return transformers' name of an activation."""
+    name = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}.get(activation)
+    check(name is not None, f"their config.json has no name for the activation '{activation}'")
+    return name
 
 
 def canonical(name: str, family: Family, known: set[str]) -> str | None:
-    """Give the table's name for a file's; None for what holds nothing of ours.
+    """Return the table's name of a file's tensor; None for one that needs no rule.
 
-    Old files say gamma and beta, bare backbones lack the prefix, wrapped models carry one more.
+    Old files have gamma and beta, bare backbones lack the prefix, wrapped models have one more.
     """
     name = re.sub(r"(?<=norm)\.(gamma|beta)$", lambda m: {"gamma": ".weight", "beta": ".bias"}[m[1]], name, flags=re.I)
     name = name.removeprefix("module.")
     for candidate in (name, family.prefix + name, name.removeprefix("model."), name.removeprefix(family.prefix)):
         if candidate in known:
             return candidate
-    return None if re.search(family.ignored, name) else name
+    return None if re.search(family.unplaced(), name) else name
 
 
 def architecture(settings: Mapping[str, Any]) -> str:

@@ -75,7 +75,7 @@ class Pickled:
 
     def read(self, name: str, low: int | None = None, high: int | None = None) -> np.ndarray:
         dtype = self.dtype(name)
-        check(dtype in FLOATING, f"{self.file}: '{name}' is {dtype}, not floating point; read what it was made from")
+        check(dtype in FLOATING, f"{self.file}: '{name}' is {dtype}, not floating point; read its original")
         return as_float32(self.raw(name, low, high), dtype)
 
     def _check(self, name: str, storage: Stored) -> None:

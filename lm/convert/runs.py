@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from lm.config import Config, read_config, to_json
-from lm.convert import task_heads
 from lm.convert.absent import without
 from lm.convert.convert import Loaded, load, save, some
 from lm.convert.folder import read_json
@@ -136,8 +135,7 @@ def export_run(workdir: Path, output: Path, step: str = "auto") -> str:
     several = config.objective.parts
     check(not several, f"'{workdir}' has {len(several)} heads, a folder one: start a run of one task from it, and write that")
     model, params = merged(config.objective.model, params)
-    changed = model != config.objective.model  # LoRA factors went into the matrices
-    objective = task_heads.remodelled(config.objective, model) if changed else config.objective
+    objective = dataclasses.replace(config.objective, model=model)
     left = save(objective, params, tokenizer, output, card(workdir, config), kind_of(workdir))
     return f"{output}: config.json, weights, tokenizer and card" + (f"; left out: {some(left)}" if left else "")
 

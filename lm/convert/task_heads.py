@@ -7,7 +7,7 @@
 | QuestionAnswering | Extract | answer |
 | MultipleChoice | Choose | as of SequenceClassification, one score |
 
-A family's own file says how its network lies, `heads` how its heads do; what serves the vocabulary is in no such file.
+The family's class declares the layouts of its heads; the vocabulary's parameters are in no such file.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from lm.convert.family import Family, Fields, architecture
-from lm.convert.layouts import ANSWER, BY_TYPE, CHOICE, SEQUENCE, TOKEN, Layout
+from lm.convert.family import Family, Fields, Network, architecture
+from lm.convert.layouts import ANSWER, CHOICE, SEQUENCE, TOKEN, Layout
 from lm.convert.rules import Rule, dense
 from lm.data.rows.templates import Frame
 from lm.errors import check
@@ -35,7 +35,7 @@ from lm.objectives.tag import Tag
 from lm.training.parameters import LAST, alike
 
 TASKS = (SEQUENCE, TOKEN, ANSWER, CHOICE)
-# What their files may have besides: heads of pre-training and of other tasks, vectors that no task reads.
+# Other tensors of their files: heads of pre-training and of other tasks, vectors that no task reads.
 OTHERS = (
     r"^(cls|lm_head|predictions|sop_classifier|generator_predictions|generator_lm_head|discriminator_predictions"
     r"|vocab_transform|vocab_layer_norm|vocab_projector|lm_loss|score|classifier|pre_classifier|qa_outputs"
@@ -46,28 +46,27 @@ PLAIN = {"tied": True, "head_bias": False, "logit_scale": 1.0, "logit_cap": 0.0}
 
 
 def tasked(family: Family, settings: Mapping[str, Any], wanted: str = "") -> Family:
-    """Give the family as it lies under the task's head that config.json names, or under that of `wanted`.
+    """Return the family under the head of the task `wanted`, which the file may lack, or of that in config.json.
 
-    The file may lack that of `wanted`. Raises UserError for another head of a task that is known here.
+    Raises UserError for an unknown head of a known task.
     """
-    said, name = architecture(settings), str(settings["model_type"])
-    if name not in BY_TYPE:
+    if family.heads is None:
         return family
-    kind = BY_TYPE[name]
-    known = {kind.architecture(task): task for task in kind.layouts}
-    if wanted in kind.layouts:
-        return Tasked(family, name, wanted, there=known.get(said) == wanted)
-    if said in known:
-        return Tasked(family, name, known[said])
-    odd = re.search(f"For({'|'.join(TASKS)})", said)
-    check(not odd, f"config.json: no counterpart here for the head of {said}; known of its family: {', '.join(known)}")
+    head, layouts = architecture(settings), family.heads.layouts
+    known = {family.heads.architecture(task): task for task in layouts}
+    if wanted in layouts:
+        return Tasked(family, wanted, there=known.get(head) == wanted)
+    if head in known:
+        return Tasked(family, known[head])
+    odd = re.search(f"For({'|'.join(TASKS)})", head)
+    check(not odd, f"config.json: no counterpart here for the head of {head}; known of its family: {', '.join(known)}")
     return family
 
 
-def candidates(families: tuple[Family, ...], objective: Any) -> tuple[Family, ...]:
-    """Give the families with a head for an objective's task and its way to read; themselves where it has none.
+def candidates(families: list[Family], objective: Any) -> list[Family]:
+    """Return the families with a head for an objective's task and direction of reading; all of them without a task.
 
-    Raises UserError for a mix of layers: a folder without it would give other scores and not say so.
+    Raises UserError for a mix of layers: a folder without it would silently score otherwise.
     """
     check(
         objective.rows is None or not objective.rows.mix,
@@ -77,38 +76,26 @@ def candidates(families: tuple[Family, ...], objective: Any) -> tuple[Family, ..
     task = objective.task
     if not task:
         return families
-    pairs = ((family, kind) for family in families for kind in family.types if kind in BY_TYPE)
-    pairs = ((family, kind) for family, kind in pairs if BY_TYPE[kind].causal == objective.rows.causal)
-    return tuple(Tasked(*pair, task) for pair in pairs if task in BY_TYPE[pair[1]].layouts)
+    fitting = (family for family in families if family.heads and family.heads.causal == objective.rows.causal)
+    return [Tasked(family, task) for family in fitting if task in family.heads.layouts]
 
 
 @dataclass(frozen=True)
-class Network:
-    """What the families' own files ask of an objective, where only its network counts."""
-
-    model: Any
-    sentence: str = "none"
-    reuse: int = 0
-    end: int | None = None
-    pad: int | None = None
-
-
-@dataclass(frozen=True)
-class Tasked:
+class Tasked(Family):
     """A family under the head of a task. `there`: the file has that head; else it may have another, which is left out."""
 
     family: Family
-    kind: str
     task: str
     there: bool = True
 
-    @property
-    def types(self) -> tuple[str, ...]:
-        return (self.kind,)
+    name = property(lambda self: self.family.name)
+    heads = property(lambda self: self.family.heads)
+    copies = property(lambda self: self.family.copies)
+    buffers = property(lambda self: self.family.buffers)
 
     @property
     def layout(self) -> Layout:
-        return BY_TYPE[self.kind].layouts[self.task]
+        return self.heads.layouts[self.task]
 
     @property
     def prefix(self) -> str:
@@ -117,12 +104,12 @@ class Tasked:
 
     @property
     def ignored(self) -> str:
-        return f"{self.family.ignored}|{OTHERS}"
+        return "|".join(filter(None, (self.family.ignored, OTHERS)))
 
     def objective(self, settings: Mapping[str, Any]) -> Any:
-        """Make the objective of the task, its labels as config.json names them, as many as there are."""
-        fields, kind, layout = Fields(settings), BY_TYPE[self.kind], self.layout
-        told = settings if self.there else {}  # else they are those of another head
+        """Return the objective of the task, with the labels of config.json."""
+        fields, kind, layout = Fields(settings), self.heads, self.layout
+        named = settings if self.there else {}  # else the labels are those of another head
         if self.there:
             fields.refuse(**layout.fixed)
         model = self.family.objective({**settings, "architectures": []}).model
@@ -130,21 +117,21 @@ class Tasked:
         rate = float(fields.get(*layout.rate, default=layout.usual)) if layout.rate else 0.0
         head = Head(inner=layout.inner, pool=layout.pool, activation=layout.activation, dropout=rate)
         if self.task == SEQUENCE:
-            labels, problem = labels_of(told), problem_of(told)
-            found: Any = Classify(model=model, rows=rows, head=head, kind=problem, labels=() if problem == "number" else labels)
+            problem = problem_of(named)
+            labels = () if problem == "number" else labels_of(named)
+            objective: Any = Classify(model=model, rows=rows, head=head, kind=problem, labels=labels)
         elif self.task == CHOICE:
-            found = Choose(model=model, rows=rows, head=head)
+            objective = Choose(model=model, rows=rows, head=head)
         elif self.task == TOKEN:
-            found = Tag(model=model, rows=rows, dropout=rate, labels=labels_of(told))
+            objective = Tag(model=model, rows=rows, dropout=rate, labels=labels_of(named))
         else:
-            found = Extract(model=model, rows=rows, dropout=rate)
-        return replace(found, frame=Frame(None, kind.style))  # until a tokenizer is at hand
+            objective = Extract(model=model, rows=rows, dropout=rate)
+        return replace(objective, frame=Frame(None, kind.style))  # until a tokenizer is at hand
 
     def settings(self, objective: Any) -> dict[str, Any]:
         self.check_head(objective)
         found, frame, layout = self.family.settings(Network(objective.model)), objective.frame, self.layout
-        check(found["model_type"] == self.kind, f"the network is that of {found['model_type']}")
-        found |= {"architectures": [BY_TYPE[self.kind].architecture(self.task)], **layout.fixed}
+        found |= {"architectures": [self.heads.architecture(self.task)], **layout.fixed}
         if layout.rate and layout.rate[0] not in found:
             found[layout.rate[0]] = objective.dropout if objective.head is None else objective.head.dropout
         if self.task in (SEQUENCE, TOKEN):
@@ -158,7 +145,7 @@ class Tasked:
         return found
 
     def check_head(self, objective: Any) -> None:
-        """Raise UserError where theirs computes something else."""
+        """Raise UserError for a head that theirs does not compute."""
         layout = self.layout
         if self.task not in (SEQUENCE, CHOICE):
             return
@@ -169,19 +156,25 @@ class Tasked:
         check(ours == theirs, "its head is {}; this one is {}".format(*shown))
 
     def rules(self, objective: Any) -> list[Rule]:
-        """Give the network's table, without what serves the vocabulary, and the head's."""
+        """Return the network's table without the vocabulary's parameters, and the head's."""
         layout, unused = self.layout, tuple(f"{name}/" for name in network.VOCABULARY)
-        found = self.family.rules(Network(network.bare(objective.model)))
-        found = [rule for rule in found if rule.ours not in network.VOCABULARY and not rule.ours.startswith(unused)]
+        rules = self.family.rules(Network(network.bare(objective.model)))
+        rules = [rule for rule in rules if rule.ours not in network.VOCABULARY and not rule.ours.startswith(unused)]
         if self.prefix != self.family.prefix:
-            found = [rule._replace(theirs=self.prefix + rule.theirs.removeprefix(self.family.prefix)) for rule in found]
+            rules = [rule._replace(theirs=self.prefix + rule.theirs.removeprefix(self.family.prefix)) for rule in rules]
         last = list(layout.layers)[-1]
         layers = [pair for pair in layout.layers.items() if self.there or pair[0].startswith("pooler/")]
-        return [*found, *(rule for ours, theirs in layers for rule in dense(ours, theirs, bias=layout.bias or ours != last))]
+        return [*rules, *(rule for ours, theirs in layers for rule in dense(ours, theirs, bias=layout.bias or ours != last))]
+
+    def fitted(self, objective: Any, leaves: dict[str, Any], pad: int | None) -> tuple[Any, dict[str, Any]]:
+        return self.family.fitted(objective, leaves, pad)
+
+    def unread(self, objective: Any) -> dict[str, np.ndarray]:
+        return self.family.unread(objective)
 
 
 def labels_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name the classes, as many as `Folder` counted; LABEL_7 is one that config.json does not name."""
+    """Return the names of the classes, as many as `Folder` counted; LABEL_7 where config.json has none."""
     given = {str(i): str(name) for i, name in (settings.get("id2label") or {}).items()}
     count = settings.get("num_labels") or len(given) or 2
     found = tuple(given.get(str(i), f"LABEL_{i}") for i in range(count))
@@ -189,21 +182,21 @@ def labels_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def problem_of(settings: Mapping[str, Any]) -> str:
-    """Say what kind of label it is: as config.json does, else by how many there are."""
-    count, said = len(labels_of(settings)), settings.get("problem_type")
-    said = said or (KINDS["number"] if count == 1 else KINDS["one"])
-    found = Fields({"problem_type": said}).one_of("problem_type", {theirs: ours for ours, theirs in KINDS.items()})
-    check(found != "number" or count == 1, f"config.json: problem_type={said} of {count} numbers has no counterpart here")
-    return found
+    """Return the kind of labels: that of config.json, else by their number."""
+    count, problem = len(labels_of(settings)), settings.get("problem_type")
+    problem = problem or (KINDS["number"] if count == 1 else KINDS["one"])
+    kind = Fields({"problem_type": problem}).one_of("problem_type", {theirs: ours for ours, theirs in KINDS.items()})
+    check(kind != "number" or count == 1, f"config.json: problem_type={problem} of {count} numbers has no counterpart here")
+    return kind
 
 
 def headless(objective: Any) -> bool:
-    """Tell whether nothing reads the network through a vocabulary's head: tasks, ELECTRA's discriminator, embeddings."""
+    """Whether no vocabulary head follows the network: tasks, ELECTRA's discriminator, sentence embeddings."""
     return bool(objective.task) or objective.headless
 
 
 def compared(model: Any, without_head: bool) -> Any:
-    """Give a model as far as its config.json must bring it back: perhaps without what serves a vocabulary."""
+    """Return the model with plain values for the fields that config.json need not restore: the vocabulary head's."""
     if not without_head or not isinstance(model, Transformer | EncoderDecoder):
         return model
     if isinstance(model, Transformer):
@@ -211,13 +204,8 @@ def compared(model: Any, without_head: bool) -> Any:
     return replace(model, encoder=replace(model.encoder, **PLAIN), decoder=replace(model.decoder, **PLAIN))
 
 
-def remodelled(objective: Any, model: Any) -> Any:
-    """Copy an objective with another model."""
-    return replace(objective, model=model)
-
-
 def labelled(objective: Any, theirs: Any, leaves: dict[str, Any]) -> dict[str, Any]:
-    """Give a folder's leaves with our labels' scores in our order; without the last layer where its labels are others."""
+    """Return a folder's leaves with scores in the order of our labels; without the last layer where labels differ."""
     (mine, kind), (other, known) = ((one.labels, one.kind) for one in (objective, theirs))
     last = {name for name in leaves if LAST.fullmatch(name)}
     if alike((mine, kind), (other, known)):
@@ -229,18 +217,11 @@ def labelled(objective: Any, theirs: Any, leaves: dict[str, Any]) -> dict[str, A
 
 
 def known_as(family: Family, model: Any, names: Iterable[str]) -> set[str]:
-    """Call a file's tensors as the family's own table does, where it has them: heads of pre-training that no task has."""
+    """Return our names of a file's tensors where the family's table has them: heads of pre-training that no task has."""
     ours = {rule.theirs: rule.ours for rule in family.rules(Network(model))}
     return {ours.get(name, name) for name in names}
 
 
 def framed(objective: Any, tokenizer: Any) -> Any:
-    """Give an objective of a run's config.json what of its tokenizer its parameters depend on."""
+    """Resolve a task's objective with its tokenizer, on which its parameters depend."""
     return objective if objective.rows is None else objective.resolve(tokenizer)
-
-
-def unread(objective: Any) -> dict[str, np.ndarray]:
-    """Give the tensors that their classes ask for though no task reads them: XLNet's query of masked tokens."""
-    if objective.task and isinstance(objective.model, network.XLNet):
-        return {"transformer.mask_emb": np.zeros((1, 1, objective.model.width), np.float32)}
-    return {}

@@ -46,9 +46,9 @@ def framing(objective: Any, tokenizer: Tokenizer) -> tuple[list[list[int]], list
     As the objective reads a text: a task by its frame, what writes by its prompt, an encoder by [CLS] and [SEP]. None where
     nothing stands around one.
     """
-    frame = getattr(objective, "frame", None)
+    frame = objective.frame
     if frame is None and (objective.writes):
-        if getattr(objective, "end", 0) is None:  # not resolved: it knows no tokens
+        if objective.writes == "answer" and objective.end is None:  # not resolved: it knows no tokens
             return None
         text = tokenizer.decode([0]) if tokenizer.characters else "a"
         prompt, plain = objective.prompt(tokenizer, text), tokenizer.encode(text).tolist()

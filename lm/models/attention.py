@@ -1,5 +1,6 @@
 """Multi-head attention with grouped key-value heads, one mask rule and an optional key-value cache."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,18 +11,21 @@ from flax import struct
 
 from lm.models.layers import Linear, dropout, fold
 from lm.models.norms import Norm
-from lm.models.positions import rotate
+from lm.models.positions import POSITIONS
 from lm.sharding import constrain, pieces
 
-BLOCK, BLOCKS = 128, 8  # least queries computed together, most blocks; a causal block leaves the keys after it out
+BLOCK, BLOCKS = 128, 8  # fewest queries of a block, most blocks; a causal block omits the keys after it
+
+Bias = Callable[[slice, int], jax.Array] | None  # (queries, number of keys) -> additive bias (N, T, S)
+Pair = tuple[jax.Array, jax.Array]  # keys and values of a layer
 
 
 class Mask(struct.PyTreeNode):
-    """Which keys a query sees: those of its own segment, and where causal those at or before it in the row.
+    """The keys that a query attends to: those of its segment and, if causal, at or before it in the row.
 
-    `segments_BT`, `segments_BS`: 0 is padding, seen by nobody; None: the row is one segment. `start`: row index of the
-    first query (in a cache, the number of keys already there), None: 0. `window` > 0 keeps the last `window` keys only.
-    `prefix_BS`: keys that every query of their segment sees, causal or not.
+    `segments_BT`, `segments_BS`: 0 is padding, masked for all; None: the row is one segment. `start`: row index of the
+    first query (in a cache, the number of keys already there), None: 0. `window` > 0: only the last `window` keys.
+    `prefix_BS`: keys visible to every query of their segment, causal or not.
     """
 
     segments_BT: jax.Array | None = None
@@ -47,19 +51,29 @@ class Mask(struct.PyTreeNode):
             near = jnp.abs(t - s) < jnp.where(jnp.asarray(self.window) > 0, self.window, np.iinfo(np.int32).max)
             seen = near[None] if seen is None else seen & near[None]
         if self.segments_BT is not None:
-            mine, theirs = self.segments_BT[:, queries, None], self.segments_BS[:, None, :keys]
-            same = (mine == theirs) & (theirs != 0)
+            segment_BT1, segment_B1S = self.segments_BT[:, queries, None], self.segments_BS[:, None, :keys]
+            same = (segment_BT1 == segment_B1S) & (segment_B1S != 0)
             seen = same if seen is None else seen & same
         return seen
 
 
-def attend(q_BNTH, k_BKSH, v_BKSH, *, mask: Mask, bias_NTS, cap, keys_B, rate) -> jax.Array:
+def attend(
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    *,
+    mask: Mask,
+    bias_NTS: Bias,
+    cap: float,
+    keys_B: jax.Array | None,
+    rate: float,
+) -> jax.Array:
     """Softmax attention of scaled queries, (B, N, T, H); scores and softmax in float32.
 
     Queries go in blocks: under a causal mask a block never multiplies the keys after it, which saves up to half of the
-    products, and the scores of the whole row never exist at once. A query that sees nothing gets the mean of the
-    values; such rows are padding. `bias_NTS`: function from a slice of queries and a number of keys to an additive
-    bias. Heads come before positions, so that every product is one of plain matrices.
+    products, and the scores of the whole row never exist at once. A fully masked query returns the mean of the values;
+    such rows are padding. `cap` > 0: scores become cap * tanh(scores / cap); `rate`: dropout of the weights. Heads come
+    before positions, so that every product is one of plain matrices.
     """
     length, keys = q_BNTH.shape[2], k_BKSH.shape[2]
     triangular = mask.causal and mask.prefix_BS is None and length == keys and mask.start is None
@@ -72,21 +86,17 @@ def attend(q_BNTH, k_BKSH, v_BKSH, *, mask: Mask, bias_NTS, cap, keys_B, rate) -
         seen = low + size if triangular else keys
         bias = None if bias_NTS is None else bias_NTS(queries, seen)
         block_keys = fold(keys_B, low)
-        block = q_BNTH[:, :, queries], k_BKSH[:, :, :seen], v_BKSH[:, :, :seen]
-        outputs.append(attend_block(*block, mask.allowed(queries, seen), bias, cap, block_keys, rate))
+        scores_BNTS = attention_scores(q_BNTH[:, :, queries], k_BKSH[:, :, :seen], bias, cap)
+        scores_BNTS = masked(scores_BNTS, mask.allowed(queries, seen))
+        outputs.append(weighted_values(scores_BNTS, v_BKSH[:, :, :seen], block_keys, rate))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, 2)
 
 
-def attend_block(q_BNTH, k_BKSH, v_BKSH, allowed_BTS, bias_NTS, cap, keys_B, rate) -> jax.Array:
-    """Attend from one block of queries to keys; the query heads that share a key-value head go through as one matrix."""
-    scores_BNTS = masked(attention_scores(q_BNTH, k_BKSH, bias_NTS, cap), allowed_BTS)
-    return weighted_values(scores_BNTS, v_BKSH, keys_B, rate)
-
-
-def attention_scores(q_BNTH, k_BKSH, bias_NTS, cap) -> jax.Array:
-    """Return how well each query matches each key, before mask and softmax: float32 (B, N, T, S)."""
+def attention_scores(q_BNTH: jax.Array, k_BKSH: jax.Array, bias_NTS: jax.Array | None, cap: float) -> jax.Array:
+    """Return scores before mask and softmax, float32 (B, N, T, S)."""
     batch, heads, length, head = q_BNTH.shape
     kv, keys = k_BKSH.shape[1:3]
+    # The query heads of one key-value head go through as one matrix (G T, H).
     q_BKTH = q_BNTH.reshape(batch, kv, -1, head)
     scores = jnp.einsum("bkth,bksh->bkts", q_BKTH, k_BKSH, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, heads, length, keys)
@@ -95,8 +105,8 @@ def attention_scores(q_BNTH, k_BKSH, bias_NTS, cap) -> jax.Array:
     return scores if bias_NTS is None else scores + bias_NTS
 
 
-def masked(scores_BNTS, allowed_BTS) -> jax.Array:
-    """Put the scores of keys out of sight so low that their weights are 0; of a query that sees none, equal.
+def masked(scores_BNTS: jax.Array, allowed_BTS: jax.Array | None) -> jax.Array:
+    """Lower the scores of masked keys until their weights are 0; a fully masked query has equal weights.
 
     By a sum, whose gradient costs nothing, and not by a choice, whose gradient is one more pass over all scores.
     """
@@ -105,12 +115,14 @@ def masked(scores_BNTS, allowed_BTS) -> jax.Array:
     return scores_BNTS + jnp.where(allowed_BTS, 0, jnp.finfo(jnp.float32).min / 2)[:, None]
 
 
-def weighted_values(scores_BNTS, v_BKSH, keys_B, rate, site: int = 0) -> jax.Array:
-    """Return softmax(scores) with dropout, times values, (B, N, T, H); S is read as few times as can be.
+def weighted_values(
+    scores_BNTS: jax.Array, v_BKSH: jax.Array, keys_B: jax.Array | None, rate: float, site: int = 0
+) -> jax.Array:
+    """Return softmax(scores) with dropout, times values, (B, N, T, H), in as few passes over the scores as possible.
 
     The softmax's division comes after the product, as in FlashAttention (Dao et al. 2022): then the gradient of its sum
-    is one of (B, N, T, H) and no pass over all scores. In values times weights, in this order, XLA has the gradient of the
-    values as a product of plain matrices, too.
+    is one of (B, N, T, H) and no pass over all scores. Values times weights, in this order, make the gradient of the
+    values a product of plain matrices, too.
     """
     batch, heads, length, keys = scores_BNTS.shape
     kv = v_BKSH.shape[1]
@@ -125,7 +137,7 @@ def weighted_values(scores_BNTS, v_BKSH, keys_B, rate, site: int = 0) -> jax.Arr
 class Cache(struct.PyTreeNode):
     """Keys and values of the tokens read so far; `length` entries of each row are filled.
 
-    `layers`: pairs (k_BKSH, v_BKSH), one a layer, or one pair with a leading axis L: as the layers' parameters lie. A
+    `layers`: pairs (k_BKSH, v_BKSH), one per layer, or one pair with a leading axis L: like the layers' parameters. A
     single row has no axis B there: XLA on a CPU drops an axis of size 1 by copying the whole cache.
     """
 
@@ -135,40 +147,53 @@ class Cache(struct.PyTreeNode):
 
 
 def write(old: jax.Array, y_BKTH: jax.Array, start: jax.Array | int) -> jax.Array:
-    """Put new keys or values into a layer's cache from index `start` on."""
+    """Write new keys or values into a layer's cache from index `start` on."""
     y = y_BKTH.reshape(*old.shape[:-2], *y_BKTH.shape[2:]).astype(old.dtype)
     return jax.lax.dynamic_update_slice(old, y, (*[0] * (old.ndim - 2), start, 0))
 
 
 class Attention(nn.Module):
-    """Attention of one layer, to itself or to a `source`; `config` is a `lm.models.transformer.Transformer`."""
+    """Attention of one layer, to itself or to a source; `config` is a `lm.models.transformer.Transformer`."""
 
     config: Any
 
     @nn.compact
     def __call__(
-        self, x_BTD, *, source_BSD=None, cross=False, positions_BT=None, mask, bias_NTS=None, keys_B=None, cache=None
-    ):
+        self,
+        x_BTD: jax.Array,
+        *,
+        source_BSD: jax.Array | None = None,
+        cross: bool = False,
+        positions_BT: jax.Array | None = None,
+        mask: Mask,
+        bias_NTS: Bias = None,
+        keys_B: jax.Array | None = None,
+        cache: Pair | None = None,
+    ) -> tuple[jax.Array, Pair | None]:
         """Return (B, T, D) and this layer's cache, a pair (k_BKSH, v_BKSH), with the new keys and values written in.
 
         `cross` attends to a source, without positions, for the decoder's and the encoder's do not compare: its pair is
-        made of `source_BSD`, and read from the cache where no source is given again.
+        made from `source_BSD`, and read from the cache in calls without a source.
         """
         c, rows = self.config, x_BTD.shape[0]
-        from_BSD, known = source_BSD if cross else x_BTD, cross and source_BSD is None
+        from_BSD, cached = source_BSD if cross else x_BTD, cross and source_BSD is None
         bias = c.bias if c.qkv_bias is None else c.qkv_bias
-        query = {"bias": bias, "lora": c.lora, **c.linear(c.width, query=True)}
-        q_BTNH = Linear((c.width, c.heads, c.head_size), ("embed", "heads", "head"), name="query", **query)(x_BTD, keys_B)
+        rotate = None if cross else POSITIONS[c.positions].rotate
 
-        def norm(name, y):
+        def norm(name: str, y: jax.Array) -> jax.Array:
             return Norm(kind=c.norm, eps=c.eps, bias=False, axis=None, name=name)(y) if c.qk_norm else y
 
-        def turn(y):
-            return rotate(y, positions_BT, c.rotary, mask.window) if c.positions == "rotary" and not cross else y
+        def turn(y_BTNH: jax.Array) -> jax.Array:
+            return y_BTNH if rotate is None else rotate(y_BTNH, positions_BT, c, mask.window)
 
+        # The scale goes into the queries, (B, N, T, H), not into the scores, (B, N, T, S).
+        query = {"bias": bias, "lora": c.lora, **c.linear(c.width, query=True)}
+        q_BTNH = Linear((c.width, c.heads, c.head_size), ("embed", "heads", "head"), name="query", **query)(x_BTD, keys_B)
         q_BNTH = (turn(norm("query_norm", q_BTNH)) * c.attention_scale).swapaxes(1, 2)
         q_BNTH = constrain(q_BNTH, "batch", "heads", "length", None)
-        if known:
+
+        # A source's keys and values are the same for every token of the target, so decoding computes them once.
+        if cached:
             k_BKSH, v_BKSH = (y.reshape(rows, *y.shape[-3:]) for y in cache)
         else:
             kv = (c.width, c.kv, c.head_size), ("embed", "kv_heads", "head")
@@ -176,29 +201,24 @@ class Attention(nn.Module):
             k_BTKH, v_BTKH = (Linear(*kv, name=name, **into)(from_BSD, keys_B) for name in ("key", "value"))
             k_BKSH, v_BKSH = turn(norm("key_norm", k_BTKH)).swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
         if cross:
-            cache = cache if known else (k_BKSH, v_BKSH)
+            cache = cache if cached else (k_BKSH, v_BKSH)
         elif cache is not None:
             cache = tuple(write(old, y, mask.offset()) for old, y in zip(cache, (k_BKSH, v_BKSH)))
-            # A first pass sees what it wrote itself; later ones read the whole cache.
+            # A first pass reads only the keys it wrote itself; later ones read the whole cache.
             seen = x_BTD.shape[1] if mask.start is None else None
             k_BKSH, v_BKSH = (y.reshape(rows, *y.shape[-3:])[:, :, :seen].astype(x_BTD.dtype) for y in cache)
         # Every device needs all the keys of its rows: the context axis gathers them here.
         k_BKSH, v_BKSH = (constrain(y, "batch", "kv_heads", None, None) for y in (k_BKSH, v_BKSH))
-        if self.is_mutable_collection("intermediates"):  # somebody looks on
+
+        # The weights of the whole row exist only for a caller who collects them (lm.explain).
+        if self.is_mutable_collection("intermediates"):
             whole = slice(0, q_BNTH.shape[2]), k_BKSH.shape[2]
             bias_whole = None if bias_NTS is None else bias_NTS(*whole)
             scores_BNTS = attention_scores(q_BNTH, k_BKSH, bias_whole, c.attention_cap)
             self.sow("intermediates", "weights", jax.nn.softmax(masked(scores_BNTS, mask.allowed(*whole)), -1))
-        y_BNTH = attend(
-            q_BNTH,
-            k_BKSH,
-            v_BKSH,
-            mask=mask,
-            bias_NTS=bias_NTS,
-            cap=c.attention_cap,
-            keys_B=keys_B,
-            rate=c.attention_dropout,
-        )
+
+        options = {"cap": c.attention_cap, "keys_B": keys_B, "rate": c.attention_dropout}
+        y_BNTH = attend(q_BNTH, k_BKSH, v_BKSH, mask=mask, bias_NTS=bias_NTS, **options)
         out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
         init = {"bias": c.bias, "lora": c.lora, **c.linear(c.heads * c.head_size, out=True)}
         return Linear(*out, inputs=2, name="out", **init)(y_BNTH.swapaxes(1, 2), keys_B), cache

@@ -1,4 +1,4 @@
-"""Two stacks: an encoder that sees all of its source, and a decoder that attends to it."""
+"""Two stacks: a bidirectional encoder of the source, and a decoder with cross-attention to its states."""
 
 from dataclasses import dataclass
 
@@ -9,24 +9,24 @@ from flax import linen as nn
 from lm.errors import UserError
 from lm.models.attention import Cache, Mask
 from lm.models.heads import Head
-from lm.models.layers import Embed, fold, named
-from lm.models.model import Inputs, token_table
+from lm.models.layers import fold
+from lm.models.model import Inputs, declare_vocabulary, extended, token_table, vocabulary
 from lm.models.stack import Stack
 from lm.models.transformer import Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderDecoder:
-    """The shapes of both stacks; vocabulary, token table and head are one for both, as the decoder's fields say."""
+    """The configs of both stacks, which share vocabulary, token table and head: those of the decoder's fields."""
 
     encoder: Transformer
     decoder: Transformer
 
     def __post_init__(self):
         for name in ("vocab", "pad_vocab", "width", "embed", "mup_base", "dtype"):
-            ours, theirs = getattr(self.encoder, name), getattr(self.decoder, name)
-            if ours != theirs:
-                raise UserError(f"encoder.{name}={ours} and decoder.{name}={theirs} must be the same: they share one table")
+            source, target = getattr(self.encoder, name), getattr(self.decoder, name)
+            if source != target:
+                raise UserError(f"encoder.{name}={source} and decoder.{name}={target} must be the same: they share one table")
         if self.decoder.parallel:
             raise UserError("a decoder with attention to a source has no parallel blocks: decoder.parallel=False")
         if self.decoder.embed_size != self.decoder.width or self.decoder.transform:
@@ -51,36 +51,33 @@ class EncoderDecoder:
 
 
 class Seq2Seq(nn.Module):
-    """Source and target tokens to the decoder's states, and the head that turns those into logits."""
+    """An encoder-decoder: source and target tokens to the decoder's states, and the head that maps those to logits."""
 
     config: EncoderDecoder
 
-    def setup(self):
+    def setup(self) -> None:
         encoder, decoder = self.config.encoder, self.config.decoder
         self.embed = token_table(decoder)
         self.encoder_input, self.encoder = Inputs(encoder), Stack(encoder)
         self.decoder_input, self.decoder = Inputs(decoder), Stack(decoder)
-        if not decoder.tied:
-            self.output = Embed(decoder.rows, decoder.width, std=decoder.head_std, truncate=decoder.init_truncate)
-        if decoder.head_bias:
-            self.bias = self.param("head_bias", named(nn.initializers.zeros, ("vocab",)), (decoder.rows,))
+        declare_vocabulary(self, decoder)
 
     def __call__(
         self,
-        source_BS,
-        tokens_BT,
+        source_BS: jax.Array,
+        tokens_BT: jax.Array,
         *,
-        source_positions_BS=None,
-        source_segments_BS=None,
-        positions_BT=None,
-        segments_BT=None,
-        keys_B=None,
-        causal=True,
-        collect=False,
-    ):
+        source_positions_BS: jax.Array | None = None,
+        source_segments_BS: jax.Array | None = None,
+        positions_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
+        keys_B: jax.Array | None = None,
+        causal: bool = True,
+        collect: bool = False,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Return the decoder's states (B, T, D); with `collect` also those before and after each layer (L + 1, B, T, D).
 
-        Segments number the packed pairs of a row from 1 (0: padding); a target sees the source of its own number.
+        Segments number the packed pairs of a row from 1 (0: padding); a target attends to the source of its own number.
         """
         if self.is_initializing():
             self.head()
@@ -90,12 +87,24 @@ class Seq2Seq(nn.Module):
             tokens_BT, positions_BT, segments_BT, keys_B=keys_B, causal=causal, collect=collect, **source
         )
 
-    def encode(self, source_BS, positions_BS=None, segments_BS=None, keys_B=None):
-        """Read the source: states (B, S, D)."""
+    def encode(
+        self,
+        source_BS: jax.Array,
+        positions_BS: jax.Array | None = None,
+        segments_BS: jax.Array | None = None,
+        keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """Encode source tokens: (B, S, D)."""
         return self.encode_states(self.vectors(source_BS), positions_BS, segments_BS, keys_B)
 
-    def encode_states(self, x_BSD, positions_BS=None, segments_BS=None, keys_B=None):
-        """Read a source that is vectors already (`vectors` of tokens, with or without a slot that is no token)."""
+    def encode_states(
+        self,
+        x_BSD: jax.Array,
+        positions_BS: jax.Array | None = None,
+        segments_BS: jax.Array | None = None,
+        keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """Encode a source of vectors: `vectors` of tokens, perhaps with a further slot (Mask-Predict's length)."""
         if positions_BS is None:
             positions_BS = jnp.broadcast_to(jnp.arange(x_BSD.shape[1]), x_BSD.shape[:2])
         x_BSD = self.encoder_input(x_BSD, positions_BS, None, keys_B)
@@ -104,18 +113,18 @@ class Seq2Seq(nn.Module):
 
     def decode(
         self,
-        tokens_BT,
-        positions_BT=None,
-        segments_BT=None,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
         *,
-        source_BSD,
-        source_segments_BS=None,
-        keys_B=None,
-        causal=True,
-        cache=None,
-        collect=False,
-    ):
-        """Read the target beside the encoder's states: (B, T, D). The stacks' dropout draws from keys of their own.
+        source_BSD: jax.Array | None,
+        source_segments_BS: jax.Array | None = None,
+        keys_B: jax.Array | None = None,
+        causal: bool = True,
+        cache: Cache | None = None,
+        collect: bool = False,
+    ) -> jax.Array | tuple[jax.Array, jax.Array | Cache]:
+        """Decode the target given the encoder's states: (B, T, D).
 
         With a cache (`lm.models.model.empty_cache` of the decoder, each layer beside None) segments are needed, and
         the new cache is returned as well; it holds the source's keys and values, so later calls take `source_BSD=None`.
@@ -124,13 +133,10 @@ class Seq2Seq(nn.Module):
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         if (segments_BT is None) != (source_segments_BS is None):
             raise ValueError("segments for both sides or for none")
-        keys_B = fold(keys_B, 1)
+        keys_B = fold(keys_B, 1)  # else both stacks would drop out the same entries
         x_BTD = self.decoder_input(self.vectors(tokens_BT), positions_BT, None, keys_B)
-        start = None if cache is None else cache.length
-        seen, offset = segments_BT, 0 if start is None else start
-        if cache is not None:
-            seen = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, offset))
-        mask = Mask(segments_BT=segments_BT, segments_BS=seen, start=start, causal=causal)
+        start, keys_segments = extended(cache, segments_BT)
+        mask = Mask(segments_BT=segments_BT, segments_BS=keys_segments, start=start, causal=causal)
         source = {
             "source_BSD": source_BSD,
             "source_mask": Mask(segments_BT=segments_BT, segments_BS=source_segments_BS, causal=False),
@@ -141,16 +147,12 @@ class Seq2Seq(nn.Module):
             return h_BTD, jnp.concatenate([x_BTD[None], states])
         if cache is None:
             return h_BTD
-        length = jnp.asarray(offset + tokens_BT.shape[1], jnp.int32)
-        return h_BTD, Cache(layers=layers, segments_BS=seen, length=length)
+        length = jnp.asarray((0 if start is None else start) + tokens_BT.shape[1], jnp.int32)
+        return h_BTD, Cache(layers=layers, segments_BS=keys_segments, length=length)
 
-    def vectors(self, tokens):
+    def vectors(self, tokens: jax.Array) -> jax.Array:
         """Look tokens up in the shared table."""
         return self.embed(tokens, jnp.dtype(self.config.decoder.dtype))
 
     def head(self) -> Head:
-        """Give the vocabulary projection."""
-        c = self.config.decoder
-        bias_V = self.bias if c.head_bias else None
-        table = self.embed.table if c.tied else self.output.table
-        return Head(table_VD=table, bias_V=bias_V, vocab=c.vocab, scale=c.logit_scale / c.mup, cap=c.logit_cap)
+        return vocabulary(self, self.config.decoder)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lm.models.mlp import ACTIVATIONS
 from lm.models.transformer import Transformer
 
 # Dense bf16 peak of one device, FLOP/s, by a part of its `device_kind`; vendors' data sheets.
@@ -44,7 +45,7 @@ def train_flops(model: Transformer, length: int) -> float:
     appendix B. The vocabulary projection counts, the look-up of embeddings does not.
     """
     attention = model.width * model.head_size * (2 * model.heads + 2 * model.kv)
-    gated = model.activation.endswith("glu") or "glu_" in model.activation
+    gated = ACTIVATIONS[model.activation][1]
     feed = model.width * model.mlp_size * (3 if gated else 2)
     matrices = model.depth * (attention + feed) + model.vocab * model.width
     return 6 * matrices + 12 * model.depth * model.heads * model.head_size * length

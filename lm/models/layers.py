@@ -1,8 +1,22 @@
-"""The two parameter layers everything is built from, and dropout with one key a row."""
+"""The two parameter layers of all networks, their repetition over the depth, and dropout with one key per row.
+
+Axis letters, in suffixes of names (`q_BTNH`) and in einsum equations:
+
+    B  batch (rows)              H  head size                        V  vocabulary
+    T  queries, positions        N  heads                            E  embedding, experts
+    S  keys, source positions    K  key-value heads                  L  layers
+    D  width of the model        G  queries per kv head; gates;      M  memory
+    F  feed-forward width           groups of tokens (cross-entropy) R  distances, regions
+    A  adapter bottleneck        P  predicted positions              Q  queries of both streams (XLNet)
+    W  words                     C  chunks, classes, capacity        Z  directions (XLNet)
+
+A digit is an axis of that size: `segments_2NH`, `slopes_N11`.
+"""
 
 import math
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +26,23 @@ from lm.models.lora import Lora, bound
 from lm.sharding import Named, constrain
 
 
-def named(init: Callable, axes: tuple[str | None, ...]) -> Callable:
+def named(init: Callable[..., jax.Array], axes: tuple[str | None, ...]) -> Callable[..., Named]:
     """Wrap an initialiser so that its parameter carries the logical names of its axes."""
     return lambda key, shape: Named(init(key, shape, jnp.float32), axes)
 
 
-def normal(std: float, truncate: bool) -> Callable:
-    """Normal initialiser; `truncate` redraws what lies beyond two deviations, as TensorFlow's does."""
+def normal(std: float, truncate: bool) -> Callable[..., jax.Array]:
+    """Return a normal initialiser; `truncate` redraws values beyond two standard deviations, as TensorFlow's does."""
     return nn.initializers.truncated_normal(std) if truncate else nn.initializers.normal(std)
 
 
 class Linear(nn.Module):
     """Contract the last `inputs` axes of x with the first `inputs` axes of a kernel of any rank.
 
-    One kernel (D, N, H) serves the query projection with `inputs=1` and one (N, H, D) the output with `inputs=2`: the
-    place for whatever treats all weights alike. Computes in x's dtype; the parameters stay float32. Decoding may give
-    the kernel as "flipped", a matrix (outputs, inputs). Where `lora` names the matrix, low-rank factors stand beside it;
-    `keys_B`, one key a row of x, are for their dropout.
+    One kernel (D, N, H) serves the query projection with `inputs=1`, one (N, H, D) the output with `inputs=2`: whatever
+    treats all weights alike belongs here. Computes in x's dtype; the parameters stay float32. Decoding may pass the
+    kernel as "flipped", a matrix (outputs, inputs). Where `lora` matches the matrix's path, low-rank factors are added;
+    `keys_B`, one key per row of x, are for their dropout.
     """
 
     shape: tuple[int, ...]
@@ -60,19 +74,19 @@ class Linear(nn.Module):
         return y.reshape(*outer, *outputs)
 
     def low_rank(self, x: jax.Array, keys_B: jax.Array | None) -> jax.Array:
-        """Add scale (x A) B, (rows, outputs): A has the kernel's inputs, B its outputs, each beside an axis of the rank."""
+        """Return scale (x A) B, (rows, outputs): A has the kernel's input axes, B its output axes, each beside the rank's."""
         rank, inputs = self.lora.rank, self.shape[: self.inputs]
         size = math.prod(inputs)
         a = self.param("lora_a", named(bound(size), (*self.axes[: self.inputs], "rank")), (*inputs, rank))
         zeros = named(nn.initializers.zeros, ("rank", *self.axes[self.inputs :]))
         b = self.param("lora_b", zeros, (rank, *self.shape[self.inputs :]))
-        site = zlib.crc32((self.name or "").encode()) % 2**31  # every matrix of a layer drops out by itself
+        site = zlib.crc32((self.name or "").encode()) % 2**31  # matrices of one layer drop out independently
         x = dropout(x, self.lora.dropout, keys_B, site).reshape(-1, size)
         return (x @ a.astype(x.dtype).reshape(size, rank)) @ b.astype(x.dtype).reshape(rank, -1) * self.lora.scale
 
 
 class Embed(nn.Module):
-    """Look rows of a table up."""
+    """An embedding table (rows, width); `axis`: logical name of its rows."""
 
     rows: int
     width: int
@@ -80,7 +94,7 @@ class Embed(nn.Module):
     std: float = 0.02
     truncate: bool = False
 
-    def setup(self):
+    def setup(self) -> None:
         init = named(normal(self.std, self.truncate), (self.axis, "embed"))
         self.table = self.param("table", init, (self.rows, self.width))
 
@@ -88,26 +102,57 @@ class Embed(nn.Module):
         return jnp.take(self.whole(), ids, axis=0, mode="clip").astype(dtype)
 
     def whole(self) -> jax.Array:
-        """Gather the table on every device: a look-up in a sharded one makes XLA rematerialise it in full."""
+        """Return the table gathered on every device: a look-up in a sharded one makes XLA rematerialise it in full."""
         return constrain(self.table, None, None)
 
 
+def repeat(
+    layer: type[nn.Module],
+    config: Any,
+    *,
+    in_axes: Any = (0, nn.broadcast),
+    out_axes: int = 0,
+    share: bool = False,
+    remat: str = "none",
+    unroll: int = 0,
+) -> Callable[..., nn.Module]:
+    """Scan a layer over `config.depth` sets of parameters, stacked on a leading axis L; `share`: one set for all.
+
+    Return the constructor of the module, called with the config (and a name). `remat`: "dots" recomputes all but
+    matrix products in the backward pass, "full" everything. `unroll` 0: all layers.
+    """
+    if remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+        layer = nn.remat(layer, prevent_cse=False, policy=policy)
+    return nn.scan(
+        layer,
+        variable_axes={"intermediates": 0} if share else {"params": 0, "intermediates": 0},
+        variable_broadcast="params" if share else False,
+        split_rngs={"params": not share},
+        in_axes=in_axes,
+        out_axes=out_axes,
+        length=config.depth,
+        unroll=unroll or config.depth,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
 def fold(keys_B: jax.Array | None, site: int) -> jax.Array | None:
-    """Derive other keys, one a row; no keys stay none."""
+    """Fold a number into every row's key; None stays None."""
     return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, site)
 
 
 def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, site: int) -> jax.Array:
-    """Zero entries of x (leading axis B) with probability `rate` and scale the rest; no keys: no dropout.
+    """Zero entries of x (leading axis B) with probability `rate` and scale the rest; without keys return x.
 
-    One key a row, so that the mask of a row depends neither on micro-batches nor on the mesh. `site` tells the uses
-    within a layer apart. Sixteen random bits an entry: the rate is met to 2**-17. They are halves of words of 32, cut
-    here: `jax.random.bits` hashes once for every entry, however few bits are asked for.
+    One key a row, so that the mask of a row depends neither on micro-batches nor on the mesh. `site` distinguishes the
+    uses within a layer. Sixteen random bits an entry: the rate is exact to 2**-17. They are halves of 32-bit words,
+    split here: `jax.random.bits` hashes once for every entry, however few bits are requested.
     """
     if keys_B is None or rate == 0:
         return x
 
-    def mask(key):
+    def mask(key: jax.Array) -> jax.Array:
         *lead, last = x.shape[1:]
         words = jax.random.bits(jax.random.fold_in(key, site), (*lead, -(-last // 2)), jnp.uint32)
         bits = jnp.concatenate([words & 0xFFFF, words >> 16], -1)[..., :last]

@@ -1,7 +1,8 @@
 """An LSTM language model (Hochreiter & Schmidhuber 1997; Zaremba et al. 2014): the network before Transformers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +11,22 @@ from flax import struct
 
 from lm.errors import check_choices, check_range
 from lm.models.heads import Head
-from lm.models.layers import Embed, Linear, dropout, fold, named
+from lm.models.layers import Embed, Linear, dropout, fold, named, repeat
+from lm.models.shape import Shape
 from lm.sharding import constrain
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTM:
-    """Shape of the network; every layer is as wide as the embedding.
+class LSTM(Shape):
+    """Sizes of the network; every layer is as wide as the embedding.
 
-    `dropout` acts on what goes up, never along time (Zaremba et al. 2014). `forget` is the initial bias of the forget
-    gates (Jozefowicz et al. 2015: 1). `init`: deviation of the tables; matrices are drawn with 1/sqrt(width).
+    `dropout` acts between layers, never along time (Zaremba et al. 2014). `forget`: initial bias of the forget gates
+    (Jozefowicz et al. 2015: 1). `init`: standard deviation of the tables; that of matrices is 1/sqrt(width).
     """
 
     vocab: int = 0  # 0: the tokenizer's size
     pad_vocab: int = 1  # the table's rows are a multiple of this; the extra logits are masked
-    context: int = 128  # tokens of a row: as far as gradients go back
+    context: int = 128  # tokens of a row: the truncation of backpropagation through time
     width: int = 512
     depth: int = 2
     tied: bool = True
@@ -41,30 +43,20 @@ class LSTM:
         check_range(self, 0, 1, "dropout")
         check_range(self, -float("inf"), float("inf"), "forget")
 
-    @property
-    def rows(self) -> int:
-        """Rows of the embedding table."""
-        return -(-self.vocab // self.pad_vocab) * self.pad_vocab
-
-    @property
-    def mup(self) -> float:
-        """Width over the tuned width: there is no muP here."""
-        return 1.0
-
     def flops(self) -> float:
-        """Operations a token of one training step: 6 x the matrix parameters that a token passes."""
+        """Return the FLOPs of a training step per token: 6 x the matrix parameters."""
         return 6 * (8 * self.depth * self.width**2 + self.vocab * self.width)
 
 
 class State(struct.PyTreeNode):
-    """What a layer carries along time; float32, whatever the products are computed in."""
+    """Cell and hidden state of a layer; float32, whatever dtype the products have."""
 
     cell_BD: jax.Array
     hidden_BD: jax.Array
 
 
 def cell(pre_BGD: jax.Array, cell_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Activate the gates input, forget, candidate, output: (gates_BGD, new cell)."""
+    """Return the activated gates (input, forget, candidate, output) and the new cell state."""
     i, f, g, o = (pre_BGD[:, n] for n in range(4))
     gates = jnp.stack([jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)], 1)
     return gates, gates[:, 1] * cell_BD + gates[:, 0] * gates[:, 2]
@@ -72,7 +64,7 @@ def cell(pre_BGD: jax.Array, cell_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.custom_vjp
 def recur(pre_TBGD: jax.Array, kernel_DGD: jax.Array, keep_TB: jax.Array, state: State) -> tuple[jax.Array, State]:
-    """Run over time: hidden states (T, B, D) and the last state; `keep` is False where a row starts anew.
+    """Scan over time: hidden states (T, B, D) and the last state; `keep_TB` is False where the state is reset.
 
     Differentiated by hand: the gradient of the recurrent matrix is one product over all times at the end, where the
     derivative of a scan would read and write a sum as large as the matrix at every step.
@@ -81,12 +73,14 @@ def recur(pre_TBGD: jax.Array, kernel_DGD: jax.Array, keep_TB: jax.Array, state:
     return hidden_TBD, state
 
 
-def scan(pre_TBGD, kernel_DGD, keep_TB, state: State):
+def scan(
+    pre_TBGD: jax.Array, kernel_DGD: jax.Array, keep_TB: jax.Array, state: State
+) -> tuple[jax.Array, State, tuple[jax.Array, ...]]:
     """Return the hidden states, the last state, and for each time (gates, cell before, hidden before, cell after)."""
     _, batch, gates, width = pre_TBGD.shape
     matrix = kernel_DGD.reshape(width, -1)
 
-    def step(state, now):
+    def step(state: State, now: Sequence[jax.Array]) -> tuple[State, Any]:
         pre_BGD, keep_B = now
         old_cell, old_hidden = (jnp.where(keep_B[:, None], x, 0) for x in (state.cell_BD, state.hidden_BD))
         product = jnp.dot(old_hidden.astype(matrix.dtype), matrix, preferred_element_type=jnp.float32)
@@ -98,20 +92,22 @@ def scan(pre_TBGD, kernel_DGD, keep_TB, state: State):
     return hidden_TBD, state, saved
 
 
-def recur_forward(pre_TBGD, kernel_DGD, keep_TB, state):
-    """Keep what the gradient needs of each time."""
+def recur_forward(
+    pre_TBGD: jax.Array, kernel_DGD: jax.Array, keep_TB: jax.Array, state: State
+) -> tuple[tuple[jax.Array, State], tuple[Any, ...]]:
+    """Run forward and save gates and states as residuals."""
     hidden_TBD, state, saved = scan(pre_TBGD, kernel_DGD, keep_TB, state)
     return (hidden_TBD, state), (kernel_DGD, keep_TB, saved)
 
 
-def recur_backward(residuals, cotangents):
-    """Go back in time once for the gates' gradients; those of the matrix follow from them all together."""
+def recur_backward(residuals: tuple[Any, ...], cotangents: tuple[jax.Array, State]) -> tuple[Any, ...]:
+    """Scan back in time for the gradients of the gates; the matrix's follows from all of them in one product."""
     kernel_DGD, keep_TB, (gates_TBGD, cell_TBD, hidden_TBD, new_cell_TBD) = residuals
     d_hidden_TBD, d_state = cotangents
     width = kernel_DGD.shape[0]
     transposed = kernel_DGD.reshape(width, -1).T
 
-    def step(d_state, now):
+    def step(d_state: State, now: Sequence[jax.Array]) -> tuple[State, jax.Array]:
         d_out, keep_B, gates, old_cell, new_cell = now
         i, f, g, o = (gates[:, n] for n in range(4))
         d_hidden = d_state.hidden_BD + d_out
@@ -136,12 +132,14 @@ recur.defvjp(recur_forward, recur_backward)
 
 
 class Layer(nn.Module):
-    """One layer over a whole row: the inputs' products at once, then the recurrence."""
+    """One layer over a whole row: all input projections in one product, then the recurrence."""
 
     config: LSTM
 
     @nn.compact
-    def __call__(self, x_BTD, scanned, keep_BT, keys_B):
+    def __call__(
+        self, x_BTD: jax.Array, scanned: tuple[jax.Array, State], keep_BT: jax.Array, keys_B: jax.Array | None
+    ) -> tuple[jax.Array, State]:
         c, (layer, state) = self.config, scanned
         x_BTD = dropout(x_BTD, c.dropout, fold(keys_B, layer), 0)
         shape, axes = (c.width, 4, c.width), ("embed", None, "mlp")
@@ -149,37 +147,40 @@ class Layer(nn.Module):
         pre_BTGD = Linear(shape, axes, bias=False, std=std, name="input")(x_BTD).astype(jnp.float32)
         kernel_DGD = self.param("recurrent", named(nn.initializers.normal(std), axes), shape)
         pre_BTGD += self.param("bias", named(self.biases, axes[1:]), shape[1:])
-        # Gathered once: a matrix cut over devices would be gathered anew at every time.
+        # Gathered once: a sharded matrix would be gathered again at every time step.
         kernel_DGD = constrain(kernel_DGD.astype(c.dtype), None, None, None)
         hidden_TBD, state = recur(pre_BTGD.swapaxes(0, 1), kernel_DGD, keep_BT.T, state)
         return constrain(hidden_TBD.swapaxes(0, 1).astype(c.dtype), "batch", "length", None), state
 
-    def biases(self, key, shape, dtype):
+    def biases(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         return jnp.zeros(shape, dtype).at[1].set(self.config.forget)
 
 
 class LSTMModel(nn.Module):
-    """Tokens to hidden states, and the head that turns those into logits."""
+    """Tokens to hidden states, and the head that maps those to logits."""
 
     config: LSTM
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.embed = Embed(c.rows, c.width, std=c.init)
         if not c.tied:
             self.output = Embed(c.rows, c.width, std=c.init)
         self.bias = self.param("head_bias", named(nn.initializers.zeros, ("vocab",)), (c.rows,))
-        over = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": c.depth, "unroll": c.depth}
-        layers = nn.scan(
-            Layer, in_axes=(0, nn.broadcast, nn.broadcast), metadata_params={nn.PARTITION_NAME: "layers"}, **over
-        )
-        self.layers = layers(c)
+        self.layers = repeat(Layer, c, in_axes=(0, nn.broadcast, nn.broadcast))(c)
 
-    def __call__(self, tokens_BT, segments_BT=None, state: State | None = None, *, keys_B=None):
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array | None = None,
+        state: State | None = None,
+        *,
+        keys_B: jax.Array | None = None,
+    ) -> tuple[jax.Array, State]:
         """Return hidden states (B, T, D) in the compute dtype and the last state, its arrays (L, B, D).
 
-        `segments_BT` numbers the documents of a row: the state does not pass from one into the next. `state` is that of
-        the tokens before the row, zeros when None. `keys_B`: one key a row turns dropout on.
+        `segments_BT` numbers the documents of a row: the state is reset between them. `state`: that after the tokens
+        before the row, zeros when None. `keys_B`, one per row, turn dropout on.
         """
         c = self.config
         if self.is_initializing():
@@ -194,12 +195,12 @@ class LSTMModel(nn.Module):
         return dropout(h_BTD, c.dropout, fold(keys_B, c.depth), 0), state
 
     def head(self) -> Head:
-        """Give the vocabulary projection."""
+        """Return the vocabulary projection."""
         table = self.embed.table if self.config.tied else self.output.table
         return Head(table_VD=table, bias_V=self.bias, vocab=self.config.vocab)
 
 
 def empty_state(config: LSTM, rows: int) -> State:
-    """Make the state of rows that have read nothing: arrays (L, B, D)."""
+    """Make the zero state of `rows` rows: arrays (L, B, D)."""
     zeros = jnp.zeros((config.depth, rows, config.width), jnp.float32)
     return State(cell_BD=zeros, hidden_BD=zeros)

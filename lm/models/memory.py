@@ -1,4 +1,4 @@
-"""Transformer-XL (Dai et al. 2019): a segment attends to the hidden states of those before it, by relative positions."""
+"""Transformer-XL (Dai et al. 2019): a segment attends to the hidden states of earlier ones, by relative positions."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,24 +8,25 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from lm.errors import UserError, check, check_choices, check_range
+from lm.errors import check, check_choices, check_range
 from lm.models.adaptive import Adaptive, AdaptiveHead, Order
 from lm.models.attention import masked, weighted_values
-from lm.models.layers import Linear, dropout, fold, named
+from lm.models.layers import Linear, dropout, fold, named, repeat
 from lm.models.norms import normalise
 from lm.models.relative import distances, shift
+from lm.models.shape import Shape
 from lm.sharding import constrain
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerXL:
-    """Shape and choices of a Transformer-XL; 0 stands for the usual value derived from the others.
+class TransformerXL(Shape):
+    """Sizes and choices of a Transformer-XL; a size of 0 stands for the usual value derived from the others.
 
-    `context` tokens make a segment, which sees `memory` tokens before it; before the first one lie "nothing" or "zeros" that
-    are attended to (`begin`). `clamp` > 0: farther distances look alike. `same_length`: every query sees exactly `memory`
-    keys, itself among them, however far back the memory reaches (evaluation). `cutoffs`, `divide` (the paper's div_val),
-    `tied_projections` (empty: all but the first; one for each cluster) and `order` are the vocabulary's: see
-    `lm.models.adaptive`.
+    A segment of `context` tokens attends to `memory` tokens before it; before the first segment that is "nothing", or
+    "zeros" that take part in the softmax (`begin`). `clamp` > 0: distances are clipped. `same_length`: every query has
+    exactly `memory` keys, itself included, however far back the memory reaches (evaluation). `cutoffs`, `divide` (the
+    paper's div_val), `tied_projections` (one per cluster; empty: all but the first) and `order` belong to the adaptive
+    vocabulary: see `lm.models.adaptive`.
     """
 
     vocab: int = 0  # 0: the tokenizer's size
@@ -64,8 +65,7 @@ class TransformerXL:
         check_range(self, 0, float("inf"), "init", "init_projections")
         check_range(self, 0, 1, "dropout", "attention_dropout", "position_dropout")
         check(self.width % 2 == 0, f"width={self.width} must be even: half of each sinusoid are sines")
-        if not self.head and self.width % self.heads:
-            raise UserError(f"width={self.width} does not divide among heads={self.heads}; set head as well")
+        self.check_heads()
         rising = all(a < b for a, b in zip((0, *self.cutoffs), self.cutoffs))
         check(rising, f"cutoffs={self.cutoffs} must rise, from above 0")
         check(
@@ -75,35 +75,18 @@ class TransformerXL:
         clusters = len(self.cutoffs) + 1
         check(
             len(self.tied_projections) in (0, clusters),
-            f"tied_projections={self.tied_projections}: give one for each of the {clusters} clusters, or none",
+            f"tied_projections={self.tied_projections}: name one for each of the {clusters} clusters, or none",
         )
         smallest = self.embed_size // self.divide ** len(self.cutoffs)
         check(smallest > 0, f"divide={self.divide} leaves nothing of the embedding for the last of {clusters} clusters")
 
     @property
     def ties(self) -> tuple[bool, ...]:
-        """Whether input and output have one projection, for each cluster."""
+        """Whether input and output share a projection, for each cluster."""
         return self.tied_projections or (False, *[True] * len(self.cutoffs))
 
-    @property
-    def embed_size(self) -> int:
-        return self.embed or self.width
-
-    @property
-    def head_size(self) -> int:
-        return self.head or self.width // self.heads
-
-    @property
-    def mlp_size(self) -> int:
-        return self.mlp or 4 * self.width
-
-    @property
-    def mup(self) -> float:
-        """The loop asks; there is no maximal-update parametrisation here."""
-        return 1.0
-
     def adaptive(self) -> Adaptive:
-        """Make the module of the vocabulary."""
+        """Make the module of the adaptive embedding and softmax."""
         return Adaptive(
             vocab=self.vocab,
             width=self.width,
@@ -119,11 +102,11 @@ class TransformerXL:
 
 
 class Memory(struct.PyTreeNode):
-    """What a row leaves to the next: the input of each layer at the last M tokens.
+    """Recurrence from a row to the next: the input of each layer at the last M tokens.
 
-    `seen_BM`: the token belongs to the document in which the row ended; other slots no query sees. Before the first segment
-    none is seen, as in the authors' PyTorch release; their TensorFlow release's and Hugging Face's memory begins with zeros
-    that are (begin="zeros"). The last layer's output, which they carry too, is never read and left out.
+    `seen_BM`: the token belongs to the document in which the row ended; other slots are masked. Before the first segment
+    all are, as in the authors' PyTorch release; the memory of their TensorFlow release and of Hugging Face starts with
+    unmasked zeros (begin="zeros"). Both carry the last layer's output too, which is never read: it is left out here.
     """
 
     hidden_BLMD: jax.Array
@@ -139,17 +122,17 @@ def empty_memory(config: TransformerXL, rows: int) -> Memory | None:
 
 
 def allowed(documents_BS: jax.Array, length: int, same_length: bool) -> jax.Array:
-    """Who sees whom, (B, T, S): the last `length` keys are the queries, and a query sees its document up to itself.
+    """Return the attention mask, bool (B, T, S): a query attends to its document up to itself.
 
-    With `same_length` only keys less than S - T back: as many as the memory holds.
+    The last `length` keys are the queries' own. With `same_length` only keys less than S - T back: the memory's length.
     """
     keys = documents_BS.shape[1]
     back = jnp.arange(keys - length, keys)[:, None] - jnp.arange(keys)[None]
     seen = back >= 0
     if same_length and keys > length:
         seen &= back < keys - length
-    mine = documents_BS[:, keys - length :, None]
-    return seen & (mine == documents_BS[:, None]) & (mine != 0)
+    document_BT1 = documents_BS[:, keys - length :, None]
+    return seen & (document_BT1 == documents_BS[:, None]) & (document_BT1 != 0)
 
 
 class LayerNorm(nn.Module):
@@ -160,26 +143,26 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def spread(key, shape, dtype):
+        def spread(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
             return 1 + self.std * jax.random.normal(key, shape, dtype)
 
         scale = self.param("scale", named(spread, ("embed",)), x.shape[-1:])
         shift = self.param("bias", named(nn.initializers.zeros, ("embed",)), x.shape[-1:])
-        return normalise(x, scale, shift, "layer", self.eps)
+        return normalise(x, scale, shift, True, self.eps)
 
 
 class RelativeAttention(nn.Module):
-    """Scores [(q + u) . k + (q + v) . r] / sqrt(H): u, v weigh contents and distances r whatever the query is."""
+    """Scores [(q + u) . k + (q + v) . r] / sqrt(H): u and v weigh contents k and distances r independently of the query."""
 
     config: TransformerXL
 
     @nn.compact
-    def __call__(self, x_BTD, memory_BMD, shared):
+    def __call__(self, x_BTD: jax.Array, memory_BMD: jax.Array | None, shared: "Shared") -> jax.Array:
         """Attend from x to [memory; x]: (B, T, D)."""
         c, length = self.config, x_BTD.shape[1]
         from_BSD = jnp.concatenate([memory_BMD, x_BTD], 1) if memory_BMD is not None else x_BTD
 
-        def heads(name, y):
+        def heads(name: str, y: jax.Array) -> jax.Array:
             shape, axes = (c.width, c.heads, c.head_size), ("embed", "heads", "head")
             return Linear(shape, axes, bias=False, std=c.init, name=name)(y)
 
@@ -211,32 +194,34 @@ def relative_biases(module: nn.Module, c: TransformerXL) -> tuple[jax.Array, jax
 
 
 class Shared(struct.PyTreeNode):
-    """What every layer gets alike."""
+    """Arguments that are the same for every layer."""
 
     distances: jax.Array  # sinusoids (S, D), or (B, S, D) with dropout
     allowed_BTS: jax.Array
-    text_BT: jax.Array | None = None  # where rows are text; before it they are zeros to every layer
+    text_BT: jax.Array | None = None  # False in the padding before a text: zeros in every layer
     keys_B: jax.Array | None = None
     biases: Any = None  # u and v, where all layers have the same
 
 
 class Layer(nn.Module):
-    """Attention and a ReLU feed-forward, each with its norm and residual; gives its input on for the memory."""
+    """Attention and a ReLU feed-forward, each with norm and residual; also returns its input, for the memory."""
 
     config: TransformerXL
 
     @nn.compact
-    def __call__(self, x_BTD, scanned, shared):
+    def __call__(
+        self, x_BTD: jax.Array, scanned: tuple[jax.Array, jax.Array | None], shared: Shared
+    ) -> tuple[jax.Array, jax.Array]:
         c, (layer, memory_BMD) = self.config, scanned
         x_BTD = kept_BTD = x_BTD if shared.text_BT is None else jnp.where(shared.text_BT[..., None], x_BTD, 0)
         shared = shared.replace(keys_B=fold(shared.keys_B, layer))
         norms = [LayerNorm(c.eps, c.init, name=f"norm{i}") for i in range(2)]
         attend = RelativeAttention(c, name="attention")
 
-        def drop(y, site):
+        def drop(y: jax.Array, site: int) -> jax.Array:
             return dropout(y, c.dropout, shared.keys_B, site)
 
-        def feed(y):
+        def feed(y: jax.Array) -> jax.Array:
             shape, axes = (c.width, c.mlp_size), ("embed", "mlp")
             y = drop(nn.relu(Linear(shape, axes, std=c.init, name="up")(y)), 3)
             return Linear(shape[::-1], axes[::-1], std=c.init, name="down")(y)
@@ -256,34 +241,32 @@ class MemoryModel(nn.Module):
 
     config: TransformerXL
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.embed = c.adaptive()
-        layer = Layer
-        if c.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
-            layer = nn.remat(Layer, prevent_cse=False, policy=policy)
-        self.layers = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-            length=c.depth,
-            unroll=c.unroll or c.depth,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c)
+        self.layers = repeat(Layer, c, remat=c.remat, unroll=c.unroll)(c)
         self.biases = relative_biases(self, c) if c.shared_biases else None
 
-    def __call__(self, tokens_BT, segments_BT=None, memory: Memory | None = None, *, fresh: bool = False, keys_B=None):
-        """Return hidden states (B, T, D) and the memory after this row, None where none was given.
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array | None = None,
+        memory: Memory | None = None,
+        *,
+        fresh: bool = False,
+        keys_B: jax.Array | None = None,
+    ) -> tuple[jax.Array, Memory | None]:
+        """Return hidden states (B, T, D) and the memory after this row, None where none was passed.
 
-        `segments_BT` numbers the documents of a row: 1 goes on from the row before and sees its memory, 2 and more begin
-        here, 0 is padding; None: all 1. The memory, of any length, gets no gradient. `fresh`: it is empty, and padding stands
-        before the text, which the zeros that begin="zeros" attends to reach up to.
+        `segments_BT` numbers the documents of a row: 1 continues the row before and attends to its memory, 2 and more
+        start here, 0 is padding; None: all 1. The memory, of any length, has no gradient. `fresh`: it is empty and the
+        row is padded on the left; with begin="zeros" the attended zeros then reach up to the text.
         """
         c, dtype, length = self.config, jnp.dtype(self.config.dtype), tokens_BT.shape[1]
         if self.is_initializing():
             self.embed.head()
+
+        # The memory's tokens stand before the row's, as keys: those of the open document belong to document 1.
         documents_BS = jnp.ones_like(tokens_BT) if segments_BT is None else segments_BT
         hidden_LBMD = None
         if memory is not None:
@@ -294,10 +277,13 @@ class MemoryModel(nn.Module):
         if fresh and memory is not None and c.begin == "zeros":
             text_BT = segments_BT > 0
             documents_BS = (jnp.arange(keys) >= length - text_BT.sum(1, keepdims=True)).astype(documents_BS.dtype)
+
+        # One table of sinusoids by distance serves all rows; dropout of it makes one per row.
         places = distances(keys - 1, 0, c.width, c.clamp).astype(dtype)
         if keys_B is not None and c.position_dropout:
             places = jnp.broadcast_to(places, (tokens_BT.shape[0], *places.shape))
             places = dropout(places, c.position_dropout, fold(keys_B, c.depth), 1)
+
         shared = Shared(places, allowed(documents_BS, length, c.same_length), text_BT, keys_B, self.biases)
         x_BTD = dropout(self.embed(tokens_BT, dtype) * c.width**0.5, c.dropout, fold(keys_B, c.depth), 0)
         x_BTD = constrain(x_BTD, "batch", "length", None)
@@ -307,12 +293,12 @@ class MemoryModel(nn.Module):
         return dropout(x_BTD, c.dropout, fold(keys_B, c.depth), 2), memory
 
     def head(self) -> AdaptiveHead:
-        """Give the softmax over the vocabulary."""
+        """Return the softmax over the vocabulary."""
         return self.embed.head()
 
 
 def next_memory(memory: Memory, kept_LBTD: jax.Array, documents_BS: jax.Array) -> Memory:
-    """Keep the last M of the old memory and this row; what is not of the row's last document is seen no more."""
+    """Append the row's states, keep the last M, and mask positions that belong to earlier documents."""
     size = memory.seen_BM.shape[1]
     new_BLTD = kept_LBTD[:, :, -size:].swapaxes(0, 1).astype(memory.hidden_BLMD.dtype)
     hidden = jnp.concatenate([memory.hidden_BLMD, new_BLTD], 2)[:, :, -size:]

@@ -1,4 +1,4 @@
-"""The feed-forward layer and its activations."""
+"""The feed-forward layer and the table of its activations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,22 +11,22 @@ from lm.models.layers import Linear, dropout
 
 
 def relu2(x: jax.Array) -> jax.Array:
-    """Square of relu (So et al. 2021, Primer)."""
+    """Squared ReLU (So et al. 2021, Primer)."""
     return jnp.square(nn.relu(x))
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact gelu, with the error function."""
+    """Exact GELU, by the error function."""
     return nn.gelu(x, approximate=False)
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """Gelu by its tanh approximation: GPT-2's `gelu_new`."""
+    """GELU by its tanh approximation: GPT-2's `gelu_new`."""
     return nn.gelu(x, approximate=True)
 
 
-# name -> (activation, gated); gated forms multiply a second projection in (Shazeer 2020).
-ACTIVATIONS: dict[str, tuple[Callable, bool]] = {
+# name -> (activation, gated); gated forms multiply with a second projection (Shazeer 2020). A new entry is a new choice.
+ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], bool]] = {
     "gelu": (gelu, False),
     "gelu_tanh": (gelu_tanh, False),
     "relu": (nn.relu, False),
@@ -40,9 +40,9 @@ ACTIVATIONS: dict[str, tuple[Callable, bool]] = {
 
 
 class FeedForward(nn.Module):
-    """Width -> mlp -> width with an activation between, gated when the activation's name says so.
+    """Two projections, width -> mlp -> width, with an activation between; gated ones have a third, "gate".
 
-    `config` is a `lm.models.transformer.Transformer`.
+    `config`: a `Transformer` or an `XLNet`.
     """
 
     config: Any

@@ -1,7 +1,8 @@
-"""Normalisation with float32 statistics: LayerNorm and RMSNorm."""
+"""Normalisation with float32 statistics: LayerNorm, RMSNorm, and the table of their kinds."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,63 +11,79 @@ from flax import linen as nn
 from lm.models.layers import named
 
 
+@dataclass(frozen=True, kw_only=True)
+class NormKind:
+    """`centred`: subtract the mean; `shift`: add a bias where the config has biases; `offset`: scale by 1 + parameter."""
+
+    centred: bool = False
+    shift: bool = False
+    offset: bool = False
+
+
+# A new entry is a new choice of `Transformer.norm`.
+NORMS = {
+    "layer": NormKind(centred=True, shift=True),  # Ba et al. 2016
+    "rms": NormKind(),  # Zhang & Sennrich 2019
+    "rms_one": NormKind(offset=True),  # Gemma team 2024: weight decay and an init of 0 pull towards plain normalisation
+}
+
+
 class Norm(nn.Module):
-    """Normalise the last axis; scale (and shift, for LayerNorm with bias).
+    """Normalise the last axis, then scale (and shift) it; `kind` is a name in NORMS."""
 
-    "layer": Ba et al. 2016; "rms": Zhang & Sennrich 2019, no mean and no shift; "rms_one": the same times 1 + scale, so
-    that weight decay and an init of 0 pull towards plain normalisation (Gemma team 2024).
-    """
-
-    kind: Literal["layer", "rms", "rms_one"] = "layer"
+    kind: str = "layer"
     eps: float = 1e-5
     bias: bool = True
     axis: str | None = "embed"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1],)
-        init = nn.initializers.zeros if self.kind == "rms_one" else nn.initializers.ones
+        kind, shape = NORMS[self.kind], (x.shape[-1],)
+        init = nn.initializers.zeros if kind.offset else nn.initializers.ones
         scale = self.param("scale", named(init, (self.axis,)), shape)
-        scale = 1 + scale if self.kind == "rms_one" else scale
+        scale = 1 + scale if kind.offset else scale
         shift = None
-        if self.bias and self.kind == "layer":
+        if self.bias and kind.shift:
             shift = self.param("bias", named(nn.initializers.zeros, (self.axis,)), shape)
-        return normalise(x, scale, shift, self.kind, self.eps)
+        return normalise(x, scale, shift, kind.centred, self.eps)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def normalise(x: jax.Array, scale: jax.Array, shift: jax.Array | None, kind: str, eps: float) -> jax.Array:
-    """Scale x to unit variance (or mean square) along its last axis, in float32; the result has x's dtype."""
-    return forward(x, scale, shift, kind, eps)[0]
+def normalise(x: jax.Array, scale: jax.Array, shift: jax.Array | None, centred: bool, eps: float) -> jax.Array:
+    """Scale x to unit variance (or mean square, not `centred`) along its last axis, in float32; the result has x's dtype."""
+    return forward(x, scale, shift, centred, eps)[0]
 
 
-def statistics(x: jax.Array, kind: str, eps: float) -> tuple[jax.Array, jax.Array]:
-    """Return x normalised and the factor that did it, in float32."""
+def statistics(x: jax.Array, centred: bool, eps: float) -> tuple[jax.Array, jax.Array]:
+    """Return x normalised and 1 / its standard deviation (or root mean square), both float32."""
     x = x.astype(jnp.float32)
-    if kind == "layer":
+    if centred:
         x = x - x.mean(-1, keepdims=True)
     factor = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
     return x * factor, factor
 
 
-def forward(x, scale, shift, kind, eps):
-    y = statistics(x, kind, eps)[0] * scale
+def forward(
+    x: jax.Array, scale: jax.Array, shift: jax.Array | None, centred: bool, eps: float
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    y = statistics(x, centred, eps)[0] * scale
     y = y if shift is None else y + shift
     return y.astype(x.dtype), (x, scale, shift)
 
 
-def backward(kind, eps, saved, g):
-    """Recompute what is cheap; sum over tokens by a matrix product, which on a CPU beats a reduction tenfold."""
+def backward(centred: bool, eps: float, saved: tuple[Any, ...], g: jax.Array) -> tuple[Any, ...]:
+    """Recompute the statistics, which is cheaper than keeping them, and return the gradients of x, scale and shift."""
     x, scale, shift = saved
-    normal, factor = statistics(x, kind, eps)
+    normal, factor = statistics(x, centred, eps)
     g = g.astype(jnp.float32)
     inner = g * scale
     d_x = inner - normal * (inner * normal).mean(-1, keepdims=True)
-    if kind == "layer":
+    if centred:
         d_x = d_x - inner.mean(-1, keepdims=True)
+    # Sums over tokens by a matrix product: on a CPU ten times faster than a reduction.
     ones = jnp.ones((1, g.size // g.shape[-1]), jnp.float32)
 
-    def total(y):
+    def total(y: jax.Array) -> jax.Array:
         return (ones @ y.reshape(-1, y.shape[-1]))[0]
 
     return (d_x * factor).astype(x.dtype), total(g * normal), None if shift is None else total(g)

@@ -1,25 +1,28 @@
-"""Where a token stands: sinusoids, rotary angles, ALiBi slopes, T5 buckets."""
+"""Position encodings (sinusoids, rotary angles, ALiBi slopes, T5 buckets) and the table of them: `POSITIONS`."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from lm.errors import check, check_choices, check_range
+from lm.errors import UserError, check, check_choices, check_range
+from lm.models.layers import Embed, named
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary:
-    """Rotary position embedding (Su et al. 2021) and how its angles are stretched for longer contexts.
+    """Rotary position embedding (Su et al. 2021) and the stretching of its angles for longer contexts.
 
-    `share` is the part of each head that turns. `scaling`: "linear" divides positions by `factor` (Chen et al. 2023);
+    `share` is the rotated fraction of each head. `scaling`: "linear" divides positions by `factor` (Chen et al. 2023);
     "ntk" raises the base instead; "llama3" divides low frequencies only, with a ramp between wavelengths
-    original/low and original/high; "yarn" (Peng et al. 2023) ramps between `high` and `low` turns over the original
-    context, which for YaRN are its beta_fast and beta_slow, and scales the attention temperature. `local` > 0 is the base
-    of the layers with a window, which are not stretched (Gemma team 2025, Gemma 3).
+    original/low and original/high; "yarn" (Peng et al. 2023) ramps between `high` (its beta_fast) and `low` (beta_slow)
+    rotations over the original context, and scales the attention temperature. `local` > 0 is the base of the layers
+    with a window, which are not stretched (Gemma team 2025, Gemma 3).
     """
 
     base: float = 10_000.0
@@ -41,7 +44,7 @@ class Rotary:
 
 
 def frequencies(rotary: Rotary, head: int) -> tuple[np.ndarray, float]:
-    """Angle per position of each pair (head * share / 2,), and the factor on cosines and sines (1 but for YaRN)."""
+    """Return the angle per position of each pair, (head * share / 2,), and the factor on cosines and sines (YaRN; else 1)."""
     size = int(head * rotary.share)
     exponents = np.arange(0, size, 2, dtype=np.float64) / size
     base = rotary.base * rotary.factor ** (size / (size - 2)) if rotary.scaling == "ntk" else rotary.base
@@ -54,7 +57,7 @@ def frequencies(rotary: Rotary, head: int) -> tuple[np.ndarray, float]:
         return (plain * (keep + (1 - keep) / rotary.factor)).astype(np.float32), 1.0
     if rotary.scaling == "yarn":
 
-        def pair(turns):
+        def pair(turns: float) -> float:
             return size * math.log(rotary.original / (turns * 2 * math.pi)) / (2 * math.log(rotary.base))
 
         first, last = max(math.floor(pair(rotary.high)), 0), min(math.ceil(pair(rotary.low)), size - 1)
@@ -64,9 +67,12 @@ def frequencies(rotary: Rotary, head: int) -> tuple[np.ndarray, float]:
 
 
 def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, rotary: Rotary, window: jax.Array | int | None = None) -> jax.Array:
-    """Turn pair (i, i + size/2) of every head by position x frequency[i], in float32; a `window` > 0 takes local ones."""
+    """Rotate pair (i, i + size/2) of every head by position x frequency[i], in float32.
+
+    Layers with a `window` > 0 take the frequencies of `rotary.local`.
+    """
     inverse, factor = frequencies(rotary, x_BTNH.shape[-1])
-    if rotary.local and window is not None:
+    if rotary.local and window is not None:  # windows are traced where layers are scanned: both are computed, one chosen
         near = frequencies(replace(rotary, base=rotary.local, scaling="none"), x_BTNH.shape[-1])
         inverse, factor = (jnp.where(jnp.asarray(window) > 0, a, b) for a, b in zip(near, (inverse, factor)))
     angles = positions_BT[..., None, None].astype(jnp.float32) * inverse
@@ -79,10 +85,10 @@ def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, rotary: Rotary, window: j
 
 
 def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:
-    """Fixed embedding [sin, cos] with the halves concatenated (Vaswani et al. 2017, 3.5; layout of tensor2tensor).
+    """Return sinusoids [sin, cos], (B, T, width), halves concatenated (Vaswani et al. 2017, 3.5; layout of tensor2tensor).
 
     Within 1e-6 for whole positions below 2**18: a product of position and frequency in float32 would be off by 1e-4 at
-    position 2000. The angle is a sum over the position's digits (base 64), sines and cosines of which are tables.
+    position 2000. So the angle is a sum over the position's digits (base 64), whose sines and cosines are tables.
     """
     inverse = 10_000.0 ** -(np.arange(0, width, 2) / width)
     sign, size = jnp.sign(positions_BT)[..., None], jnp.abs(positions_BT)
@@ -96,7 +102,10 @@ def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
-    """Slope of each head (Press et al. 2022): a geometric series; other counts borrow from twice the power of two."""
+    """Return the slope of each head (Press et al. 2022): a geometric series.
+
+    A number of heads between powers of two takes every other slope of the next power for the rest.
+    """
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     extra = [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
@@ -104,7 +113,7 @@ def alibi_slopes(heads: int) -> np.ndarray:
 
 
 def buckets(relative: jax.Array, *, causal: bool, number: int = 32, distance: int = 128) -> jax.Array:
-    """Bucket of key position minus query position (Raffel et al. 2020): exact when near, logarithmic, then shared."""
+    """Return the bucket of key position minus query position (Raffel et al. 2020): one each when near, then logarithmic."""
     offset = 0
     if causal:
         gap = jnp.maximum(-relative, 0)
@@ -117,3 +126,71 @@ def buckets(relative: jax.Array, *, causal: bool, number: int = 32, distance: in
     limits = np.asarray([math.ceil(s - 1e-6) for s in steps])
     far = exact + jnp.searchsorted(jnp.asarray(limits), gap, side="right")
     return offset + jnp.where(gap < exact, gap, far)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionKind:
+    """A position encoding as functions of the stack's config, a `Transformer`; None: it does not act there.
+
+    `added(config, positions_BT, width, dtype)`: vectors (B, T, width) to add to the token vectors.
+    `bias(config, param, causal)`: a function from distances, key minus query, (T, S), to an additive attention bias
+    (N, T, S); `param` declares a parameter of the stack.
+    `rotate(x_BTNH, positions_BT, config, window)`: queries or keys, rotated.
+    `check(config)` raises UserError for sizes that the encoding cannot have.
+    `context`: rows of a "table", a "bound" on the lengths trained for, or "free" where distances alone count.
+    """
+
+    added: Callable[[Any, jax.Array, int, jnp.dtype], jax.Array] | None = None
+    bias: Callable[[Any, Callable[..., jax.Array], bool], Callable[[jax.Array], jax.Array]] | None = None
+    rotate: Callable[[jax.Array, jax.Array, Any, jax.Array | int | None], jax.Array] | None = None
+    check: Callable[[Any], None] | None = None
+    context: Literal["table", "bound", "free"] = "bound"
+
+
+def learned(c: Any, positions_BT: jax.Array, width: int, dtype: jnp.dtype) -> jax.Array:
+    """Look positions up in a table of `context` rows, the first at row `offset`."""
+    table = {"std": c.init_positions, "truncate": c.init_truncate, "name": "places"}
+    return Embed(c.context + c.offset, width, axis="position", **table)(positions_BT + c.offset, dtype)
+
+
+def alibi(c: Any, param: Callable[..., jax.Array], causal: bool) -> Callable[[jax.Array], jax.Array]:
+    slopes_N11 = alibi_slopes(c.heads)[:, None, None]
+    return lambda distances_TS: -slopes_N11 * jnp.abs(distances_TS).astype(jnp.float32)
+
+
+def bucketed(c: Any, param: Callable[..., jax.Array], causal: bool) -> Callable[[jax.Array], jax.Array]:
+    """Look the buckets of distances up in one table for all layers (Raffel et al. 2020)."""
+    init = nn.initializers.normal(c.width**-0.5 if c.init_fan_in else c.init)
+    table = param("buckets", named(init, (None, "heads")), (32, c.heads))
+    return lambda distances_TS: table[buckets(distances_TS, causal=causal)].transpose(2, 0, 1)
+
+
+def check_sinusoidal(c: Any) -> None:
+    check(c.width % 2 == 0, f"sinusoidal positions need an even width, not {c.width}")
+
+
+def check_rotary(c: Any) -> None:
+    size = int(c.head_size * c.rotary.share)
+    check(size % 2 == 0, f"rotary positions need an even head size, not {c.head_size} x {c.rotary.share}")
+    if c.rotary.scaling == "ntk" and size < 4:  # the base's exponent is size / (size - 2)
+        raise UserError("rotary scaling 'ntk' needs more than one pair of each head to turn")
+
+
+# A new entry is a new choice of `Transformer.positions`.
+POSITIONS = {
+    "none": PositionKind(),
+    "learned": PositionKind(added=learned, context="table"),
+    "sinusoidal": PositionKind(
+        added=lambda c, positions_BT, width, dtype: sinusoids(positions_BT, width).astype(dtype), check=check_sinusoidal
+    ),
+    "rotary": PositionKind(
+        rotate=lambda x_BTNH, positions_BT, c, window: rotate(x_BTNH, positions_BT, c.rotary, window), check=check_rotary
+    ),
+    "alibi": PositionKind(bias=alibi),
+    "bucket": PositionKind(bias=bucketed, context="free"),
+}
+
+
+def context_of(config: Any) -> Literal["table", "bound", "free"]:
+    """Return the meaning of a config's `context`: "free" for networks whose relative attention is built in (XLNet)."""
+    return POSITIONS[config.positions].context if hasattr(config, "positions") else "free"

@@ -1,34 +1,38 @@
-"""The one Transformer stack: a config picks norms, positions, feed-forward and attention; published models are presets.
+"""The config of the one Transformer stack: norms, positions, feed-forward and attention are choices from tables.
 
-`lm.models.stack` holds its layers, `lm.models.model` what is before and after them.
+`lm.models.stack` holds the layers, `lm.models.model` the embeddings before and the vocabulary after them; published
+models are `lm.models.presets`.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lm.errors import UserError, check, check_choices, check_range
+from lm.errors import UserError, check, check_choices, check_range, unknown
 from lm.models.adapters import Adapter
 from lm.models.lora import Lora
-from lm.models.positions import Rotary
+from lm.models.mlp import ACTIVATIONS
+from lm.models.norms import NORMS
+from lm.models.positions import POSITIONS, Rotary
+from lm.models.shape import Shape
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh", "reglu"]
+TABLES = {"positions": POSITIONS, "norm": NORMS, "activation": ACTIVATIONS}  # the fields whose choices are entries
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transformer:
-    """Shape and choices of one stack; 0 stands for the usual value derived from the others.
+class Transformer(Shape):
+    """Sizes and choices of one stack; a size of 0 stands for the usual value derived from the others.
 
-    `embed` is the width of the tables where it is not the model's (ALBERT, ELECTRA: projected). `offset` is the row of
-    the position table that position 0 takes (2 in RoBERTa and BART). `transform` puts a dense layer, the activation and
-    a norm before the vocabulary (BERT's head for masked tokens). `share` gives all layers the same parameters (ALBERT).
+    `embed`: width of the embedding tables where it differs from the model's (ALBERT, ELECTRA: projected). `offset`: row
+    of the position table for position 0 (2 in RoBERTa and BART). `transform`: a dense layer, the activation and a norm
+    before the vocabulary (BERT's masked-LM head). `share`: one set of parameters for all layers (ALBERT).
 
-    `windows` is repeated over the layers: (4096, 0) alternates a sliding window with full attention. `mup_base` > 0 turns
-    maximal-update parametrisation on (Yang et al. 2022, table 8): the width at which the learning rate was tuned.
-    `init_scale_depth` divides the init of residual outputs by sqrt(2 depth) (Radford et al. 2019); `init_fan_in` draws each
-    matrix with 1/sqrt(inputs) and queries with the attention's scale in them, embeddings with `init` (T5, where it is
-    1); `init_truncate` cuts the normal distribution off at two deviations (BERT). `unroll` (0: all)
-    trades compile time for speed, `remat` computation for memory; neither changes parameters or results.
+    `windows` is repeated over the layers: (4096, 0) alternates a sliding window with full attention. `mup_base` > 0: the
+    width at which the learning rate was tuned, for maximal-update parametrisation (Yang et al. 2022, table 8).
+    `init_scale_depth` divides the init of residual outputs by sqrt(2 depth) (Radford et al. 2019); `init_fan_in` draws
+    each matrix with 1/sqrt(inputs), queries with the attention's scale in them, embeddings with `init` (T5, where it is
+    1); `init_truncate` truncates the normal distribution at two standard deviations (BERT). `unroll` (0: all) trades
+    compile time for speed, `remat` computation for memory; neither changes parameters or results.
     """
 
     vocab: int = 0  # 0: the tokenizer's size
@@ -41,15 +45,15 @@ class Transformer:
     kv_heads: int = 0  # 0: as many as heads
     head: int = 0  # 0: width / heads
     mlp: int = 0  # 0: 4 x width
-    activation: Activation = "gelu_tanh"
-    norm: Literal["layer", "rms", "rms_one"] = "layer"
-    placement: Literal["pre", "post", "sandwich"] = "pre"  # sandwich: before each sub-layer and on what it gives
+    activation: str = "gelu_tanh"  # of lm.models.mlp.ACTIVATIONS
+    norm: str = "layer"  # of lm.models.norms.NORMS
+    placement: Literal["pre", "post", "sandwich"] = "pre"  # sandwich: before each sub-layer and on its output
     eps: float = 1e-5
     parallel: bool = False  # attention and feed-forward side by side from one norm
     types: int = 0  # rows of a token-type table, 0: none
     embed_norm: bool = False
     embed_scale: float = 1.0
-    positions: Literal["learned", "sinusoidal", "rotary", "alibi", "bucket", "none"] = "learned"
+    positions: str = "learned"  # of lm.models.positions.POSITIONS
     offset: int = 0
     rotary: Rotary = Rotary()
     windows: tuple[int, ...] = (0,)
@@ -82,6 +86,9 @@ class Transformer:
 
     def __post_init__(self):
         check_choices(self)
+        for name, table in TABLES.items():
+            if getattr(self, name) not in table:
+                raise unknown(name, getattr(self, name), list(table))
         check_range(self, 1, float("inf"), "pad_vocab", "context", "width", "depth", "heads")
         check_range(
             self, 0, float("inf"), "vocab", "kv_heads", "head", "mlp", "unroll", "mup_base", "embed", "types", "offset"
@@ -90,16 +97,11 @@ class Transformer:
         check_range(self, 0, float("inf"), "eps", "init", "init_positions", "logit_cap", "attention_cap", "scale")
         check_range(self, -float("inf"), float("inf"), "embed_scale", "logit_scale")
         check(min(self.windows, default=-1) >= 0, f"windows={self.windows} must be at least 0: 0 is full attention")
-        if not self.head and self.width % self.heads:
-            raise UserError(f"width={self.width} does not divide among heads={self.heads}; set head as well")
+        self.check_heads()
         if self.heads % self.kv:
             raise UserError(f"heads={self.heads} does not divide among kv_heads={self.kv}")
-        if self.positions == "rotary" and int(self.head_size * self.rotary.share) % 2:
-            raise UserError(f"rotary positions need an even head size, not {self.head_size} x {self.rotary.share}")
-        if self.positions == "rotary" and self.rotary.scaling == "ntk" and int(self.head_size * self.rotary.share) < 4:
-            raise UserError("rotary scaling 'ntk' needs more than one pair of each head to turn")
-        if self.positions == "sinusoidal" and self.width % 2:
-            raise UserError(f"sinusoidal positions need an even width, not {self.width}")
+        if valid := POSITIONS[self.positions].check:
+            valid(self)
         if self.parallel and self.placement != "pre":
             raise UserError("parallel blocks have their norm before: placement='pre'")
         if self.rotary.local and not any(self.windows):
@@ -110,26 +112,8 @@ class Transformer:
             )
 
     @property
-    def embed_size(self) -> int:
-        """Width of the embedding tables."""
-        return self.embed or self.width
-
-    @property
-    def head_size(self) -> int:
-        return self.head or self.width // self.heads
-
-    @property
     def kv(self) -> int:
         return self.kv_heads or self.heads
-
-    @property
-    def mlp_size(self) -> int:
-        return self.mlp or 4 * self.width
-
-    @property
-    def rows(self) -> int:
-        """Rows of the embedding table."""
-        return -(-self.vocab // self.pad_vocab) * self.pad_vocab
 
     @property
     def mup(self) -> float:
@@ -138,22 +122,22 @@ class Transformer:
 
     @property
     def std(self) -> float:
-        """Init of the matrices into a layer."""
+        """Standard deviation at init of the matrices into a layer."""
         return self.init / math.sqrt(self.mup)
 
     @property
     def out_std(self) -> float:
-        """Init of the matrices onto the residual stream."""
+        """Standard deviation at init of the matrices onto the residual stream."""
         return self.std / math.sqrt(2 * self.depth) if self.init_scale_depth else self.std
 
     @property
     def head_std(self) -> float:
-        """Init of an untied vocabulary table."""
+        """Standard deviation at init of an untied vocabulary table."""
         return self.width**-0.5 if self.init_fan_in else self.init
 
     @property
     def attention_scale(self) -> float:
-        """1/sqrt(H) unless given; under muP proportional to 1/H and equal to it at the tuned width."""
+        """`scale`, else 1/sqrt(H); under muP proportional to 1/H and equal to 1/sqrt(H) at the tuned width."""
         if self.scale:
             return self.scale
         if not self.mup_base or self.head:
@@ -161,7 +145,7 @@ class Transformer:
         return (self.mup_base / self.heads) ** 0.5 / self.head_size
 
     def linear(self, inputs: int, *, out: bool = False, query: bool = False) -> dict[str, Any]:
-        """Init of a matrix of that many inputs: `out` onto the residual stream, `query` of scores."""
+        """Return the init of a matrix of so many inputs, as arguments of `Linear`; `out`: onto the residual stream."""
         std = self.out_std if out else self.std
         if self.init_fan_in:
             std = inputs**-0.5 * (self.head_size**-0.5 if query else 1.0)

@@ -1,8 +1,8 @@
 """XLNet's network: a content stream and a query stream over one set of weights, with relative attention and a memory.
 
 Yang et al. 2019, https://github.com/zihangdai/xlnet. The content stream reads the tokens; the query stream starts from
-one learned vector at each place to predict and sees the content of other places only, so that it knows where it stands
-but not what stands there.
+one learned vector at each predicted position and attends to the content of other positions only, so that it knows its
+position but not its token.
 """
 
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from lm.errors import UserError, check_choices, check_range
+from lm.errors import check, check_choices, check_range, unknown
 from lm.models.attention import masked, weighted_values
 from lm.models.heads import Head
-from lm.models.layers import Embed, Linear, dropout, fold, named
+from lm.models.layers import Embed, Linear, dropout, fold, named, repeat
 from lm.models.lora import Lora
-from lm.models.mlp import FeedForward
+from lm.models.mlp import ACTIVATIONS, FeedForward
 from lm.models.norms import Norm
 from lm.models.relative import distances, shift
-from lm.models.transformer import Activation
+from lm.models.shape import Shape
 from lm.sharding import constrain, pieces
 
 
 @dataclass(frozen=True, kw_only=True)
-class XLNet:
-    """Shape of the two-stream network; 0 stands for the usual value derived from the others.
+class XLNet(Shape):
+    """Sizes of the two-stream network; a size of 0 stands for the usual value derived from the others.
 
-    `memory` layer inputs of earlier rows are attended to as well; distances beyond `clamp` count as `clamp` (0: off).
-    The release drops out position embeddings too; here they are projected once for all rows and keep whole.
+    `memory`: number of layer inputs of earlier rows that are attended to as well; distances are clipped to `clamp` (0:
+    off). The release drops out position embeddings too; here they are projected once for all rows, without dropout.
     """
 
     vocab: int = 0  # 0: the tokenizer's size
@@ -43,7 +43,7 @@ class XLNet:
     heads: int = 12
     head: int = 0  # 0: width / heads
     mlp: int = 0  # 0: 4 x width
-    activation: Activation = "gelu_tanh"  # as the release; transformers runs its weights with the exact "gelu"
+    activation: str = "gelu_tanh"  # as the release; transformers runs its weights with the exact "gelu"
     eps: float = 1e-12
     clamp: int = 0
     dropout: float = 0.0
@@ -56,42 +56,28 @@ class XLNet:
 
     def __post_init__(self):
         check_choices(self)
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation", self.activation, list(ACTIVATIONS))
         check_range(self, 1, float("inf"), "pad_vocab", "context", "width", "depth", "heads")
         check_range(self, 0, float("inf"), "vocab", "memory", "head", "mlp", "clamp", "unroll", "eps", "init")
         check_range(self, 0, 1, "dropout", "attention_dropout")
-        if not self.head and self.width % self.heads:
-            raise UserError(f"width={self.width} does not divide among heads={self.heads}; set head as well")
-        if self.width % 2:
-            raise UserError(f"sinusoids of distances need an even width, not {self.width}")
+        self.check_heads()
+        check(self.width % 2 == 0, f"sinusoids of distances need an even width, not {self.width}")
 
-    @property
-    def head_size(self) -> int:
-        return self.head or self.width // self.heads
-
-    @property
-    def mlp_size(self) -> int:
-        return self.mlp or 4 * self.width
-
-    @property
-    def rows(self) -> int:
-        """Rows of the embedding table."""
-        return -(-self.vocab // self.pad_vocab) * self.pad_vocab
-
-    # What the shared layers and the optimizer ask of a config.
-    mup = property(lambda self: 1.0)
+    # Read by `FeedForward`.
     bias = property(lambda self: True)
     mlp_dropout = property(lambda self: self.dropout)
 
     def linear(self, inputs: int, *, out: bool = False, query: bool = False) -> dict[str, Any]:
-        """Init of every matrix: the same normal distribution, whatever its inputs."""
+        """Return the init of a matrix, as arguments of `Linear`: one normal distribution, whatever the inputs."""
         return {"std": self.init}
 
 
 class Shared(struct.PyTreeNode):
-    """What every layer gets alike; S keys are M of the memory and T of the row.
+    """Arguments that are the same for every layer; the S keys are M of the memory and T of the row.
 
-    A query sees the keys whose rank is below its reach. `types` decide between the two segment vectors.
-    `distances_ZRD`: embeddings of distances M + T, ..., -T + 1, for reading order and (Z = 2) against it.
+    A query attends to the keys whose rank is below its reach. `types` choose between the two segment vectors.
+    `distances_ZRD`: embeddings of distances M + T, ..., -T + 1, in reading order and (Z = 2) against it.
     """
 
     rank_BS: jax.Array
@@ -110,8 +96,12 @@ class RelativeAttention(nn.Module):
     config: XLNet
 
     @nn.compact
-    def __call__(self, x_BQD, memory_BMD, shared: Shared, keys_B):
+    def __call__(
+        self, x_BQD: jax.Array, memory_BMD: jax.Array | None, shared: Shared, keys_B: jax.Array | None
+    ) -> jax.Array:
         c, length = self.config, shared.reach_BT.shape[1]
+
+        # Queries of both streams side by side; keys and values are content only, of the memory and of the row.
         kernel = {"shape": (c.width, c.heads, c.head_size), "axes": ("embed", "heads", "head"), "bias": False, "std": c.init}
         kernel |= {"lora": c.lora}
         q_BNQH = Linear(name="query", **kernel)(x_BQD, keys_B).swapaxes(1, 2)
@@ -119,6 +109,8 @@ class RelativeAttention(nn.Module):
         if memory_BMD is not None:
             content_BSD = jnp.concatenate([memory_BMD.astype(x_BQD.dtype), content_BSD], 1)
         k_BNSH, v_BNSH = (Linear(name=name, **kernel)(content_BSD, keys_B).swapaxes(1, 2) for name in ("key", "value"))
+
+        # Distances are projected once for the batch; a row written backwards takes the second set.
         r_ZNRH = Linear(name="position", **kernel)(shared.distances_ZRD.astype(x_BQD.dtype)).swapaxes(1, 2)
         r_BNRH = r_ZNRH
         if shared.backward_B is not None:
@@ -126,14 +118,15 @@ class RelativeAttention(nn.Module):
         q_BNQH = constrain(q_BNQH, "batch", "heads", None, None)
         k_BNSH, v_BNSH = (constrain(y, "batch", "heads", None, None) for y in (k_BNSH, v_BNSH))
 
-        def vector(name, *lead):
+        def vector(name: str, *lead: int) -> jax.Array:
             init = named(nn.initializers.normal(c.init), (*[None] * len(lead), "heads", "head"))
             return self.param(name, init, (*lead, c.heads, c.head_size)).astype(x_BQD.dtype)
 
         biases = [vector(f"{name}_bias")[:, None] for name in ("content", "position", "segment")]
         segments_2NH = vector("segments", 2)
 
-        def stream(q_BNTH, places_BT, site):
+        def stream(q_BNTH: jax.Array, places_BT: jax.Array | None, site: int) -> jax.Array:
+            # Three scores: with the key's content, with its distance, and whether both tokens are of one segment.
             content, position, segment = ((q_BNTH + bias) * c.head_size**-0.5 for bias in biases)
             scores = jnp.einsum("bnth,bnsh->bnts", content, k_BNSH, preferred_element_type=jnp.float32)
             scores += align(relative_scores(position, r_BNRH), places_BT, length, k_BNSH.shape[2])
@@ -141,11 +134,11 @@ class RelativeAttention(nn.Module):
             here_BT1 = at(shared.types_BS[:, -length:], places_BT)[..., None]
             scores += jnp.where((here_BT1 == shared.types_BS[:, None])[:, None], same[..., None], other[..., None])
             allowed_BTS = at(shared.reach_BT, places_BT)[..., None] > shared.rank_BS[:, None]
-            if places_BT is None:  # content sees itself
+            if places_BT is None:  # content attends to itself
                 memory = k_BNSH.shape[2] - length
                 allowed_BTS |= np.eye(length, k_BNSH.shape[2], memory, dtype=bool)
             y_BNTH = weighted_values(masked(scores, allowed_BTS), v_BNSH, keys_B, c.attention_dropout, site)
-            # A query that sees nothing would otherwise get the mean of what it must not see.
+            # A fully masked query would otherwise return the mean of the values that are hidden from it.
             return jnp.where(allowed_BTS.any(-1)[:, None, :, None], y_BNTH, 0)
 
         y_BNQH = stream(q_BNQH[:, :, :length], None, 0)
@@ -155,27 +148,27 @@ class RelativeAttention(nn.Module):
         return Linear(*out, inputs=2, bias=False, std=c.init, lora=c.lora, name="out")(y_BNQH.swapaxes(1, 2), keys_B)
 
 
-def relative_scores(q_BNTH, r_BNRH):
-    """Products of queries with projected distances, (B, N, T, R) in float32; one list of distances serves all rows."""
+def relative_scores(q_BNTH: jax.Array, r_BNRH: jax.Array) -> jax.Array:
+    """Multiply queries with projected distances: float32 (B, N, T, R); B = 1 in `r_BNRH`: the same for all rows."""
     if r_BNRH.shape[0] == q_BNTH.shape[0]:
         return jnp.einsum("bnth,bnrh->bntr", q_BNTH, r_BNRH, preferred_element_type=jnp.float32)
     return jnp.einsum("bnth,nrh->bntr", q_BNTH, r_BNRH[0], preferred_element_type=jnp.float32)
 
 
-def at(values_BT, places_BP):
-    """Values at the places of the queries; None: queries stand everywhere."""
+def at(values_BT: jax.Array, places_BP: jax.Array | None) -> jax.Array:
+    """Return the values at the positions of the queries; None: all positions."""
     return values_BT if places_BP is None else jnp.take_along_axis(values_BT, places_BP, 1, mode="clip")
 
 
-def align(scores_BNTR, places_BT, length: int, keys: int):
+def align(scores_BNTR: jax.Array, places_BT: jax.Array | None, length: int, keys: int) -> jax.Array:
     """Turn scores by distance into scores by key, (B, N, T, S).
 
-    Everywhere at once this is `shift`; a query at place t of the row has its key 0 in column length - t.
+    For queries at all positions this is `shift`; a query at position t of the row has its key 0 in column length - t.
     """
     if places_BT is None:
         return shift(scores_BNTR, keys)
 
-    def one(scores_NR, start):
+    def one(scores_NR: jax.Array, start: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(scores_NR, start, keys, 1)
 
     return jax.vmap(jax.vmap(one, (1, 0), 1))(scores_BNTR, length - places_BT)
@@ -187,60 +180,55 @@ class Block(nn.Module):
     config: XLNet
 
     @nn.compact
-    def __call__(self, x_BQD, scanned, shared: Shared):
+    def __call__(
+        self, x_BQD: jax.Array, scanned: tuple[jax.Array, jax.Array | None], shared: Shared
+    ) -> tuple[jax.Array, jax.Array | None]:
         c, (layer, memory_BMD) = self.config, scanned
         keys_B = fold(shared.keys_B, layer)
         y_BQD = RelativeAttention(c, name="attention")(x_BQD, memory_BMD, shared, keys_B)
-        later = remember(memory_BMD, x_BQD[:, : shared.reuse])
+        next_BMD = remember(memory_BMD, x_BQD[:, : shared.reuse])
         norms = [Norm(eps=c.eps, name=f"norm{i}") for i in range(2)]
         x_BQD = norms[0](x_BQD + dropout(y_BQD, c.dropout, keys_B, 1))
         y_BQD = FeedForward(c, name="mlp")(x_BQD, keys_B)
         x_BQD = norms[1](x_BQD + dropout(y_BQD, c.dropout, keys_B, 2))
-        return streams(x_BQD), later
+        return streams(x_BQD), next_BMD
 
 
-def remember(memory_BMD, new_BTD):
-    """Append layer inputs to a layer's memory and drop as many from its beginning; None stays None."""
+def remember(memory_BMD: jax.Array | None, new_BTD: jax.Array) -> jax.Array | None:
+    """Append layer inputs to a layer's memory and keep the last M; None stays None."""
     if memory_BMD is None:
         return None
     kept = jnp.concatenate([memory_BMD, new_BTD.astype(memory_BMD.dtype)], 1)[:, -memory_BMD.shape[1] :]
     return jax.lax.stop_gradient(kept)
 
 
-def streams(x_BQD):
-    """Lay both streams out over the mesh, along their length where it divides."""
+def streams(x_BQD: jax.Array) -> jax.Array:
+    """Shard both streams over the mesh, along their length where it divides."""
     even = x_BQD.shape[1] % pieces("length")[0] == 0
     return constrain(x_BQD, "batch", "length" if even else None, None)
 
 
 class Layers(nn.Module):
-    """All layers, their parameters stacked on a leading axis L; the memory keeps its axis of rows in front."""
+    """All layers, their parameters stacked on a leading axis L; in the memory L comes after the rows."""
 
     config: XLNet
 
     @nn.compact
-    def __call__(self, x_BQD, memory_BLMD, shared: Shared):
+    def __call__(
+        self, x_BQD: jax.Array, memory_BLMD: jax.Array | None, shared: Shared
+    ) -> tuple[jax.Array, jax.Array | None]:
         c = self.config
-        scan = nn.scan(
-            nn.remat(Block, prevent_cse=False) if c.remat == "full" else Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=((0, 1), nn.broadcast),
-            out_axes=1,
-            length=c.depth,
-            unroll=c.unroll or c.depth,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
+        scan = repeat(Block, c, in_axes=((0, 1), nn.broadcast), out_axes=1, remat=c.remat, unroll=c.unroll)
         numbers = jnp.arange(c.depth, dtype=jnp.int32)
         return scan(c, name="layers")(x_BQD, (numbers, memory_BLMD), shared)
 
 
 class TwoStream(nn.Module):
-    """Tokens to content states and, at the places to predict, query states; and the head for either."""
+    """Tokens to content states and, at the predicted positions, query states; and the head for either."""
 
     config: XLNet
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.embed = Embed(c.rows, c.width, std=c.init)
         self.query = self.param("query", named(nn.initializers.normal(c.init), ("embed",)), (c.width,))
@@ -249,22 +237,23 @@ class TwoStream(nn.Module):
 
     def __call__(
         self,
-        tokens_BT,
+        tokens_BT: jax.Array,
         *,
-        types_BT=None,
-        rank_BT=None,
-        reach_BT=None,
-        places_BP=None,
-        backward_B=None,
-        memory_BLMD=None,
-        reuse=0,
-        keys_B=None,
-    ):
+        types_BT: jax.Array | None = None,
+        rank_BT: jax.Array | None = None,
+        reach_BT: jax.Array | None = None,
+        places_BP: jax.Array | None = None,
+        backward_B: jax.Array | None = None,
+        memory_BLMD: jax.Array | None = None,
+        reuse: int = 0,
+        keys_B: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
         """Return content states (B, T, D), query states (B, P, D) or None, and the memory of the next row.
 
-        A query, of either stream, sees the keys with `rank` below its `reach`, content also itself; without ranks
-        everything sees everything. `backward_B`: 1 where the row is written against reading order. The first `reuse` tokens
-        (0: all) go into the memory, which all see and which has type 0. `keys_B`: one key a row turns dropout on.
+        A query, of either stream, attends to the keys with `rank` below its `reach`, content also to itself; without
+        ranks attention is full. `places_BP`: predicted positions. `backward_B`: 1 where the row is written against
+        reading order. The first `reuse` tokens (0: all) go into the memory, visible to all queries and of type 0.
+        `keys_B`, one per row, turn dropout on.
         """
         c, (rows, length) = self.config, tokens_BT.shape
         dtype = jnp.dtype(c.dtype)
@@ -273,6 +262,8 @@ class TwoStream(nn.Module):
             query_BPD = jnp.broadcast_to(self.query.astype(dtype), (*places_BP.shape, c.width))
             x_BQD = jnp.concatenate([x_BQD, query_BPD], 1)
         x_BQD = streams(dropout(x_BQD, c.dropout, keys_B, c.depth))
+
+        # Without ranks every key has rank 0 and every query reach 1; the memory's ranks lie below any reach.
         memory = 0 if memory_BLMD is None else memory_BLMD.shape[2]
         zeros_BT = jnp.zeros((rows, length), jnp.int32)
         rank_BT = zeros_BT if rank_BT is None else rank_BT
@@ -292,14 +283,14 @@ class TwoStream(nn.Module):
         return x_BQD[:, :length], None if places_BP is None else x_BQD[:, length:], memory_BLMD
 
     def head(self) -> Head:
-        """Give the vocabulary projection: the token table and a bias."""
+        """Return the vocabulary projection: the token table and a bias."""
         return Head(table_VD=self.embed.table, bias_V=self.bias, vocab=self.config.vocab)
 
 
 def directions(memory: int, length: int, config: XLNet, both: bool) -> jax.Array:
-    """Embed the distances M + T, ..., -T + 1, and where `both` also their negatives: (Z, R, D)."""
+    """Embed the distances M + T, ..., -T + 1, and with `both` also their negatives: (Z, R, D)."""
     forward_RD = distances(memory + length, 1 - length, config.width, config.clamp)
     if not both:
         return forward_RD[None]
-    sin, cos = jnp.split(forward_RD, 2, -1)
+    sin, cos = jnp.split(forward_RD, 2, -1)  # of -d: -sin(d), cos(d)
     return jnp.stack([forward_RD, jnp.concatenate([-sin, cos], -1)])

@@ -10,12 +10,13 @@ from typing import Any
 from lm.config import Config, read_config
 from lm.convert.convert import family_of
 from lm.convert.differ import TRAINING, differences
+from lm.convert.families import FAMILIES, family_named
 from lm.convert.folder import Folder
-from lm.convert.layouts import BY_TYPE
 from lm.convert.runs import kind_of
 from lm.data.tokenizer.tokenizer import Pretrained
 from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder
+from lm.models.positions import context_of
 from lm.objectives.base import sized
 from lm.runs import is_published
 
@@ -82,12 +83,12 @@ def adopt_parts(config: Config, given: Sequence[str]) -> tuple[Config, list[str]
 
 
 def head_like(objective: Any, kind: str) -> Any:
-    """Give the head that a model_type has for an objective's task, None where the objective's own choice is the same.
+    """Return the head of a model_type for an objective's task, None where the objective's own choice is the same.
 
     `head.inner="auto"` goes by the tokens, which are BERT's in ELECTRA and DistilBERT too; their heads are others.
     """
-    head, layouts = objective.head, BY_TYPE[kind].layouts if kind in BY_TYPE else {}
-    layout = layouts.get(objective.task)
+    head, heads = objective.head, family_named(kind).heads if kind in FAMILIES else None
+    layout = heads.layouts.get(objective.task) if heads else None
     if head is None or layout is None or head.inner != "auto" or head.pool != "auto" or layout.activation == "tanh":
         return None
     return dataclasses.replace(head, inner=layout.inner, activation=layout.activation)
@@ -115,9 +116,9 @@ def merged(mine: Any, theirs: Any, published: bool) -> Any:
         return dataclasses.replace(theirs, **sides)
     names = {field.name for field in dataclasses.fields(theirs)}
     kept = {name: getattr(mine, name) for name in names & (TRAINING if published else TRAINING - {"pad_vocab"})}
-    if getattr(theirs, "positions", "relative") != "learned":
-        # A published context is what the network was made for; of a run the user says what it should bear.
-        free = not published or getattr(theirs, "positions", "relative") in ("bucket", "relative")
+    if context_of(theirs) != "table":
+        # A published context bounds the lengths of its training; in a run of ours it is a choice of the user.
+        free = not published or context_of(theirs) == "free"
         kept["context"] = mine.context if free else min(mine.context, theirs.context)
     return dataclasses.replace(theirs, **kept)
 

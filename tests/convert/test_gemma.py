@@ -130,7 +130,7 @@ PUBLISHED = {
 
 
 def model_of(kind: str, **changes) -> Transformer:
-    family = next(family for family in FAMILIES if kind in family.types)
+    family = next(family for family in FAMILIES if kind == family.name)
     return family.objective({"model_type": kind, **PUBLISHED[kind], **changes}).model
 
 

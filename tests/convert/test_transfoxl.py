@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lm.convert.convert import flat, load, nested, save
-from lm.convert.families.transfoxl import FAMILY
+from lm.convert.families.transfoxl import FAMILIES
 from lm.data.rows.prompts import Prompt
 from lm.data.tokenizer.tokenizer import Bytes
 from lm.decode.generate import row_keys
@@ -136,7 +136,7 @@ def test_the_other_order_is_refused(tmp_path):
 
 def test_the_published_config():
     """transfo-xl-wt103's config.json, the fields that matter."""
-    found = FAMILY.objective({
+    found = FAMILIES[0].objective({
         "model_type": "transfo-xl", "adaptive": True, "attn_type": 0, "clamp_len": 1000, "cutoffs": [20000, 40000, 200000],
         "d_embed": 1024, "d_head": 64, "d_inner": 4096, "d_model": 1024, "div_val": 4, "dropatt": 0.0, "dropout": 0.1,
         "ext_len": 0, "layer_norm_epsilon": 1e-05, "mem_len": 1600, "n_head": 16, "n_layer": 18, "n_token": 267735,
@@ -227,7 +227,7 @@ def theirs(tmp_path_factory):
     """A model of theirs in each form: folder and what it says."""
     folders = {name: tmp_path_factory.mktemp("theirs") for name in FORMS}
     ours = ("model_type", "architectures", "begin")
-    wanted = {name: {k: v for k, v in FAMILY.settings(objective_of(name)).items() if k not in ours} for name in FORMS}
+    wanted = {name: {k: v for k, v in FAMILIES[0].settings(objective_of(name)).items() if k not in ours} for name in FORMS}
     found = reference({folders[name]: wanted[name] for name in FORMS})
     return {name: (folders[name], one) for name, one in zip(FORMS, found, strict=True)}
 

@@ -7,18 +7,22 @@ from dataclasses import replace
 from typing import Any
 
 from lm.convert.families.encoders import encoder, encoder_settings, ending, inputs, paired, sentence_of
-from lm.convert.family import Fields
+from lm.convert.family import Family, Fields
+from lm.convert.layouts import Heads
+from lm.convert.layouts import encoder as encoder_heads
 from lm.convert.rules import Rule, dense, normal
 from lm.errors import check
 from lm.objectives.masked import Masked
 
 
-class Albert:
+class Albert(Family):
     """One layer shared by the whole depth; the tables are always projected onto the width, equal or not."""
 
-    types = ("albert",)
+    name = "albert"
     prefix = "albert."
-    ignored = r"position_ids$|token_type_ids$|^predictions\.decoder\.|^sop_classifier\.|pooler"
+    heads = Heads("Albert", "bert", encoder_heads("albert.pooler", ("classifier_dropout_prob",)))
+    copies = ((r"^predictions\.decoder\.weight$", "embed/table"), (r"^predictions\.decoder\.bias$", "head_bias"))
+    ignored = r"^sop_classifier\.|pooler"
 
     def objective(self, settings: Mapping[str, Any]) -> Masked:
         fields = Fields(settings)
@@ -62,4 +66,4 @@ class Albert:
         return found
 
 
-FAMILY = Albert()
+FAMILIES = (Albert(),)

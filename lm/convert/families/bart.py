@@ -1,4 +1,4 @@
-"""BART, mBART and MarianMT: one table; what differs is where norms stand and how positions are told."""
+"""BART, mBART and MarianMT: one table, with norms before or after the sub-layers and learned or fixed positions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lm.convert.family import ACTIVATIONS, Fields, name_of
+from lm.convert.family import ACTIVATIONS, Family, Fields, name_of, written
+from lm.convert.layouts import Heads, pair
 from lm.convert.rules import Rule, dense, normal
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.transformer import Transformer
@@ -14,33 +15,31 @@ from lm.objectives.denoise import Denoise
 from lm.objectives.seq2seq import Seq2seq
 
 SIDES = ("encoder", "decoder")
+SIZES = {"vocab": "vocab_size", "context": "max_position_embeddings", "width": "d_model"}
 
 
 @dataclass(frozen=True)
-class Bart:
-    """A release. `before`: norms before the sub-layers and one more behind each stack, else after them.
+class Bart(Family):
+    """A release. `before`: pre-norm with a final norm after each stack, else post-norm.
 
-    `fixed`: sinusoids and no norm on the embeddings, else learned positions from row 2 and one. `head_bias`: numbers are
-    added to the logits; elsewhere theirs has a buffer for that, and ours a parameter only where it is not zeros.
+    `fixed`: sinusoids and no norm on the embeddings, else learned positions from row 2 and a norm. `head_bias`: a bias of
+    the logits; the other releases have a buffer for it, read as a parameter only where it is not zeros.
     """
 
     name: str
     architecture: str
+    heads: Heads | None
     kind: type[Denoise] | type[Seq2seq] = Denoise
     before: bool = False
     fixed: bool = False
     head_bias: bool = False
 
     prefix = "model."
+    copies = ((r"embed_tokens\.weight$|^lm_head\.weight$", "embed/table"),)
 
     @property
-    def types(self) -> tuple[str, ...]:
-        return (self.name,)
-
-    @property
-    def ignored(self) -> str:
-        buffers = r"|embed_positions\.weight$" if self.fixed else r"|^final_logits_bias$"
-        return r"embed_tokens\.weight$|^lm_head\.weight$" + buffers
+    def buffers(self) -> str:
+        return r"embed_positions\.weight$" if self.fixed else r"(^|\.)final_logits_bias$"
 
     def objective(self, settings: Mapping[str, Any]) -> Denoise | Seq2seq:
         fields, width = Fields(settings), settings.get("d_model")
@@ -49,12 +48,10 @@ class Bart:
         fields.refuse(share_encoder_decoder_embeddings=True, decoder_vocab_size=settings.get("vocab_size"))
         std = fields.get("init_std", default=0.02)
 
-        def stack(side):
+        def stack(side: str) -> Transformer:
             return Transformer(
-                vocab=fields.get("vocab_size"),
-                context=fields.get("max_position_embeddings"),
+                **fields.sizes(SIZES),
                 offset=0 if self.fixed else 2,
-                width=fields.get("d_model"),
                 depth=fields.get(f"{side}_layers"),
                 heads=fields.get(f"{side}_attention_heads"),
                 mlp=fields.get(f"{side}_ffn_dim"),
@@ -77,17 +74,15 @@ class Bart:
         return self.kind(model=EncoderDecoder(encoder=stack("encoder"), decoder=stack("decoder")), start=start)
 
     def settings(self, objective: Denoise | Seq2seq) -> dict[str, Any]:
-        c, found = objective.model.decoder, {}
+        c, sizes = objective.model.decoder, {}
         for side in SIDES:
-            one = getattr(objective.model, side)
-            found |= {f"{side}_layers": one.depth, f"{side}_attention_heads": one.heads, f"{side}_ffn_dim": one.mlp_size}
+            names = {"depth": f"{side}_layers", "heads": f"{side}_attention_heads", "mlp": f"{side}_ffn_dim"}
+            sizes |= written(getattr(objective.model, side), names)
         return {
             "model_type": self.name,
             "architectures": [self.architecture],
-            "vocab_size": c.vocab,
-            "max_position_embeddings": c.context,
-            "d_model": c.width,
-            **found,
+            **written(c, SIZES),
+            **sizes,
             **self.ids(objective),
             "activation_function": name_of(c.activation),
             "dropout": c.dropout,
@@ -99,16 +94,16 @@ class Bart:
         }
 
     def ids(self, objective: Denoise | Seq2seq) -> dict[str, Any]:
-        """Write what begins and ends a text; without a tokenizer as the release has it.
+        """Return the ids of start and end; without a tokenizer those of the release.
 
-        Whether the logits have a bias of their own is no field of theirs: this one is ours, and theirs passes it over.
+        `final_logits_bias` is a field of ours, which transformers ignores.
         """
         bias = objective.model.decoder.head_bias
         found = {"final_logits_bias": bias} if bias != self.head_bias else {}
-        start = getattr(objective, "start", None)
+        start = objective.start
         end = (0 if self.fixed else 2) if objective.end is None else objective.end
         found |= {"decoder_start_token_id": end if start is None else start, "eos_token_id": end}
-        begin = getattr(objective, "begin", None)
+        begin = objective.begin
         found |= {} if begin is None else {"bos_token_id": begin}
         return found if objective.end is None else {**found, "forced_eos_token_id": end}
 
@@ -133,7 +128,7 @@ class Bart:
 
 
 FAMILIES = (
-    Bart("bart", "BartForConditionalGeneration"),
-    Bart("mbart", "MBartForConditionalGeneration", before=True),
-    Bart("marian", "MarianMTModel", kind=Seq2seq, fixed=True, head_bias=True),
+    Bart("bart", "BartForConditionalGeneration", Heads("Bart", "roberta", pair())),
+    Bart("mbart", "MBartForConditionalGeneration", Heads("MBart", "roberta", pair()), before=True),
+    Bart("marian", "MarianMTModel", None, kind=Seq2seq, fixed=True, head_bias=True),
 )

@@ -1,65 +1,47 @@
-"""DistilBERT: BERT without token types and pooler, under names of its own."""
+"""DistilBERT: BERT without token types and pooler, with names of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from lm.convert.family import ACTIVATIONS, Fields, name_of
+from lm.convert.families.encoders import bert_like
+from lm.convert.family import ACTIVATIONS, Family, Fields, name_of, written
+from lm.convert.layouts import ANSWER, CHOICE, LAST, SEQUENCE, SPAN, TOKEN, Heads, Layout
 from lm.convert.rules import Rule, dense, normal
-from lm.models.transformer import Transformer
 from lm.objectives.masked import Masked
 
 EPS = 1e-12  # of every norm; their config.json has no field for it
+SIZES = {"vocab": "vocab_size", "context": "max_position_embeddings", "width": "dim", "depth": "n_layers", "heads": "n_heads",
+         "mlp": "hidden_dim"}  # fmt: skip
+RATES = {"dropout": "dropout", "attention_dropout": "attention_dropout"}
+POOLED = Layout(
+    {"summary": "pre_classifier", **LAST}, inner="summary", activation="relu", rate=("seq_classif_dropout",), usual=0.2
+)
 
 
-class DistilBert:
-    """Post-norm layers and BERT's head for masked tokens; sinusoids, where a file has them, are a table like another."""
+class DistilBert(Family):
+    """Post-norm layers and BERT's masked-LM head; sinusoids, where a file has them, are read as a table."""
 
-    types = ("distilbert",)
+    name = "distilbert"
     prefix = "distilbert."
-    ignored = r"position_ids$|^vocab_projector\.weight$"
+    heads = Heads("DistilBert", "bert", {
+        SEQUENCE: POOLED, TOKEN: Layout(LAST, rate=("dropout",)), ANSWER: Layout(SPAN, rate=("qa_dropout",)), CHOICE: POOLED,
+    })  # fmt: skip
+    copies = ((r"^vocab_projector\.weight$", "embed/table"),)
 
     def objective(self, settings: Mapping[str, Any]) -> Masked:
         fields = Fields(settings)
-        fields.refuse(tie_word_embeddings=True)
-        std = fields.get("initializer_range", default=0.02)
-        model = Transformer(
-            vocab=fields.get("vocab_size"),
-            context=fields.get("max_position_embeddings"),
-            width=fields.get("dim"),
-            depth=fields.get("n_layers"),
-            heads=fields.get("n_heads"),
-            mlp=fields.get("hidden_dim"),
-            activation=fields.one_of("activation", ACTIVATIONS, default="gelu"),
-            eps=EPS,
-            dropout=fields.get("dropout", default=0.1),
-            attention_dropout=fields.get("attention_dropout", default=0.1),
-            init=std,
-            placement="post",
-            embed_norm=True,
-            transform=True,
-            head_bias=True,
-            init_positions=std,
-            init_scale_depth=False,
-        )
-        return Masked(model=model)
+        activation = fields.one_of("activation", ACTIVATIONS, default="gelu")
+        return Masked(model=bert_like(fields, SIZES, RATES, activation=activation, eps=EPS))
 
     def settings(self, objective: Masked) -> dict[str, Any]:
         c = objective.model
         return {
             "model_type": "distilbert",
             "architectures": ["DistilBertForMaskedLM"],
-            "vocab_size": c.vocab,
-            "max_position_embeddings": c.context,
-            "dim": c.width,
-            "n_layers": c.depth,
-            "n_heads": c.heads,
-            "hidden_dim": c.mlp_size,
+            **written(c, {**SIZES, **RATES, "init": "initializer_range"}),
             "activation": name_of(c.activation),
-            "dropout": c.dropout,
-            "attention_dropout": c.attention_dropout,
-            "initializer_range": c.init,
         }
 
     def rules(self, objective: Masked) -> list[Rule]:
@@ -82,4 +64,4 @@ class DistilBert:
         return found
 
 
-FAMILY = DistilBert()
+FAMILIES = (DistilBert(),)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm.convert.families.encoders import encoder, encoder_settings, inputs, layers, sentence_of
-from lm.convert.family import Fields, architecture
+from lm.convert.family import Family, Fields, architecture
+from lm.convert.layouts import BEFORE, CHOICE, PARTS, SEQUENCE, Heads, Layout, summary
+from lm.convert.layouts import encoder as encoder_heads
 from lm.convert.rules import Rule, dense, normal
 from lm.errors import check
 from lm.objectives.masked import Masked
@@ -15,16 +17,20 @@ from lm.objectives.replaced import Replaced
 GENERATOR = "ElectraForMaskedLM"
 
 
-class Electra:
+class Electra(Family):
     """BERT's layers, projected tables where they are narrower.
 
-    A file holds one network. The discriminator's has no generator, and `Replaced` does not train without: that one is
-    drawn anew, and said. Written is the discriminator, which is what fine-tuning keeps.
+    A file holds one network. A discriminator's has no generator, which `Replaced` needs for training: it is drawn anew
+    and reported. The discriminator alone is written, as fine-tuning keeps only that.
     """
 
-    types = ("electra",)
+    name = "electra"
     prefix = "electra."
-    ignored = r"position_ids$|token_type_ids$|^generator_lm_head\.weight$"
+    heads = Heads("Electra", "bert", {
+        **encoder_heads(""), SEQUENCE: Layout(PARTS, inner="dense", activation="gelu", rate=BEFORE),
+        CHOICE: summary("gelu", "first", "classifier"),
+    })  # fmt: skip
+    copies = ((r"^generator_lm_head\.weight$", "embed/table"),)
 
     def objective(self, settings: Mapping[str, Any]) -> Masked | Replaced:
         fields = Fields(settings)
@@ -56,4 +62,4 @@ class Electra:
         return [*found, Rule("head_bias", "generator_lm_head.bias")]
 
 
-FAMILY = Electra()
+FAMILIES = (Electra(),)

@@ -6,28 +6,48 @@ ALBERT and ELECTRA are made of the same parts, in files of their own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lm.convert.family import ACTIVATIONS, Fields, name_of
+import numpy as np
+
+from lm.convert.family import ACTIVATIONS, Family, Fields, name_of, written
+from lm.convert.layouts import BEFORE, PARTS, SEQUENCE, Heads, Layout
+from lm.convert.layouts import encoder as encoder_heads
 from lm.convert.rules import Rule, dense, normal
 from lm.errors import check
 from lm.models.transformer import Transformer
 from lm.objectives.contrastive import Contrastive
 from lm.objectives.masked import Masked
 
+# Our fields -> those of config.json.
+SIZES = {"vocab": "vocab_size", "context": "max_position_embeddings", "width": "hidden_size", "depth": "num_hidden_layers",
+         "heads": "num_attention_heads", "mlp": "intermediate_size"}  # fmt: skip
+RATES = {"dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"}
 
-class Encoder:
-    """Post-norm encoders with a head for masked tokens, and for pairs of sentences where the model has one.
 
-    `sentences`: the objectives whose labels such a head has, first the one that is taken for a file's.
+@dataclass(frozen=True)
+class Encoder(Family):
+    """Post-norm encoders with a masked-LM head, and a sentence-pair head where the model has one.
+
+    `sentences`: the objectives with labels for such a head, the first being that of a file. `offset`: positions start at
+    the row behind the padding's id (RoBERTa).
     """
 
-    ignored = r"position_ids$|token_type_ids$|\.decoder\.(weight|bias)$|^lm_head\.decoder|seq_relationship|pooler"
+    name: str
+    heads: Heads
+    offset: int = 0
+    sentences: tuple[str, ...] = ()
 
-    def __init__(self, name: str, architecture: str, offset: int = 0, sentences: tuple[str, ...] = ()):
-        self.types, self.prefix = (name,), f"{name}."
-        self.architecture, self.offset, self.sentences = architecture, offset, sentences
+    copies = (
+        (r"(predictions|lm_head)\.decoder\.weight$", "embed/table"),
+        (r"(predictions|lm_head)\.decoder\.bias$", "head_bias"),
+    )
+    ignored = r"seq_relationship|pooler"
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.name}."
 
     def objective(self, settings: Mapping[str, Any]) -> Masked:
         fields = Fields(settings)
@@ -41,18 +61,18 @@ class Encoder:
 
     def settings(self, objective: Masked | Contrastive) -> dict[str, Any]:
         c, sentence = objective.model, sentence_of(objective)
-        check(bool(c.offset) == bool(self.offset), f"{self.types[0]} counts positions from {self.offset}: model.offset")
-        check(sentence in ("none", *self.sentences), f"{self.types[0]} has no head for sentence='{sentence}'")
+        check(bool(c.offset) == bool(self.offset), f"{self.name} counts positions from {self.offset}: model.offset")
+        check(sentence in ("none", *self.sentences), f"{self.name} has no head for sentence='{sentence}'")
         return {
-            "model_type": self.types[0],
-            "architectures": [self.architecture + ending(objective, sentence)],
+            "model_type": self.name,
+            "architectures": [self.heads.name + ending(objective, sentence)],
             **encoder_settings(c),
             "max_position_embeddings": c.context + c.offset,
             **({"pad_token_id": c.offset - 1} if self.offset else {}),
         }
 
     def rules(self, objective: Masked | Contrastive) -> list[Rule]:
-        root = self.types[0]
+        root = self.name
         found = [*inputs(root), *layers(root)]
         if isinstance(objective, Contrastive):  # as the paper's own conversion has it: the layer on [CLS] is the pooler
             found += dense("mlp/dense", f"{root}.pooler.dense")
@@ -67,73 +87,68 @@ class Encoder:
         return found
 
 
+    def fitted(self, objective: Any, leaves: dict[str, Any], pad: int | None) -> tuple[Any, dict[str, Any]]:
+        """Start RoBERTa's position table behind the padding's id, where transformers counts from; zeros before it."""
+        old, new, name = objective.model.offset, (pad or 0) + 1, "input/places/table"
+        if not self.offset or pad is None or old == new:
+            return objective, leaves
+        table = np.asarray(leaves[name])[old:]
+        table = np.concatenate([np.zeros((new, *table.shape[1:]), table.dtype), table])
+        return replace(objective, model=replace(objective.model, offset=new)), {**leaves, name: table}
+
+
 def sentence_of(objective: Any) -> str:
-    """Return what an objective asks about pairs of sentences: embeddings of sentences nothing."""
+    """Return the sentence-pair task of an objective; SimCSE has none."""
     return "none" if isinstance(objective, Contrastive) else objective.sentence
 
 
 def ending(objective: Any, sentence: str) -> str:
-    """Return how their class for an objective's network and heads ends."""
+    """Return the end of the class's name in transformers for an objective's network and heads."""
     if isinstance(objective, Contrastive) and not objective.mlm:
         return "Model"
     return "ForMaskedLM" if sentence == "none" else "ForPreTraining"
 
 
 def paired(settings: Mapping[str, Any]) -> bool:
-    """Tell whether a file has a head for pairs of sentences."""
+    """Whether a file has a sentence-pair head."""
     return "ForPreTraining" in " ".join(settings.get("architectures") or ())
 
 
 def encoder(fields: Fields, *, embed: int = 0, activation: str = "gelu") -> Transformer:
-    """Read the config.json of BERT and its line; `embed` and `activation` are what absent fields mean."""
+    """Read the config.json of BERT and its successors; `embed` and `activation` are the defaults of absent fields."""
     fields.refuse(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-    fields.refuse(tie_word_embeddings=True)
-    width, std = fields.get("hidden_size"), fields.get("initializer_range", default=0.02)
-    embed = fields.get("embedding_size", default=embed)
-    return Transformer(
-        vocab=fields.get("vocab_size"),
-        context=fields.get("max_position_embeddings"),
-        width=width,
+    width, embed = fields.get("hidden_size"), fields.get("embedding_size", default=embed)
+    return bert_like(
+        fields, SIZES, RATES,
         embed=embed if embed != width else 0,
-        depth=fields.get("num_hidden_layers"),
-        heads=fields.get("num_attention_heads"),
-        mlp=fields.get("intermediate_size"),
         activation=fields.one_of("hidden_act", ACTIVATIONS, default=activation),
         eps=fields.get("layer_norm_eps", default=1e-12),
         types=fields.get("type_vocab_size", default=2),
-        dropout=fields.get("hidden_dropout_prob", default=0.1),
-        attention_dropout=fields.get("attention_probs_dropout_prob", default=0.1),
-        init=std,
-        placement="post",
-        embed_norm=True,
-        transform=True,
+    )  # fmt: skip
+
+
+def bert_like(fields: Fields, sizes: Mapping[str, str], rates: Mapping[str, str], **own: Any) -> Transformer:
+    """Return BERT's shape with the sizes and dropout rates of a config.json, by the names given, and the model's own fields."""
+    fields.refuse(tie_word_embeddings=True)
+    std = fields.get("initializer_range", default=0.02)
+    return Transformer(
+        **fields.sizes(sizes), **{ours: fields.get(theirs, default=0.1) for ours, theirs in rates.items()}, **own,
+        init=std, init_positions=std, init_scale_depth=False, placement="post", embed_norm=True, transform=True,
         head_bias=True,
-        init_positions=std,
-        init_scale_depth=False,
-    )
+    )  # fmt: skip
 
 
 def encoder_settings(c: Transformer) -> dict[str, Any]:
-    """Write the config.json of BERT and its line, without the model's name."""
+    """Return config.json of BERT and its successors, without the model's name."""
     check(c.types, "these encoders have a table of token types: model.types")
     return {
-        "vocab_size": c.vocab,
-        "max_position_embeddings": c.context,
-        "hidden_size": c.width,
-        "num_hidden_layers": c.depth,
-        "num_attention_heads": c.heads,
-        "intermediate_size": c.mlp_size,
+        **written(c, {**SIZES, **RATES, "eps": "layer_norm_eps", "types": "type_vocab_size", "init": "initializer_range"}),
         "hidden_act": name_of(c.activation),
-        "layer_norm_eps": c.eps,
-        "type_vocab_size": c.types,
-        "hidden_dropout_prob": c.dropout,
-        "attention_probs_dropout_prob": c.attention_dropout,
-        "initializer_range": c.init,
     }
 
 
 def inputs(root: str) -> list[Rule]:
-    """Rules of the three tables and the norm on their sum."""
+    """Rules of the three embedding tables and the norm on their sum."""
     return [
         Rule("embed/table", f"{root}.embeddings.word_embeddings.weight"),
         Rule("input/places/table", f"{root}.embeddings.position_embeddings.weight"),
@@ -143,7 +158,6 @@ def inputs(root: str) -> list[Rule]:
 
 
 def layers(root: str, ours: str = "stack/layers") -> list[Rule]:
-    """Rules of BERT's layers."""
     layer = f"{root}.encoder.layer.{{i}}"
     return [
         *(rule for name in ("query", "key", "value")
@@ -156,8 +170,9 @@ def layers(root: str, ours: str = "stack/layers") -> list[Rule]:
     ]  # fmt: skip
 
 
+ROBERTA = {**encoder_heads("roberta.pooler.dense"), SEQUENCE: Layout(PARTS, inner="dense", rate=BEFORE)}
 FAMILIES = (
-    Encoder("bert", "Bert", sentences=("nsp", "sop")),
-    Encoder("ernie", "Ernie", sentences=("consecutive",)),
-    Encoder("roberta", "Roberta", offset=2),
+    Encoder("bert", Heads("Bert", "bert", encoder_heads("bert.pooler.dense")), sentences=("nsp", "sop")),
+    Encoder("ernie", Heads("Ernie", "bert", encoder_heads("ernie.pooler.dense")), sentences=("consecutive",)),
+    Encoder("roberta", Heads("Roberta", "roberta", ROBERTA), offset=2),
 )

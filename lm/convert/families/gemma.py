@@ -6,27 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lm.convert.families.llama import GATED, attention, gate, rotary, scaling
-from lm.convert.family import Fields
-from lm.convert.rules import Rule, dense, normal
+from lm.convert.families.llama import GATED, attention, decoder, decoder_rules, decoder_settings, gate, rotary
+from lm.convert.family import Family, Fields
+from lm.convert.layouts import TOKEN, Heads
+from lm.convert.layouts import decoder as decoder_heads
+from lm.convert.rules import Rule, normal
 from lm.errors import check
 from lm.models.positions import Rotary
-from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 @dataclass(frozen=True)
-class Gemma:
-    """A release. `activation` is the field of the feed-forward's; `period`: each so many layers one sees all keys, 0: all do.
+class Gemma(Family):
+    """A release. `activation`: config.json's field; `period`: one in so many layers has full attention, 0: all have.
 
-    Gemma 2 and 3 have a norm behind each sub-layer as well (`sandwich`), Gemma 3 one on queries and keys. `caps` are
-    those of attention and logits where config.json does not name them.
+    Gemma 2 and 3 have a norm after each sub-layer as well (`sandwich`), Gemma 3 one on queries and keys. `caps`: defaults
+    for attention scores and logits.
     """
 
     name: str
     architecture: str
+    heads: Heads
     activation: str = "hidden_activation"
     sandwich: bool = True
     qk_norm: bool = False
@@ -37,54 +39,37 @@ class Gemma:
     caps: tuple[float, float] = (0.0, 0.0)
 
     prefix = "model."
-    ignored = r"rotary_emb\.inv_freq$|^lm_head\.weight$"
-
-    @property
-    def types(self) -> tuple[str, ...]:
-        return (self.name,)
+    copies = ((r"^lm_head\.weight$", "embed/table"),)
+    buffers = r"rotary_emb\.inv_freq$"
 
     def objective(self, settings: Mapping[str, Any]) -> Causal:
         fields, width = Fields(settings), settings.get("hidden_size")
         fields.refuse(attention_bias=False, use_bidirectional_attention=False)
-        heads, head = fields.get("num_attention_heads"), fields.get("head_dim", default=256)
-        kv = fields.get("num_key_value_heads", default=heads)
+        head = fields.get("head_dim", default=256)
         scale = fields.get("query_pre_attn_scalar", default=256) if self.sandwich else head
-        depth = fields.get("num_hidden_layers")
-        windows = self.windows(settings, depth)
-        # null says that there is no cap, where an absent field says the default.
+        windows = self.windows(settings, fields.get("num_hidden_layers"))
+        # null means no cap, an absent field the default.
         caps = [settings.get(f"{place}_logit_softcapping", cap) or 0.0 for place, cap in zip(("attn", "final"), self.caps)]
-        known = GATED if self.sandwich else {**GATED, "gelu": "geglu_tanh"}  # Gemma 1 says gelu and means the tanh form
-        model = Transformer(
-            vocab=fields.get("vocab_size"),
-            context=fields.get("max_position_embeddings"),
-            width=fields.get("hidden_size"),
-            depth=depth,
-            heads=heads,
-            kv_heads=kv if kv != heads else 0,
-            head=head if head * heads != width else 0,
-            mlp=fields.get("intermediate_size"),
+        known = GATED if self.sandwich else {**GATED, "gelu": "geglu_tanh"}  # Gemma 1 writes gelu for the tanh form
+        model = decoder(
+            fields, head,
             activation=fields.one_of(self.activation, known, default="gelu_pytorch_tanh"),
             norm="rms_one",
             placement="sandwich" if self.sandwich else "pre",
-            eps=fields.get("rms_norm_eps", default=1e-6),
             embed_scale=width**0.5,
-            positions="rotary",
             rotary=self.rotary(fields, any(windows)),
             windows=windows,
-            bias=False,
             qk_norm=self.qk_norm,
             scale=scale**-0.5 if scale != head else 0.0,
             attention_cap=caps[0],
             logit_cap=caps[1],
             tied=fields.get("tie_word_embeddings", default=True),
-            attention_dropout=fields.get("attention_dropout", default=0.0),
             init=fields.get("initializer_range", default=0.02),
-            init_scale_depth=False,
-        )
+        )  # fmt: skip
         return Causal(model=model)
 
     def windows(self, settings: Mapping[str, Any], depth: int) -> tuple[int, ...]:
-        """Read the window of each layer, as few as repeat."""
+        """Read the attention windows of the layers: their shortest period."""
         if not self.period:
             return (0,)
         size = settings.get("sliding_window", self.window) or 0
@@ -93,12 +78,12 @@ class Gemma:
         check(len(kinds) == depth, f"config.json: layer_types has {len(kinds)} entries for {depth} layers")
         odd = sorted(set(kinds) - {SLIDING, FULL})
         check(not odd, f"config.json: layer_types has {', '.join(odd)}; known: {SLIDING}, {FULL}")
-        found = [size if kind == SLIDING else 0 for kind in kinds]
-        fits = (n for n in range(1, depth + 1) if all(one == found[i % n] for i, one in enumerate(found)))
-        return tuple(found[: next(fits)])
+        sizes = [size if kind == SLIDING else 0 for kind in kinds]
+        periods = (n for n in range(1, depth + 1) if all(one == sizes[i % n] for i, one in enumerate(sizes)))
+        return tuple(sizes[: next(periods)])
 
     def rotary(self, fields: Fields, windowed: bool) -> Rotary:
-        """Read the base of layers that see everything, how it is stretched, and the base of layers with a window."""
+        """Read base and scaling of the layers with full attention, and the base of those with a window."""
         if not self.local:
             return rotary(fields)
         both = fields.get("rope_parameters", default={})
@@ -115,7 +100,7 @@ class Gemma:
         check(abs(before**-0.5 / c.attention_scale - 1) < 1e-6, f"1 / scale^2 is no whole number for scale={c.attention_scale}")
         sizes = {size for size in c.windows if size}
         check(len(sizes) < 2, f"one size of window in all layers that have one, not {sorted(sizes)}")
-        found = {
+        own = {
             "query_pre_attn_scalar": before,
             "attn_logit_softcapping": c.attention_cap or None,
             "final_logit_softcapping": c.logit_cap or None,
@@ -126,46 +111,28 @@ class Gemma:
         return {
             "model_type": self.name,
             "architectures": [self.architecture],
-            "vocab_size": c.vocab,
-            "max_position_embeddings": c.context,
-            "hidden_size": c.width,
-            "num_hidden_layers": c.depth,
-            "num_attention_heads": c.heads,
-            "num_key_value_heads": c.kv,
-            "head_dim": c.head_size,
-            "intermediate_size": c.mlp_size,
+            **decoder_settings(c),
             self.activation: gate(c.activation),
-            "rms_norm_eps": c.eps,
-            "rope_theta": c.rotary.base,
-            "rope_scaling": scaling(c.rotary),
-            **(found if self.period else {}),
+            **(own if self.period else {}),
             **(local if self.local else {}),
             "attention_bias": False,
-            "attention_dropout": c.attention_dropout,
             "initializer_range": c.init,
-            "tie_word_embeddings": c.tied,
         }
 
     def rules(self, objective: Causal) -> list[Rule]:
-        layer, ours, no = "model.layers.{i}", "stack/layers", {"bias": False}
         feed = "pre_feedforward" if self.sandwich else "post_attention"
-        found = [
-            Rule("embed/table", "model.embed_tokens.weight"),
-            *normal(f"{ours}/norm0", f"{layer}.input_layernorm", **no),
-            *normal(f"{ours}/norm1", f"{layer}.{feed}_layernorm", **no),
-            *attention(f"{layer}.self_attn", bias=False, norms=self.qk_norm),
-            *normal("stack/norm", "model.norm", **no),
-        ]
-        for name in ("up", "gate", "down"):
-            found += dense(f"{ours}/mlp/{name}", f"{layer}.mlp.{name}_proj", **no)
+        rules = decoder_rules(objective, attention(bias=False, norms=self.qk_norm), feed)
         if self.sandwich:
-            found += normal(f"{ours}/norm0_out", f"{layer}.post_attention_layernorm", **no)
-            found += normal(f"{ours}/norm1_out", f"{layer}.post_feedforward_layernorm", **no)
-        return found if objective.model.tied else [*found, Rule("output/table", "lm_head.weight")]
+            for ours, theirs in (("norm0_out", "post_attention"), ("norm1_out", "post_feedforward")):
+                rules += normal(f"stack/layers/{ours}", f"model.layers.{{i}}.{theirs}_layernorm", bias=False)
+        return rules
 
 
 FAMILIES = (
-    Gemma("gemma", "GemmaForCausalLM", activation="hidden_act", sandwich=False),
-    Gemma("gemma2", "Gemma2ForCausalLM", period=2, caps=(50.0, 30.0)),
-    Gemma("gemma3_text", "Gemma3ForCausalLM", qk_norm=True, period=6, base=1_000_000.0, local=10_000.0),
-)
+    Gemma("gemma", "GemmaForCausalLM", Heads("Gemma", "decoder", decoder_heads("score", None, TOKEN)),
+          activation="hidden_act", sandwich=False),
+    Gemma("gemma2", "Gemma2ForCausalLM", Heads("Gemma2", "decoder", decoder_heads("score", None, TOKEN)),
+          period=2, caps=(50.0, 30.0)),
+    Gemma("gemma3_text", "Gemma3ForCausalLM", Heads("Gemma3Text", "decoder", decoder_heads("", None)),
+          qk_norm=True, period=6, base=1_000_000.0, local=10_000.0),
+)  # fmt: skip

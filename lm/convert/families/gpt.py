@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from lm.convert.family import ACTIVATIONS, Fields, name_of
+from lm.convert.family import ACTIVATIONS, Family, Fields, name_of, written
+from lm.convert.layouts import ANSWER, TOKEN, Heads, decoder
 from lm.convert.rules import Rule, dense, normal
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 
+SIZES = {"vocab": "vocab_size", "width": "n_embd", "depth": "n_layer", "heads": "n_head"}
 
-class GPT:
-    """Both: learned positions, Conv1D matrices with query, key and value side by side, one table for both ends."""
 
-    types = ("gpt2", "openai-gpt")
+@dataclass(frozen=True)
+class GPT(Family):
+    """Learned positions, Conv1D matrices with query, key and value side by side, a tied table; `first`: GPT-1."""
+
+    name: str
+    heads: Heads
+    first: bool = False
+
     prefix = "transformer."
-    ignored = r"\.attn\.(bias|masked_bias)$|^lm_head\.(decoder\.)?weight$|position_ids$"
+    copies = ((r"^lm_head\.(decoder\.)?weight$", "embed/table"),)
+    buffers = r"\.attn\.(bias|masked_bias)$|position_ids$"
 
     def objective(self, settings: Mapping[str, Any]) -> Causal:
-        fields = Fields(settings)
-        first = settings["model_type"] == "openai-gpt"
+        fields, first = Fields(settings), self.first
         fields.refuse(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
         fields.refuse(reorder_and_upcast_attn=False, tie_word_embeddings=True)
         if first:  # its "gelu" is the tanh form
@@ -28,11 +36,8 @@ class GPT:
         else:
             activation = fields.one_of("activation_function", ACTIVATIONS, default="gelu_new")
         model = Transformer(
-            vocab=fields.get("vocab_size"),
+            **fields.sizes(SIZES),
             context=fields.get("n_positions", "n_ctx"),
-            width=fields.get("n_embd"),
-            depth=fields.get("n_layer"),
-            heads=fields.get("n_head"),
             mlp=fields.get("n_inner", default=0),
             activation=activation,
             eps=fields.get("layer_norm_epsilon", default=1e-5),
@@ -44,20 +49,16 @@ class GPT:
         return Causal(model=model)
 
     def settings(self, objective: Causal) -> dict[str, Any]:
-        c, first = objective.model, objective.model.placement == "post"
-        name = name_of(c.activation)
-        named = {"activation_function": name, "n_inner": c.mlp or None}
-        if first:
-            named = {"afn": name.replace("gelu_new", "gelu")}
+        c, name = objective.model, name_of(objective.model.activation)
+        own = {"activation_function": name, "n_inner": c.mlp or None}
+        if self.first:
+            own = {"afn": name.replace("gelu_new", "gelu")}
         return {
-            "model_type": "openai-gpt" if first else "gpt2",
-            "architectures": ["OpenAIGPTLMHeadModel" if first else "GPT2LMHeadModel"],
-            "vocab_size": c.vocab,
+            "model_type": self.name,
+            "architectures": [f"{self.heads.name}LMHeadModel"],
+            **written(c, SIZES),
             "n_positions": c.context,
-            "n_embd": c.width,
-            "n_layer": c.depth,
-            "n_head": c.heads,
-            **named,
+            **own,
             "layer_norm_epsilon": c.eps,
             "resid_pdrop": c.dropout,
             "embd_pdrop": c.dropout,
@@ -65,8 +66,7 @@ class GPT:
         }
 
     def rules(self, objective: Causal) -> list[Rule]:
-        first = objective.model.placement == "post"
-        tokens, places = ("tokens_embed", "positions_embed") if first else ("wte", "wpe")
+        tokens, places = ("tokens_embed", "positions_embed") if self.first else ("wte", "wpe")
         layer, ours = "transformer.h.{i}", "stack/layers"
         found = [
             Rule("embed/table", f"transformer.{tokens}.weight"),
@@ -79,7 +79,10 @@ class GPT:
         ]
         for k, name in enumerate(("query", "key", "value")):
             found += dense(f"{ours}/attention/{name}", f"{layer}.attn.c_attn", form="conv", part=(k, 3))
-        return found if first else found + normal("stack/norm", "transformer.ln_f")
+        return found if self.first else found + normal("stack/norm", "transformer.ln_f")
 
 
-FAMILY = GPT()
+FAMILIES = (
+    GPT("gpt2", Heads("GPT2", "decoder", decoder("classifier", None, TOKEN, ANSWER))),
+    GPT("openai-gpt", Heads("OpenAIGPT", "decoder", decoder("", None)), first=True),
+)

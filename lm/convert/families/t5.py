@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lm.convert.family import Fields
+from lm.convert.family import Family, Fields, Network, written
+from lm.convert.layouts import Heads, pair
 from lm.convert.rules import Rule, dense, normal
 from lm.errors import check
 from lm.models.encoder_decoder import EncoderDecoder
@@ -14,28 +15,26 @@ from lm.models.transformer import Transformer
 from lm.objectives.span import Span
 
 T5_FEEDS = {"relu": "relu", "gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}
-# Theirs: sub-layers of a block by number; the decoder has attention to the source between the two.
+SIZES = {"vocab": "vocab_size", "width": "d_model", "mlp": "d_ff", "head": "d_kv", "heads": "num_heads"}
+# Numbers of the sub-layers of a block; the decoder has cross-attention between the two.
 SIDES = {"encoder": {"mlp": 1}, "decoder": {"cross": 1, "mlp": 2}}
 
 
 @dataclass(frozen=True)
-class T5:
-    """Norms before, no biases, a table of distances in the first block of each stack.
+class T5(Family):
+    """Pre-norm, no biases, relative attention buckets in the first block of each stack.
 
     `feed`: the activation of a config.json that names none. `scaled`: tied tables mean scaled logits.
     """
 
     name: str
-    architecture: str
+    heads: Heads
     feed: str
     scaled: bool
 
     prefix = ""
-    ignored = r"^(en|de)coder\.embed_tokens\.weight$|^lm_head\.weight$"
-
-    @property
-    def types(self) -> tuple[str, ...]:
-        return (self.name,)
+    copies = ((r"^((en|de)coder\.embed_tokens|lm_head)\.weight$", "embed/table"),)
+    buffers = ""
 
     def objective(self, settings: Mapping[str, Any]) -> Span:
         fields = Fields(settings)
@@ -45,8 +44,7 @@ class T5:
         rate = fields.get("dropout_rate", default=0.1)
         scaled = self.scaled and tied and settings.get("scale_decoder_outputs", True)
         model = Transformer(
-            vocab=fields.get("vocab_size"), context=512, width=width, mlp=fields.get("d_ff"), head=fields.get("d_kv"),
-            heads=fields.get("num_heads"), depth=fields.get("num_layers"), activation=feed, norm="rms",
+            **fields.sizes(SIZES), context=512, depth=fields.get("num_layers"), activation=feed, norm="rms",
             eps=fields.get("layer_norm_epsilon", default=1e-6), positions="bucket", bias=False, scale=1.0, tied=tied,
             logit_scale=width**-0.5 if scaled else 1.0, last_dropout=True, init=1.0, init_fan_in=True,
             init_scale_depth=False, dropout=rate, attention_dropout=rate, mlp_dropout=rate,
@@ -59,19 +57,15 @@ class T5:
         feed = {ours: theirs for theirs, ours in T5_FEEDS.items()}.get(c.activation)
         check(feed is not None, f"T5 has no activation '{c.activation}'")
         end = 1 if objective.end is None else objective.end
-        if hasattr(objective, "pad"):  # as T5 itself: targets begin with padding
+        if isinstance(objective, Span | Network):  # as T5 itself: targets begin with padding
             ids = dict.fromkeys(("decoder_start_token_id", "pad_token_id"), objective.pad or 0)
         else:
-            start = getattr(objective, "start", None)
+            start = objective.start
             ids = {"decoder_start_token_id": end if start is None else start}
         return {
             "model_type": self.name,
-            "architectures": [self.architecture],
-            "vocab_size": c.vocab,
-            "d_model": c.width,
-            "d_ff": c.mlp_size,
-            "d_kv": c.head_size,
-            "num_heads": c.heads,
+            "architectures": [f"{self.heads.name}ForConditionalGeneration"],
+            **written(c, SIZES),
             "num_layers": objective.model.encoder.depth,
             "num_decoder_layers": c.depth,
             "feed_forward_proj": feed,
@@ -109,6 +103,6 @@ class T5:
 
 
 FAMILIES = (
-    T5("t5", "T5ForConditionalGeneration", feed="relu", scaled=True),
-    T5("mt5", "MT5ForConditionalGeneration", feed="gated-gelu", scaled=False),
+    T5("t5", Heads("T5", "t5", pair("transformer.")), feed="relu", scaled=True),
+    T5("mt5", Heads("MT5", "t5", pair("transformer.")), feed="gated-gelu", scaled=False),
 )

@@ -5,25 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lm.convert.family import Fields
+from lm.convert.family import Family, Fields, written
 from lm.convert.rules import Rule, dense, normal
 from lm.errors import check
 from lm.models.memory import TransformerXL
 from lm.objectives.recurrent import Recurrent
 
+SIZES = {"width": "d_model", "depth": "n_layer", "mlp": "d_inner"}
 VECTORS = {"content_bias": "r_w_bias", "position_bias": "r_r_bias"}
 
 
-class TransfoXL:
-    """The vocabulary's table, projection and bias of each cluster, and layers with query, key and value in one matrix.
+class TransfoXL(Family):
+    """Table, projection and bias of each cluster of the vocabulary; layers with query, key and value in one matrix.
 
-    The length of a segment is no part of a file, so that the context is ours to choose. Theirs begins a text with zeros
-    in the memory; "begin" is a field of ours in config.json, which theirs passes over.
+    The length of a segment is no part of a file, so the context is free. Their memory starts with zeros; "begin" is a
+    field of ours in config.json, which transformers ignores.
     """
 
-    types = ("transfo-xl",)
+    name = "transfo-xl"
     prefix = "transformer."
-    ignored = r"pos_emb\.inv_freq$|^crit\.out_(layers\.\d+\.weight|projs\.\d+)$|dec_attn\.r_[wr]_bias$"
+    heads = None
+    copies = (
+        (r"^crit\.out_layers\.(\d+)\.weight$", r"embed/table\1"),
+        (r"^crit\.out_projs\.(\d+)$", r"embed/input\1"),
+        (r"^crit\.out_projs\.\d+$", "embed/input0"),
+        (r"dec_attn\.r_w_bias$", "content_bias"),
+        (r"dec_attn\.r_r_bias$", "position_bias"),
+    )
+    buffers = r"pos_emb\.inv_freq$"
 
     def objective(self, settings: Mapping[str, Any]) -> Recurrent:
         fields = Fields(settings)
@@ -37,11 +46,9 @@ class TransfoXL:
             vocab=fields.get("vocab_size", "n_token"),
             context=fields.get("tgt_len", default=128),
             memory=fields.get("mem_len", default=1600),
-            width=width,
-            depth=fields.get("n_layer"),
+            **fields.sizes(SIZES),
             heads=heads,
             head=head if head * heads != width else 0,
-            mlp=fields.get("d_inner"),
             embed=embed if embed != width else 0,
             cutoffs=cutoffs,
             divide=fields.get("div_val", default=4),
@@ -66,15 +73,8 @@ class TransfoXL:
         return {
             "model_type": "transfo-xl",
             "architectures": ["TransfoXLLMHeadModel"],
-            "vocab_size": c.vocab,
-            "tgt_len": c.context,
-            "mem_len": c.memory,
-            "d_model": c.width,
-            "d_embed": c.embed_size,
-            "n_layer": c.depth,
-            "n_head": c.heads,
-            "d_head": c.head_size,
-            "d_inner": c.mlp_size,
+            **written(c, {**SIZES, "vocab": "vocab_size", "context": "tgt_len", "memory": "mem_len", "embed": "d_embed",
+                          "heads": "n_head", "head": "d_head"}),
             "cutoffs": list(c.cutoffs),
             "div_val": c.divide,
             "tie_projs": list(c.ties),
@@ -90,7 +90,7 @@ class TransfoXL:
             "dropatt": c.attention_dropout,
             "init_std": c.init,
             "proj_init_std": c.init_projections,
-        }
+        }  # fmt: skip
 
     def rules(self, objective: Recurrent) -> list[Rule]:
         c, layer, ours = objective.model, "transformer.layers.{i}", "layers"
@@ -118,4 +118,4 @@ class TransfoXL:
         return found
 
 
-FAMILY = TransfoXL()
+FAMILIES = (TransfoXL(),)

@@ -1,4 +1,4 @@
-"""XLNet: the network of two streams; its attention lies almost as ours."""
+"""XLNet: the two-stream network, with almost our layout of attention."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from lm.convert.family import ACTIVATIONS, Fields, name_of
+from lm.convert.family import ACTIVATIONS, Family, Fields, name_of, written
+from lm.convert.layouts import ANSWER, LAST, SEQUENCE, SPAN, TOKEN, Heads, Layout, summary
 from lm.convert.rules import Rule, dense, normal
 from lm.errors import check
 from lm.models import two_stream
 from lm.objectives.permuted import Permuted
 
+SIZES = {"width": "d_model", "depth": "n_layer", "heads": "n_head", "mlp": "d_inner"}
 PARTS = {"query": "q", "key": "k", "value": "v", "position": "r"}
 VECTORS = {"content_bias": "r_w_bias", "position_bias": "r_r_bias", "segment_bias": "r_s_bias", "segments": "seg_embed"}
 
@@ -29,12 +31,16 @@ class Out(Rule):
         return np.moveaxis(array, -1, 0)
 
 
-class XLNet:
-    """Permutation language models; a row's length is no part of a file, so that the context is ours to choose."""
+class XLNet(Family):
+    """Permutation language models; the length of a row is no part of a file, so the context is free."""
 
-    types = ("xlnet",)
+    name = "xlnet"
     prefix = "transformer."
-    ignored = r"^lm_loss\.weight$"
+    heads = Heads("XLNet", "xlnet", {
+        SEQUENCE: summary("tanh", "last", "logits_proj"), TOKEN: Layout(LAST),
+        ANSWER: Layout(SPAN, name="QuestionAnsweringSimple"),
+    })  # fmt: skip
+    copies = ((r"^lm_loss\.weight$", "embed/table"),)
 
     def objective(self, settings: Mapping[str, Any]) -> Permuted:
         fields = Fields(settings)
@@ -44,10 +50,7 @@ class XLNet:
         model = two_stream.XLNet(
             vocab=fields.get("vocab_size", "n_token"),
             memory=fields.get("mem_len", default=0),
-            width=width,
-            depth=fields.get("n_layer"),
-            heads=heads,
-            mlp=fields.get("d_inner"),
+            **fields.sizes(SIZES),
             activation=fields.one_of("ff_activation", ACTIVATIONS, default="gelu"),
             eps=fields.get("layer_norm_eps", default=1e-12),
             clamp=max(0, fields.get("clamp_len", default=0)),
@@ -64,10 +67,7 @@ class XLNet:
             "model_type": "xlnet",
             "architectures": ["XLNetLMHeadModel"],
             "vocab_size": c.vocab,
-            "d_model": c.width,
-            "n_layer": c.depth,
-            "n_head": c.heads,
-            "d_inner": c.mlp_size,
+            **written(c, SIZES),
             "ff_activation": name_of(c.activation),
             "layer_norm_eps": c.eps,
             "mem_len": c.memory or None,
@@ -97,4 +97,9 @@ class XLNet:
         return found + [Rule(f"{ours}/attention/{name}", f"{layer}.rel_attn.{part}") for name, part in VECTORS.items()]
 
 
-FAMILY = XLNet()
+    def unread(self, objective: Any) -> dict[str, np.ndarray]:
+        """The query of predicted tokens, which their classes for tasks have too."""
+        return {"transformer.mask_emb": np.zeros((1, 1, objective.model.width), np.float32)} if objective.task else {}
+
+
+FAMILIES = (XLNet(),)
