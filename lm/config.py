@@ -57,7 +57,7 @@ class Config:
     def __post_init__(self):
         check_range(self, 1, 2**31, "steps", "batch", "micro_batches", "skip_limit")  # counted in int32
         check_range(self, 0, float("inf"), "evaluate_batches", "profile")
-        check_range(self, -(2**31), 2**31, "seed")
+        check_range(self, -(2**31), 2**31, "seed")  # jax.random.key takes 32 bits without x64
         check(self.every.log > 0, f"every.log={self.every.log} must be positive")
         check(min(vars(self.every).values()) >= 0, f"{self.every}: steps between two of a thing are at least 0, which is never")
         sizes = vars(self.mesh).values()
@@ -77,6 +77,7 @@ def load(spec: str) -> Config:
     """Run the config file of `FILE.py[:ARG]` and return its Config; RUN/config.json returns a run's."""
     path, _, arg = spec.partition(":")
     check(os.path.isfile(path), f"config file '{path}' not found")
+    # A run's own config is a config file, too: the way to train the same again with some fields replaced.
     if path.endswith(".json"):
         check(not arg, f"config file '{path}' takes no arguments: replace single fields by --config.a.b=value")
         return read_config(Path(path).parent)
@@ -106,6 +107,7 @@ def errors_of(path: str) -> Iterator[None]:
         raise UserError(f"config file '{error.filename or path}'{place}: {error.msg}") from error
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        # The last frame in the file itself: an error deep in a dataclass belongs to the line that constructs it.
         place = f", line {lines[-1]}" if lines else ""
         raise UserError(f"config file '{path}'{place}: {type(error).__name__}: {one_line(str(error))}") from error
 
@@ -126,6 +128,7 @@ def to_json(config: Any) -> str:
             return {k: plain(v) for k, v in value.items()}
         return value
 
+    # Non-ASCII prompts and paths stay readable: people edit this file.
     return json.dumps(plain(config), indent=1, ensure_ascii=False) + "\n"
 
 

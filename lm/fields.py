@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from lm.errors import UserError, check, unknown
-from lm.suggestions import no_field
 
 UNIONS = (typing.Union, types.UnionType)
 
@@ -65,6 +64,7 @@ def number(text: str, kind: type, name: str) -> float | int:
     """Parse a number; 1e3 and 2_000 are whole numbers too."""
     try:
         value = ast.literal_eval(text)
+        # literal_eval, not int(): it reads 1e3 and 2_000, and no names such as nan.
         fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if fits and (kind is float or value == kind(value)):
             return kind(value)
@@ -91,6 +91,8 @@ def override(config: Any, pairs: Sequence[tuple[str, str]], seen: str = "", whol
         name, _, rest = path.partition(".")
         where = f"{seen}{name}"
         if name not in valid:
+            from lm.suggestions import no_field  # names of other frameworks: for a mistake alone
+
             raise no_field(whole or config, f"{seen}{path}")
         value = getattr(config, name)
         # Overrides of one nested group are collected, so that its checks run once, on all new values.
@@ -110,6 +112,7 @@ def arguments(function: Callable, arg: str) -> dict[str, Any]:
     parameters = inspect.signature(function, eval_str=True).parameters
     valid = {n: p.annotation for n, p in parameters.items()}
     result, key = {}, None
+    # Split at commas first, and join again where a part is not key=value: values may hold commas, keys cannot.
     for item in filter(None, arg.split(",")):
         name, equals, text = item.partition("=")
         if not equals and key:  # a comma inside a value, as in text=a.txt,b.txt
@@ -136,6 +139,7 @@ def has_type(value: Any, kind: Any) -> bool:
             return False
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
         return len(kinds) == len(value) and all(map(has_type, value, kinds))
+    # People write 1 for 1.0.
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
     # Any and protocols cannot be checked here; the code that uses the value raises.

@@ -150,6 +150,7 @@ def sampled(run: Run, params: Any) -> list[tuple[str, str]]:
     if jax.process_count() > 1:
         return []
     config, tokenizer = run.config, run.corpus.tokenizer
+    # An objective that continues no text shows what it predicts for held-out rows instead.
     if config.objective.writes != "text":
         rows = run.held_out.show(params, tokenizer) if run.held_out else []
         return [(f"held-out row {i + 1}", text) for i, text in enumerate(rows)]
@@ -186,10 +187,11 @@ def conclude(run: Run, abstract: TrainState, step: int, watch: Watch, say: Calla
         return {}
     if watch.over:
         say(f"stopped early at step {step}: {watch.reason()}")
+    # The best may be the checkpoint that is still being written.
     run.checkpoints.wait()
     # Opened anew: a manager that saves whole states reads no part of one.
     saved = Checkpoints(run.workdir, run.config.keep, read_only=True, stop=rule)
-    best, part = saved.best(), "params" if abstract.average is None else "average"
+    best, part = saved.results("best")[0], "params" if abstract.average is None else "average"
     say(f"figures and predictions are those of step {best}, the best by eval/validation/{rule.metric}")
     params = saved.restore(best, getattr(abstract, part), part=part)
     figures = held_out_figures(run, params, run.workdir) | task_figures(run, params, run.tasks)

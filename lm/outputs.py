@@ -30,6 +30,7 @@ class Claim:
 
     def __init__(self, path: Path, otherwise: str):
         """Lock `path`, an existing folder or a file; raises UserError with the holder and `otherwise`, the remedy."""
+        # flock, not the file's existence: a lock of a killed process must not outlive it.
         self.path = Path(path)
         inside = self.path.is_dir()
         self.lock = self.path / ".lock" if inside else self.path.with_name(f".{self.path.name}.lock")

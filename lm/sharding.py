@@ -155,6 +155,7 @@ def local_rows(mesh: jax.sharding.Mesh, batch: int) -> tuple[int, int]:
         raise UserError(
             f"batch={batch} does not divide among the {devices} devices of the axes {', '.join(RULES['batch'])}"
         )
+    # The hull of this process's slices: devices of one process are neighbours along the batch axes.
     slices = batch_sharding(mesh, 1).addressable_devices_indices_map((batch,)).values()
     return min(s[0].start or 0 for s in slices), max(batch if s[0].stop is None else s[0].stop for s in slices)
 
@@ -165,6 +166,7 @@ def batch_layout(mesh: jax.sharding.Mesh, batch: Mapping[str, Any]) -> dict[str,
 
     Positions and labels are replicated along context. Raises UserError where context does not divide the row length.
     """
+    # Recognised by length, not by name: objectives add arrays along the row of their own.
     lengths = {x.shape[1] for name, x in batch.items() if name.rpartition("/")[2] in ("tokens", "source")}
     columns = mesh.shape["context"]
     for length in lengths:

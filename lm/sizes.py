@@ -21,6 +21,7 @@ def readable(count: float) -> str:
 @functools.cache  # checked for every batch, and constant
 def memory() -> int:
     """Return the bytes of memory available to this process: the machine's, or its control group's limit."""
+    # In a container the machine has more than the process may use, and the kernel kills without a message.
     limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:

@@ -37,6 +37,7 @@ def parse_json(text: str | bytes, where: str, kind: type | tuple[type, ...] | No
     # Lines of a corpus pass here by the million: the cheap bound on the depth comes before the walk.
     if brackets(text) > DEPTH and depth(value) > DEPTH:
         raise UserError(f"{where}: nested deeper than {DEPTH} levels; flatten it")
+    # The exact type first: this is the path of every line of a corpus.
     if kind is not None and type(value) is not kind:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         # bool is a subclass of int in Python, not in JSON.
@@ -49,6 +50,7 @@ def parse_json(text: str | bytes, where: str, kind: type | tuple[type, ...] | No
 def load_json(path: str | Path, kind: type | tuple[type, ...] | None = None) -> Any:
     """Read a JSON file (`parse_json`). Errors of the file system propagate (`lm.errors.translate`)."""
     path = Path(path).expanduser()
+    # Before reading: a pipe of zeros or a model file named by mistake must not fill the memory.
     size = path.stat().st_size
     check(size <= BYTES, f"{path}: {size:,} bytes are more than one JSON document may have; use JSON lines")
     return parse_json(path.read_bytes(), str(path), kind)
@@ -80,6 +82,7 @@ def depth(value: Any) -> int:
 
 def dump_json(value: Any, indent: int | None = None) -> str:
     """Serialise to JSON; NaN and infinity, which JSON lacks, become null."""
+    # Nearly all values are finite: they are walked only when the encoder refuses.
     try:
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:

@@ -96,8 +96,10 @@ def meant(config: Any, path: str) -> list[str]:
 
     `config` may be the class, whose objective is then assumed to be a plain one.
     """
+    # Of the class alone the objective is unknown; the fields of a plain one stand among the synonyms' targets.
     plain = [target.partition("=")[0] for target in SYNONYMS.values()] if isinstance(config, type) else []
     valid, parts = list(dict.fromkeys([*paths(config), *plain])), path.lower().split(".")
+    # Two parts first ("lora.r"), then a field that exists by that name here, then one part alone.
     name = SYNONYMS.get(".".join(parts[-2:])) or (not best(valid, path) and SYNONYMS.get(parts[-1])) or path
     field, equals, value = name.partition("=")
     return [candidate + equals + value for candidate in best(valid, field)]
@@ -107,10 +109,12 @@ def no_field(config: Any, path: str) -> UserError:
     """Return the error for an unknown dotted path, with suggestions as full paths."""
     parent, _, name = path.rpartition(".")
     valid = list(paths(config))
+    # List the siblings of the deepest group that exists: "objective.modell.width" is about `objective`.
     while parent and parent not in valid:
         parent = parent.rpartition(".")[0]
     siblings = [field for field in valid if field.rpartition(".")[0] == parent]
     suggested = meant(config, path)
+    # A typo is more likely beside its siblings than anywhere in the tree.
     for choices in (siblings, valid):
         near = difflib.get_close_matches(name, [field.rpartition(".")[2] for field in choices], 1, cutoff=0.7)
         suggested = suggested or (near and best(choices, f"{parent}.{near[0]}"))

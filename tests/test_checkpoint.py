@@ -126,7 +126,7 @@ def test_a_later_evaluation_is_added_to_a_save(tmp_path):
         checkpoints.save(step, state(step), {"looked": False})
         checkpoints.amend(step, {"looked": True}, {"loss": loss})
     assert checkpoints.steps() == [2, 3]
-    assert checkpoints.best() == 2
+    assert checkpoints.results("best")[0] == 2
     assert checkpoints.notes(3)["looked"]
     checkpoints.close()
     with pytest.raises(Damaged):

@@ -125,12 +125,12 @@ def test_the_best_by_the_chosen_figure_stays_the_first_of_equal_ones(tmp_path):
     figures += [{"loss": 0.6, "f1": math.nan}, {"loss": 0.7, "f1": 0.4}]
     found = saved(tmp_path / "f1", EarlyStop(metric="f1", patience=2), figures)
     assert sorted(found.manager.all_steps()) == [2, 5]
-    assert found.best() == found.result() == 2
+    assert found.results("best")[0] == found.results()[0] == 2
     params = found.restore(2, {"w": jax.ShapeDtypeStruct((3,), np.float32)}, part="params")
     assert params["w"].tolist() == [2, 2, 2]
     found = saved(tmp_path / "loss", EarlyStop(), figures)
     assert sorted(found.manager.all_steps()) == [1, 5]
-    assert (found.best(), found.result()) == (1, 5)
+    assert (found.results("best")[0], found.results()[0]) == (1, 5)
 
 
 def test_closing_waits_until_half_written_saves_are_removed(tmp_path):
@@ -153,7 +153,7 @@ def test_checkpoints_without_figures_do_not_pile_up(tmp_path):
     ):
         found = saved(tmp_path, EarlyStop(), figures, first)
         assert set(found.manager.all_steps()) == kept
-        assert (found.best(), found.latest()) == (min(kept), max(kept))
+        assert (found.results("best")[0], found.steps()[-1]) == (min(kept), max(kept))
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------

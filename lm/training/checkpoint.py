@@ -78,29 +78,17 @@ class Checkpoints:
         """List the steps of the finished checkpoints, the newest last."""
         return sorted(self.manager.all_steps())
 
-    def latest(self) -> int | None:
-        """Return the step of the newest finished checkpoint, None without one."""
-        return self.manager.latest_step()
-
     def ranked(self) -> list[int]:
         """List the evaluated steps, the best first, ties by the earlier step."""
         figures = {step: each for step in self.steps() if (each := figures_of(self.folder(step))) is not None}
         return sorted(figures, key=lambda step: self.stop.rank(figures[step]))
-
-    def best(self) -> int | None:
-        """Return the step with the best figure, the earliest of equals; the newest where none was evaluated."""
-        return next(iter(self.ranked()), self.latest())
-
-    def result(self) -> int | None:
-        """Return the step of the run's result: its best checkpoint with patience, else its newest."""
-        return self.best() if self.stop.patience else self.latest()
 
     def results(self, step: str = "auto") -> list[int]:
         """List the candidate steps for "auto", "latest" or "best", the first choice first."""
         newest = self.steps()[::-1]
         if step == "best" or (step == "auto" and self.stop.patience):
             best = self.ranked()
-            return [*best, *(step for step in newest if step not in best)]
+            return [*best, *(other for other in newest if other not in best)]
         return newest
 
     def folder(self, step: int) -> Path:

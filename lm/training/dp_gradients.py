@@ -4,7 +4,7 @@ As `optax.contrib.differentially_private_aggregate`, which holds the gradients o
 micro-batch. Settings: `lm.training.dp_budget.Private`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,9 +14,10 @@ import optax
 from lm.errors import check
 from lm.sharding import NO_MESH
 from lm.training import parameters
+from lm.training.settings import Run
 
 
-def check_rows(config: Any, params: Any, batch: Any) -> None:
+def check_rows(config: Run, params: Any, batch: Mapping[str, Any]) -> None:
     """Raise UserError where a row holds more than one example or its loss depends on other rows."""
     objective = config.objective
     if not config.optimizer.private.clip:
@@ -62,7 +63,7 @@ def clipped(loss: Callable, params: Any, batch: Any, keys_B: jax.Array, clip: fl
     return grads, {**sums, "clipped": clipped}, totals.sum() / rows
 
 
-def noised(config: Any, grads: Any, step: jax.Array) -> Any:
+def noised(config: Run, grads: Any, step: jax.Array) -> Any:
     """Add noise of deviation `noise` x `clip` / batch to the gradients of trained parameters; the same on every mesh."""
     private, key = config.optimizer.private, jax.random.fold_in(jax.random.key(config.seed), 2)
     trained, frozen = parameters.split(config.optimizer.groups, grads)

@@ -41,6 +41,7 @@ def grouped(config: Optimizer, params: Any, mup: float = 1.0) -> optax.GradientT
 def waiting(first: Any) -> optax.GradientTransformation:
     """Zero the updates of each parameter before its first step, given as a tree of (arrays of) step numbers."""
 
+    # Updates are zeroed behind the rule, so that moments follow the gradient from the first step.
     def update(updates, state, params=None):
         moved = jax.tree.map(lambda u, step: jnp.where(state.count >= step, u, 0), updates, first)
         return moved, optax.ScaleByScheduleState(state.count + 1)
@@ -177,6 +178,7 @@ def adafactor(axes: Any) -> optax.GradientTransformation:
 
     Kernels are treated as one matrix per layer, regardless of their head axes and of how layers are stacked.
     """
+    # optax factors the two largest axes, which for (layers, width, heads, head size) are not those of the matrix.
     factored = optax.scale_by_factored_rms()
 
     def fold(tree):

@@ -104,6 +104,7 @@ def is_added(path: str) -> bool:
 def is_task_head(path: str) -> bool:
     """Return whether a parameter belongs to a task's head: above the stack, and not of the vocabulary head."""
     names = path.split("/")
+    # By exclusion: every task names its own head, the network's own parts are few.
     inside = {"layers", "buckets", *EMBEDDINGS, *VOCABULARY} & set(names)
     return not inside and not is_last_norm(names)
 
@@ -153,6 +154,7 @@ def factors(groups: Groups, shapes: Mapping[str, tuple[tuple, tuple]]) -> dict[s
     result = {}
     for path, height in heights(shapes).items():
         gap = 0 if is_last_norm(path.split("/")) else groups.layer_gap
+        # An array over layers, as stacked layers are one parameter with a factor each.
         factor = np.where(height > 0, groups.layer_decay ** (height + gap), groups.head)
         for paths, rate in patterns:
             factor = factor * (rate if path in paths else 1.0)

@@ -91,9 +91,10 @@ class Schedule:
 
 
 class Run(Protocol):
-    """The fields of `lm.config.Config` that the state of a run depends on."""
+    """The fields of `lm.config.Config` that the state of a run depends on: configs lie above this room."""
 
     objective: Any
+    data: Any
     optimizer: Optimizer
     batch: int
     seed: int

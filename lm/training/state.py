@@ -80,6 +80,7 @@ def abstract_state(config: Run, batch: Mapping[str, Any], mesh: jax.sharding.Mes
 
 def name_slots(opt_state: optax.OptState, params: Any) -> optax.OptState:
     """Name the axes of optimizer slots: a slot whose path ends with a parameter's, and of its shape, has its axes."""
+    # Matched by path and shape: every optax rule nests its slots differently, but keeps the parameters' tree inside.
     leaves = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_named)[0]
     named = dict(leaves)
 
@@ -114,6 +115,7 @@ def check_state(abstract: TrainState) -> None:
 
 def check_device_memory(count: float, what: str, remedy: str) -> None:
     """Raise UserError where `count` bytes per device exceed its memory; a CPU's devices share the machine's."""
+    # A CPU reports no limit of its own.
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is None:

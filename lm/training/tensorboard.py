@@ -28,6 +28,7 @@ CRC_TABLE = _crc_table()
 
 def crc32c(data: bytes) -> int:
     """Compute the CRC-32C (Castagnoli; RFC 3720, appendix B.4)."""
+    # In Python: a few hundred bytes a log line, and no package has to be installed for it.
     crc = 0xFFFFFFFF
     for byte in data:
         crc = CRC_TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
@@ -96,6 +97,7 @@ class EventFile:
         # TensorBoard reads a folder's files in the order of their names; microseconds keep quick restarts in order.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self.file = (folder / name).open("ab", buffering=0)
+        # Readers take the first record for the version of the format.
         self._add(0, _field(3, BYTES, b"brain.Event:2"))
         self._add(start + 1, _field(7, BYTES, _field(1, VARINT, _varint(SESSION_START))))
 

@@ -46,6 +46,7 @@ class Writers:
         if not self.open:
             return
         values = {name: float(value) for name, value in values.items()}
+        # Counted from the step, not summed: a resumed run continues the same axis.
         if self.tokens_per_step and any(name.startswith("train/") for name in values):
             values["train/tokens"] = float(step * self.tokens_per_step)
         self.metrics.write(step, values)
