@@ -1,4 +1,4 @@
-"""Write once more what a fine-tuning run leaves behind, of another checkpoint or into another folder.
+"""Write the files of a finished fine-tuning run again: for another checkpoint or into another folder.
 
     python -m lm.evaluation.again --workdir=RUN [--step=best] [--output=DIR]
 """
@@ -17,13 +17,13 @@ from lm.evaluation.validation import reopened
 
 
 def again(workdir: Path, step: str, output: Path) -> list[Path]:
-    """Write the files of a finished run once more; raises UserError where it has no labelled examples."""
+    """Write the files of a finished run; raises UserError for a run without labelled examples."""
     config, params, _ = opened(str(workdir), None, step)
     held_out = reopened(config, workdir)
     with jax.set_mesh(held_out.mesh):
-        found = asked(held_out, params)
-    check(bool(found), f"'{workdir}' was trained on running text: python -m lm.evaluate --workdir={workdir}")
-    paths = [path for task, one in found for path in leave(one, one.figures(), output, task)]
+        predicted = asked(held_out, params)
+    check(bool(predicted), f"'{workdir}' was trained on running text: python -m lm.evaluate --workdir={workdir}")
+    paths = [path for task, found in predicted for path in leave(found, found.figures(), output, task)]
     log = workdir / "metrics.jsonl"
     return paths + ([output / "learning.png"] if log.exists() and learning_curve(log, output / "learning.png") else [])
 
@@ -38,7 +38,7 @@ if __name__ == "__main__":
     OUTPUT = flags.DEFINE_string("output", None, "folder for the files (default: the run's)")
 
     def main(overrides: list[tuple[str, str]]) -> None:
-        """Write the files and name them."""
+        """Write the files and print their names."""
         from lm import platform
 
         check(not overrides, "lm.evaluation.again takes no --config.* flags: a run's config is its own")

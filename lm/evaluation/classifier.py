@@ -1,4 +1,4 @@
-"""A classifier asked for texts of any kind: under noise, paraphrase and attack, and where classes have other shares."""
+"""Tasks on a classifier: under noise, paraphrase and attack, under label shift, and its calibration."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy as np
 from lm.data.types import Example
 from lm.errors import UserError, check, check_choices
 from lm.evaluation.attacks.adversarial import attacks
-from lm.evaluation.attacks.perturbations import PERTURBATIONS, perturb
+from lm.evaluation.attacks.perturbations import Perturbed
 from lm.evaluation.attacks.robustness import change, invariance
-from lm.evaluation.files import Item, items
+from lm.evaluation.files import read_examples
+from lm.evaluation.metrics.calibration import calibration, fit_temperature
 from lm.evaluation.metrics.label_shift import reweighted
-from lm.evaluation.metrics.statistics import Figures
+from lm.evaluation.metrics.statistics import Figure, Figures
 from lm.evaluation.subject import Subject
 from lm.sharding import NO_MESH
 from lm.strict_json import load_json
@@ -25,92 +26,85 @@ Predict = Callable[[Sequence[str]], np.ndarray]  # texts (N) -> probabilities (N
 
 
 class Classifier:
-    """A run of `classify` with one label an example, asked for items; texts go through in rows of the same width."""
+    """Probabilities of a single-label `classify` run for examples of a file, one example a row, rows of equal width."""
 
     def __init__(self, subject: Subject):
         objective = subject.objective
         right = objective.kind == "one" and bool(objective.labels)
-        check(right, "this task asks a classifier with one label an example: a run of lm.objectives.classify")
+        check(right, "this task needs a classifier with one label an example: a run of lm.objectives.classify")
         self.subject = subject
         rows = replace(objective.rows, row=0, pack=False)
         self.objective = replace(objective, rows=rows).resolve(subject.tokenizer)
         self.predict = jax.jit(self.objective.predict)
 
-    def labels(self, found: Sequence[Item]) -> list[int]:
-        """Give the number of each item's label; raises UserError for one that training does not know."""
-        names = [str(item.get(self.objective.label)).strip() for item in found]
-        known = self.objective.labels
-        wrong = next((i for i, name in enumerate(names) if name not in known), None)
-        if wrong is not None:
-            raise UserError(f"{found[wrong].where}: label {names[wrong]!r} is none of {', '.join(known[:12])}")
-        return [known.index(name) for name in names]
+    def label_ids(self, examples: Sequence[Example]) -> list[int]:
+        """Return each example's label as an index; raises UserError for a label outside the run's."""
+        known, ids = self.objective.labels, []
+        for example in examples:
+            name = str(example.get(self.objective.label, object)).strip()
+            if name not in known:
+                raise UserError(f"{example.where}: label {name!r} is none of {', '.join(known[:12])}")
+            ids.append(known.index(name))
+        return ids
 
-    def __call__(self, found: Sequence[Item]) -> np.ndarray:
-        """Give probabilities (N, labels)."""
+    def __call__(self, examples: Sequence[Example]) -> np.ndarray:
+        """Predict probabilities (N, labels)."""
         size = max(1, self.subject.tokens // self.objective.row)
-        parts = [found[low : low + size] for low in range(0, len(found), size)]
+        parts = [examples[low : low + size] for low in range(0, len(examples), size)]
         return np.concatenate([self.batch(part, size if len(parts) > 1 else len(part)) for part in parts])
 
-    def batch(self, part: Sequence[Item], size: int) -> np.ndarray:
+    def batch(self, part: Sequence[Example], size: int) -> np.ndarray:
         objective, rng = self.objective, np.random.default_rng(0)
-        label = {objective.label: objective.labels[0]}  # asked for by the row, and not looked at
+        label = {objective.label: objective.labels[0]}  # a row needs a label; prediction ignores it
         rows = []
-        for item in [*part, *[part[-1]] * (size - len(part))]:
-            example = Example({**{name: item.text(name) for name in objective.fields}, **label}, item.where)
-            rows.append(objective.corrupt(rng, {"examples": [(example, 0)], "room": 1}))
+        for example in [*part, *[part[-1]] * (size - len(part))]:  # filled up: one shape to compile for
+            values = {**{name: example.get(name) for name in objective.fields}, **label}
+            rows.append(objective.corrupt(rng, {"examples": [(Example(values, example.where), 0)], "room": 1}))
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         with jax.sharding.use_abstract_mesh(NO_MESH):
-            found = self.predict(self.subject.params, batch)["probabilities"]
-        return np.asarray(found)[: len(part), 0]
+            probabilities_BPL = self.predict(self.subject.params, batch)["probabilities"]
+        return np.asarray(probabilities_BPL)[: len(part), 0]
 
 
-def changed(item: Item, name: str, text: str) -> Item:
-    return Item(item.where, {**item.values, name: text})
+def with_text(example: Example, name: str, text: str) -> Example:
+    return example._replace(values={**example.values, name: text})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Disturbed:
-    """Accuracy of a classifier on JSON lines with its fields and label: clean, with `rate` of letters or words hit, and
-    the difference. The first field is disturbed. `how`: see `lm.evaluation.attacks.perturbations`.
+class Disturbed(Perturbed):
+    """Accuracy of a classifier on its fields and label: clean, with noise in the first field, and the difference.
+
+    `how`: see `lm.evaluation.attacks.perturbations`.
     """
 
-    path: str
-    how: Literal[tuple(PERTURBATIONS)] = "swap_letters"
-    rate: float = 0.1
-
-    def __post_init__(self):
-        check_choices(self)
-        check(0 < self.rate <= 1, f"rate={self.rate} must be above 0 and at most 1")
-
     def measure(self, subject: Subject) -> Figures:
-        ask, clean = Classifier(subject), items(self.path)
-        truth, name = np.array(ask.labels(clean)), subject.objective.fields[0]
-        texts = perturb([item.text(name) for item in clean], PERTURBATIONS[self.how], self.rate, subject.seed)
-        noisy = [changed(item, name, text) for item, text in zip(clean, texts)]
-        right = [(ask(found).argmax(1) == truth).astype(float) for found in (clean, noisy)]
-        return change(*right)
+        predict, clean = Classifier(subject), read_examples(self.path)
+        truth, name = np.array(predict.label_ids(clean)), subject.objective.fields[0]
+        texts = self.perturbed([example.get(name) for example in clean], subject.seed)
+        noisy = [with_text(example, name, text) for example, text in zip(clean, texts)]
+        return change(*((predict(examples).argmax(1) == truth).astype(float) for examples in (clean, noisy)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paraphrased:
-    """Whether a classifier says the same of two wordings: JSON lines with its first field, and `other`, the same again."""
+    """Invariance of a classifier under paraphrase: its first field, and the same text reworded in the field `other`."""
 
     path: str
     other: str = "paraphrase"
 
     def measure(self, subject: Subject) -> Figures:
-        ask, found = Classifier(subject), items(self.path)
+        predict, examples = Classifier(subject), read_examples(self.path)
         name = subject.objective.fields[0]
-        second = [changed(item, name, item.text(self.other)) for item in found]
-        labelled = all(subject.objective.label in item.values for item in found)
-        return invariance(ask(found), ask(second), ask.labels(found) if labelled else None)
+        second = [with_text(example, name, example.get(self.other)) for example in examples]
+        labelled = all(subject.objective.label in example.values for example in examples)
+        return invariance(predict(examples), predict(second), predict.label_ids(examples) if labelled else None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attacked:
-    """A greedy search for synonyms that change a classifier's mind (TextFooler, PWWS; see `lm.evaluation.attacks.adversarial`).
+    """Accuracy of a classifier under adversarial substitution of words in its first field (TextFooler, PWWS).
 
-    `synonyms`: a JSON file {"word": ["other", ...]}. At most the share `most` of a text's words is replaced.
+    `synonyms`: a JSON file, {"word": ["other", ...]}. `order` and `most`: see `lm.evaluation.attacks.adversarial.attack`.
     """
 
     path: str
@@ -123,36 +117,61 @@ class Attacked:
 
     def measure(self, subject: Subject) -> Figures:
         check(bool(self.synonyms), 'attacked: name ?synonyms=FILE.json, {"word": ["other", ...]}')
-        ask, found = Classifier(subject), items(self.path)
+        classifier, examples = Classifier(subject), read_examples(self.path)
         name, table = subject.objective.fields[0], self.table()
 
         def predict(texts: Sequence[str]) -> np.ndarray:
-            return ask([changed(found[0], name, text) for text in texts])
+            return classifier([with_text(examples[0], name, text) for text in texts])
 
-        texts = [item.text(name) for item in found]
-        extra = {"order": self.order, "most": self.most}
-        return attacks(texts, ask.labels(found), predict, lambda word: table.get(word.lower(), []), **extra)[0]
+        def synonyms(word: str) -> list[str]:
+            return table.get(word.lower(), [])
+
+        texts = [example.get(name) for example in examples]
+        return attacks(texts, classifier.label_ids(examples), predict, synonyms, self.order, self.most)[0]
 
     def table(self) -> dict[str, list[str]]:
-        found = load_json(self.synonyms, dict)
-        right = all(isinstance(x, list) and all(isinstance(one, str) for one in x) for x in found.values())
+        table = load_json(self.synonyms, dict)
+        right = all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in table.values())
         check(right, f'{self.synonyms}: synonyms are an object, {{"word": ["other", ...]}}')
-        return found
+        return table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shifted:
-    """A classifier's accuracy if classes had other shares than in the file: `prior`, one share a label, in their order."""
+    """Accuracy of a classifier under other class priors: `prior`, one share a label in their order (default: uniform)."""
 
     path: str
     prior: tuple[float, ...] = ()
 
     def measure(self, subject: Subject) -> Figures:
-        ask, found = Classifier(subject), items(self.path)
+        predict, examples = Classifier(subject), read_examples(self.path)
         count = len(subject.objective.labels)
         prior = self.prior or (1 / count,) * count
         check(len(prior) == count, f"prior has {len(prior)} shares for {count} labels: {', '.join(subject.objective.labels)}")
-        return reweighted(ask.labels(found), ask(found).argmax(1), np.array(prior))
+        return reweighted(predict.label_ids(examples), predict(examples).argmax(1), np.array(prior))
 
 
-TASKS = {"disturbed": Disturbed, "paraphrased": Paraphrased, "attacked": Attacked, "shifted": Shifted}
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """Calibration of a classifier on its fields and label before (raw/) and after (scaled/) temperature scaling.
+
+    The temperature is fitted on `fit`, a file of other labelled examples (Guo et al. 2017).
+    """
+
+    path: str
+    fit: str = ""
+    bins: int = 15
+
+    def measure(self, subject: Subject) -> Figures:
+        check(bool(self.fit), "calibrated: name ?fit=FILE, other labelled examples on which the temperature is fitted")
+        from scipy.special import softmax
+
+        predict, examples, development = Classifier(subject), read_examples(self.path), read_examples(self.fit)
+        # Log-probabilities are logits up to a constant. float32 rounds small probabilities to 0.
+        logits, fit_logits = (np.log(np.maximum(predict(part), 1e-38)) for part in (examples, development))
+        temperature = fit_temperature(fit_logits, predict.label_ids(development))
+        figures: Figures = {"temperature": Figure.of(temperature, np.nan)}
+        for name, scaled in (("raw", logits), ("scaled", logits / temperature)):
+            measured = calibration(softmax(scaled, -1), predict.label_ids(examples), self.bins, subject.seed)
+            figures |= {f"{name}/{metric}": figure for metric, figure in measured.items()}
+        return figures

@@ -1,4 +1,4 @@
-"""The held-out loss of an objective, as perplexity and bits per byte where it is nats of running text."""
+"""Held-out loss of an objective, with perplexity and bits per byte for running text."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from lm.training import metrics
 
 
 class HeldOut:
-    """The objective's loss on the validation split; build it once, call it with parameters."""
+    """The objective's loss on the validation split, compiled once and called with parameters."""
 
     def __init__(self, config: Config, corpus: Corpus, mesh: jax.sharding.Mesh):
         self.objective = objective = config.objective.measured()
@@ -41,33 +41,33 @@ class HeldOut:
         return self.figures(total, "eval/validation")
 
     def each(self, params: Any) -> Iterator[metrics.Host]:
-        """Give the sums of each batch."""
+        """Yield the sums of each batch."""
         memory = self.objective.initial_memory(self.rows)
         for batch in prefetch(self.batches, 0, self.count):
             sums, memory = self.sums(params, place(batch, self.mesh, self.rows), memory)
             yield sums
 
     def figures(self, total: metrics.Host, prefix: str) -> dict[str, float]:
-        """Turn sums into named means."""
+        """Convert sums to named means."""
         values = metrics.total(metrics.means(total, prefix), self.objective.scales, prefix)
         rate = (len(self.tokens) - 1) / max(self.tokens.raw_bytes, 1)
         return metrics.language(values, self.objective.nats, prefix, rate)
 
     def show(self, params: Any, tokenizer: Tokenizer, rows: int = 2) -> list[str]:
-        """Write the first rows of held-out text as the objective shows them, with its guesses."""
+        """Format the first rows of held-out text with the objective's predictions."""
         batch = self.batches[0]
-        found = jax.device_get(self.predict(params, place(batch, self.mesh, self.rows)))
+        predicted = jax.device_get(self.predict(params, place(batch, self.mesh, self.rows)))
         examples = [{name: x[i] for name, x in batch.items()} for i in range(min(rows, self.rows))]
-        guesses = [found and {name: x[i] for name, x in found.items()} for i in range(len(examples))]
+        guesses = [predicted and {name: x[i] for name, x in predicted.items()} for i in range(len(examples))]
         return [self.objective.show(tokenizer, *pair) for pair in zip(examples, guesses)]
 
     def alone(self, params: Any) -> list[tuple[str, "HeldOut", Any]]:
-        """List what is measured by itself: the beginning of its figures' names, it, and its parameters."""
+        """Return (metric prefix, evaluator, params) of every part that is measured by itself."""
         return [("", self, params)]
 
 
 class HeldOutTasks(HeldOut):
-    """The held-out examples of tasks that share a network (`Objective.apart`), each as if it were alone."""
+    """Held-out examples of tasks that share a network (`Objective.apart`), an evaluator each."""
 
     def __init__(self, config: Config, corpus: Corpus, mesh: jax.sharding.Mesh):
         self.objective, self.mesh, self.tokens = config.objective.measured(), mesh, corpus.validation
@@ -76,21 +76,21 @@ class HeldOutTasks(HeldOut):
             own = dataclasses.replace(corpus, validation=corpus.validation.of(k))
             held_out = HeldOut(dataclasses.replace(config, objective=part.objective), own, mesh)
             self.parts.append((part, held_out))
-        self.batches = range(sum(len(one.batches) for _, one in self.parts))
-        self.count = sum(one.count for _, one in self.parts)
+        self.batches = range(sum(len(held_out.batches) for _, held_out in self.parts))
+        self.count = sum(held_out.count for _, held_out in self.parts)
 
     def each(self, params: Any) -> Iterator[metrics.Host]:
-        for part, one in self.parts:
-            yield from map(part.named, one.each(part.params(params)))
+        for part, held_out in self.parts:
+            yield from map(part.named, held_out.each(part.params(params)))
 
     def show(self, params: Any, tokenizer: Tokenizer, rows: int = 2) -> list[str]:
-        found = [(part, one.show(part.params(params), tokenizer, rows)) for part, one in self.parts]
-        return [f"[{part.name}]\n{text}" for part, texts in found for text in texts]
+        shown = [(part, held_out.show(part.params(params), tokenizer, rows)) for part, held_out in self.parts]
+        return [f"[{part.name}]\n{text}" for part, texts in shown for text in texts]
 
     def alone(self, params: Any) -> list[tuple[str, HeldOut, Any]]:
-        return [(f"{part.name}/", one, part.params(params)) for part, one in self.parts]
+        return [(f"{part.name}/", held_out, part.params(params)) for part, held_out in self.parts]
 
 
 def held_out_of(config: Config, corpus: Corpus, mesh: jax.sharding.Mesh) -> HeldOut:
-    """Open the held-out split of a run, as its objective measures it."""
+    """Open the evaluator of a run's held-out split."""
     return (HeldOutTasks if config.objective.measured().apart else HeldOut)(config, corpus, mesh)

@@ -1,9 +1,9 @@
-"""Interpolated modified Kneser-Ney n-grams (Chen & Goodman 1999, 4.1.6): what a Transformer's gain is seen against.
+"""Interpolated modified Kneser-Ney n-grams (Chen & Goodman 1999, 4.1.6), the baseline of neural language models.
 
     python -m lm.evaluation.kneser_ney [--config=configs/gpt_nano.py] [--order=5 ...] [--config.a.b=value ...]
 
-An n-gram's key is (id of its context, its last token), and its id is the place of that key among the sorted distinct
-ones: exact at any order and vocabulary, where packing n tokens into one number or hashing them would not be.
+An n-gram's key is (id of its context, its last token); its id is the rank of that key among the distinct ones. This is exact
+at any order and vocabulary, unlike packing n tokens into one number or hashing them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ HIGHEST = 100  # order: n-grams of more than ten tokens are rarely seen twice, a
 
 @dataclass(frozen=True)
 class Stream:
-    """Tokens, int64 [n], and how many tokens of its document lie before each, int64 [n].
+    """Tokens, int64 [n], and the number of preceding tokens in the same document, int64 [n].
 
-    History 0 marks what is no target. A separator ends one document and begins the next: as a target it belongs to the
-    first of them, as a context to the second.
+    History 0 marks tokens that are no targets. A separator ends one document and starts the next: as a target it belongs to
+    the first, as a context to the second.
     """
 
     tokens: np.ndarray
@@ -34,23 +34,23 @@ class Stream:
 
     @staticmethod
     def of(tokens: Tokens, packing: str = "documents") -> Stream:
-        """See a split as the causal objective does: the same targets, none with a context from another document."""
-        place = np.arange(len(tokens), dtype=np.int64)
+        """Make the stream of a split, with the causal objective's targets and no context from other documents."""
+        position = np.arange(len(tokens), dtype=np.int64)
         starts = tokens.starts if packing == "documents" and tokens.documents else np.zeros(1, np.int64)
-        begin = starts[np.searchsorted(starts, place - 1, "right") - 1]
-        history = np.maximum(place - begin, 0)
+        start = starts[np.searchsorted(starts, position - 1, "right") - 1]
+        history = np.maximum(position - start, 0)
         if tokens.separator is None:
-            history[starts[starts < len(tokens)]] = 0  # nothing says what a document begins with
+            history[starts[starts < len(tokens)]] = 0  # without a separator nothing predicts a first token
         return Stream(tokens.tokens.astype(np.int64), history)
 
     @staticmethod
     def join(streams: Iterable[Stream]) -> Stream:
-        """Put streams one after another; no context reaches from one into the next."""
+        """Concatenate streams; contexts do not cross their borders."""
         streams = list(streams)
         return Stream(np.concatenate([s.tokens for s in streams]), np.concatenate([s.history for s in streams]))
 
     def targets(self, predecessors: int = 0) -> np.ndarray:
-        """Return the places of targets with at least that many tokens of their document before them."""
+        """Return the positions of targets with at least that many predecessors in their document."""
         return np.flatnonzero(self.history >= max(1, predecessors))
 
 
@@ -60,46 +60,46 @@ class Level:
 
     keys: np.ndarray  # int64, ascending: id of the context * vocab + last token
     own: np.ndarray  # float64, one an n-gram
-    rest: np.ndarray  # float64, one an n-gram of the order below: the share that discounting left over
+    rest: np.ndarray  # float64, one an n-gram of the order below: its back-off weight
 
     @staticmethod
     def of(keys: np.ndarray, counts: np.ndarray, contexts: int, vocab: int) -> Level:
-        """Discount (adjusted) counts and share them out within each context; an unseen context leaves all over."""
+        """Discount (adjusted) counts and normalise within each context; unseen contexts back off entirely."""
         context = keys // vocab
-        taken = discounts(counts)[np.minimum(counts, 3)]
+        discount = discounts(counts)[np.minimum(counts, 3)]
         total = np.bincount(context, counts, contexts)
-        left = np.bincount(context, taken, contexts)
-        own = (counts - taken) / np.maximum(total, 1)[context]
-        return Level(keys, own, np.where(total > 0, left / np.maximum(total, 1), 1.0))
+        backoff = np.bincount(context, discount, contexts)
+        own = (counts - discount) / np.maximum(total, 1)[context]
+        return Level(keys, own, np.where(total > 0, backoff / np.maximum(total, 1), 1.0))
 
 
 def discounts(counts: np.ndarray) -> np.ndarray:
-    """What is taken from counts of 0, 1, 2 and 3 or more (Chen & Goodman 1999, equation 26).
+    """Compute the discounts of counts 0, 1, 2 and 3 or more (Chen & Goodman 1999, equation 26).
 
-    Counts of counts too odd for the formula, as of characters, which all occur often, give 1/2, 1 and 3/2 (Heafield
-    2013's fall-back).
+    Falls back to 1/2, 1 and 3/2 (Heafield 2013) where counts of counts do not fit the formula, as for characters, which all
+    occur often.
     """
     n1, n2, n3, n4 = (int(np.count_nonzero(counts == k)) for k in (1, 2, 3, 4))
     fallback = np.array([0, 0.5, 1, 1.5])
     if 0 in (n1, n2, n3):
         return fallback
     share = n1 / (n1 + 2 * n2)
-    found = np.array([0, 1 - 2 * share * n2 / n1, 2 - 3 * share * n3 / n2, 3 - 4 * share * n4 / n3])
-    return found if np.all((found[1:] > 0) & (found[1:] <= [1, 2, 3])) else fallback
+    fitted = np.array([0, 1 - 2 * share * n2 / n1, 2 - 3 * share * n3 / n2, 3 - 4 * share * n4 / n3])
+    return fitted if np.all((fitted[1:] > 0) & (fitted[1:] <= [1, 2, 3])) else fallback
 
 
 @dataclass(frozen=True)
 class KneserNey:
-    """The fitted model; `levels[k]` holds the n-grams of k + 1 tokens. The lowest falls back on 1 / vocab."""
+    """A fitted model; `levels[k]` holds the n-grams of k + 1 tokens. The lowest backs off to 1 / vocab."""
 
     levels: tuple[Level, ...]
     vocab: int
 
     @staticmethod
     def fit(stream: Stream, order: int, vocab: int) -> KneserNey:
-        """Count a stream. Time and memory are those of sorting it `order` times."""
+        """Count a stream, in the time and memory of sorting it `order` times."""
         tokens, levels, contexts = stream.tokens, [], 1
-        gram = tokens  # id of the n-gram that ends at each place; of order 1, the token itself
+        gram = tokens  # id of the n-gram that ends at each position; of order 1, the token itself
         keys = np.arange(vocab)
         counts = np.bincount(tokens[stream.targets()], minlength=vocab)
         for k in range(1, order + 1):
@@ -112,8 +112,8 @@ class KneserNey:
             )
             suffix = np.empty(len(upper), np.int64)
             suffix[number] = gram[at]
-            # An n-gram below the highest order counts once for each token seen before it, and once for each document
-            # that it begins: every beginning is a context of its own.
+            # An n-gram below the highest order counts once for each distinct predecessor, and once for each document
+            # that it starts: every start is a context of its own.
             first = stream.targets()[stream.history[stream.targets()] == k - 1]
             adjusted = np.bincount(suffix, minlength=len(keys)) + np.bincount(gram[first], minlength=len(keys))
             levels.append(Level.of(keys, adjusted, contexts, vocab))
@@ -123,33 +123,33 @@ class KneserNey:
         return KneserNey(tuple(levels), vocab)
 
     def probabilities(self, stream: Stream) -> np.ndarray:
-        """Return the probability of each target of a stream given its document so far, float64, in order."""
+        """Return the probability of each target given its document so far, float64, in order."""
         tokens = stream.tokens
-        found = np.full(len(tokens), 1 / self.vocab)
-        context = np.zeros(len(tokens), np.int64)  # id of the context of each place, -1 where training had none such
+        probabilities = np.full(len(tokens), 1 / self.vocab)
+        context = np.zeros(len(tokens), np.int64)  # id of the context at each position, -1 if unseen in training
         for k, level in enumerate(self.levels):
             at = stream.targets(k)
             at = at[context[at] >= 0]
             key = context[at] * self.vocab + tokens[at]
-            place = np.searchsorted(level.keys, key)
-            place[place == len(level.keys)] = 0
-            known = level.keys[place] == key if len(level.keys) else np.zeros(len(at), bool)
-            found[at] *= level.rest[context[at]]
-            found[at[known]] += level.own[place[known]]
+            rank = np.searchsorted(level.keys, key)
+            rank[rank == len(level.keys)] = 0
+            known = level.keys[rank] == key if len(level.keys) else np.zeros(len(at), bool)
+            probabilities[at] *= level.rest[context[at]]
+            probabilities[at[known]] += level.own[rank[known]]
             gram = tokens.copy() if k == 0 else np.full(len(tokens), -1)
-            gram[at[known]] = place[known]
+            gram[at[known]] = rank[known]
             context = np.concatenate([[-1], gram[:-1]])
-        return found[stream.targets()]
+        return probabilities[stream.targets()]
 
 
 def fit(corpus: Corpus, order: int, packing: str = "documents") -> KneserNey:
-    """Count the training split; a mixture's streams are counted as they are, whatever their shares."""
+    """Count the training split; streams of a mixture count in full, whatever their sampling weights."""
     stream = Stream.join(Stream.of(tokens, packing) for _, tokens in corpus.train)
     return KneserNey.fit(stream, order, corpus.tokenizer.vocab)
 
 
 def evaluate(model: KneserNey, tokens: Tokens, packing: str = "documents") -> dict[str, float]:
-    """Return loss (nats a token), perplexity and bits per byte, as `lm.evaluation.held_out.HeldOut` does of a network."""
+    """Return loss (nats per token), perplexity and bits per byte, comparable with `lm.evaluation.held_out.HeldOut`."""
     from lm.training import metrics
 
     logs = np.log(model.probabilities(Stream.of(tokens, packing)))
@@ -158,16 +158,16 @@ def evaluate(model: KneserNey, tokens: Tokens, packing: str = "documents") -> di
 
 
 def check_order(corpus: Corpus, order: int) -> None:
-    """Raise UserError where counting n-grams of this order takes more memory than there is."""
+    """Raise UserError where counting n-grams of this order exceeds the memory."""
     tokens = sum(len(tokens) for _, tokens in corpus.train)
-    # A level has a key, a probability and a share for each n-gram, of which there are as many as tokens at most; a longer
-    # one than the corpus has none. What sorting takes comes on top of that once.
+    # A level has a key, a probability and a back-off weight for each n-gram, at most one per token; orders longer than the
+    # corpus have none. Sorting adds its buffers once.
     size = 24 * tokens * min(order, tokens) + 64 * tokens
     check_memory(size, f"--order={order} of {tokens:,} tokens", "lower it")
 
 
 def main(overrides: list[tuple[str, str]]) -> None:
-    """Read the flags, count, print a table with a row an order."""
+    """Read the flags, count, print a table with a row per order."""
     from absl import flags
 
     from lm.config import load, override
@@ -184,8 +184,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
     for order in flag.order:
         began = time.monotonic()
         model = fit(corpus, order, data.packing)
-        found = evaluate(model, corpus.validation, data.packing)
-        figures = [found.get(f"kneser_ney/{name}", float("nan")) for name in ("loss", "perplexity", "bits_per_byte")]
+        measured = evaluate(model, corpus.validation, data.packing)
+        figures = [measured.get(f"kneser_ney/{name}", float("nan")) for name in ("loss", "perplexity", "bits_per_byte")]
         rows.append((order, sum(len(level.keys) for level in model.levels), *figures, time.monotonic() - began))
     print(table(rows, ("order", "n-grams", "loss", "perplexity", "bits_per_byte", "seconds")))
 
@@ -193,7 +193,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
 def define_flags() -> None:
     from absl import flags
 
-    flags.DEFINE_string("config", "configs/gpt_nano.py", "whose data: config file and its arguments, FILE.py[:ARG]")
+    flags.DEFINE_string("config", "configs/gpt_nano.py", "config file whose data is counted, with its arguments: FILE.py[:ARG]")
     flags.DEFINE_multi_integer(
         "order", [5], f"tokens of the longest n-gram, 1 to {HIGHEST}, several allowed", lower_bound=1, upper_bound=HIGHEST
     )

@@ -1,4 +1,4 @@
-"""How well a model foresees text: perplexity by sliding windows, LAMBADA's last words, pseudo-perplexity of masked models."""
+"""Perplexity by sliding windows, pseudo-perplexity of masked models, LAMBADA, and per-token scores of a text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lm.data.text.files import JsonLines, Text
 from lm.data.types import documents
 from lm.decode.score import Pair, Scored
 from lm.errors import check, check_range
-from lm.evaluation.files import items
+from lm.evaluation.files import read_examples
 from lm.evaluation.metrics.calibration import edges, expected_error
 from lm.evaluation.metrics.statistics import Figure, Figures, bootstrap_sums, divide, mean, proportion
 from lm.evaluation.pseudo_likelihood import masked_logprobs
@@ -25,16 +25,16 @@ BINS = 15  # of confidence, for the calibration error
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """Every token of some text, given at most `window` - 1 tokens before it and at least window - stride of them.
+    """Perplexity of running text (a text file, or `field` of JSON lines) by sliding windows; masked models: pseudo-perplexity.
 
     Windows of `window` tokens (0: the model's context) move by `stride` (0: half a window); each token is scored once, in
-    the first window that reaches it. A file is a document, of JSON lines each object's `field`. With `lead` a document
-    begins as in training, after the tokenizer's separator if there is one, or, of a published model, after what the
-    tokenizer's own template begins with; where nothing precedes it, its first token is not scored. Masked models give
-    pseudo-perplexity (Salazar et al. 2020): each token is hidden in turn, in windows that do not overlap.
+    the first window that contains it, given at least window - stride tokens. A file is one document. With `lead` a document
+    starts as in training, after the tokenizer's separator, or, for a published model, after the prefix of the tokenizer's
+    own template; without a lead its first token is not scored. Pseudo-perplexity (Salazar et al. 2020) masks each token in
+    turn, in windows that do not overlap.
 
-    Words are runs without white space, bytes are UTF-8, both of the raw text, so that models with other tokenizers
-    compare by them. The errors resample windows.
+    Words are runs without white space and bytes are UTF-8, both of the raw text, which compares models across tokenizers.
+    Errors resample windows.
     """
 
     path: str
@@ -47,8 +47,8 @@ class Perplexity:
         check_range(self, 0, float("inf"), "window", "stride")
 
     def texts(self) -> Iterator[str]:
-        found = self.path.lower().endswith((".jsonl", ".ndjson", ".json"))
-        return documents((JsonLines(path=self.path, field=self.field) if found else Text(path=self.path)).open())
+        lines = self.path.lower().endswith((".jsonl", ".ndjson", ".json"))
+        return documents((JsonLines(path=self.path, field=self.field) if lines else Text(path=self.path)).open())
 
     def measure(self, subject: Subject) -> Figures:
         texts = [text for text in self.texts() if text]
@@ -57,23 +57,23 @@ class Perplexity:
         if not subject.objective.writes:
             return self.pseudo(subject, subject.tokenizer.encode_batch(texts), size)
         kind = type(subject.objective).__name__
-        check(subject.objective.writes == "text", f"{kind} answers a source: it gives running text no probability")
+        check(subject.objective.writes == "text", f"{kind} answers a source: running text has no probability under it")
         encoded = subject.writer.objective.encode(subject.tokenizer, texts)
         pairs = [pair for ids in encoded for pair in self.windows(subject, ids)]
         check(bool(pairs), f"{self.path}: nothing to score in {size.bytes} bytes of text")
         return figures(subject.score("perplexity", pairs), size, subject.seed)
 
     def windows(self, subject: Subject, ids: np.ndarray) -> Iterator[Pair]:
-        """Cut a document into what is given and what is scored."""
-        objective, limit = subject.writer.objective, room(subject)
+        """Yield context and scored tokens of each window of a document."""
+        objective, limit = subject.writer.objective, text_limit(subject)
         window = self.window or limit or objective.model.context
         check(limit is None or window <= limit, f"window={window} is more than the model's context of {limit}")
         stride = self.stride or max(1, window // 2)
-        check(stride <= window, f"stride={stride} is more than window={window}: tokens would be left out")
+        check(stride <= window, f"stride={stride} is more than window={window}: it would skip tokens")
         lead = objective.lead(subject.tokenizer) if self.lead else ()
-        # `window` inputs give as many predictions: one token more is seen.
+        # `window` inputs predict as many tokens: a window spans one token more.
         ids, done = np.array([*lead, *ids], np.int32), max(1, len(lead))
-        check(done <= window, f"window={window} has no token beside the {done} that a text begins with")
+        check(done <= window, f"window={window} is not longer than the {done} tokens before a text")
         for start in range(0, max(1, len(ids) - 1), stride):
             end = min(start + window + 1, len(ids))
             if end > done:
@@ -83,20 +83,19 @@ class Perplexity:
     def pseudo(self, subject: Subject, encoded: Sequence[np.ndarray], size: Size) -> Figures:
         window = self.window or subject.objective.model.context - 2
         rows = [ids[low : low + window] for ids in encoded for low in range(0, len(ids), window)]
-        found = masked_logprobs(subject, rows)
-        sums = np.array([[-x.sum(dtype=float), len(x)] for x in found])
+        sums = np.array([[-x.sum(dtype=float), len(x)] for x in masked_logprobs(subject, rows)])
         return {f"pseudo_{name}": figure for name, figure in measures(sums, size, subject.seed).items()}
 
 
-def room(subject: Subject) -> int | None:
-    """Count the tokens of text that a row may have, None: any number; some objectives put others around them."""
+def text_limit(subject: Subject) -> int | None:
+    """Return the number of text tokens that fit a row, None: any number; some objectives add special tokens around them."""
     limit = subject.scorer.steps.limit
     return None if limit is None else limit + 1 - len(subject.writer.objective.given(np.zeros(1, np.int32)).tokens)
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much raw text there is."""
+    """Size of raw text in words, characters and UTF-8 bytes."""
 
     words: int
     characters: int
@@ -108,27 +107,27 @@ class Size:
 
 
 def figures(scored: Sequence[Scored], size: Size, seed: int) -> Figures:
-    """Turn scores, a window each, into figures of running text, calibration of the next token's distribution included."""
+    """Measure scored windows: perplexity per unit of raw text, next-token accuracy and calibration."""
     sums = np.array([[-s.logprobs.sum(dtype=float), len(s.logprobs), s.greedy.sum()] for s in scored])
     confidence, right, squares, logprobs = (
         np.concatenate([getattr(s, name) for s in scored]) for name in ("confidence", "greedy", "squares", "logprobs")
     )
-    place = np.searchsorted(edges(confidence, BINS, "width"), confidence)
-    bins = np.concatenate([np.bincount(place, weights, BINS) for weights in (None, confidence, right)])
+    bin_of = np.searchsorted(edges(confidence, BINS, "width"), confidence)
+    bins = np.concatenate([np.bincount(bin_of, weights, BINS) for weights in (None, confidence, right)])
     brier = float((squares - 2 * np.exp(logprobs) + 1).mean(dtype=float))
     return {
         **measures(sums, size, seed),
         **bootstrap_sums(sums, {"accuracy": lambda s: divide(s[..., 2], s[..., 1])}, seed),
-        "ece": Figure(float(expected_error(bins)), math.nan, math.nan, math.nan),
+        "ece": Figure.of(float(expected_error(bins)), math.nan),
         "brier": Figure.of(brier, mean(squares - 2 * np.exp(logprobs) + 1).error),
     }
 
 
 def measures(sums: np.ndarray, size: Size, seed: int) -> Figures:
-    """Figures of sums (nats, tokens, ...) of each window: a rate is nats per token times tokens a unit of raw text."""
+    """Compute perplexities from sums (nats, tokens, ...) of each window: nats per token times tokens per unit of raw text."""
     tokens = sums[:, 1].sum()
 
-    def rate(sums):
+    def rate(sums: np.ndarray) -> np.ndarray:
         return divide(sums[..., 0], sums[..., 1])
 
     formulas = {
@@ -143,17 +142,18 @@ def measures(sums: np.ndarray, size: Size, seed: int) -> Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class LastWord:
-    """LAMBADA (Paperno et al. 2016): the last word of each passage given all of it before, in JSON lines with `field`.
+    """LAMBADA (Paperno et al. 2016): the last word of each passage in {"text"} given all words before it.
 
-    The word is what follows the last space, with that space (as OpenAI's variant): `accuracy` asks for every one of its
-    tokens as the likeliest, `perplexity` is of whole words. A passage longer than the context loses its beginning.
+    The word starts at the last space, as in OpenAI's variant. `accuracy`: every token of the word is the likeliest.
+    `perplexity` is per word. A passage longer than the context is truncated from its start. `field` holds the passage.
     """
 
     path: str
     field: str = "text"
 
     def measure(self, subject: Subject) -> Figures:
-        pairs = [self.pair(subject, item.text(self.field).rstrip(), item.where) for item in items(self.path)]
+        examples = read_examples(self.path)
+        pairs = [self.pair(subject, example.get(self.field).rstrip(), example.where) for example in examples]
         scored = subject.score("last words", pairs)
         sums = np.array([s.logprobs.sum(dtype=float) for s in scored])
         rows = np.stack([-sums, np.ones_like(sums)], 1)
@@ -169,10 +169,10 @@ class LastWord:
 
 
 def given(subject: Subject, context: str, continuation: str, whole: bool = True) -> Pair:
-    """Make a pair of texts: both are encoded together, so that the border between them falls as it would in a text.
+    """Encode context and continuation jointly, so that the border between them is tokenized as in running text.
 
-    Spaces that end the context go to the continuation (spec of the evaluation harness); a context longer than the model
-    takes loses its beginning. For an encoder-decoder the context is the source, and the continuation the answer.
+    Trailing spaces of the context move to the continuation (as in lm-evaluation-harness); an overlong context is truncated
+    from its start. For an encoder-decoder the context is the source and the continuation the target.
     """
     bare = context.rstrip()
     continuation, context = context[len(bare) :] + continuation, bare
@@ -186,26 +186,26 @@ def given(subject: Subject, context: str, continuation: str, whole: bool = True)
     target = encode(continuation)
     if whole and context:
         before, both = encode(context), encode(context + continuation)
-        if len(both) > len(before):  # a word that merges over the border moves it
+        if len(both) > len(before):  # a merge across the border moves it
             target = both[len(before) :]
-            place = np.flatnonzero(prompt.tokens == before[-1])[-1] + 1  # of the text's end, behind which others may stand
-            start = place - len(before)
-            tokens = np.concatenate([prompt.tokens[:start], both[: len(before)], prompt.tokens[place:]])
+            end = np.flatnonzero(prompt.tokens == before[-1])[-1] + 1  # special tokens may follow the text
+            start = end - len(before)
+            tokens = np.concatenate([prompt.tokens[:start], both[: len(before)], prompt.tokens[end:]])
             prompt = Prompt(tokens.astype(np.int32))
     limit = subject.scorer.steps.limit
     if limit is not None:
-        left = limit + 1 - len(target)
-        check(left > 0, f"a continuation of {len(target)} tokens passes the model's context of {limit}")
-        prompt = Prompt(prompt.tokens[-left:])
+        remaining = limit + 1 - len(target)
+        check(remaining > 0, f"a continuation of {len(target)} tokens exceeds the model's context of {limit}")
+        prompt = Prompt(prompt.tokens[-remaining:])
     return Pair(prompt, target.astype(np.int32))
 
 
 def text_scores(subject: Subject, text: str) -> dict[str, Any]:
-    """Give a text's tokens, each with its log-probability given those before it, or, by a masked model, all others.
+    """Return the tokens of a text with log-probabilities given the tokens before (a masked model: all others).
 
-    A document begins as in training, after the separator, or as a published tokenizer's template begins it: then its
-    first token has a probability too. Where nothing precedes it, it has None, and so has the sum of a text that is no
-    more than it. Raises UserError when the text is longer than the context.
+    A document starts as in training, after the separator, or with a published tokenizer's template. Without either, the
+    first token's log-probability is None, and so is the sum of a text of one token. Raises UserError for a text longer than
+    the context.
     """
     objective, tokenizer = subject.objective, subject.tokenizer
     writer = subject.writer.objective if objective.writes == "text" else None
@@ -215,11 +215,10 @@ def text_scores(subject: Subject, text: str) -> dict[str, Any]:
         lead = writer.lead(tokenizer)
         row, start = np.array([*lead, *ids], np.int32), max(1, len(lead))
         pairs = [Pair(writer.given(row[:start]), row[start:])] if len(row) > start else []
-        found = [p for one in subject.scorer(pairs) for p in one.logprobs]
-        logprobs = [None] * (not lead) + [float(p) for p in found]
+        logprobs = [None] * (not lead) + [float(p) for score in subject.scorer(pairs) for p in score.logprobs]
     else:
         kind = type(objective).__name__
-        check(objective.writes != "answer", f"{kind} answers a source: it gives a text alone no probability")
+        check(objective.writes != "answer", f"{kind} answers a source: a text alone has no probability under it")
         logprobs = [float(p) for p in masked_logprobs(subject, [ids])[0]]
     known = [p for p in logprobs if p is not None]
     total = float(sum(known)) if known else None

@@ -1,9 +1,8 @@
-"""What a fine-tuned network says of one example, in the few forms there are, and what is measured of each form.
+"""Predictions of a fine-tuned network for labelled examples: their forms, and the figures of each form.
 
-Objectives of `lm.data.examples` give rows of plain values (`outcomes`); an objective's `answers.form`
-names the entry of FORMS by which they are read and measured. A
-prediction is what goes into predictions.jsonl: gold, guess, `right` (1, 0 or between), where it is known how sure the
-network was `confidence`, and what else there is to tell.
+An objective returns rows of plain values (`outcomes`); its `answers.form` names the entry of FORMS that reads and measures
+them. A prediction is a line of predictions.jsonl: gold, guess, `right` (1, 0 or between), `confidence` where the network has
+one, and fields of its form.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,11 +26,11 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Form:
-    """One kind of answer.
+    """A form of prediction.
 
-    `read(objective, example, parts)` makes the prediction from the rows of an example; None: it counts nothing, as its
-    label is unknown. `measure(objective, predictions, seed)` gives the figures, of which the `headline` ones are logged
-    while training. `classes(objective, predictions)`: true and predicted classes for a confusion matrix, and all of them.
+    `read(objective, example, parts)` makes the prediction from the rows of an example; None excludes an example whose label
+    is unknown. `measure(objective, predictions, seed)` computes the figures; the `headline` ones are logged in training.
+    `classes(objective, predictions)`: true classes, predicted classes and all classes, for a confusion matrix.
     """
 
     name: str
@@ -39,6 +38,19 @@ class Form:
     measure: Callable[[Any, Sequence[Prediction], int], Figures]
     headline: tuple[str, ...]
     classes: Callable[[Any, Sequence[Prediction]], tuple[list, list, list]] | None = None
+
+
+class Found(NamedTuple):
+    """Predictions with their examples; `parts`: the rows that each was read from."""
+
+    form: Form
+    objective: Any
+    predictions: list[Prediction]
+    examples: list[Example]
+    parts: Sequence[Sequence[Row]] = ()
+
+    def figures(self, seed: int = 0) -> Figures:
+        return self.form.measure(self.objective, self.predictions, seed)
 
 
 # -- one class of several ----------------------------------------------------------------------------------------------
@@ -53,16 +65,16 @@ def read_class(objective: Any, example: Example, parts: Sequence[Row]) -> Predic
     return {"gold": gold, "guess": guess, **right, "probabilities": shares}
 
 
-def measure_classes(objective: Any, found: Sequence[Prediction], seed: int) -> Figures:
-    truth, guess, labels = classes_of(objective, found)
-    shares_NC = np.array([[one["probabilities"][name] for name in labels] for one in found])
+def measure_classes(objective: Any, predictions: Sequence[Prediction], seed: int) -> Figures:
+    truth, guess, labels = classes_of(objective, predictions)
+    shares_NC = np.array([[p["probabilities"][name] for name in labels] for p in predictions])
     truth_N = np.array([labels.index(name) for name in truth])
     sure = calibration.calibration(shares_NC, truth_N, BINS, seed)
     return {**sure, **classification.scores(truth, guess, labels, seed=seed)}
 
 
-def classes_of(objective: Any, found: Sequence[Prediction]) -> tuple[list, list, list]:
-    return [one["gold"] for one in found], [one["guess"] for one in found], list(objective.labels)
+def classes_of(objective: Any, predictions: Sequence[Prediction]) -> tuple[list, list, list]:
+    return [p["gold"] for p in predictions], [p["guess"] for p in predictions], list(objective.labels)
 
 
 # -- any number of labels ----------------------------------------------------------------------------------------------
@@ -77,9 +89,9 @@ def read_labels(objective: Any, example: Example, parts: Sequence[Row]) -> Predi
     return {"gold": chosen, "guess": guess, "right": float(chosen == guess), "confidence": sure, "probabilities": shares}
 
 
-def measure_labels(objective: Any, found: Sequence[Prediction], seed: int) -> Figures:
+def measure_labels(objective: Any, predictions: Sequence[Prediction], seed: int) -> Figures:
     labels = objective.labels
-    sides = [np.array([[name in one[side] for name in labels] for one in found], int) for side in ("gold", "guess")]
+    sides = [np.array([[name in p[side] for name in labels] for p in predictions], int) for side in ("gold", "guess")]
     return classification.multilabel(*sides, labels, seed)
 
 
@@ -91,12 +103,12 @@ def read_option(objective: Any, example: Example, parts: Sequence[Row]) -> Predi
     return {"gold": gold, "guess": guess, "right": float(gold == guess), "confidence": max(shares), "probabilities": shares}
 
 
-def measure_options(objective: Any, found: Sequence[Prediction], seed: int) -> Figures:
-    most = max(len(one["probabilities"]) for one in found)
-    shares_NC = np.array([one["probabilities"] + [0.0] * (most - len(one["probabilities"])) for one in found])
-    figures = calibration.calibration(shares_NC, np.array([one["gold"] for one in found]), BINS, seed)
-    chance = float(np.mean([1 / len(one["probabilities"]) for one in found]))
-    return {**figures, "chance": proportion(chance * len(found), len(found))}
+def measure_options(objective: Any, predictions: Sequence[Prediction], seed: int) -> Figures:
+    most = max(len(p["probabilities"]) for p in predictions)
+    shares_NC = np.array([p["probabilities"] + [0.0] * (most - len(p["probabilities"])) for p in predictions])
+    figures = calibration.calibration(shares_NC, np.array([p["gold"] for p in predictions]), BINS, seed)
+    chance = float(np.mean([1 / len(p["probabilities"]) for p in predictions]))
+    return {**figures, "chance": proportion(chance * len(predictions), len(predictions))}
 
 
 # -- a number ----------------------------------------------------------------------------------------------------------
@@ -107,8 +119,8 @@ def read_number(objective: Any, example: Example, parts: Sequence[Row]) -> Predi
     return {"gold": gold, "guess": guess, "error": abs(gold - guess)}
 
 
-def measure_numbers(objective: Any, found: Sequence[Prediction], seed: int) -> Figures:
-    return classification.regression([one["gold"] for one in found], [one["guess"] for one in found], seed)
+def measure_numbers(objective: Any, predictions: Sequence[Prediction], seed: int) -> Figures:
+    return classification.regression([p["gold"] for p in predictions], [p["guess"] for p in predictions], seed)
 
 
 # -- a tag for each word -----------------------------------------------------------------------------------------------
@@ -123,25 +135,25 @@ def read_tags(objective: Any, example: Example, parts: Sequence[Row]) -> Predict
 
 
 def scheme_of(labels: Sequence[str]) -> str | None:
-    """Say how tags write spans: "conlleval" for the letters it knows, "BILOU"; None where they are no spans."""
+    """Detect the tagging scheme of spans, "conlleval" or "BILOU"; None for tags that are no spans."""
     inside = [name for name in labels if name != "O"]
     if not inside or any(name[1:2] != "-" or not name[2:] or name[0] not in "BIMESLU" for name in inside):
         return None
     return "BILOU" if any(name[0] in "LU" for name in inside) else "conlleval"
 
 
-def measure_tags(objective: Any, found: Sequence[Prediction], seed: int) -> Figures:
-    """Entities where the tags are spans; else each word by itself, as the words were one long list."""
-    gold, guess = ([one[side] for one in found] for side in ("gold", "guess"))
+def measure_tags(objective: Any, predictions: Sequence[Prediction], seed: int) -> Figures:
+    """Measure entities if the tags are spans, else single words."""
+    gold, guess = ([p[side] for p in predictions] for side in ("gold", "guess"))
     scheme = scheme_of(objective.labels)
     if scheme:
         return tagging.entities(gold, guess, None if scheme == "conlleval" else scheme, seed)
-    flat = classification.scores(*tags_of(objective, found), seed=seed)
+    flat = classification.scores(*tags_of(objective, predictions), seed=seed)
     return {"f1": flat["f1/macro"], **flat}
 
 
-def tags_of(objective: Any, found: Sequence[Prediction]) -> tuple[list, list, list]:
-    gold, guess = ([tag for one in found for tag in one[side]] for side in ("gold", "guess"))
+def tags_of(objective: Any, predictions: Sequence[Prediction]) -> tuple[list, list, list]:
+    gold, guess = ([tag for p in predictions for tag in p[side]] for side in ("gold", "guess"))
     return gold, guess, list(objective.labels)
 
 
@@ -151,31 +163,33 @@ RULES = {"SQuAD": qa.SQUAD, "CMRC": qa.CMRC}
 
 
 def read_answer(objective: Any, example: Example, parts: Sequence[Row]) -> Prediction:
-    """Confidence is the answer's share among the candidates and, where that is one, no answer: softmax of their scores."""
-    found, golds = objective.merge(example, parts), [text for text, _ in objective.gold(example)]
+    """Read an answer; its confidence is the softmax of scores over the candidates, "no answer" included where allowed."""
+    from scipy.special import softmax
+
+    merged, golds = objective.merge(example, parts), [text for text, _ in objective.gold(example)]
     context = example.get("context")
     rule = "CMRC" if 3 * sum(map(qa.is_chinese, context)) > len(context) else "SQuAD"
-    exact, f1 = qa.best(found["text"], golds, RULES[rule])
-    offers = {one["text"]: one["score"] for one in found["candidates"]}
+    exact, f1 = qa.best(merged["text"], golds, RULES[rule])
+    offers = {candidate["text"]: candidate["score"] for candidate in merged["candidates"]}
     if objective.null:
         offers[""] = min(part["none"] for part in parts)
-    scores = np.array([*offers.values()])  # none: every likely end lies before every likely start
-    shares = dict(zip(offers, map(float, calibration.softmax(scores)))) if offers else {}
-    more = {"right": exact, "f1": f1, "confidence": shares.get(found["text"], 0.0), "rule": rule}
+    # No candidates: every likely end lies before every likely start.
+    shares = dict(zip(offers, map(float, softmax([*offers.values()])))) if offers else {}
+    more = {"right": exact, "f1": f1, "confidence": shares.get(merged["text"], 0.0), "rule": rule}
     listed = dict(sorted(shares.items(), key=lambda pair: -pair[1])[:5])
-    odds = found["odds"] if math.isfinite(found["odds"]) else None
-    return {"gold": golds, "guess": found["text"], **more, "odds": odds, "probabilities": listed}
+    odds = merged["odds"] if math.isfinite(merged["odds"]) else None
+    return {"gold": golds, "guess": merged["text"], **more, "odds": odds, "probabilities": listed}
 
 
-def measure_answers(objective: Any, found: Sequence[Prediction], seed: int) -> Figures:
-    """By the rule of most of the paragraphs: SQuAD's, or CMRC's for Chinese; where some have no answer, the best bounds."""
-    rule, golds = RULES[Counter(one["rule"] for one in found).most_common(1)[0][0]], [one["gold"] for one in found]
-    figures = qa.answers([one["guess"] for one in found], golds, rule)
+def measure_answers(objective: Any, predictions: Sequence[Prediction], seed: int) -> Figures:
+    """Measure answers by SQuAD's rules, or CMRC's if most paragraphs are Chinese; unanswerable ones add the best bounds."""
+    rule, golds = RULES[Counter(p["rule"] for p in predictions).most_common(1)[0][0]], [p["gold"] for p in predictions]
+    figures = qa.answers([p["guess"] for p in predictions], golds, rule)
     if not all(golds):
-        spans = [next(filter(None, one["probabilities"]), "") for one in found]  # the likeliest that is not ""
-        odds_N = np.array([one["odds"] or 0.0 for one in found])  # none: there is no span, so that no bound matters
+        spans = [next(filter(None, p["probabilities"]), "") for p in predictions]  # the likeliest non-empty one
+        odds_N = np.array([p["odds"] or 0.0 for p in predictions])  # None: without a span no bound matters
         figures |= qa.best_thresholds(spans, golds, odds_N, rule)
-    sure_N, right_N = (np.array([one[name] for one in found]) for name in ("confidence", "right"))
+    sure_N, right_N = (np.array([p[name] for p in predictions]) for name in ("confidence", "right"))
     rows = calibration.binned(sure_N, right_N, BINS, "width")
     return figures | bootstrap_sums(rows, {"ece": calibration.expected_error}, seed)
 
@@ -184,22 +198,20 @@ def measure_answers(objective: Any, found: Sequence[Prediction], seed: int) -> F
 
 
 def read_text(objective: Any, example: Example, parts: Sequence[Row]) -> Prediction:
-    """`right` is the text's chrF against the reference that is nearest, from 0 to 1."""
+    """Read a generated text; `right` is its chrF with the nearest reference, from 0 to 1."""
     from sacrebleu.metrics import CHRF
 
     row = parts[0]
     return {**row, "right": CHRF().sentence_score(row["guess"], list(row["gold"])).score / 100}
 
 
-def measure_texts(objective: Any, found: Sequence[Prediction], seed: int) -> Figures:
-    """BLEU, chrF, ROUGE, exact match, how many different words and pairs of words there are (distinct-n), and what the
-    first references cost the network, bits a byte.
-    """
-    texts, golds = [one["guess"] for one in found], [one["gold"] for one in found]
+def measure_texts(objective: Any, predictions: Sequence[Prediction], seed: int) -> Figures:
+    """Measure texts by BLEU, chrF, ROUGE, exact match and distinct-n, and first references by bits per byte."""
+    texts, golds = [p["guess"] for p in predictions], [p["gold"] for p in predictions]
     words = [list(text.replace(" ", "")) if any(map(qa.is_chinese, text)) else text.split() for text in texts]
     more = diversity.diversity(words, seed=seed)
-    if "reference_logprob" in found[0]:
-        rows = np.array([[-one["reference_logprob"] / math.log(2), one["reference_bytes"]] for one in found])
+    if "reference_logprob" in predictions[0]:
+        rows = np.array([[-p["reference_logprob"] / math.log(2), p["reference_bytes"]] for p in predictions])
         more |= bootstrap_sums(rows, {"bits_per_byte": lambda s: divide(s[..., 0], s[..., 1])}, seed)
     return {**generation.compared(texts, golds, seed), **generation.exact_match(texts, golds), **more}
 

@@ -1,46 +1,44 @@
-"""Probes by pairs of texts: which of the two a model prefers, and how its scores change when a text is disturbed."""
+"""Tasks on paired texts: minimal pairs (acceptability, bias) and robustness to noise."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from lm.decode.score import Pair
-from lm.errors import check, check_choices
-from lm.evaluation.attacks.perturbations import PERTURBATIONS, perturb
-from lm.evaluation.files import items
-from lm.evaluation.metrics.statistics import Figure, Figures, bootstrap_sums, divide, mean, proportion, sign_test
+from lm.errors import check
+from lm.evaluation.attacks.perturbations import Perturbed
+from lm.evaluation.files import read_examples
+from lm.evaluation.metrics.statistics import Figure, Figures, bootstrap_sums, divide, mean, proportion
 from lm.evaluation.pseudo_likelihood import masked_logprobs
 from lm.evaluation.subject import Subject
 
 
 def sentence_logprobs(subject: Subject, texts: Sequence[str]) -> np.ndarray:
-    """Give (summed log-probability, tokens) of each text, (N, 2): a masked model's are pseudo-log-likelihoods."""
+    """Score texts: (summed log-probability, tokens), (N, 2); pseudo-log-likelihoods of a masked model."""
     tokenizer, texts = subject.tokenizer, list(texts)
     if subject.objective.writes != "text":
         rows = tokenizer.encode_batch(texts)
         check(all(len(ids) for ids in rows), "a text without tokens has no probability")
-        found = masked_logprobs(subject, rows)
-        return np.array([[x.sum(dtype=float), len(x)] for x in found])
+        return np.array([[x.sum(dtype=float), len(x)] for x in masked_logprobs(subject, rows)])
     objective = subject.writer.objective
     lead = objective.lead(tokenizer)
     rows, start = [np.array([*lead, *ids], np.int32) for ids in objective.encode(tokenizer, texts)], max(1, len(lead))
     bare = next((text for text, ids in zip(texts, rows) if len(ids) <= start), None)
-    check(bare is None, f"{bare!r} has no token that another one precedes: such a text has no probability")
+    check(bare is None, f"{bare!r} has no token with a predecessor: such a text has no probability")
     scored = subject.score("sentences", [Pair(objective.given(ids[:start]), ids[start:]) for ids in rows])
-    return np.array([[one.logprobs.sum(dtype=float), len(one.logprobs)] for one in scored])
+    return np.array([[score.logprobs.sum(dtype=float), len(score.logprobs)] for score in scored])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Two sentences that differ in one thing: JSON lines with `first` and `second`, fields that hold them.
+    """Minimal pairs {"first", "second"}: share of pairs whose first sentence is likelier.
 
-    `preferred` is the share of pairs whose first sentence is likelier: acceptability (BLiMP, Warstadt et al. 2020:
-    first="sentence_good") or a bias probed by a template (CrowS-Pairs, Nangia et al. 2020, where 0.5 is the ideal);
-    `difference` the mean of log p(first) - log p(second), `sign_p` the sign test's p.
+    BLiMP (Warstadt et al. 2020; first=sentence_good) measures acceptability so, CrowS-Pairs (Nangia et al. 2020) bias, with
+    0.5 as the ideal. `first` and `second` name the fields. `preferred` is the share, `difference` the mean of
+    log p(first) - log p(second), `sign_p` the p of the sign test, ties left out.
     """
 
     path: str
@@ -48,39 +46,34 @@ class Pairs:
     second: str = "second"
 
     def measure(self, subject: Subject) -> Figures:
-        found = items(self.path)
-        texts = [item.text(name) for name in (self.first, self.second) for item in found]
+        from scipy.stats import binomtest
+
+        examples = read_examples(self.path)
+        texts = [example.get(name) for name in (self.first, self.second) for example in examples]
         first, second = np.split(sentence_logprobs(subject, texts)[:, 0], 2)
         difference = first - second
         more, less = int((difference > 0).sum()), int((difference < 0).sum())
-        p = sign_test(more, less)
+        p_value = binomtest(more, more + less).pvalue if more + less else 1.0
         return {
-            "preferred": proportion(more, len(found)),
+            "preferred": proportion(more, len(examples)),
             "difference": mean(difference),
-            "sign_p": Figure(p, float("nan"), float("nan"), float("nan")),
+            "sign_p": Figure.of(p_value, np.nan),
         }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise:
-    """What disturbed characters or words cost: texts (`field` of JSON lines) clean, and with `rate` of their letters hit.
+class Noise(Perturbed):
+    """Cost of character or word noise in {"text"}: nats per clean byte of clean and disturbed texts, and their difference.
 
-    Figures are nats a byte of the clean text, so that more tokens count as worse: "clean", "disturbed" and "delta", on the
-    same draws. `how`: see `lm.evaluation.attacks.perturbations`.
+    A byte of the clean text as the unit charges the model for the additional tokens of noisy text. `field` holds the text;
+    `how`: see `lm.evaluation.attacks.perturbations`.
     """
 
-    path: str
     field: str = "text"
-    how: Literal[tuple(PERTURBATIONS)] = "swap_letters"
-    rate: float = 0.1
-
-    def __post_init__(self):
-        check_choices(self)
-        check(0 < self.rate <= 1, f"rate={self.rate} must be above 0 and at most 1")
 
     def measure(self, subject: Subject) -> Figures:
-        clean = [item.text(self.field) for item in items(self.path)]
-        noisy = perturb(clean, PERTURBATIONS[self.how], self.rate, subject.seed)
+        clean = [example.get(self.field) for example in read_examples(self.path)]
+        noisy = self.perturbed(clean, subject.seed)
         nats = np.split(-sentence_logprobs(subject, [*clean, *noisy])[:, 0], 2)
         size = np.array([len(text.encode()) for text in clean])
         rates = {

@@ -1,4 +1,4 @@
-"""What is measured: a model and everything that asks it something, made once for all tasks."""
+"""The evaluated model with its scorer and writer, built once for all tasks."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from lm.config import Config
 from lm.data.rows.prompts import Prompt
 from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.decode.score import Pair, Scored, Scorer
 from lm.decode.writer import Writer
 from lm.evaluation.metrics.statistics import Figures
+from lm.objectives.base import Objective
 
-Progress = Callable[[str, int], Callable[[int], None]]  # (what, how many) -> told of each part that is done
+Progress = Callable[[str, int], Callable[[int], None]]  # (noun, count) -> callback that advances by n
 
 
-def silent(what: str, count: int) -> Callable[[int], None]:
-    """Show nothing."""
+def silent(noun: str, count: int) -> Callable[[int], None]:
     return lambda done: None
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under test: its run's config, parameters and tokenizer, and where the run lies. `tokens`: computed together."""
+    """An evaluated model: config, parameters, tokenizer, and the folder of its run. `tokens`: capacity of one forward pass."""
 
-    config: Any
+    config: Config
     params: Any
     tokenizer: Tokenizer
     seed: int = 0
@@ -35,7 +36,7 @@ class Subject:
     progress: Progress = field(default=silent, repr=False)
 
     @property
-    def objective(self) -> Any:
+    def objective(self) -> Objective:
         return self.config.objective
 
     @functools.cached_property
@@ -46,17 +47,17 @@ class Subject:
     def writer(self) -> Writer:
         return Writer(self.objective, self.params, self.tokenizer)
 
-    def score(self, what: str, pairs: Sequence[Pair]) -> list[Scored]:
-        """Score pairs, with a progress bar of that name."""
-        return self.scorer(pairs, self.progress(what, len(pairs)))
+    def score(self, noun: str, pairs: Sequence[Pair]) -> list[Scored]:
+        """Score pairs with a progress bar labelled `noun`."""
+        return self.scorer(pairs, self.progress(noun, len(pairs)))
 
     def prompt(self, text: str) -> Prompt:
-        """Make the prompt of a text as the objective asks for it."""
+        """Encode a text as a prompt of the objective."""
         return self.writer.objective.prompt(self.tokenizer, text)
 
 
 class Task(Protocol):
-    """A source, how to ask, and how to measure: a frozen value like all of a config."""
+    """An evaluation task: a frozen dataclass whose fields are its file and options."""
 
     def measure(self, subject: Subject) -> Figures:
-        """Give the task's figures; raises UserError for a file that does not fit or a model that cannot be asked."""
+        """Measure a model; raises UserError for a malformed file or a model without the task's capability."""

@@ -1,4 +1,4 @@
-"""One vector a text, from any model: a contrastive run's own embedding, else the mean of the last layer's states."""
+"""Text embeddings of any model: a contrastive run's own embedding, else the mean of the last layer's states."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from lm.sharding import NO_MESH
 
 
 def vectors(subject: Subject, texts: Sequence[str]) -> np.ndarray:
-    """Embed texts: float32 (N, D), in order. What does not fit the context is cut off at its end.
+    """Embed texts: float32 (N, D), in order; texts are truncated to the context.
 
-    A contrastive model embeds as its paper tests it; a network that writes, by the mean of its states over the text; a
-    masked one, by that of [CLS] text [SEP] (Reimers & Gurevych 2019).
+    A contrastive model embeds as its paper tests it, a network that writes by the mean of its states over the text, a
+    masked one by the mean over [CLS] text [SEP] (Reimers & Gurevych 2019).
     """
     rows = subject.tokenizer.encode_batch(list(texts))
     check(all(len(ids) for ids in rows), "a text without tokens has no embedding")
@@ -41,25 +41,25 @@ def vectors(subject: Subject, texts: Sequence[str]) -> np.ndarray:
         kind = type(objective).__name__
         check(isinstance(objective.model, Transformer), f"a model of {kind} has no embedding of a text")
         embed, limit = partial(encoded, objective, subject.tokenizer), objective.model.context - 2
-    report, found = subject.progress("embeddings", len(rows)), [None] * len(rows)
+    report, embedded = subject.progress("embeddings", len(rows)), [None] * len(rows)
     for part in batches([min(bucket(len(ids)), limit) for ids in rows], subject.tokens):
         with jax.sharding.use_abstract_mesh(NO_MESH):
             values = np.asarray(embed(params, [rows[i][:limit] for i in part]))
         for i, value in zip(part, values):
-            found[i] = value
+            embedded[i] = value
         report(len(part))
-    return np.stack(found).astype(np.float32)
+    return np.stack(embedded).astype(np.float32)
 
 
 def batches(widths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Give indices of rows of one width, so many tokens at a time."""
+    """Yield batches of row indices of equal width, at most `tokens` tokens each."""
     for width in sorted(set(widths)):
         members, size = [i for i, w in enumerate(widths) if w == width], max(1, tokens // width)
         yield from (members[low : low + size] for low in range(0, len(members), size))
 
 
 def sentences(objective: Any, params: Any, rows: Sequence[np.ndarray]) -> jax.Array:
-    """A contrastive objective's embedding, without dropout."""
+    """Embed by a contrastive objective, without dropout."""
     tokens_BFT = np.full((len(rows), 1, objective.length), objective.pad, np.int32)
     for i, ids in enumerate(rows):
         tokens_BFT[i, 0, : len(ids) + 2] = [objective.cls, *ids, objective.sep]
@@ -68,24 +68,24 @@ def sentences(objective: Any, params: Any, rows: Sequence[np.ndarray]) -> jax.Ar
 
 
 def continued(steps: Any, prepared: Any, rows: Sequence[np.ndarray]) -> jax.Array:
-    """The mean of the states over each text, read from left to right."""
+    """Average the states over each text, read from left to right."""
     prompts = batch_prompts([Prompt(ids.astype(np.int32)) for ids in rows])
-    return read(prepared, prompts, steps=steps)
+    return mean_states(prepared, prompts, steps=steps)
 
 
 @partial(jax.jit, static_argnames="steps")
-def read(prepared, prompts, *, steps) -> jax.Array:
+def mean_states(prepared: Any, prompts: Any, *, steps: Any) -> jax.Array:
     h_BTD, _ = steps.prefill(prepared, prompts, 0)
     return averaged(h_BTD, prompts.segments_BT[:, -h_BTD.shape[1] :])
 
 
 def encoded(objective: Any, tokenizer: Any, params: Any, rows: Sequence[np.ndarray]) -> jax.Array:
-    """The mean of the states of [CLS] text [SEP], as sentence-transformers pools them."""
-    return look(params, *padded([framed(tokenizer, ids, objective) for ids in rows]), model=objective.model)
+    """Average the states of [CLS] text [SEP], as sentence-transformers pools them."""
+    return mean_encoded(params, *padded([framed(tokenizer, ids, objective) for ids in rows]), model=objective.model)
 
 
 @partial(jax.jit, static_argnames="model")
-def look(params, tokens_BT, segments_BT, *, model) -> jax.Array:
+def mean_encoded(params: Any, tokens_BT: jax.Array, segments_BT: jax.Array, *, model: Transformer) -> jax.Array:
     h_BTD, _ = Model(model).apply({"params": params}, tokens_BT, None, segments_BT, causal=False)
     return averaged(h_BTD, segments_BT)
 

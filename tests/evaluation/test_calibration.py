@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
 from lm.errors import UserError
-from lm.evaluation.metrics.calibration import calibration, fit_temperature, reliability, softmax
+from lm.evaluation.metrics.calibration import binned, calibration, fit_temperature
 
 
 def made(size: int = 2000, classes: int = 3, temperature: float = 1.0, seed: int = 0):
     """Logits, and true classes drawn from their softmax at a temperature."""
     rng = np.random.default_rng(seed)
     logits = 2 * rng.normal(size=(size, classes))
-    draws = softmax(logits, temperature).cumsum(1) > rng.random((size, 1))
+    draws = softmax(logits / temperature, -1).cumsum(1) > rng.random((size, 1))
     return logits, draws.argmax(1)
 
 
@@ -22,13 +23,13 @@ def made(size: int = 2000, classes: int = 3, temperature: float = 1.0, seed: int
 @pytest.mark.parametrize("bins", [1, 10, 15])
 def test_bins_are_scikit_learns(how, strategy, bins):
     logits, truth = made(temperature=2)
-    p = softmax(logits)
-    found = reliability(p, truth, bins=bins, how=how)
+    p = softmax(logits, -1)
+    count, *sums = np.split(binned(p.max(1), p.argmax(1) == truth, bins, how).sum(0), 3)
     accuracy, confidence = calibration_curve(p.argmax(1) == truth, p.max(1), n_bins=bins, strategy=strategy)
-    filled = found["count"] > 0
-    np.testing.assert_allclose(found["accuracy"][filled], accuracy)
-    np.testing.assert_allclose(found["confidence"][filled], confidence)
-    share = found["count"][filled] / len(truth)
+    filled = count > 0
+    for part, expected in zip(sums, (confidence, accuracy)):
+        np.testing.assert_allclose(part[filled] / count[filled], expected)
+    share = count[filled] / len(truth)
     error = calibration(p, truth, bins)["ece" if how == "width" else "ece_mass"]
     assert error.value == pytest.approx((share * abs(accuracy - confidence)).sum())
     if how == "width":
@@ -47,7 +48,7 @@ def test_error_by_hand():
 
 def test_scores_equal_scikit_learn_and_torch():
     logits, truth = made()
-    p = softmax(logits)
+    p = softmax(logits, -1)
     found = calibration(p, truth)
     squares = 3 * float(torch.nn.functional.mse_loss(torch.tensor(p), torch.eye(3, dtype=torch.float64)[truth]))
     assert found["nll"].value == pytest.approx(log_loss(truth, p))
@@ -62,7 +63,7 @@ def test_temperature_is_found(temperature):
     logits, truth = made(20_000, temperature=temperature)
     fitted = fit_temperature(logits, truth)
     assert fitted == pytest.approx(temperature, rel=0.05)
-    before, after = (calibration(softmax(logits, t), truth) for t in (1, fitted))
+    before, after = (calibration(softmax(logits / t, -1), truth) for t in (1, fitted))
     assert after["nll"].value <= before["nll"].value
     assert after["ece"].value < 0.015
     if temperature != 1:

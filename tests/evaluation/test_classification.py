@@ -124,15 +124,3 @@ def test_a_class_may_be_called_like_an_average():
     found = cl.scores(truth, guess)
     assert found["f1/macro"].value == pytest.approx(sk.f1_score(truth, guess, average="macro"))
     assert found["f1/'macro'"].value == pytest.approx(sk.f1_score(truth, guess, average=None, labels=["macro"])[0])
-
-
-def test_glue():
-    truth, predicted = labels(8, 120, 2)
-    both = cl.GLUE["mrpc"](truth, predicted)
-    accuracy, f1 = sk.accuracy_score(truth, predicted), sk.f1_score(truth, predicted)
-    assert both["accuracy_f1"].value == pytest.approx((accuracy + f1) / 2)
-    assert both["f1"].value == pytest.approx(f1)
-    assert cl.GLUE["cola"](truth, predicted)["matthews"].value == pytest.approx(sk.matthews_corrcoef(truth, predicted))
-    assert cl.GLUE["sst2"](truth, predicted)["accuracy"].value == pytest.approx(accuracy)
-    assert {"pearson", "spearman"} <= {*cl.GLUE["stsb"](truth, predicted + 0.5 * truth)}
-    assert all(cl.GLUE[task](truth, predicted, 0) for task in cl.GLUE)

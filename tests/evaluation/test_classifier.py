@@ -9,8 +9,8 @@ import pytest
 from lm.config import load
 from lm.data.corpus.prepare import prepare
 from lm.errors import UserError
-from lm.evaluation.classifier import Attacked, Classifier, Disturbed, Paraphrased, Shifted
-from lm.evaluation.files import items
+from lm.evaluation.classifier import Attacked, Calibrated, Classifier, Disturbed, Paraphrased, Shifted
+from lm.evaluation.files import read_examples
 from lm.evaluation.registry import named
 from lm.evaluation.subject import Subject
 from lm.objectives.base import resolve, training_batches
@@ -43,10 +43,10 @@ def examples(subject, tmp_path):
 def test_probabilities_do_not_depend_on_rows(subject, examples):
     under, _corpus, batch = subject
     ask, (path, _rows) = Classifier(under), examples
-    alone = ask(items(path))
+    alone = ask(read_examples(path))
     np.testing.assert_allclose(alone.sum(1), 1, atol=1e-5)
     few = Subject(under.config, under.params, under.tokenizer, tokens=1)
-    np.testing.assert_allclose(Classifier(few)(items(path)), alone, atol=2e-5)
+    np.testing.assert_allclose(Classifier(few)(read_examples(path)), alone, atol=2e-5)
     packed = np.asarray(jax.jit(under.objective.predict)(under.params, batch)["probabilities"])
     packed = packed[batch["weights"] > 0]
     nearest = np.abs(packed[:, None] - alone[None]).max(-1).min(1)
@@ -57,13 +57,23 @@ def test_noise_paraphrase_and_shares(subject, examples, tmp_path):
     under, _, _ = subject
     path, rows = examples
     truth = [under.objective.labels.index(row["label"]) for row in rows]
-    right = (Classifier(under)(items(path)).argmax(1) == truth).mean()
+    right = (Classifier(under)(read_examples(path)).argmax(1) == truth).mean()
     found = Disturbed(path=path, how="drop_letters", rate=0.5).measure(under)
     assert found["clean"].value == pytest.approx(right)
     same = write(tmp_path / "s.jsonl", [{**row, "paraphrase": row["text"]} for row in rows])
     assert Paraphrased(path=same).measure(under)["same_prediction"].value == 1
     counts = np.bincount(truth, minlength=len(under.objective.labels)) / len(truth)
     assert Shifted(path=path, prior=tuple(counts)).measure(under)["reweighted"].value == pytest.approx(right)
+
+
+def test_temperature_scaling(subject, examples):
+    under, path = subject[0], examples[0]
+    found = Calibrated(path=path, fit=path).measure(under)
+    assert found["temperature"].value > 0
+    assert found["scaled/nll"].value <= found["raw/nll"].value  # fitted on the same examples
+    assert found["scaled/accuracy"].value == found["raw/accuracy"].value
+    with pytest.raises(UserError, match="fit=FILE"):
+        Calibrated(path=path).measure(under)
 
 
 def test_attacks_only_take_away(subject, examples, tmp_path):

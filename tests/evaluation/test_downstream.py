@@ -146,7 +146,7 @@ def test_numbers_written_as_text_are_labels_or_numbers():
     rows = [[{"where": "f:1", "gold": 1, "guess": "1", "probabilities": {"0": 0.2, "1": 0.8}}]]
     assert made("classes", classifier(("0", "1")), rows, [example(text="x", label=1)]).predictions[0]["right"] == 1
     rows = [[{"where": f"f:{i}", "gold": str(i), "guess": float(i * i)}] for i in range(6)]
-    figures = made("classes", classifier(), rows, [example(text="x")] * 6).figures()
+    figures = made("numbers", classifier(), rows, [example(text="x")] * 6).figures()
     assert figures["spearman"].value == pytest.approx(1)
     assert figures["pearson"].value == pytest.approx(np.corrcoef(np.arange(6), np.arange(6) ** 2)[0, 1])
 
@@ -255,7 +255,7 @@ def some_questions() -> Found:
             for (_, _, odds), span in zip(asked, [(4, 7), (19, 22), (8, 11), (0, 7)])]  # fmt: skip
     one = reader(null=True)
     form = FORMS["spans"]
-    read = [{"where": e.where, **downstream.named(e), **form.read(one, e, parts)} for e, parts in zip(examples, rows)]
+    read = [{"where": e.where, **downstream.id_of(e), **form.read(one, e, parts)} for e, parts in zip(examples, rows)]
     return Found(form, one, read, examples)
 
 
@@ -282,8 +282,8 @@ def test_squads_script_finds_each_answer_by_its_id(tmp_path):
     for lacking in ({"id": "a"}, {}):  # the same id twice, none at all
         again = [{k: v for k, v in one.items() if k != "id"} | lacking for one in found.predictions]
         assert downstream.squad(again) == {}
-    assert downstream.named(example(id="")) == downstream.named(example(id=["a"])) == downstream.named(example()) == {}
-    assert downstream.named(example(id=7)) == {"id": 7}
+    assert downstream.id_of(example(id="")) == downstream.id_of(example(id=["a"])) == downstream.id_of(example()) == {}
+    assert downstream.id_of(example(id=7)) == {"id": 7}
 
 
 def test_options_of_different_number():
@@ -296,7 +296,7 @@ def test_options_of_different_number():
 
 
 def test_every_form_can_be_drawn():
-    assert set(FORMS) == set(errors_page.DRAWN)
+    assert set(FORMS) == set(errors_page.STYLES)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -361,9 +361,14 @@ def test_entities_are_marked_by_what_is_wrong_with_them():
 
 
 def test_overlapping_answers_are_marked_once():
-    marked = errors_page.marked("abcdefgh", [(1, 5, "gold"), (3, 7, "guess")])
+    context = "abcdefgh"
+    one = example(context=context, question="<b>Which?</b>", answers=["bcde"], starts=[1])
+    rows = [[{"where": "", "none": -9.0, "spans": [Candidate(1.0, 3, 7)]}]]
+    found = made("spans", reader(null=False), rows, [one])
+    page = errors_page.page("x", found, found.figures())
     parts = '<mark class="gold">bc</mark><mark class="gold guess">de</mark><mark class="guess">fg</mark>'
-    assert marked == f'<p class="text" dir="auto">a{parts}h</p>'
+    assert f'<p class="text" dir="auto">a{parts}h</p>' in page
+    assert "&lt;b&gt;Which?&lt;/b&gt;" in page
 
 
 def test_figures_on_disk_are_json_and_pictures_are_drawn(tmp_path):

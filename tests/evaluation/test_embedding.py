@@ -8,7 +8,16 @@ from sklearn.metrics import top_k_accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from lm.errors import UserError
-from lm.evaluation.metrics.embedding import alignment, cosine, first_rank, relevance, retrieval, similarity, uniformity
+from lm.evaluation.metrics.embedding import (
+    alignment,
+    cosine,
+    first_rank,
+    relevance,
+    retrieval,
+    similarity,
+    uniformity,
+    weat,
+)
 
 RNG = np.random.default_rng(0)
 FIRST, SECOND = RNG.normal(size=(2, 60, 8)) + 0.5
@@ -73,6 +82,22 @@ def test_retrieval():
     assert found["mrr"].value == pytest.approx(np.mean(1 / np.array(ranks)))
 
 
+def test_weat_is_its_formula():
+    x, y, a, b = np.random.default_rng(0).normal(size=(4, 6, 5))
+    x = x + 0.8 * a.mean(0)
+    s_x, s_y = (cosine_similarity(w, a).mean(1) - cosine_similarity(w, b).mean(1) for w in (x, y))
+    found = weat(x, y, a, b)
+    assert found["weat"].value == pytest.approx((s_x.mean() - s_y.mean()) / np.std([*s_x, *s_y], ddof=1))
+    expected = stats.permutation_test(
+        (s_x, s_y), lambda u, v, axis: u.mean(axis) - v.mean(axis), alternative="greater", vectorized=True
+    )
+    assert found["weat_p"].value == pytest.approx(expected.pvalue, abs=0.01)
+    assert weat(y, x, a, b)["weat"].value == pytest.approx(-found["weat"].value)
+    rng = np.random.default_rng(1)
+    p_values = [weat(*rng.normal(size=(4, 8, 10)), permutations=300)["weat_p"].value for _ in range(20)]
+    assert 0.3 < np.mean(p_values) < 0.7
+
+
 def test_first_rank():
     scores = np.array([0.9, 0.8, 0.7, 0.7, 0.1])
     assert first_rank(scores, [2], 0) == 4  # a tie counts against it
@@ -89,6 +114,7 @@ def test_first_rank():
         (lambda: uniformity(np.zeros((5, 3))), "zeros"),
         (lambda: retrieval(np.ones((1, 3)), np.ones((2, 3)), [[2]]), "query 0"),
         (lambda: retrieval(np.ones((1, 3)), np.ones((2, 3)), [[]]), "query 0"),
+        (lambda: weat(np.ones((2, 3)), np.ones((2, 3)), np.ones((0, 3)), np.ones((2, 3))), "four sets"),
     ],
 )
 def test_mistakes_are_told(call, words):

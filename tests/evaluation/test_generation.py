@@ -110,7 +110,7 @@ def test_chinese_rouge():
     assert found["rouge1/recall"].value == pytest.approx(0.6)
     assert found["rouge2/recall"].value == 0.5
     assert found["rougeL"].value == pytest.approx(2 * 0.75 * 0.6 / 1.35)
-    with pytest.raises(UserError, match="give tokenizer=Characters"):
+    with pytest.raises(UserError, match="use tokenizer=Characters"):
         rouge(texts, references)
 
 
@@ -138,7 +138,7 @@ def test_exact_match():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: bleu(["a"], ["a"]), "text 0: give its references as a list"),
+        (lambda: bleu(["a"], ["a"]), "text 0: its references must be a list"),
         (lambda: rouge(["a"], [[]]), "text 0"),
         (lambda: bleu(["a"], [["a"]], "12a"), "did you mean '13a'"),
         (lambda: rouge(["a"], [["a"]], ["rougeX"]), "unknown ROUGE 'rougeX'"),

@@ -9,7 +9,6 @@ import pytest
 from lm.errors import UserError
 from lm.evaluation.report.judging import (
     Judgement,
-    compare,
     from_cell,
     judges_agree,
     read_sheet,
@@ -99,9 +98,7 @@ def test_read_back(tmp_path, key, delimiter):
     assert rates["win/beta/alpha"].value == 0
     assert rates["tie/alpha/beta"].value == 0
     assert rates["left"].value == 0.5  # the sides are balanced, so a fair judge has no side
-    result = compare(found, "alpha", "beta")
-    assert result.difference.value == 1
-    assert result.p_value < 0.001
+    assert rates["p/alpha/beta"].value < 0.001
 
 
 def test_several_judges(tmp_path, key):
@@ -140,7 +137,12 @@ def test_items_are_the_units():
     """Ten judges of one item are not ten items."""
     crowd = [Judgement(0, f"j{k}", "a", "b", "a") for k in range(10)] + [Judgement(1, "j0", "b", "a", None)]
     assert scores(crowd, "a", "b").tolist() == [1, 0.5]
-    assert win_rates(crowd)["win/a/b"].value == 0.75
+    rates = win_rates(crowd)
+    assert rates["win/a/b"].value == 0.75
+    assert rates["p/a/b"].value == 1
+    few = [Judgement(i, "j", "a", "b", "a") for i in range(6)]
+    assert win_rates(few)["p/a/b"].value == 2 / 2**6  # exact: all exchanges of sides
+    assert win_rates(few[:1])["p/a/b"].value == 1
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_other_mistakes_are_told(tmp_path, key):
         read_sheet([bad], key)
     with pytest.raises(UserError, match="no sheet"):
         read_sheet([tmp_path / "none.csv"], key)
-    with pytest.raises(UserError, match="write_sheet leaves it"):
+    with pytest.raises(UserError, match="was written beside the sheet"):
         read_sheet([], tmp_path / "none.json")
     with pytest.raises(UserError, match="'b' has 1 texts for 2 items"):
         write_sheet(tmp_path / "x.csv", ["p", "q"], {"a": ["1", "2"], "b": ["1"]})

@@ -5,8 +5,8 @@ import pytest
 from matplotlib import image
 
 from lm.errors import UserError
-from lm.evaluation.metrics.calibration import reliability
-from lm.evaluation.report.pictures import draw_confusion, shortened
+from lm.evaluation.metrics.calibration import binned
+from lm.evaluation.report.pictures import draw_confusion, draw_reliability, shortened
 
 
 def pixels(png):
@@ -44,7 +44,7 @@ def test_reliability(tmp_path, size):
     rng = np.random.default_rng(0)
     p = rng.dirichlet([0.5] * 4, size)
     png = tmp_path / "reliability.png"
-    reliability(p, rng.integers(0, 4, size), png)
+    draw_reliability(binned(p.max(1), p.argmax(1) == rng.integers(0, 4, size), 15, "width").sum(0), png)
     found = pixels(png)
     assert (found[:10] == 1).all()
     reds = (found[..., 0] > 0.85) & (found[..., 1] < 0.8) & (found[..., 2] < 0.85)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
+from lm.evaluation.embeddings import Association, Retrieval, Similarity
 from lm.evaluation.perplexity import given
 from lm.evaluation.subject import Subject
-from lm.evaluation.texts import Similarity, Texts
+from lm.evaluation.texts import Texts
 from lm.evaluation.vectors import vectors
 from tests.evaluation.test_perplexity import TEXT, bert, gpt2, torch  # noqa: F401
 
@@ -61,5 +62,30 @@ def test_similarity_follows_the_cosines(bert, tmp_path):  # noqa: F811
     rows = [{"first": a, "second": b, "score": c * 5} for (a, b), c in zip(pairs, cosines)]
     found = Similarity(path=lines(tmp_path / "s.jsonl", rows)).measure(subject)
     assert found["spearman"].value == pytest.approx(1) and found["uniformity"].value < 0  # noqa: PT018
-    with pytest.raises(UserError, match=r"s.jsonl:1: 'score' must be a number"):
+    with pytest.raises(UserError, match=r"s.jsonl:1: 'score' is str, not int or float"):
         Similarity(path=lines(tmp_path / "s.jsonl", [{"first": "a", "second": "b", "score": "x"}])).measure(subject)
+
+
+def test_retrieval_finds_equal_texts(bert, tmp_path):  # noqa: F811
+    _, subject = bert
+    rows = [{"query": text, "documents": [text]} for text in TEXTS[:4]]
+    found = Retrieval(path=lines(tmp_path / "r.jsonl", rows)).measure(subject)
+    assert found["accuracy@1"].value == found["mrr"].value == 1
+    shifted = [{"query": a, "documents": [b, a]} for a, b in zip(TEXTS[:2], TEXTS[2:])]
+    pool = lines(tmp_path / "p.jsonl", [{"text": text} for text in TEXTS])
+    found = Retrieval(path=lines(tmp_path / "r.jsonl", shifted), pool=pool).measure(subject)
+    assert found["accuracy@1"].value == 1
+    with pytest.raises(UserError, match=r"r.jsonl:1: 'documents' must be a list of strings"):
+        Retrieval(path=lines(tmp_path / "r.jsonl", [{"query": "a", "documents": []}])).measure(subject)
+
+
+def test_association_of_sets(bert, tmp_path):  # noqa: F811
+    _, subject = bert
+    rows = [{"text": text, "set": name} for text, name in zip([*TEXTS[:4], *TEXTS[:4]], "xxyyaabb")]
+    found = Association(path=lines(tmp_path / "w.jsonl", rows)).measure(subject)
+    assert found["weat"].value > 0.5  # X and A are the same texts, and so are Y and B
+    assert 0 < found["weat_p"].value < 0.5
+    with pytest.raises(UserError, match=r"w.jsonl: no text of the set b"):
+        Association(path=lines(tmp_path / "w.jsonl", rows[:6])).measure(subject)
+    with pytest.raises(UserError, match=r"w.jsonl:1: 'set' must be x, y, a or b"):
+        Association(path=lines(tmp_path / "w.jsonl", [{"text": "a", "set": "z"}])).measure(subject)

@@ -339,8 +339,8 @@ lm.evaluation.report.judging --read=none.csv --key=none.json => none
 lm.evaluation.report.judging --read=x.csv --key=notes.txt => notes.txt
 lm.evaluation.harness --model=HF => tasks|lm-eval|lm_eval
 lm.evaluation.harness --model=HF --tasks=arc_easy => lm-eval|lm_eval
-lm.evaluation.downstream --workdir=RUN => RUN|running text|examples
-lm.evaluation.downstream --workdir=none => none
+lm.evaluation.again --workdir=RUN => RUN|running text|examples
+lm.evaluation.again --workdir=none => none
 lm.plots --workdir=none => none
 lm.plots => workdir
 launch.bench --output=nodir/x.json => nodir

@@ -1,9 +1,8 @@
-"""Adversarial word substitution: the fewest synonyms that a greedy search needs to change a classifier's mind.
+"""Adversarial word substitution by greedy search: TextFooler (Jin et al. 2020) and PWWS (Ren et al. 2019).
 
-As TextFooler (Jin et al. 2020) words are taken in the order of how much the true class's probability falls without them, and
-each is replaced by the synonym that lowers it most, until the prediction flips; as PWWS (Ren et al. 2019) that order can be
-weighted with what the best synonym gains. Neither's filters (part of speech, similarity of sentences) are here: leave what
-does not fit out of `synonyms`, and have people read the changed texts.
+TextFooler ranks words by the fall of the true class's probability without them and replaces each by the synonym that lowers
+it most, until the prediction flips; PWWS weights the ranking by the gain of the best synonym. Neither's filters (part of
+speech, sentence similarity) are implemented: restrict `synonyms` instead, and have people read the changed texts.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ Synonyms = Callable[[str], list[str]]
 
 @dataclass(frozen=True)
 class Attack:
-    """What came of one text: the changed text, its replaced words, and how many texts the classifier was asked for.
+    """Result of an attack on one text: the changed text, its replaced words, and the number of classifier queries.
 
-    `was_right` says whether the clean text was classified rightly (else nothing was tried), `flipped` whether the changed one
-    no longer is; `probability` is the true class's at the end.
+    `was_right`: the clean text was classified correctly (otherwise there was no search). `flipped`: the changed text is not.
+    `probability`: that of the true class at the end.
     """
 
     text: str
@@ -40,17 +39,18 @@ class Attack:
     probability: float
 
 
-class _Asked:
-    """The classifier with a count of the texts it was asked for."""
+class _Counted:
+    """Classifier with a count of the texts it was queried for."""
 
     def __init__(self, predict: Predict):
         self.predict, self.count = predict, 0
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         self.count += len(texts)
-        found = np.asarray(self.predict(texts), float)
-        check(found.ndim == 2 and len(found) == len(texts), f"predict gave {found.shape} for {len(texts)} texts")
-        return found
+        shares_NC = np.asarray(self.predict(texts), float)
+        right = shares_NC.ndim == 2 and len(shares_NC) == len(texts)
+        check(right, f"predict returned {shares_NC.shape} for {len(texts)} texts")
+        return shares_NC
 
 
 def attack(
@@ -62,15 +62,15 @@ def attack(
     most: float = 1.0,
     unknown_word: str = "[UNK]",
 ) -> Attack:
-    """Search for a flip of one text, replacing at most the share `most` of its words.
+    """Attack one text, replacing at most the share `most` of its words.
 
-    `order` is TextFooler's deletion, or PWWS's saliency: softmax of the fall when a word becomes `unknown_word`, times the
-    fall that its best synonym brings. Substitutes take the word's capitals.
+    `order`: TextFooler's "deletion", or PWWS's "saliency", the softmax of the fall when a word becomes `unknown_word`, times
+    the fall by its best synonym. Substitutes keep the word's capitalisation.
     """
     if order not in ("deletion", "saliency"):
         raise unknown("order", order, ("deletion", "saliency"))
-    parts = re.split(r"(\w+(?:['’]\w+)*)", text)  # words at the odd places, what lies between at the even ones
-    places, ask = list(range(1, len(parts), 2)), _Asked(predict)
+    parts = re.split(r"(\w+(?:['’]\w+)*)", text)  # words at odd indices, separators at even ones
+    places, ask = list(range(1, len(parts), 2)), _Counted(predict)
     (clean_C,) = ask([text])
     check(0 <= label < len(clean_C), f"label {label} is none of the {len(clean_C)} classes")
     right = int(clean_C.argmax()) == label
@@ -90,7 +90,7 @@ def attack(
             found_NC = ask([_with(parts, i, option) for option in options])
             chosen = _chosen(found_NC, label)
             if found_NC[chosen, label] >= best and found_NC[chosen].argmax() == label:
-                continue  # no synonym helps
+                continue  # no synonym lowers the true class
             parts[i], best = options[chosen], float(found_NC[chosen, label])
             replaced.append((word, options[chosen]))
             flipped = int(found_NC[chosen].argmax()) != label
@@ -98,33 +98,35 @@ def attack(
 
 
 def _with(parts: list[str], i: int, word: str) -> str:
-    """The text with another word at a place; a deleted word takes one space along."""
+    """Substitute a word; a deleted word removes one adjacent space."""
     before = "".join(parts[:i])
     after = "".join(parts[i + 1 :])
     return before + word + (after.removeprefix(" ") if not word else after)
 
 
 def _importance(without_NC: np.ndarray, clean_C: np.ndarray, label: int) -> np.ndarray:
-    """Fall of the true class's probability, and where the prediction changes also the new class's rise (TextFooler's I_w)."""
+    """TextFooler's I_w: fall of the true class's probability, plus the new class's rise where the prediction changes."""
     fall_N = clean_C[label] - without_NC[:, label]
     other_N = without_NC.argmax(1)
     rise_N = without_NC[np.arange(len(other_N)), other_N] - clean_C[other_N]
     return fall_N + np.where(other_N != label, rise_N, 0)
 
 
-def _weighted(saliency, parts: list[str], places: list[int], label: int, clean: float, ask: _Asked, synonyms: Synonyms):
-    """PWWS's order: each word's softmaxed saliency times the fall by its best synonym, -inf without synonyms."""
+def _weighted(
+    saliency_N: np.ndarray, parts: list[str], places: list[int], label: int, clean: float, ask: _Counted, synonyms: Synonyms
+) -> np.ndarray:
+    """PWWS's order (N,): softmax of saliency times the fall by the best synonym, -inf without synonyms."""
     gains = []
     for i in places:
         options = _options(parts[i], synonyms)
-        found = ask([_with(parts, i, option) for option in options])[:, label] if options else np.array([np.inf])
-        gains.append(clean - found.min())
-    share = np.exp(saliency - saliency.max())
+        shares = ask([_with(parts, i, option) for option in options])[:, label] if options else np.array([np.inf])
+        gains.append(clean - shares.min())
+    share = np.exp(saliency_N - saliency_N.max())
     return share / share.sum() * np.array(gains)
 
 
 def _options(word: str, synonyms: Synonyms) -> list[str]:
-    """Substitutes other than the word, in its capitals, each once."""
+    """List distinct substitutes other than the word, in its capitalisation."""
     cased = [
         s.capitalize() if word.istitle() else s.upper() if word.isupper() and len(word) > 1 else s
         for s in synonyms(word)
@@ -133,7 +135,7 @@ def _options(word: str, synonyms: Synonyms) -> list[str]:
 
 
 def _chosen(found_NC: np.ndarray, label: int) -> int:
-    """The option that flips the prediction with the least left of the true class; without a flip the least of it."""
+    """Select the flipping option with the lowest probability of the true class; without a flip the lowest of all."""
     flips_N = found_NC.argmax(1) != label
     return int(np.where(flips_N | ~flips_N.any(), found_NC[:, label], np.inf).argmin())
 
@@ -147,22 +149,22 @@ def attacks(
     most: float = 1.0,
     unknown_word: str = "[UNK]",
 ) -> tuple[Figures, list[Attack]]:
-    """Attack each text, and measure what is left.
+    """Attack each text.
 
-    Gives clean (accuracy), attacked (accuracy under attack), delta, success (flips among those rightly classified), and of
-    the flips changed_words (share of words replaced); queries (texts asked for, per text that was rightly classified).
+    Returns clean (accuracy), attacked (accuracy under attack), delta, success (flips among correctly classified texts),
+    changed_words (share of words replaced, of flips) and queries (per correctly classified text).
     """
     count = same_length(texts=texts, labels=labels)
-    found = [attack(text, label, predict, synonyms, order, most, unknown_word) for text, label in zip(texts, labels)]
-    right = [a for a in found if a.was_right]
+    results = [attack(text, label, predict, synonyms, order, most, unknown_word) for text, label in zip(texts, labels)]
+    right = [a for a in results if a.was_right]
     flips = [a for a in right if a.flipped]
     figures = {
         "clean": proportion(len(right), count),
         "attacked": proportion(len(right) - len(flips), count),
-        "delta": mean([-1.0 * a.flipped for a in found]),
+        "delta": mean([-1.0 * a.flipped for a in results]),
     }
     if right:
         figures |= {"success": proportion(len(flips), len(right)), "queries": mean([a.queries for a in right])}
     if flips:
         figures["changed_words"] = mean([len(a.replaced) / a.words for a in flips])
-    return figures, found
+    return figures, results

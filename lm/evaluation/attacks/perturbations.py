@@ -1,20 +1,24 @@
-"""Noise that readers get over and models may not: pure functions (rng, text, rate) -> text.
+"""Character and word noise that human readers tolerate: pure functions (rng, text, rate) -> text.
 
-Character noise falls on letters within words, so that words and their number stay; `rate` is the chance of each letter (or
-word) to be hit. A text that offers nothing to change comes back as it was.
+Character noise falls on letters within words and preserves word boundaries; `rate` is the probability of a hit per letter
+(or word). Texts without a candidate position return unchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
+
+from lm.errors import check, check_choices
 
 Perturbation = Callable[[np.random.Generator, str, float], str]
 
 KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-# What scanned print is misread as (shapes alike in common fonts), both ways.
+# Confusions of optical character recognition: shapes alike in common fonts, in both directions.
 SHAPES = (
     *(("0", "O"), ("1", "l"), ("l", "I"), ("5", "S"), ("8", "B")),
     *(("rn", "m"), ("cl", "d"), ("vv", "w"), ("e", "c"), ("h", "b")),
@@ -22,7 +26,7 @@ SHAPES = (
 
 
 def _neighbours() -> dict[str, str]:
-    """Letters beside each key: in its row, and above and below, each row lying half a key further right."""
+    """Map each key to its neighbours in its own and the adjacent rows, each row offset half a key to the right."""
     place = {key: (row, column + row / 2) for row, keys in enumerate(KEYS) for column, key in enumerate(keys)}
 
     def beside(key: str, other: str) -> bool:
@@ -36,7 +40,7 @@ NEIGHBOURS = _neighbours()
 
 
 def _hits(rng: np.random.Generator, allowed: Sequence[bool], rate: float) -> list[int]:
-    """Draw places among the allowed ones."""
+    """Draw positions among the allowed ones."""
     return np.flatnonzero((rng.random(len(allowed)) < rate) & np.array(allowed, bool)).tolist()
 
 
@@ -52,23 +56,23 @@ def swap_letters(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
 
 
 def drop_letters(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
-    """Leave out letters, never the last one of a word: "wrd"."""
+    """Delete letters, never the last one of a word: "wrd"."""
     gone = set(_hits(rng, [a.isalpha() and b.isalpha() for a, b in pairwise(text + " ")], rate))
     return "".join(c for i, c in enumerate(text) if i not in gone)
 
 
 def insert_letters(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
-    """Put a neighbour of the letter's key behind it, or the letter again where it has no key: "worfd"."""
+    """Insert a neighbour of the letter's key after it, or the letter again where it has no key: "worfd"."""
     return _replaced(rng, text, rate, lambda c: c + _neighbour(rng, c))
 
 
 def mistype(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
-    """Hit the key beside a letter's own: "wprd". Letters that are on no key stay."""
+    """Substitute a neighbouring key: "wprd". Letters without a key stay."""
     return _replaced(rng, text, rate, lambda c: _neighbour(rng, c))
 
 
 def change_case(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
-    """Turn lower case into upper and back: "wOrd"."""
+    """Swap the case of letters: "wOrd"."""
     return _replaced(rng, text, rate, str.swapcase)
 
 
@@ -81,24 +85,24 @@ def _replaced(rng: np.random.Generator, text: str, rate: float, change: Callable
 
 def _neighbour(rng: np.random.Generator, letter: str) -> str:
     keys = NEIGHBOURS.get(letter.lower(), letter)
-    found = keys[rng.integers(len(keys))]
-    return found.upper() if letter.isupper() else found
+    key = keys[rng.integers(len(keys))]
+    return key.upper() if letter.isupper() else key
 
 
 def misread(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
-    """Confuse shapes as optical character recognition does: "modern" becomes "modem", "cl" a "d", "l" a "1"."""
+    """Confuse shapes like optical character recognition: "modern" becomes "modem", "cl" a "d", "l" a "1"."""
     ways = [pair for a, b in SHAPES for pair in ((a, b), (b, a))]
-    found, i = [], 0
+    parts, i = [], 0
     while i < len(text):
         fitting = [(a, b) for a, b in ways if text.startswith(a, i)]
         if fitting and rng.random() < rate:
             a, b = fitting[rng.integers(len(fitting))]
-            found.append(b)
+            parts.append(b)
             i += len(a)
         else:
-            found.append(text[i])
+            parts.append(text[i])
             i += 1
-    return "".join(found)
+    return "".join(parts)
 
 
 def swap_words(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
@@ -112,7 +116,7 @@ def swap_words(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
 
 
 def drop_words(rng: np.random.Generator, text: str, rate: float = 0.1) -> str:
-    """Leave out words; one always stays."""
+    """Delete words; at least one stays."""
     words = text.split(" ")
     gone = set(_hits(rng, [bool(word) for word in words], rate))
     kept = [word for i, word in enumerate(words) if i not in gone]
@@ -132,5 +136,21 @@ PERTURBATIONS: dict[str, Perturbation] = {
 
 
 def perturb(texts: Sequence[str], how: Perturbation, rate: float = 0.1, seed: int = 0) -> list[str]:
-    """Perturb each text with a generator of its own, (seed, number), so that a text's noise depends on no other text."""
+    """Perturb each text with its own generator (seed, index), so that its noise is independent of the other texts."""
     return [how(np.random.default_rng((seed, i)), text, rate) for i, text in enumerate(texts)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbed:
+    """Options of a task that compares clean texts of a file with perturbed ones."""
+
+    path: str
+    how: Literal[tuple(PERTURBATIONS)] = "swap_letters"
+    rate: float = 0.1
+
+    def __post_init__(self):
+        check_choices(self)
+        check(0 < self.rate <= 1, f"rate={self.rate} must be above 0 and at most 1")
+
+    def perturbed(self, texts: Sequence[str], seed: int) -> list[str]:
+        return perturb(texts, PERTURBATIONS[self.how], self.rate, seed)

@@ -1,4 +1,4 @@
-"""Classification and regression: accuracy, precision, recall, F1, Matthews, correlations, and GLUE's headline figures."""
+"""Classification and regression: accuracy, precision, recall, F1, Matthews and rank correlations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from lm.evaluation.metrics.statistics import Figures, bootstrap, bootstrap_sums,
 Label = int | str
 
 
-def confusion(truth: Sequence[Label], predicted: Sequence[Label], classes: Sequence[Label] | None = None):
-    """Count examples by (true, predicted) class, int (K, K), and return (counts, classes).
+def confusion(
+    truth: Sequence[Label], predicted: Sequence[Label], classes: Sequence[Label] | None = None
+) -> tuple[np.ndarray, list[Label]]:
+    """Count examples by (true, predicted) class, int (K, K); return (counts, classes).
 
-    Without `classes` they are those seen, sorted, as in scikit-learn. Raises UserError for a label that is no class.
+    `classes` defaults to the sorted labels of both sides, as in scikit-learn. Raises UserError for a label outside them.
     """
     same_length(truths=truth, predictions=predicted)
     truth, predicted = [np.asarray(part).tolist() for part in (truth, predicted)]
@@ -37,10 +39,10 @@ def scores(
     positive: Label | None = None,
     seed: int = 0,
 ) -> Figures:
-    """Measure one label an example.
+    """Measure single-label classification.
 
-    Gives accuracy, balanced_accuracy, matthews; precision, recall and f1 as NAME/macro, /micro, /weighted and /CLASS, and
-    as plain `f1` for the class `positive` where one is named. A ratio without examples counts as 0, as in scikit-learn.
+    Returns accuracy, balanced_accuracy, matthews; precision, recall and f1 as NAME/macro, /micro, /weighted and /CLASS, and
+    as plain `f1` for the class `positive` if named. A ratio without examples counts as 0, as in scikit-learn.
     """
     counts_KK, classes = confusion(truth, predicted, classes)
     check(positive is None or positive in classes, f"positive={positive!r} is none of the classes {classes}")
@@ -61,24 +63,24 @@ def scores(
 
 
 def apart(label: Label) -> Label:
-    """Put a class in quotes whose name is that of an average."""
+    """Quote the name of a class that is also the name of an average."""
     return f"'{label}'" if label in ("macro", "micro", "weighted") else label
 
 
 def _cells(counts_KK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """List the filled cells of a confusion matrix as what an example in it adds to (hits, truths, guesses) of each class."""
+    """Return the addends of an example in each filled cell to (hits, truths, guesses) by class, and the cells' counts."""
     k_of, j_of = np.nonzero(counts_KK)
     one = np.eye(len(counts_KK))
     return np.concatenate([one[k_of] * (k_of == j_of)[:, None], one[k_of], one[j_of]], 1), counts_KK[k_of, j_of]
 
 
 def _parts(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Part sums (..., 3 K) into hits, truths and guesses, each (..., K)."""
+    """Split sums (..., 3 K) into hits, truths and guesses, each (..., K)."""
     return tuple(np.split(sums, 3, -1))
 
 
 def ratios(hits: np.ndarray, truths: np.ndarray, guesses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision, recall and F1 from counts of any shape; 0 where a denominator is."""
+    """Compute precision, recall and F1 from counts of any shape; 0 where a denominator is 0."""
     return divide(hits, guesses), divide(hits, truths), divide(2 * hits, truths + guesses)
 
 
@@ -114,10 +116,10 @@ def balanced_accuracy(sums: np.ndarray) -> np.ndarray:
 
 
 def multilabel(truth_NK: np.ndarray, predicted_NK: np.ndarray, names: Sequence[str] = (), seed: int = 0) -> Figures:
-    """Measure any number of labels an example, given as 0 and 1.
+    """Measure multi-label classification of binary indicators (N, K).
 
-    Gives subset_accuracy (all labels right), hamming (share of single decisions wrong), f1/micro, /macro, /weighted, and
-    f1/NAME for each of `names`.
+    Returns subset_accuracy (all labels right), hamming (share of wrong decisions), f1/micro, /macro, /weighted, and f1/NAME
+    for each of `names`.
     """
     same_length(truths=truth_NK, predictions=predicted_NK)
     truth_NK, predicted_NK = np.asarray(truth_NK), np.asarray(predicted_NK)
@@ -151,7 +153,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def regression(truth: Sequence[float], predicted: Sequence[float], seed: int = 0) -> Figures:
-    """Measure a number an example: pearson, spearman, their mean `pearson_spearman` (STS-B), mse and mae."""
+    """Measure regression: pearson, spearman, their mean `pearson_spearman` (STS-B's headline), mse and mae."""
     same_length(truths=truth, predictions=predicted)
     t, p = np.asarray(truth, float), np.asarray(predicted, float)
 
@@ -160,42 +162,3 @@ def regression(truth: Sequence[float], predicted: Sequence[float], seed: int = 0
         return {"pearson": linear, "spearman": ranked, "pearson_spearman": (linear + ranked) / 2}
 
     return {**bootstrap(correlations, len(t), seed), "mse": mean((t - p) ** 2), "mae": mean(np.abs(t - p))}
-
-
-def accuracy(truth: Sequence[Label], predicted: Sequence[Label], seed: int = 0) -> Figures:
-    """Give the share of equal labels; the seed is not needed, and taken so that GLUE's functions are called alike."""
-    count = same_length(truths=truth, predictions=predicted)
-    return {"accuracy": proportion(sum(t == p for t, p in zip(truth, predicted)), count)}
-
-
-def accuracy_matthews(truth: Sequence[Label], predicted: Sequence[Label], seed: int = 0) -> Figures:
-    """Give CoLA's figure first, then accuracy."""
-    found = scores(truth, predicted, seed=seed)
-    return {name: found[name] for name in ("matthews", "accuracy")}
-
-
-def accuracy_f1(truth: Sequence[int], predicted: Sequence[int], seed: int = 0) -> Figures:
-    """Give accuracy, F1 of class 1 and their mean, GLUE's figure for paraphrase pairs."""
-    counts_KK, _ = confusion(truth, predicted, (0, 1))
-    rows, times = _cells(counts_KK)
-
-    def both(sums: np.ndarray) -> np.ndarray:
-        hits, truths, _ = _parts(sums)
-        return (hits.sum(-1) / truths.sum(-1) + _one(sums, 2, 1)) / 2
-
-    found = bootstrap_sums(rows, {"f1": partial(_one, which=2, k=1), "accuracy_f1": both}, seed, counts=times)
-    return {"accuracy": proportion(int(np.trace(counts_KK)), int(counts_KK.sum())), **found}
-
-
-# What GLUE's tasks (Wang et al. 2019) are ranked by: (truth, predicted, seed) -> figures.
-GLUE: dict[str, Callable[..., Figures]] = {
-    "cola": accuracy_matthews,
-    "sst2": accuracy,
-    "mrpc": accuracy_f1,
-    "stsb": regression,
-    "qqp": accuracy_f1,
-    "mnli": accuracy,
-    "qnli": accuracy,
-    "rte": accuracy,
-    "wnli": accuracy,
-}

@@ -1,4 +1,4 @@
-"""Generated text by itself: how varied it is, and how much it repeats."""
+"""Diversity and repetition of generated text: distinct-n, entropy, rep-n, self-BLEU."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ import numpy as np
 from lm.errors import check
 from lm.evaluation.metrics.statistics import Figures, jackknife, mean
 
-Text = str | Sequence[Hashable]  # a string is cut at white space in lower case; anything else is tokens already
+Text = str | Sequence[Hashable]  # a string is lower-cased and split at white space; other sequences are tokens
 
 
 def tokens(text: Text) -> list[Hashable]:
-    """Give a text's tokens. Chinese strings have no spaces: pass list(text)."""
+    """Split a text into tokens. Chinese strings have no spaces: pass list(text)."""
     return text.lower().split() if isinstance(text, str) else list(text)
 
 
 def ngrams(text: Sequence[Hashable], n: int) -> list[tuple]:
-    """List all runs of n tokens."""
+    """List the n-grams of a text, repeats included."""
     return list(zip(*(text[i:] for i in range(n))))
 
 
 def diversity(texts: Sequence[Text], orders: Sequence[int] = (1, 2, 3, 4), seed: int = 0) -> Figures:
-    """Measure distinct_N, n-grams that differ as a share of all in the corpus (Li et al. 2016), and entropy_N, nats of
-    the n-grams' frequencies (Zhang et al. 2018).
+    """Measure distinct_N, distinct n-grams as a share of all in the corpus (Li et al. 2016), and entropy_N, the entropy of
+    n-gram frequencies in nats (Zhang et al. 2018).
 
-    Distinct falls as a corpus grows: compare systems on equally many tokens. Errors leave groups of texts out.
+    Distinct-n falls as a corpus grows: compare systems on equally many tokens. Errors by the delete-a-group jackknife.
     """
     check(len(texts) > 0, "nothing to measure: no texts")
-    cut = [tokens(text) for text in texts]
-    found: Figures = {}
+    split = [tokens(text) for text in texts]
+    figures: Figures = {}
     for n in orders:
         names: dict[tuple, int] = {}
-        ids = [np.array([names.setdefault(g, len(names)) for g in ngrams(text, n)], int) for text in cut]
-        found |= jackknife(partial(_frequencies, ids=ids, kinds=len(names), n=n), len(cut), seed)
-    return found
+        ids = [np.array([names.setdefault(g, len(names)) for g in ngrams(text, n)], int) for text in split]
+        figures |= jackknife(partial(_frequencies, ids=ids, kinds=len(names), n=n), len(split), seed)
+    return figures
 
 
 def _frequencies(chosen: np.ndarray, ids: Sequence[np.ndarray], kinds: int, n: int) -> dict[str, float]:
-    """Distinct and entropy of the chosen texts' n-grams, which `ids` numbers; NaN where there are none."""
+    """Compute distinct-n and entropy of the chosen texts from n-gram ids; NaN without n-grams."""
     counts = np.bincount(np.concatenate([ids[i] for i in chosen]), minlength=kinds)
     if not counts.sum():
         return {f"distinct_{n}": math.nan, f"entropy_{n}": math.nan}
@@ -52,30 +52,30 @@ def _frequencies(chosen: np.ndarray, ids: Sequence[np.ndarray], kinds: int, n: i
 
 
 def repetition(texts: Sequence[Text], window: int = 128) -> Figures:
-    """Measure repetition within each text, as means over texts: give continuations without their prompts.
+    """Measure repetition within texts (continuations without their prompts), as means over texts.
 
-    rep_2, rep_3, rep_4: 1 - distinct / all n-grams; seq_rep_4 is rep_4 by its name in Welleck et al. 2020; `diversity` is
-    the product of 1 - rep_n (Su et al. 2022); rep_w: tokens that are among the `window` before them. A text too short for a
-    figure is left out of it.
+    rep_2, rep_3, rep_4: 1 - distinct / all n-grams; seq_rep_4 is rep_4 under its name in Welleck et al. 2020; `diversity` is
+    the product of 1 - rep_n (Su et al. 2022); rep_w: share of tokens that occur among the `window` before them. Texts too
+    short for a figure do not count in it.
     """
     check(len(texts) > 0, "nothing to measure: no texts")
-    cut = [tokens(text) for text in texts]
-    found = {f"rep_{n}": [repeated(text, n) for text in cut] for n in (2, 3, 4)}
-    found["seq_rep_4"] = found["rep_4"]
-    found["diversity"] = [math.prod(1 - x for x in three) for three in zip(*(found[f"rep_{n}"] for n in (2, 3, 4)))]
-    found["rep_w"] = [returning(text, window) for text in cut]
-    known = {name: [v for v in values if not math.isnan(v)] for name, values in found.items()}
+    split = [tokens(text) for text in texts]
+    rates = {f"rep_{n}": [repeated(text, n) for text in split] for n in (2, 3, 4)}
+    rates["seq_rep_4"] = rates["rep_4"]
+    rates["diversity"] = [math.prod(1 - x for x in three) for three in zip(*(rates[f"rep_{n}"] for n in (2, 3, 4)))]
+    rates["rep_w"] = [returning(text, window) for text in split]
+    known = {name: [v for v in values if not math.isnan(v)] for name, values in rates.items()}
     return {name: mean(values if values else [math.nan]) for name, values in known.items()}
 
 
 def repeated(text: Sequence[Hashable], n: int) -> float:
-    """Share of n-grams that repeat one of the text; NaN where there are none."""
+    """Return the share of n-grams that repeat an earlier one; NaN without n-grams."""
     every = ngrams(text, n)
     return 1 - len(set(every)) / len(every) if every else math.nan
 
 
 def returning(text: Sequence[Hashable], window: int) -> float:
-    """Share of tokens that occur among the `window` before them."""
+    """Return the share of tokens that occur among the `window` before them."""
     seen: dict[Hashable, int] = {}
     hits = 0
     for i, token in enumerate(text):
@@ -87,13 +87,13 @@ def returning(text: Sequence[Hashable], window: int) -> float:
 def self_bleu(texts: Sequence[Text], order: int = 4) -> Figures:
     """Measure self_bleu_N, the mean BLEU of each text with all others as references (Zhu et al. 2018), fraction of 1.
 
-    Smoothed as there: a precision without a match has 0.1 for its numerator (Chen & Cherry 2014, method 1). The error takes
-    the texts' values as independent, which they are only nearly.
+    Smoothed as in the paper: a precision without a match has the numerator 0.1 (Chen & Cherry 2014, method 1). The error
+    treats the texts' values as independent, which they are only nearly.
     """
-    cut = [tokens(text) for text in texts]
-    check(len(cut) > 1, "self-BLEU compares texts with each other: give at least two")
-    precisions_NO = np.stack([_precisions(cut, n) for n in range(1, order + 1)], 1)
-    lengths = [len(text) for text in cut]
+    split = [tokens(text) for text in texts]
+    check(len(split) > 1, "self-BLEU compares texts with each other: at least two are needed")
+    precisions_NO = np.stack([_precisions(split, n) for n in range(1, order + 1)], 1)
+    lengths = [len(text) for text in split]
     ordered = sorted(lengths)
     penalties = [_brevity(length, ordered) for length in lengths]
     with np.errstate(divide="ignore"):
@@ -101,12 +101,11 @@ def self_bleu(texts: Sequence[Text], order: int = 4) -> Figures:
     return {f"self_bleu_{order}": mean(means_N * penalties)}
 
 
-def _precisions(cut: Sequence[Sequence[Hashable]], n: int) -> np.ndarray:
-    """Clipped n-gram precision of each text, its n-grams clipped at the most that one other text has.
-
-    That most is the corpus's highest count, or the second highest for the text that holds the highest.
-    """
-    counts = [Counter(ngrams(text, n)) for text in cut]
+def _precisions(texts: Sequence[Sequence[Hashable]], n: int) -> np.ndarray:
+    """Compute each text's n-gram precision, (N,), with counts clipped at the largest count in one other text."""
+    counts = [Counter(ngrams(text, n)) for text in texts]
+    # The largest count of each n-gram with its text, and the second largest, which clips that text itself: linear in the
+    # corpus, where comparing each text with all others is quadratic.
     first: dict[tuple, tuple[int, int]] = {}
     second: Counter = Counter()
     for i, own in enumerate(counts):
@@ -115,17 +114,17 @@ def _precisions(cut: Sequence[Sequence[Hashable]], n: int) -> np.ndarray:
             second[gram] = max(second[gram], min(times, top[0]))
             if times > top[0]:
                 first[gram] = (times, i)
-    found = []
+    precisions = []
     for i, own in enumerate(counts):
         most = {gram: second[gram] if first[gram][1] == i else first[gram][0] for gram in own}
         hits, total = sum(min(times, most[gram]) for gram, times in own.items()), max(own.total(), 1)
-        found.append(0.0 if n == 1 and not hits else (hits or 0.1) / total)
-    return np.array(found)
+        precisions.append(0.0 if n == 1 and not hits else (hits or 0.1) / total)
+    return np.array(precisions)
 
 
 def _brevity(length: int, ordered: list[int]) -> float:
-    """Brevity penalty of a text of that length against the closest length of another, the shorter of two as close."""
-    place = bisect_left(ordered, length)
-    others = ordered[max(place - 1, 0) : place] + ordered[place + 1 : place + 2]
+    """Compute the brevity penalty against the closest other length, of two equally close the shorter."""
+    at = bisect_left(ordered, length)
+    others = ordered[max(at - 1, 0) : at] + ordered[at + 1 : at + 2]
     closest = min(others, key=lambda other: (abs(other - length), other))
     return 1.0 if length > closest else math.exp(1 - closest / length) if length else 0.0

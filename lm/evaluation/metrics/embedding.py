@@ -1,4 +1,4 @@
-"""Sentence embeddings: similarity of meaning, geometry and retrieval, from the vectors alone."""
+"""Sentence embeddings: semantic similarity, alignment, uniformity, retrieval and association tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from lm.errors import check
 from lm.evaluation.metrics.classification import pearson, spearman
-from lm.evaluation.metrics.statistics import Figure, Figures, bootstrap, mean, proportion, same_length
+from lm.evaluation.metrics.statistics import Figure, Figures, bootstrap, divide, mean, proportion, same_length
 
 
 def normalised(vectors_ND: np.ndarray) -> np.ndarray:
@@ -36,9 +36,9 @@ def similarity(
     subsets: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Figures:
-    """Measure STS: `spearman` (and `pearson`) of cosines with gold scores over all pairs put together, the "all" setting.
+    """Measure STS: `spearman` and `pearson` of cosines with gold scores over all pairs, the "all" setting.
 
-    Published tables have it times 100. With the subset of each pair given also spearman/SUBSET and their unweighted mean,
+    Published tables multiply by 100. `subsets` (a name per pair) adds spearman/SUBSET and their unweighted mean,
     `spearman_mean`, which some papers report instead (Gao et al. 2021, appendix B).
     """
     cosines = cosine(first_ND, second_ND)
@@ -58,15 +58,15 @@ def similarity(
 
 
 def alignment(first_ND: np.ndarray, second_ND: np.ndarray) -> Figures:
-    """Measure how near positive pairs lie: mean squared distance of unit vectors, 0 to 4 (Wang & Isola 2020)."""
+    """Measure alignment of positive pairs: mean squared distance of unit vectors, 0 to 4 (Wang & Isola 2020)."""
     same_length(first=first_ND, second=second_ND)
     return {"alignment": mean(((normalised(first_ND) - normalised(second_ND)) ** 2).sum(1))}
 
 
 def uniformity(vectors_ND: np.ndarray, block: int = 1024) -> Figures:
-    """Measure how evenly unit vectors fill the sphere: log of the mean of exp(-2 d^2) over pairs, lower is more even.
+    """Measure uniformity on the sphere: log mean exp(-2 d^2) over pairs (Wang & Isola 2020); lower is more uniform.
 
-    Wang & Isola 2020. The error leaves out one vector at a time, exactly.
+    The error is the exact leave-one-out jackknife.
     """
     unit_ND = normalised(vectors_ND)
     size = len(unit_ND)
@@ -75,7 +75,7 @@ def uniformity(vectors_ND: np.ndarray, block: int = 1024) -> Figures:
     sums_N = np.concatenate([np.exp(4 * (unit_ND[i : i + block] @ unit_ND.T) - 4).sum(1) for i in starts])
     lengths = (unit_ND**2).sum(1)
     check(bool(np.allclose(lengths, 1)), "uniformity: a vector of zeros has no direction")
-    sums_N -= 1  # itself
+    sums_N -= 1  # the pair of a vector with itself
     value = math.log(sums_N.sum() / (size * (size - 1)))
     without_N = np.log((sums_N.sum() - 2 * sums_N) / ((size - 1) * (size - 2)))
     error = math.sqrt((size - 1) * np.mean((without_N - without_N.mean()) ** 2))
@@ -83,7 +83,7 @@ def uniformity(vectors_ND: np.ndarray, block: int = 1024) -> Figures:
 
 
 def relevance(prompts_ND: np.ndarray, continuations_ND: np.ndarray) -> Figures:
-    """Measure how near continuations stay to their prompts: mean cosine, and how much above other prompts' (`lift`)."""
+    """Measure relevance of continuations: mean cosine with their prompts, and `lift` over the mean with other prompts."""
     found = cosine(prompts_ND, continuations_ND)
     figures = {"relevance": mean(found)}
     if len(found) < 2:
@@ -99,10 +99,10 @@ def retrieval(
     relevant: Sequence[Collection[int]],
     cutoffs: Sequence[int] = (1, 5, 10),
 ) -> Figures:
-    """Rank documents by cosine: accuracy@K (a relevant one among the first K) and mrr (mean of 1 / the first one's rank).
+    """Rank documents by cosine: accuracy@K (a relevant one among the first K) and mrr (mean reciprocal rank of the first).
 
-    `relevant` holds the document numbers of each query. Another document with an equal cosine counts as before it, so that
-    embeddings that tell nothing apart earn nothing.
+    `relevant`: document indices of each query. Ties rank irrelevant documents first, so that constant embeddings earn
+    nothing.
     """
     same_length(queries=queries_QD, relevant=relevant)
     queries_QD, documents_ND = normalised(queries_QD), normalised(documents_ND)
@@ -115,10 +115,37 @@ def retrieval(
 
 
 def first_rank(scores_N: np.ndarray, wanted: Collection[int], query: int) -> int:
-    """Rank of the best relevant document, from 1."""
+    """Return the rank of the best relevant document, from 1."""
     chosen = [*wanted]
     within = bool(chosen) and min(chosen) >= 0 and max(chosen) < len(scores_N)
-    check(within, f"query {query}: give the numbers of its relevant documents, each in 0..{len(scores_N) - 1}")
+    check(within, f"query {query}: its relevant documents need indices in 0..{len(scores_N) - 1}")
     others = np.ones(len(scores_N), bool)
     others[chosen] = False
     return 1 + int((scores_N[others] >= scores_N[chosen].max() - 1e-12).sum())
+
+
+def weat(
+    x_ND: np.ndarray, y_ND: np.ndarray, a_KD: np.ndarray, b_KD: np.ndarray, seed: int = 0, permutations: int = 10_000
+) -> Figures:
+    """Word Embedding Association Test of targets X, Y with attributes A, B (WEAT, Caliskan et al. 2017).
+
+    Returns `weat`, the effect size (difference of mean associations over their pooled standard deviation with n - 1), and
+    `weat_p`, its one-sided p under permuted targets.
+    """
+    x, y, a, b = (normalised(part) for part in (x_ND, y_ND, a_KD, b_KD))
+    check(min(map(len, (x, y, a, b))) > 0, "each of the four sets needs a vector")
+    check(len(x) + len(y) > 2, "the targets need at least three vectors")
+    s_X, s_Y = (part @ a.mean(0) - part @ b.mean(0) for part in (x, y))
+    both = np.concatenate([s_X, s_Y])
+
+    def effect(i: np.ndarray) -> dict[str, float]:
+        first, second = both[i[i < len(s_X)]], both[i[i >= len(s_X)]]
+        if not (len(first) and len(second)):
+            return {"weat": math.nan}
+        spread = np.concatenate([first, second]).std(ddof=1)
+        return {"weat": float(divide(first.mean() - second.mean(), spread, math.nan))}
+
+    orders = np.random.default_rng(seed).permuted(np.tile(both, (permutations, 1)), axis=1)
+    drawn = orders[:, : len(s_X)].mean(1) - orders[:, len(s_X) :].mean(1)
+    p_value = (1 + int((drawn >= s_X.mean() - s_Y.mean() - 1e-12).sum())) / (1 + permutations)
+    return {**bootstrap(effect, len(both), seed), "weat_p": Figure.of(p_value, math.nan)}

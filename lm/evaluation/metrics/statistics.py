@@ -1,19 +1,20 @@
-"""The one shape of an evaluation's result, and how sure it is: every figure carries its standard error.
+"""Figures with standard errors and 95 % intervals: closed forms, the bootstrap and the jackknife.
 
-A metric's functions take predictions and references and return `dict[str, Figure]`, the names being paths
-(`f1`, `f1/PER`, `recall@5`). `flat` turns that into what is written as JSON: {"f1": 0.91, "f1_error": 0.004}.
-Shares are fractions of 1 everywhere; only BLEU and chrF are in points of 100, as their scorer gives them.
+Metrics map predictions and references to `dict[str, Figure]`; names are paths (`f1`, `f1/PER`, `accuracy@5`). `flat`
+converts them to JSON: {"f1": 0.91, "f1_error": 0.004}. Shares are fractions of 1; only BLEU and chrF are in points of
+100, as their scorer reports them.
 
-Errors: `proportion` and `mean` are closed forms. Most others are functions of sums over examples (a F1 is one of counts,
-BLEU of n-gram matches), so that resampling the examples is one matrix product (`bootstrap_sums`). What is no function of
-sums is computed anew for each resample (`bootstrap`). Counts of distinct things, which a resample with its repeated
-examples always understates, leave examples out instead (`jackknife`). Same seed, same figures.
+`proportion` and `mean` have closed forms. Most other metrics are functions of sums over examples (F1 of counts, BLEU of
+n-gram matches), so that all resamples are one matrix product (`bootstrap_sums`). Metrics that are no function of sums are
+recomputed for each resample (`bootstrap`). Counts of distinct items, which repeated examples bias downward, use the
+delete-a-group `jackknife`. Equal seeds return equal figures. scipy.stats resamples one statistic at a time and has no
+counts of equal rows; its draws differ, so that figures of earlier runs would no longer repeat.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class Figure:
 
     @staticmethod
     def of(value: float, error: float) -> Figure:
-        """Take the normal interval, 1.96 errors to either side."""
+        """Return a figure with the normal interval, 1.96 errors to either side; an error of NaN leaves the ends undefined."""
         value, error = float(value), float(error)
         return Figure(value, error, value - Z * error, value + Z * error)
 
@@ -46,9 +47,9 @@ Figures = dict[str, Figure]
 
 
 def flat(figures: Mapping[str, Figure], intervals: bool = False) -> dict[str, float | None]:
-    """Write figures as {"name": value, "name_error": standard error}, with name_low and name_high where asked.
+    """Flatten figures to {"name": value, "name_error": standard error}; `intervals` adds name_low and name_high.
 
-    What is not finite becomes None, since JSON has no word for it.
+    Values that are not finite become None: JSON has neither NaN nor infinity.
     """
     parts = ("value", "error", "low", "high") if intervals else ("value", "error")
     pairs = [(name if p == "value" else f"{name}_{p}", getattr(f, p)) for name, f in figures.items() for p in parts]
@@ -56,7 +57,7 @@ def flat(figures: Mapping[str, Figure], intervals: bool = False) -> dict[str, fl
 
 
 def divide(above: np.ndarray, below: np.ndarray, otherwise: float = 0.0) -> np.ndarray:
-    """Divide, giving `otherwise` where the denominator is 0."""
+    """Divide elementwise; `otherwise` stands where the denominator is 0."""
     above, below = np.broadcast_arrays(np.asarray(above, float), np.asarray(below, float))
     return np.divide(above, below, out=np.full(above.shape, float(otherwise)), where=below != 0)
 
@@ -64,15 +65,18 @@ def divide(above: np.ndarray, below: np.ndarray, otherwise: float = 0.0) -> np.n
 def same_length(**parts: object) -> int:
     """Return the common length of the named sequences; raise UserError where they differ or are empty."""
     lengths = {name: len(part) for name, part in parts.items()}
-    told = ", ".join(f"{count} {name}" for name, count in lengths.items())
-    check(len(set(lengths.values())) == 1, f"nothing can be compared between {told}: give one of each per example")
+    listed = ", ".join(f"{count} {name}" for name, count in lengths.items())
+    check(len(set(lengths.values())) == 1, f"nothing can be compared between {listed}: give one of each per example")
     count = next(iter(lengths.values()))
-    check(count > 0, f"nothing to measure: {told}")
+    check(count > 0, f"nothing to measure: {listed}")
     return count
 
 
 def proportion(successes: float, count: int) -> Figure:
-    """Give the share of successes, its error sqrt(p (1 - p) / n) and Wilson's interval, which stays within 0 and 1."""
+    """Return the share of successes, its error sqrt(p (1 - p) / n) and Wilson's interval, which stays within 0 and 1.
+
+    `successes` may be fractional (an expected count), which scipy's binomtest refuses.
+    """
     check(count > 0, "a share of no examples is undefined")
     p = float(successes) / count
     centre, spread = (p + Z**2 / 2 / count), Z * math.sqrt(p * (1 - p) / count + (Z / 2 / count) ** 2)
@@ -81,7 +85,7 @@ def proportion(successes: float, count: int) -> Figure:
 
 
 def mean(values: np.ndarray) -> Figure:
-    """Give the mean and its error s / sqrt(n), s with n - 1 below it; of a single value the error is NaN."""
+    """Return the mean and its standard error, s / sqrt(n) with n - 1 in s; NaN for a single value."""
     values = np.asarray(values, float).ravel()
     check(len(values) > 0, "a mean of no examples is undefined")
     spread = values.std(ddof=1) if len(values) > 1 else math.nan
@@ -89,7 +93,7 @@ def mean(values: np.ndarray) -> Figure:
 
 
 def resampled(value: float, replicates: np.ndarray) -> Figure:
-    """Give a value with the spread of its bootstrap replicates and their 2.5 and 97.5 percentiles."""
+    """Return a value with the standard deviation of its bootstrap replicates and their 2.5 and 97.5 percentiles."""
     known = np.asarray(replicates, float)
     known = known[np.isfinite(known)]
     if len(known) < 2 or not math.isfinite(value):
@@ -108,27 +112,27 @@ def bootstrap_sums(
     replicates: int = 1000,
     counts: np.ndarray | None = None,
 ) -> Figures:
-    """Measure functions of sums over examples, all on the same resamples (Efron & Tibshirani 1993, percentile interval).
+    """Bootstrap functions of sums over examples, all on the same resamples (Efron & Tibshirani 1993, percentile interval).
 
-    rows_NS holds what each example adds to each of S sums; a formula maps sums (..., S) to values (...). `counts` says
-    how often each row occurred, where equal examples were put together.
+    rows_NS: the addends of each example to S sums. A formula maps sums (..., S) to values (...). `counts` (N): multiplicity
+    of each row, where equal examples were merged.
     """
     rows_NS = np.asarray(rows_NS, float)
     check(len(rows_NS) > 0, "nothing to measure: no examples")
     whole_S = rows_NS.sum(0) if counts is None else np.asarray(counts, float) @ rows_NS
     if (len(rows_NS) if counts is None else np.sum(counts)) == 1:
-        replicates = 1  # a single example says nothing of its spread
+        replicates = 1  # every resample of a single example is that example
     drawn_RS = np.concatenate([weights @ rows_NS for weights in _draws(len(rows_NS), seed, replicates, counts)])
     return {name: resampled(float(formula(whole_S)), formula(drawn_RS)) for name, formula in formulas.items()}
 
 
-def _draws(size: int, seed: int, replicates: int, counts: np.ndarray | None = None):
-    """Yield how often each row is in each resample, (some replicates, rows), a bounded number of replicates at a time."""
+def _draws(size: int, seed: int, replicates: int, counts: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Yield the multiplicity of each row in each resample, (some replicates, rows)."""
     rng = np.random.default_rng(seed)
-    step = max(1, 2_000_000 // size)
+    step = max(1, 2_000_000 // size)  # bounds the memory of one matrix to 16 MB
     for start in range(0, replicates, step):
         some = min(step, replicates - start)
-        if counts is not None:
+        if counts is not None:  # resampling merged rows is a multinomial draw
             total = int(np.sum(counts))
             yield rng.multinomial(total, np.asarray(counts, float) / total, size=some).astype(float)
             continue
@@ -139,96 +143,27 @@ def _draws(size: int, seed: int, replicates: int, counts: np.ndarray | None = No
 def bootstrap(
     statistic: Callable[[np.ndarray], Mapping[str, float]], size: int, seed: int = 0, replicates: int = 1000
 ) -> Figures:
-    """Measure anything else: the statistic maps the indices of the examples in a resample, int (N,), to named values."""
+    """Bootstrap any statistic of the indices of a resample's examples, int (N,), that returns named values."""
     check(size > 0, "nothing to measure: no examples")
     rng = np.random.default_rng(seed)
     whole = statistic(np.arange(size))
     drawn = [statistic(rng.integers(0, size, size)) for _ in range(replicates if size > 1 else 1)]
-    return {name: resampled(float(value), np.array([found[name] for found in drawn])) for name, value in whole.items()}
+    return {name: resampled(float(value), np.array([values[name] for values in drawn])) for name, value in whole.items()}
 
 
 def jackknife(
     statistic: Callable[[np.ndarray], Mapping[str, float]], size: int, seed: int = 0, groups: int = 20
 ) -> Figures:
-    """Measure with each of (at most) 20 random groups of examples left out in turn; a normal interval around the value."""
+    """Delete-a-group jackknife: recompute with each of at most `groups` random groups left out; normal intervals."""
     check(size > 0, "nothing to measure: no examples")
     whole, order = statistic(np.arange(size)), np.random.default_rng(seed).permutation(size)
     if size == 1:
         return {name: Figure.of(value, math.nan) for name, value in whole.items()}
     parts = np.array_split(order, min(groups, size))
-    found = [statistic(np.sort(np.concatenate([p for j, p in enumerate(parts) if j != i]))) for i in range(len(parts))]
-    values = {name: np.array([f.get(name, math.nan) for f in found], float) for name in whole}
-    known = {name: v[np.isfinite(v)] for name, v in values.items()}  # without a group nothing may be left to measure
+    without = [statistic(np.sort(np.concatenate([p for j, p in enumerate(parts) if j != i]))) for i in range(len(parts))]
+    values = {name: np.array([f.get(name, math.nan) for f in without], float) for name in whole}
+    known = {name: v[np.isfinite(v)] for name, v in values.items()}  # the other groups may hold nothing to measure
     errors = {
         name: math.sqrt((len(v) - 1) * np.mean((v - v.mean()) ** 2)) if len(v) > 1 else math.nan for name, v in known.items()
     }
     return {name: Figure.of(value, errors[name]) for name, value in whole.items()}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The first system's value less the second's on the same examples, and the two-sided p of a difference that large."""
-
-    difference: Figure
-    p_value: float
-
-
-def total(sums: np.ndarray) -> np.ndarray:
-    """The formula of a mean, for rows (score, 1)."""
-    return divide(sums[..., 0], sums[..., 1], math.nan)
-
-
-def as_rows(scores: np.ndarray) -> np.ndarray:
-    """Write scores (N,) as rows (score, 1), whose formula is their mean; rows (N, S) stay."""
-    scores = np.asarray(scores, float)
-    return np.stack([scores, np.ones_like(scores)], 1) if scores.ndim == 1 else scores
-
-
-def paired_bootstrap(
-    first: np.ndarray, second: np.ndarray, formula: Formula = total, seed: int = 0, replicates: int = 1000
-) -> Comparison:
-    """Compare two systems on the same resamples of their common examples (Koehn 2004).
-
-    `first` and `second` are scores (N,), compared by their means, or rows (N, S) of sums with their formula. The p-value
-    is the share of resamples whose difference lies as far from the mean difference as that from 0 (Riezler & Maxwell 2005).
-    """
-    a, b = as_rows(first), as_rows(second)
-    size = same_length(first=a, second=b)
-    draws = list(_draws(size, seed, replicates if size > 1 else 1))
-    drawn = np.concatenate([formula(w @ a) - formula(w @ b) for w in draws])
-    found = float(formula(a.sum(0)) - formula(b.sum(0)))
-    extreme = np.abs(drawn - drawn.mean()) >= abs(found) * (1 - 1e-12)
-    p_value = float((1 + extreme.sum()) / (1 + len(drawn))) if size > 1 else 1.0
-    return Comparison(resampled(found, drawn), p_value)
-
-
-def paired_permutation(
-    first: np.ndarray, second: np.ndarray, formula: Formula = total, seed: int = 0, replicates: int = 10_000
-) -> float:
-    """Give the two-sided p of the difference when each example's two results may trade places (Noreen 1989).
-
-    Exact, by all 2^N exchanges, where these are no more than `replicates`. Arguments as in `paired_bootstrap`.
-    """
-    a, b = as_rows(first), as_rows(second)
-    size = same_length(first=a, second=b)
-    exact = 2**size <= replicates
-    rng, extreme, done = np.random.default_rng(seed), 0, 0
-    both, half, goal = (a + b).sum(0) / 2, (a - b) / 2, 2**size if exact else replicates
-    found = abs(float(formula(a.sum(0)) - formula(b.sum(0))))
-    step = max(1, 2_000_000 // size)
-    for start in range(0, goal, step):
-        numbers = np.arange(start, min(start + step, goal))
-        kept = (numbers[:, None] >> np.arange(size)) & 1 if exact else rng.integers(0, 2, (len(numbers), size))
-        moved = (2.0 * kept - 1) @ half
-        extreme += int((np.abs(formula(both + moved) - formula(both - moved)) >= found - 1e-12 * max(found, 1)).sum())
-        done += len(numbers)
-    return extreme / done if exact else (1 + extreme) / (1 + done)
-
-
-def sign_test(positive: int, negative: int) -> float:
-    """Give the two-sided binomial p of that many positive and negative differences; ties are left out before."""
-    count, fewer = positive + negative, min(positive, negative)
-    if count == 0:
-        return 1.0
-    tail = sum(math.comb(count, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**count)

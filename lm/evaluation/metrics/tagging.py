@@ -1,4 +1,4 @@
-"""Named entities: precision, recall and F1 over whole spans, found in the tags as seqeval finds them."""
+"""Entity-level precision, recall and F1 of tagged sequences, with spans decoded by seqeval."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEMES = {"IOB1": "OIB", "IOB2": "OIB", "IOE1": "OIE", "IOE2": "OIE", "IOBES": 
 
 
 class Span(NamedTuple):
-    """An entity: its type, its first word, and the word after its last."""
+    """An entity: its type, its first word, and the word after its last one."""
 
     kind: str
     start: int
@@ -27,10 +27,10 @@ class Span(NamedTuple):
 
 
 def spans(tags: Tags, scheme: str | None = None) -> list[Span]:
-    """Find the entities of one sentence.
+    """Decode the entities of one sentence.
 
-    Without a scheme as conlleval does, whatever the tags (BIO, IOB1, IOBES, BMES): an I- that nothing leads to begins an
-    entity, too. With one of SCHEMES only what that scheme calls well formed counts (seqeval's strict mode).
+    Without a scheme by conlleval's rules for any tags (BIO, IOB1, IOBES, BMES): an I- without a predecessor starts an
+    entity. With one of SCHEMES only well-formed entities count (seqeval's strict mode).
     """
     if scheme is not None and scheme not in SCHEMES:
         raise unknown("scheme", scheme, [*SCHEMES])
@@ -45,23 +45,23 @@ def spans(tags: Tags, scheme: str | None = None) -> list[Span]:
         return [Span(kind, start, last + 1) for kind, start, last in get_entities(plain)]
     import seqeval.scheme
 
-    (found,) = seqeval.scheme.Entities([list(tags)], getattr(seqeval.scheme, scheme)).entities
-    return [Span(entity.tag, entity.start, entity.end) for entity in found]
+    (decoded,) = seqeval.scheme.Entities([list(tags)], getattr(seqeval.scheme, scheme)).entities
+    return [Span(entity.tag, entity.start, entity.end) for entity in decoded]
 
 
 def entities(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None = None, seed: int = 0) -> Figures:
-    """Measure sentences of tags: precision, recall and f1 over entities (pooled: the headline) and the accuracy of tags.
+    """Measure tagged sentences: micro-averaged precision, recall and f1 over entities, and tag accuracy.
 
-    Also NAME/macro, NAME/weighted (by gold entities) and NAME/TYPE for each type in either. `mistakes`/SORT is the share of
-    the gold entities (spurious: of the predicted ones) that are wrong in this way. Sentences are resampled.
+    Also NAME/macro, NAME/weighted (by gold entities) and NAME/TYPE for each type. `mistakes`/SORT is the share of gold
+    entities (spurious: of predicted ones) with this error. The bootstrap resamples sentences.
     """
     pairs = _spans_of_all(gold, predicted, scheme)
     kinds = sorted({span.kind for pair in pairs for side in pair for span in side})
     place = {kind: k for k, kind in enumerate(kinds)}
     rows = np.zeros((len(pairs), 3, len(kinds)))
     for row, (true, guessed) in zip(rows, pairs):
-        for part, found in zip(row, (true & guessed, true, guessed)):
-            np.add.at(part, [place[span.kind] for span in found], 1)
+        for part, counted in zip(row, (true & guessed, true, guessed)):
+            np.add.at(part, [place[span.kind] for span in counted], 1)
     wrong = np.zeros((len(pairs), len(SORTS)))
     for mistake in mistakes(gold, predicted, scheme):
         wrong[mistake.sentence, SORTS.index(mistake.sort)] += 1
@@ -91,19 +91,19 @@ def _one(sums: np.ndarray, which: int, k: int) -> np.ndarray:
 
 def _averaged(sums: np.ndarray, which: int, how: str) -> np.ndarray:
     parts = _parts(sums)
-    return averaged(*parts, which, how) if parts[0].shape[-1] else np.zeros(sums.shape[:-1])  # no entity anywhere
+    return averaged(*parts, which, how) if parts[0].shape[-1] else np.zeros(sums.shape[:-1])  # neither side has an entity
 
 
 def _spans_of_all(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None) -> list[tuple[set, set]]:
     same_length(gold=gold, predicted=predicted)
     for i, (g, p) in enumerate(zip(gold, predicted)):
-        check(len(g) == len(p), f"sentence {i}: {len(g)} gold tags, {len(p)} predicted; give one of each per word")
+        check(len(g) == len(p), f"sentence {i}: {len(g)} gold tags, {len(p)} predicted; each word needs one of each")
     return [(set(spans(g, scheme)), set(spans(p, scheme))) for g, p in zip(gold, predicted)]
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrong entity: the gold one (None if there is none there) and the predicted one."""
+    """A wrong entity: gold and predicted span, None where one side has no entity."""
 
     sentence: int
     sort: Literal["type", "bounds", "both", "missed", "spurious"]
@@ -112,19 +112,19 @@ class Mistake:
 
 
 def mistakes(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None = None) -> list[Mistake]:
-    """List wrong entities sentence by sentence, each gold one beside the predicted one that it overlaps most."""
-    found = []
+    """List wrong entities by sentence, each gold span paired with the predicted span of the largest overlap."""
+    wrong = []
     for i, (true, guessed) in enumerate(_spans_of_all(gold, predicted, scheme)):
-        left = sorted(guessed - true, key=lambda span: span.start)
+        unmatched = sorted(guessed - true, key=lambda span: span.start)
         for span in sorted(true - guessed, key=lambda span: span.start):
-            partner = max(left, key=partial(_overlap, span), default=None)
+            partner = max(unmatched, key=partial(_overlap, span), default=None)
             if partner is None or not _overlap(span, partner):
-                found.append(Mistake(i, "missed", span, None))
+                wrong.append(Mistake(i, "missed", span, None))
                 continue
-            left.remove(partner)
-            found.append(Mistake(i, _sort(span, partner), span, partner))
-        found += [Mistake(i, "spurious", None, span) for span in left]
-    return found
+            unmatched.remove(partner)
+            wrong.append(Mistake(i, _sort(span, partner), span, partner))
+        wrong += [Mistake(i, "spurious", None, span) for span in unmatched]
+    return wrong
 
 
 def _overlap(a: Span, b: Span) -> int:

@@ -1,219 +1,187 @@
-"""One HTML file of the worst errors of a fine-tuned network: the surest first, nothing fetched, no text trusted."""
+"""One HTML page of the worst errors of a fine-tuned network, most confident first; it fetches nothing."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from html import escape
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm.data.types import Example
 from lm.evaluation.metrics.statistics import Figures
 from lm.evaluation.metrics.tagging import spans
-from lm.evaluation.predictions import CLASSES, LABELS, NUMBERS, OPTIONS, SPANS, TAGS, TEXTS, Prediction, scheme_of
+from lm.evaluation.predictions import (
+    CLASSES,
+    LABELS,
+    NUMBERS,
+    OPTIONS,
+    SPANS,
+    TAGS,
+    TEXTS,
+    Found,
+    Prediction,
+    scheme_of,
+)
+from lm.evaluation.report.pages import render
 
 MOST = 100  # errors on a page
-LONG = 4000  # characters of a text that are shown
-HERE = Path(__file__).parent
+LONG = 4000  # characters shown of a text
+View = dict[str, Any]  # the parts of an error that the template shows: see errors_page.html
+Chip = tuple[str, str]  # text, CSS class
 
 
-def page(name: str, found: Any, figures: Figures) -> str:
-    """Write the page of a `lm.evaluation.downstream.Found`."""
-    order, body = DRAWN[found.form.name]
+class Style(NamedTuple):
+    """Presentation of one form of predictions: its ranking, the ranking's name, and the view of an error."""
+
+    badness: Callable[[Prediction], float]
+    order: str
+    view: Callable[[Any, Prediction, Example], View]
+
+
+def page(name: str, found: Found, figures: Figures) -> str:
+    """Render the worst errors of predictions, with the headline figures."""
+    style = STYLES[found.form.name]
     wrong = [pair for pair in zip(found.predictions, found.examples) if pair[0].get("right", 0.0) < 1]
-    wrong.sort(key=lambda pair: -order(pair[0]))
-    shown = [section(k, found.objective, *pair, body) for k, pair in enumerate(wrong[:MOST], 1)]
-    headline = [(key, figures[key]) for key in found.form.headline if key in figures]
-    told = " · ".join(f"{escape(key)} <b>{figure.value:.3f}</b> ± {figure.error:.3f}" for key, figure in headline)
-    what = "largest differences" if found.form is NUMBERS else "errors"
-    about = f"{min(MOST, len(wrong))} of {len(wrong):,} {what} in {len(found.predictions):,} held-out examples"
-    frame = (HERE / "errors_page.html").read_text(encoding="utf-8")
-    parts = {
-        "title": escape(name), "figures": told, "about": about + f", {ORDERS[found.form.name]}",
-        "legend": LEGENDS.get(found.form.name, ""), "body": "\n".join(shown) or "<section>Not one error.</section>",
-    }  # fmt: skip
-    head, *rest = frame.split("{{")
-    return head + "".join(parts[key] + text for key, _, text in (one.partition("}}") for one in rest))
+    wrong.sort(key=lambda pair: -style.badness(pair[0]))
+    noun = "largest differences" if found.form is NUMBERS else "errors"
+    shares = f"{min(MOST, len(wrong))} of {len(wrong):,} {noun} in {len(found.predictions):,} held-out examples"
+    values = {
+        "title": name,
+        "form": found.form.name,
+        "figures": [(key, figures[key]) for key in found.form.headline if key in figures],
+        "about": f"{shares}, {style.order}",
+        "errors": [(prediction, style.view(found.objective, prediction, e)) for prediction, e in wrong[:MOST]],
+    }
+    return render("errors_page.html", values)
 
 
-def section(number: int, objective: Any, found: Prediction, example: Example, body: Callable) -> str:
-    sure = f'<span class="sure">{found["confidence"]:.1%} sure</span>' if "confidence" in found else ""
-    where = f'<span class="where">{escape(found["where"])}</span>'
-    head = f'<p class="head"><a href="#e{number}">{number}</a> {sure} {where}</p>'
-    return f'<section id="e{number}">{head}{body(objective, found, example)}</section>'
+def shortened(text: str) -> str:
+    return text if len(text) <= LONG else text[:LONG] + " …"
 
 
-def chip(text: Any, kind: str) -> str:
-    return f'<span class="chip {kind}">{escape(str(text)) or "(none)"}</span>'
+def texts(example: Example, fields: Sequence[str]) -> list[str]:
+    return [shortened(str(example.values.get(field, ""))) for field in fields]
 
 
-def verdict(gold: str, guess: str) -> str:
-    return f'<p class="verdict">true {gold} predicted {guess}</p>'
-
-
-def prose(text: str) -> str:
-    cut = text if len(text) <= LONG else text[:LONG] + " …"
-    return f'<p class="text" dir="auto">{escape(cut)}</p>'
-
-
-def texts(example: Example, fields: Sequence[str]) -> str:
-    found = [str(example.values.get(field, "")) for field in fields]
-    return "".join(prose(text) for text in found)
-
-
-def bars(shares: dict[str, float], gold: Sequence[str], most: int = 5) -> str:
-    """Draw the largest probabilities; the true ones are among them."""
+def bars(shares: dict[str, float], gold: Sequence[str], most: int = 5) -> list[tuple[float, str, str]]:
+    """List (probability, text, CSS class) of the most probable answers and of the true ones."""
     ranked = sorted(shares, key=lambda name: -shares[name])
     shown = ranked[:most] + [name for name in ranked[most:] if name in gold]
-    rows = [
-        f'<tr><td class="n">{shares[name]:.1%}</td><td>{chip(name, "gold" if name in gold else "plain")}</td>'
-        f'<td class="wide"><span class="bar" style="width:{100 * shares[name]:.1f}%"></span></td></tr>'
-        for name in shown
-    ]
-    return f'<table class="bars">{"".join(rows)}</table>'
+    return [(shares[name], name, "gold" if name in gold else "plain") for name in shown]
 
 
-def of_class(objective: Any, found: Prediction, example: Example) -> str:
-    said = verdict(chip(found["gold"], "gold"), chip(found["guess"], "guess"))
-    return said + texts(example, objective.fields) + bars(found["probabilities"], [found["gold"]])
+def class_view(objective: Any, found: Prediction, example: Example) -> View:
+    verdict = ([(found["gold"], "gold")], [(found["guess"], "guess")])
+    shares = bars(found["probabilities"], [found["gold"]])
+    return {"verdict": verdict, "texts": texts(example, objective.fields), "bars": shares}
 
 
-def of_labels(objective: Any, found: Prediction, example: Example) -> str:
+def labels_view(objective: Any, found: Prediction, example: Example) -> View:
     gold, guess = found["gold"], found["guess"]
-    sides = [
-        " ".join(chip(x, "gold" if x in other else wrong) for x in side) or chip("", "plain")
+    verdict = [
+        [(label, "gold" if label in other else wrong) for label in side] or [("", "plain")]
         for side, other, wrong in ((gold, guess, "missed"), (guess, gold, "guess"))
     ]
-    return verdict(*sides) + texts(example, objective.fields) + bars(found["probabilities"], gold)
+    return {"verdict": verdict, "texts": texts(example, objective.fields), "bars": bars(found["probabilities"], gold)}
 
 
-def of_number(objective: Any, found: Prediction, example: Example) -> str:
-    said = verdict(chip(f"{found['gold']:.4g}", "gold"), chip(f"{found['guess']:.4g}", "guess"))
-    return said + texts(example, objective.fields)
+def number_view(objective: Any, found: Prediction, example: Example) -> View:
+    verdict = ([(f"{found['gold']:.4g}", "gold")], [(f"{found['guess']:.4g}", "guess")])
+    return {"verdict": verdict, "texts": texts(example, objective.fields)}
 
 
-def of_options(objective: Any, found: Prediction, example: Example) -> str:
-    rows = []
-    for k, (option, p) in enumerate(zip(objective.offered(example), found["probabilities"])):
-        kind = "gold" if k == found["gold"] else "guess" if k == found["guess"] else "plain"
-        rows.append(f'<tr><td class="n">{p:.1%}</td><td>{chip(option, kind)}</td></tr>')
-    asked = [field for field in (objective.context, objective.question) if field]
-    return texts(example, asked) + f'<table class="bars">{"".join(rows)}</table>'
+def options_view(objective: Any, found: Prediction, example: Example) -> View:
+    kinds = {found["guess"]: "guess", found["gold"]: "gold"}
+    pairs = zip(found["probabilities"], objective.offered(example))
+    fields = [field for field in (objective.context, objective.question) if field]
+    options = [(share, text, kinds.get(k, "plain")) for k, (share, text) in enumerate(pairs)]
+    return {"texts": texts(example, fields), "options": options}
 
 
-def of_tags(objective: Any, found: Prediction, example: Example) -> str:
-    """Mark entities: right, missed (below: what it is) and made up; of tags that are no spans, each wrong word."""
+def tags_view(objective: Any, found: Prediction, example: Example) -> View:
+    """Mark entities: right, missed, spurious or confused; of tags that are no spans, each wrong word."""
     words, space = found["words"], " " if example.values.get("spaced", True) else ""
-    gold, guess = (pieces(objective, found[side]) for side in ("gold", "guess"))
-    out, k = [], 0
+    gold, guess = (entities(objective, found[side]) for side in ("gold", "guess"))
+    pieces, k = [], 0
     while k < len(words):
-        at = [sorted(s for s in side if s[1] == k) for side in (gold, guess)]
-        if not at[0] and not at[1]:
-            out.append(escape(words[k]))
+        starting = [s for s in gold | guess if s[1] == k]
+        if not starting:
+            pieces.append((words[k], "", ""))
             k += 1
             continue
-        stop = max(s[2] for side in at for s in side)
-        while True:  # what overlaps is shown as one
-            more = max([s[2] for s in gold | guess if k <= s[1] < stop], default=stop)
-            if more <= stop:
-                break
+        stop = max(s[2] for s in starting)
+        # Spans of both sides that overlap, directly or through others, are one piece.
+        while (more := max(s[2] for s in gold | guess if k <= s[1] < stop)) > stop:
             stop = more
         inside = [sorted(s for s in side if k <= s[1] < stop) for side in (gold, guess)]
-        out.append(entity(words[k:stop], *inside, space))
+        pieces.append((space.join(words[k:stop]), *comment(*inside)))
         k = stop
-    return f'<p class="text tags" dir="auto">{space.join(out)}</p>'
+    return {"entities": pieces, "space": space}
 
 
-def pieces(objective: Any, tags: Sequence[str]) -> set[tuple[str, int, int]]:
+def entities(objective: Any, tags: Sequence[str]) -> set[tuple[str, int, int]]:
     scheme = scheme_of(objective.labels)
     if scheme is None:
         return {(tag, k, k + 1) for k, tag in enumerate(tags) if tag != "O"}
     return {tuple(span) for span in spans(tags, None if scheme == "conlleval" else scheme)}
 
 
-def entity(words: Sequence[str], gold: list, guess: list, space: str) -> str:
+def comment(gold: list, guess: list) -> tuple[str, str]:
+    """Return CSS class and comment of overlapping gold and predicted spans."""
     names = [" + ".join(kind for kind, _, _ in side) for side in (gold, guess)]
     if gold == guess:
-        kind, told = "good", names[0]
-    elif not guess:
-        kind, told = "missed", f"{names[0]}, missed"
-    elif not gold:
-        kind, told = "bad", f"{names[1]}, made up"
-    elif [s[0] for s in gold] == [s[0] for s in guess]:
-        kind, told = "bad", f"{names[0]}, other bounds"
-    else:
-        kind, told = "bad", f"{names[0]}, taken for {names[1]}"
-    return f'<span class="ent {kind}"><span>{escape(space.join(words))}</span><small>{escape(told)}</small></span>'
+        return "good", names[0]
+    if not guess:
+        return "missed", f"{names[0]}, missed"
+    if not gold:
+        return "bad", f"{names[1]}, made up"
+    if [s[0] for s in gold] == [s[0] for s in guess]:
+        return "bad", f"{names[0]}, other bounds"
+    return "bad", f"{names[0]}, taken for {names[1]}"
 
 
-def of_answer(objective: Any, found: Prediction, example: Example) -> str:
-    gold = " ".join(chip(text, "gold") for text in dict.fromkeys(found["gold"])) or chip("", "gold")
-    asked = f'<p class="asked" dir="auto">{escape(example.get("question").strip())}</p>'
+def answer_view(objective: Any, found: Prediction, example: Example) -> View:
     context = example.get("context")
     marks = [(start, start + len(text), "gold") for text, start in objective.gold(example)[:1]]
-    place = context.find(found["guess"]) if found["guess"] else -1
-    marks += [(place, place + len(found["guess"]), "guess")] if place >= 0 else []
-    said = verdict(gold, chip(found["guess"], "guess")) + marked(context, marks)
-    return asked + said + bars(found["probabilities"], found["gold"])
+    start = context.find(found["guess"]) if found["guess"] else -1
+    marks += [(start, start + len(found["guess"]), "guess")] if start >= 0 else []
+    return {
+        "question": example.get("question").strip(),
+        "verdict": ([(text, "gold") for text in dict.fromkeys(found["gold"])] or [("", "gold")], [(found["guess"], "guess")]),
+        "marked": marked(context, marks),
+        "bars": bars(found["probabilities"], found["gold"]),
+    }
 
 
-def of_text(objective: Any, found: Prediction, example: Example) -> str:
-    sides = "".join(f'<p class="text" dir="auto">{chip(text, kind)}</p>' for text, kind in sides_of(found))
-    return prose(found["prompt"]) + sides
+def text_view(objective: Any, found: Prediction, example: Example) -> View:
+    sides = [*((text, "gold") for text in found["gold"]), (found["guess"], "guess")]
+    return {"texts": [shortened(found["prompt"])], "sides": sides}
 
 
-def sides_of(found: Prediction) -> list[tuple[str, str]]:
-    return [*((text, "gold") for text in found["gold"]), (found["guess"], "guess")]
-
-
-def marked(text: str, marks: Sequence[tuple[int, int, str]]) -> str:
-    """Mark spans of a text, also where they overlap; of a long one what lies around them."""
+def marked(text: str, marks: Sequence[tuple[int, int, str]]) -> list[Chip]:
+    """Split a text at the ends of marked spans, which may overlap; a long text is cut to the surroundings of the marks."""
     low = max(0, min((start for start, _, _ in marks), default=0) - LONG // 2)
     high = min(len(text), max((stop for _, stop, _ in marks), default=0) + LONG // 2)
     edges = sorted({low, high, *(e for start, stop, _ in marks for e in (start, stop))})
-    out = []
+    pieces = [("… ", "")] * (low > 0)
     for a, b in itertools.pairwise(edges):
-        kinds = [kind for start, stop, kind in marks if start <= a and b <= stop]
-        part = escape(text[a:b])
-        out.append(f'<mark class="{" ".join(kinds)}">{part}</mark>' if kinds else part)
-    return f'<p class="text" dir="auto">{"… " * (low > 0)}{"".join(out)}{" …" * (high < len(text))}</p>'
+        pieces.append((text[a:b], " ".join(kind for start, stop, kind in marks if start <= a and b <= stop)))
+    return pieces + [(" …", "")] * (high < len(text))
 
 
-def wrong_entities(found: Prediction) -> float:
-    """Words tagged wrongly."""
+def wrong_words(found: Prediction) -> float:
     return sum(a != b for a, b in zip(found["gold"], found["guess"]))
 
 
-def sure(found: Prediction) -> float:
+def confidence(found: Prediction) -> float:
     return found["confidence"]
 
 
-def unlike(found: Prediction) -> float:
-    return -found["right"]
-
-
-def off(found: Prediction) -> float:
-    return found["error"]
-
-
-# What the worst is, and how an error is shown.
-DRAWN: dict[str, tuple[Callable[[Prediction], float], Callable[[Any, Prediction, Example], str]]] = {
-    CLASSES.name: (sure, of_class),
-    LABELS.name: (sure, of_labels),
-    OPTIONS.name: (sure, of_options),
-    NUMBERS.name: (off, of_number),
-    TAGS.name: (wrong_entities, of_tags),
-    SPANS.name: (sure, of_answer),
-    TEXTS.name: (unlike, of_text),
-}
-ORDERS = dict.fromkeys(DRAWN, "the surest first") | {
-    NUMBERS.name: "the largest first", TAGS.name: "most wrong words first", TEXTS.name: "the least like a reference first",
-}  # fmt: skip
-LEGENDS = {
-    TAGS.name: '<span class="ent good"><span>right</span></span> <span class="ent missed"><span>missed</span></span> '
-    '<span class="ent bad"><span>wrong or made up</span></span>',
-    SPANS.name: '<mark class="gold">true answer</mark> <mark class="guess">predicted</mark> '
-    '<mark class="gold guess">both</mark>',
-    OPTIONS.name: '<span class="chip gold">right option</span> <span class="chip guess">chosen</span>',
+STYLES = {
+    CLASSES.name: Style(confidence, "the surest first", class_view),
+    LABELS.name: Style(confidence, "the surest first", labels_view),
+    OPTIONS.name: Style(confidence, "the surest first", options_view),
+    NUMBERS.name: Style(lambda found: found["error"], "the largest first", number_view),
+    TAGS.name: Style(wrong_words, "most wrong words first", tags_view),
+    SPANS.name: Style(confidence, "the surest first", answer_view),
+    TEXTS.name: Style(lambda found: -found["right"], "the least like a reference first", text_view),
 }

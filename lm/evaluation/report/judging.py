@@ -1,18 +1,17 @@
-"""Blind side-by-side comparison by people: a sheet to fill in, a key kept apart, and what the filled sheets say.
+"""Blind side-by-side comparison of systems by human judges.
 
-    key = write_sheet(Path("sheet.csv"), prompts, {"baseline": texts, "ours": texts}, seed=0)
-    judgements = read_sheet([Path("sheet-ann.csv"), Path("sheet-ben.csv")], key)
-    figures = win_rates(judgements) | judges_agree(judgements)
+    python -m lm.evaluation.report.judging --outputs=a.jsonl --outputs=b.jsonl --sheet=sheet.csv
+    python -m lm.evaluation.report.judging --read=sheet-ann.csv --read=sheet-ben.csv --key=sheet.key.json
 
-`write_sheet` makes sheet.csv for a spreadsheet, sheet.html with the same texts in columns and buttons that saves such a
-csv, and sheet.key.json, which says what stood where and must not reach the judges.
+The first command writes sheet.csv for a spreadsheet, sheet.html, the same comparisons with buttons that save such a csv, and
+sheet.key.json, which maps sides to systems and must not reach the judges. The second prints win rates, their significance
+and the judges' agreement.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import html
 import io
 import itertools
 import json
@@ -27,14 +26,14 @@ import numpy as np
 
 from lm.errors import UserError, check
 from lm.evaluation.metrics.agreement import counts_of, fleiss_kappa, krippendorff_alpha
-from lm.evaluation.metrics.statistics import Comparison, Figures, mean, paired_permutation, proportion
-from lm.evaluation.report.judging_page import TEMPLATE
+from lm.evaluation.metrics.statistics import Figure, Figures, mean, proportion
+from lm.evaluation.report.pages import render
 from lm.outputs import replace_file
 from lm.strict_json import dump_json, load_json
 
 COLUMNS = ("row", "prompt", "left", "right", "preference", "comment")
 WORDS = {"left": "left", "l": "left", "right": "right", "r": "right", "tie": "tie", "t": "tie", "=": "tie"}
-# What a spreadsheet takes for a formula, full-width forms too, behind any number of apostrophes (`to_cell`).
+# Texts that a spreadsheet runs as a formula, in full-width forms too, behind any number of apostrophes (`to_cell`).
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
@@ -55,15 +54,15 @@ class Judgement:
         return tuple(sorted((self.left, self.right)))
 
     def score(self, system: str) -> float:
-        """1 where the system was preferred, 1/2 for a tie, 0 where the other was."""
+        """Return 1 where the system was preferred, 1/2 for a tie, 0 where the other was."""
         return 0.5 if self.preferred is None else float(self.preferred == system)
 
 
 def write_sheet(path: Path, items: Sequence[str], systems: Mapping[str, Sequence[str]], seed: int = 0) -> Path:
     """Write the sheet, its page and its key, and return the key's path.
 
-    Each pair of systems is compared on each item (a prompt): rows are shuffled, and so are the sides, each system being on
-    the left in half of its rows. Raises UserError rather than write over a file.
+    Each pair of systems is compared on each item (a prompt). Rows are shuffled and sides balanced: each system is on the
+    left in half of its rows. Raises UserError rather than overwrite a file.
     """
     check(len(systems) > 1, "a comparison needs at least two systems")
     check(len(items) > 0, "a comparison needs at least one item")
@@ -86,41 +85,41 @@ def write_sheet(path: Path, items: Sequence[str], systems: Mapping[str, Sequence
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(key_path, dump_json({"systems": list(systems), "rows": key}, indent=1) + "\n")
     text = io.StringIO(newline="")
-    text.write("\ufeff")  # the mark lets spreadsheets see UTF-8
+    text.write("\ufeff")  # a byte-order mark, by which spreadsheets detect UTF-8
     csv.writer(text, quoting=csv.QUOTE_ALL).writerows([COLUMNS, *(map(to_cell, row) for row in rows)])
     replace_file(path, text.getvalue(), "backslashreplace")
-    replace_file(page, _page(path.stem, rows), "backslashreplace")
+    replace_file(page, render("judging_page.html", {"name": path.stem, "rows": [row[:4] for row in rows]}), "backslashreplace")
     return key_path
 
 
 def to_cell(text: str) -> str:
-    """Put an apostrophe before what a spreadsheet would run as a formula, and before texts that `from_cell` would change."""
+    """Prefix an apostrophe to formulas of a spreadsheet, and to texts that `from_cell` would change."""
     return f"'{text}" if FORMULA.match(text) else text
 
 
 def from_cell(cell: str) -> str:
-    """Take the apostrophe of `to_cell` off."""
+    """Remove the apostrophe of `to_cell`."""
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def _placed(items: int, systems: Mapping[str, object], seed: int) -> Iterator[tuple[int, tuple[int, str, str]]]:
     """Number the comparisons (item, left, right) from 1 in the order shown."""
     rng = np.random.default_rng(seed)
-    found = []
+    rows = []
     for a, b in itertools.combinations(systems, 2):
         swapped = rng.permutation(np.arange(items) % 2 if rng.random() < 0.5 else (np.arange(items) + 1) % 2)
-        found += [(item, *((b, a) if turn else (a, b))) for item, turn in enumerate(swapped)]
-    return enumerate([found[i] for i in rng.permutation(len(found))], 1)
+        rows += [(item, *((b, a) if turn else (a, b))) for item, turn in enumerate(swapped)]
+    return enumerate([rows[i] for i in rng.permutation(len(rows))], 1)
 
 
 def read_sheet(paths: Sequence[Path], key: Path) -> list[Judgement]:
-    """Read filled sheets; a row without a preference was not judged and is left out.
+    """Read filled sheets; rows without a preference are skipped.
 
-    The judge is the `judge` column's, or the file's name where there is none. Raises UserError with file and line for a row
-    that the key does not know, a preference that is none, or a row judged twice by one judge.
+    The judge stands in the `judge` column, else the file's name is the judge. Raises UserError with file and line for a row
+    that the key lacks, an invalid preference, or a row judged twice by one judge.
     """
     rows = read_key(key)
-    found: list[Judgement] = []
+    judgements: list[Judgement] = []
     seen: dict[tuple[str, str], str] = {}
     for path in paths:
         for line, cells in _cells(path):
@@ -130,43 +129,42 @@ def read_sheet(paths: Sequence[Path], key: Path) -> list[Judgement]:
                 row in rows,
                 f"{where}: row '{row}' is not in {key.name}: a sheet of another comparison, or an edited number",
             )
-            given = cells["preference"].strip().lower()
-            if not given:
+            word = cells["preference"].strip().lower()
+            if not word:
                 continue
-            check(given in WORDS, f"{where}: preference '{given}' must be left, right or tie (or empty: not judged)")
+            check(word in WORDS, f"{where}: preference '{word}' must be left, right or tie (or empty: not judged)")
             earlier = seen.setdefault((row, judge), where)
             check(earlier == where, f"{where}: judge '{judge}' has judged row {row} before, in {earlier}")
-            place = rows[row]
-            preferred = place.get(WORDS[given])  # none for a tie
-            found.append(
-                Judgement(place["item"], judge, place["left"], place["right"], preferred, cells.get("comment", ""))
-            )
-    check(len(found) > 0, f"no row of {', '.join(map(str, paths)) or 'no file'} has a preference")
-    return found
+            sides = rows[row]
+            preferred = sides.get(WORDS[word])  # None for a tie
+            comment = cells.get("comment", "")
+            judgements.append(Judgement(sides["item"], judge, sides["left"], sides["right"], preferred, comment))
+    check(len(judgements) > 0, f"no row of {', '.join(map(str, paths)) or 'no file'} has a preference")
+    return judgements
 
 
 def read_key(path: Path) -> dict[str, dict[str, Any]]:
-    """Read what stood where: {row: {"item", "left", "right"}}."""
-    check(path.exists(), f"no {path}: write_sheet leaves it beside the sheet")
-    found = load_json(path)
-    rows = found.get("rows") if isinstance(found, dict) else None
+    """Read the systems of each row's sides: {row: {"item", "left", "right"}}."""
+    check(path.exists(), f"no {path}: the key was written beside the sheet")
+    key = load_json(path)
+    rows = key.get("rows") if isinstance(key, dict) else None
     kinds = {"item": int, "left": str, "right": str}
     good = isinstance(rows, dict) and all(
         isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in kinds.items()) for row in rows.values()
     )
-    check(good, f"{path} is no key of a sheet: give the FILE.key.json that was written beside it")
+    check(good, f"{path} is no key of a sheet: name the FILE.key.json that was written beside it")
     return rows
 
 
 def _cells(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Give each row's first line number and cells by column, with commas, semicolons or tabs between them."""
+    """Yield (first line number, cells by column) of each row; spreadsheets separate by commas, semicolons or tabs."""
     check(path.exists(), f"no sheet {path}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}): save it as 'CSV UTF-8'") from error
     header = text.partition("\n")[0]
-    csv.field_size_limit(sys.maxsize)  # a text may be longer than the 131,072 characters that it allows
+    csv.field_size_limit(sys.maxsize)  # the default limit is 131,072 characters a cell
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
     columns = [name.strip().lower() for name in next(lines, [])]
     missing = [name for name in ("row", "preference") if name not in columns]
@@ -180,7 +178,7 @@ def _cells(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def scores(judgements: Sequence[Judgement], first: str, second: str) -> np.ndarray:
-    """Mean score of the first system against the second on each item that was judged, (items,)."""
+    """Compute the first system's mean score against the second on each judged item, (items,)."""
     chosen = [j for j in judgements if {j.left, j.right} == {first, second}]
     check(len(chosen) > 0, f"nobody compared '{first}' with '{second}'")
     by_item: dict[int, list[float]] = {}
@@ -189,31 +187,39 @@ def scores(judgements: Sequence[Judgement], first: str, second: str) -> np.ndarr
     return np.array([np.mean(values) for _, values in sorted(by_item.items())])
 
 
-def win_rates(judgements: Sequence[Judgement]) -> Figures:
-    """Measure win/A/B, how often A is preferred to B (a tie is half a win), tie/A/B, and `left`, the pull of the left side.
+def win_rates(judgements: Sequence[Judgement], seed: int = 0) -> Figures:
+    """Measure win/A/B (a tie is half a win), tie/A/B, p/A/B and `left`, the judges' bias to the left side.
 
-    Judges of one item see the same texts, so the error is the spread between items' means, not between judgements. `left` is
-    over judgements without ties; far from 0.5 the judges looked at the side.
+    Judges of one item see the same texts, so the units of error are items, not judgements. p/A/B is the two-sided p of the
+    win rate by a paired permutation test: exact up to 13 items, else of 10,000 draws. `left` excludes ties; 0.5 is unbiased.
     """
-    found: Figures = {}
+    figures: Figures = {}
     for a, b in sorted({j.pair for j in judgements}):
-        found |= {f"win/{x}/{y}": mean(scores(judgements, x, y)) for x, y in ((a, b), (b, a))}
+        figures |= {f"win/{x}/{y}": mean(scores(judgements, x, y)) for x, y in ((a, b), (b, a))}
         ties = [j.preferred is None for j in judgements if j.pair == (a, b)]
-        found[f"tie/{a}/{b}"] = proportion(sum(ties), len(ties))
+        figures[f"tie/{a}/{b}"] = proportion(sum(ties), len(ties))
+        figures[f"p/{a}/{b}"] = Figure.of(p_value(scores(judgements, a, b), seed), np.nan)
     decided = [j for j in judgements if j.preferred is not None]
-    return found | ({"left": proportion(sum(j.preferred == j.left for j in decided), len(decided))} if decided else {})
+    return figures | ({"left": proportion(sum(j.preferred == j.left for j in decided), len(decided))} if decided else {})
 
 
-def compare(judgements: Sequence[Judgement], first: str, second: str, seed: int = 0) -> Comparison:
-    """Give wins less losses of the first system, as shares of items, and the p of that under exchanged systems."""
-    wins = scores(judgements, first, second)
-    return Comparison(mean(2 * wins - 1), paired_permutation(wins, 1 - wins, seed=seed))
+def p_value(wins_N: np.ndarray, seed: int = 0) -> float:
+    """Test win rates of items against 1/2 by exchanging the two systems of each item."""
+    from scipy.stats import permutation_test
+
+    def difference(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
+        return (first - second).mean(axis)
+
+    if len(wins_N) < 2:  # a single item supports nothing; scipy refuses it
+        return 1.0
+    sides, rng = (wins_N, 1 - wins_N), np.random.default_rng(seed)
+    return float(permutation_test(sides, difference, permutation_type="samples", n_resamples=10_000, rng=rng).pvalue)
 
 
 def judges_agree(judgements: Sequence[Judgement], seed: int = 0) -> Figures:
-    """Measure krippendorff_alpha over compared texts, and fleiss_kappa with plain agreement where each had as many judges.
+    """Measure krippendorff_alpha over comparisons; with equally many judges each also fleiss_kappa and raw agreement.
 
-    Nothing where no text had two judges.
+    {} where no comparison has two judges.
     """
     units: dict[tuple, list[str]] = {}
     for j in judgements:
@@ -221,53 +227,38 @@ def judges_agree(judgements: Sequence[Judgement], seed: int = 0) -> Figures:
     ratings = [r for r in units.values() if len(r) > 1]
     if not ratings:
         return {}
-    found = krippendorff_alpha(ratings, seed=seed)
+    figures = krippendorff_alpha(ratings, seed=seed)
     if len({len(r) for r in ratings}) == 1:
-        found |= fleiss_kappa(counts_of(ratings)[0], seed)
-    return found
-
-
-def _page(name: str, rows: Sequence[tuple]) -> str:
-    """Write the sheet as one page that needs nothing else: texts side by side, buttons, and a link that saves the csv."""
-    parts = []
-    for number, (row, prompt, left, right, *_) in enumerate(rows, 1):
-        buttons = "".join(
-            f'<label><input type="radio" name="{row}" value="{word}"> {shown}</label>'
-            for word, shown in (("left", "left is better"), ("tie", "equally good"), ("right", "right is better"))
-        )
-        parts.append(
-            f'<section id="{row}"><h2>{number} of {len(rows)}</h2><p class="prompt">{html.escape(str(prompt))}</p>'
-            f'<div class="pair"><p>{html.escape(str(left))}</p><p>{html.escape(str(right))}</p></div>'
-            f'<div class="choice">{buttons}<input class="comment" placeholder="comment"></div></section>'
-        )
-    return TEMPLATE.replace("{{name}}", html.escape(name)).replace("{{rows}}", "\n".join(parts))
+        figures |= fleiss_kappa(counts_of(ratings)[0], seed)
+    return figures
 
 
 def main(overrides: list[tuple[str, str]]) -> None:
-    """Write a sheet of generated texts, or say what filled sheets found."""
+    """Write a sheet of generated texts, or measure filled sheets."""
     from absl import flags
 
     from lm.console import table
-    from lm.evaluation.files import items
+    from lm.evaluation.files import read_examples
 
     check(not overrides, "this command takes no --config.* flags")
     values = flags.FLAGS
-    check(bool(values.sheet) != bool(values.read), "give --sheet=FILE.csv to write one, or --read=FILE.csv with its --key")
+    check(bool(values.sheet) != bool(values.read), "use --sheet=FILE.csv to write one, or --read=FILE.csv with its --key")
     if values.sheet:
-        check(len(values.outputs) > 1, "give two files or more of lm.generate --output: --outputs=a.jsonl --outputs=b.jsonl")
-        found = {Path(path).stem: items(path) for path in values.outputs}
-        prompts = {name: [item.text("prompt") for item in mine] for name, mine in found.items()}
+        check(len(values.outputs) > 1, "name two files or more of lm.generate --output: --outputs=a.jsonl --outputs=b.jsonl")
+        systems = {Path(path).stem: read_examples(path) for path in values.outputs}
+        prompts = {name: [example.get("prompt") for example in examples] for name, examples in systems.items()}
         first, *others = prompts
         odd = [name for name in others if prompts[name] != prompts[first]]
-        check(len(found) == len(values.outputs) and not odd, f"{odd or values.outputs}: not the same prompts, or the same name")
-        texts = {name: [item.text("text") for item in mine] for name, mine in found.items()}
+        check(len(systems) == len(values.outputs) and not odd, f"{odd or values.outputs}: other prompts, or the same file name")
+        texts = {name: [example.get("text") for example in examples] for name, examples in systems.items()}
         key = write_sheet(Path(values.sheet), prompts[first], texts, values.seed)
         print(f"{values.sheet} and its page {Path(values.sheet).with_suffix('.html')} for the judges; keep {key} from them")
         return
-    check(bool(values.key), "--key=FILE.key.json says what stood on which side of the sheet")
+    check(bool(values.key), "--read needs --key=FILE.key.json, the key of the sheet")
     judgements = read_sheet([Path(path) for path in values.read], Path(values.key))
-    figures = {**win_rates(judgements), **judges_agree(judgements, values.seed)}
-    print(table([(name, f.value, f"{f.error:.2g}") for name, f in figures.items()], ("judgement", "value", "±")))
+    figures = {**win_rates(judgements, values.seed), **judges_agree(judgements, values.seed)}
+    rows = [(name, f.value, "" if np.isnan(f.error) else f"{f.error:.2g}") for name, f in figures.items()]
+    print(table(rows, ("judgement", "value", "±")))
 
 
 if __name__ == "__main__":
@@ -278,6 +269,6 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("outputs", [], "a system's texts, as lm.generate --output writes them; one file a system")
     flags.DEFINE_string("sheet", None, "write the sheet here, FILE.csv, and FILE.html and FILE.key.json beside it")
     flags.DEFINE_multi_string("read", [], "a filled sheet, one a judge")
-    flags.DEFINE_string("key", None, "the key of the sheets that are read")
-    flags.DEFINE_integer("seed", 0, "seed of the sides and of the order", lower_bound=0)
+    flags.DEFINE_string("key", None, "key of the sheets")
+    flags.DEFINE_integer("seed", 0, "seed of sides and order, or of resamples", lower_bound=0)
     run(main)

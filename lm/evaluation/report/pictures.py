@@ -1,25 +1,32 @@
-"""Pictures of an evaluation: a confusion matrix and a reliability diagram, in the look of the loss curves."""
+"""Pictures of an evaluation: confusion matrix and reliability diagram."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lm.errors import check
+from lm.evaluation.metrics.calibration import expected_error
 from lm.evaluation.metrics.qa import is_chinese
 from lm.evaluation.metrics.statistics import divide
 from lm.evaluation.report.loss_curve import GRID, INK, MUTED, OTHERS, TRAIN
 
-# Fonts that have Chinese names of classes, where one is installed: matplotlib's own has none.
+if TYPE_CHECKING:  # matplotlib takes a second to import; only drawing needs it
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+# Fonts with Chinese characters; matplotlib's default font has none.
 CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "SimHei")
 
 
 @contextmanager
-def canvas(png: Path, width: float, height: float, chinese: bool = False):
-    """Give a figure of that many inches, saved as a PNG and closed when done; with a Chinese font, if there is one."""
+def canvas(png: Path, width: float, height: float, chinese: bool = False) -> Iterator[Figure]:
+    """Open a figure of that size in inches, saved as PNG on leaving; `chinese` adds an installed Chinese font."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -39,10 +46,10 @@ def canvas(png: Path, width: float, height: float, chinese: bool = False):
 
 
 def draw_confusion(counts_KK: np.ndarray, classes: Sequence[object], png: Path) -> None:
-    """Draw counts by true class (rows) and predicted class (columns); the shade is the share of the row.
+    """Draw a confusion matrix: counts by true class (rows) and predicted class (columns), shaded by the share of the row.
 
-    Shades go by the share's square root, so that rare confusions are seen. Up to 20 classes every cell has its number;
-    past that only shades are drawn, and the names as far as they fit.
+    Shades scale with the square root of the share, so that rare confusions are visible. Cells have numbers up to 20
+    classes; beyond that names are thinned out, too.
     """
     counts_KK = np.asarray(counts_KK)
     size, names = len(counts_KK), [shortened(name) for name in classes]
@@ -70,19 +77,19 @@ def draw_confusion(counts_KK: np.ndarray, classes: Sequence[object], png: Path) 
 
 
 def shortened(name: object, longest: int = 24) -> str:
-    """Cut a class's name where it would take the picture's room."""
+    """Truncate the name of a class."""
     text = str(name)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _shades():
+def _shades() -> Colormap:
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("shades", ["#ffffff", "#b9cce6", TRAIN, "#1d3a63"])
 
 
-def _numbers(axes, counts_KK: np.ndarray, shares_KK: np.ndarray) -> None:
-    """Write each count in its cell: light on dark, zeros faint."""
+def _numbers(axes: Axes, counts_KK: np.ndarray, shares_KK: np.ndarray) -> None:
+    """Write each count into its cell: white on dark shades, zeros faint."""
     size = len(counts_KK)
     digits = len(f"{counts_KK.max():,}")
     points = min(14.0, 0.75 * 72 * min(0.62, 11 / size) / (0.62 * max(digits, 2))) if size > 4 else 14
@@ -91,7 +98,7 @@ def _numbers(axes, counts_KK: np.ndarray, shares_KK: np.ndarray) -> None:
         axes.text(j, i, f"{counts_KK[i, j]:,}", ha="center", va="center", color=color, fontsize=points)
 
 
-def _names(axes, names: Sequence[str]) -> None:
+def _names(axes: Axes, names: Sequence[str]) -> None:
     size = len(names)
     step = -(-size // 60)
     shown = range(0, size, step)
@@ -109,22 +116,20 @@ def _names(axes, names: Sequence[str]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _headline(axes, text: str) -> None:
+def _headline(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=14, color=INK, pad=12)
 
 
-def draw_reliability(
-    confidence_M: np.ndarray, accuracy_M: np.ndarray, counts_M: np.ndarray, error: float, png: Path
-) -> None:
-    """Draw accuracy against confidence bin by bin (Guo et al. 2017), with where the examples lie below it.
+def draw_reliability(sums: np.ndarray, png: Path) -> None:
+    """Draw a reliability diagram (Guo et al. 2017): accuracy by confidence, and the share of examples of each bin.
 
-    Bins without examples are left out; the gap to the diagonal is red where confidence is too high. `error` is the
-    expected calibration error, told in the title.
+    `sums` (3 M) are counts, confidences and hits of M bins (`calibration.binned`). Empty bins are omitted; the gap to the
+    diagonal is red where confidence is too high.
     """
-    confidence_M, accuracy_M, counts_M = (np.asarray(x, float) for x in (confidence_M, accuracy_M, counts_M))
-    filled = counts_M > 0
+    filled = np.split(sums, 3)[0] > 0
     check(bool(filled.any()), "a reliability diagram of no examples cannot be drawn")
-    x, y, n = confidence_M[filled], accuracy_M[filled], counts_M[filled]
+    n, confidence, hits = (part[filled] for part in np.split(sums, 3))
+    x, y, error = confidence / n, hits / n, float(expected_error(sums))
     with canvas(png, 6.5, 7.5) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
