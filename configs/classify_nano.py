@@ -11,49 +11,19 @@ learns scores, `language` is that of XNLI. Look at eval/validation/accuracy: 22 
 
 from typing import Literal
 
-from lm.config import Config, Data, Every, Optimizer, Schedule
-from lm.data.labelled.sources import examples_from, held_out_from
-from lm.data.tokenizer.tokenizer import WordPiece
-from lm.models.transformer import Transformer
+from configs.start_nano import examples, finetuning, small
+from lm.config import Config
 from lm.objectives.classify import Classify
 from lm.objectives.finetune.network import Head, Rows
 
 
 def config(
-    text: str | None = None,
-    data: str | None = None,
-    held_out: str | None = None,
-    start: str | None = None,
-    fields: tuple[str, ...] = ("text",),
-    label: str = "label",
-    kind: Literal["one", "several", "number"] = "one",
-    language: str = "",
-    causal: bool = False,
-    steps: int = 600,
-) -> Config:
-    model = Transformer(
-        context=128, width=128, depth=3, heads=4, types=0 if causal else 2, activation="gelu", init_positions=0.02,
-        dropout=0.1, attention_dropout=0.1, unroll=0,
-    )  # fmt: skip
-    return Config(
-        objective=Classify(
-            model=model,
-            fields=fields,
-            label=label,
-            kind=kind,
-            rows=Rows(causal=causal),
-            # The first token of a network from scratch would have to learn to look at the others.
-            head=Head(pool="auto" if start else "mean", dropout=0.1),
-        ),
-        data=Data(
-            source=examples_from(text, "topic", data, fields[0], language),
-            validation=held_out_from(held_out, "topic", fields[0], language),
-            tokenizer=WordPiece(vocab=4096),
-        ),
-        optimizer=Optimizer(lr=5e-5 if start else 1e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
-        schedule=Schedule(shape="linear", warmup=steps // 10),
-        steps=steps,
-        batch=16,
-        start=start,
-        every=Every(log=50, evaluate=200, save=200, sample=200),
-    )
+    text: str | None = None, data: str | None = None, held_out: str | None = None, start: str | None = None,
+    fields: tuple[str, ...] = ("text",), label: str = "label", kind: Literal["one", "several", "number"] = "one",
+    language: str = "", causal: bool = False, steps: int = 600,
+) -> Config:  # fmt: skip
+    # The first token of a network from scratch would have to learn to look at the others.
+    head = Head(pool="auto" if start else "mean", dropout=0.1)
+    rows = Rows(causal=causal)
+    objective = Classify(model=small(128, causal), fields=fields, label=label, kind=kind, rows=rows, head=head)
+    return finetuning(objective, examples("topic", text, data, held_out, fields[0], language), start, steps)

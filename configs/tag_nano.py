@@ -10,47 +10,15 @@ Look at eval/validation/inside: the accuracy where there is something to tag. Fi
 CoNLL's (.conll); for the People's Daily write source=lm.data.labelled.columns.Entities(path=...) into a config of your own.
 """
 
-from lm.config import Config, Data, Every, Optimizer, Schedule
-from lm.data.labelled.sources import examples_from, held_out_from
-from lm.data.tokenizer.tokenizer import WordPiece
-from lm.models.transformer import Transformer
+from configs.start_nano import examples, finetuning, small
+from lm.config import Config
 from lm.objectives.finetune.network import Rows
 from lm.objectives.tag import Tag
 
 
 def config(
-    text: str | None = None,
-    data: str | None = None,
-    held_out: str | None = None,
-    words: str = "words",
-    tags: str = "tags",
-    start: str | None = None,
-    crf: bool = False,
-    causal: bool = False,
-    steps: int = 600,
-) -> Config:
-    model = Transformer(
-        context=128, width=128, depth=3, heads=4, types=0 if causal else 2, activation="gelu", init_positions=0.02,
-        dropout=0.1, attention_dropout=0.1, unroll=0,
-    )  # fmt: skip
-    return Config(
-        objective=Tag(
-            model=model,
-            words=words,
-            tags=tags,
-            crf=crf,
-            dropout=0.1,
-            rows=Rows(causal=causal),
-        ),
-        data=Data(
-            source=examples_from(text, "marks", data, words),
-            validation=held_out_from(held_out, "marks", words),
-            tokenizer=WordPiece(vocab=4096),
-        ),
-        optimizer=Optimizer(lr=5e-5 if start else 1e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
-        schedule=Schedule(shape="linear", warmup=steps // 10),
-        steps=steps,
-        batch=16,
-        start=start,
-        every=Every(log=50, evaluate=200, save=200, sample=200),
-    )
+    text: str | None = None, data: str | None = None, held_out: str | None = None, words: str = "words", tags: str = "tags",
+    start: str | None = None, crf: bool = False, causal: bool = False, steps: int = 600,
+) -> Config:  # fmt: skip
+    objective = Tag(model=small(128, causal), words=words, tags=tags, crf=crf, dropout=0.1, rows=Rows(causal=causal))
+    return finetuning(objective, examples("marks", text, data, held_out, words), start, steps)

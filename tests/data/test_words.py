@@ -89,7 +89,7 @@ def test_documents_and_archives(tmp_path):
         len(Tagged(path=f"{path}::b").open())
     with pytest.raises(UserError, match=r"a\.txt:2: 'words' is not WORD/TAG"):
         len([*map(tagged(tmp_path, "一/m", "words").open().__getitem__, range(2))])
-    with pytest.raises(UserError, match="'line', 'blank' or 'file'"):
+    with pytest.raises(UserError, match="valid: line, blank, file"):
         Tagged(path=path, documents="page")
 
 
