@@ -5,14 +5,19 @@
 writes the files beside this one anew; `git diff tests/golden` then shows what a change of code did.
 """
 
+import dataclasses
 import functools
 import json
+import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from lm.config import Config, Optimizer, Schedule, load, to_json
+from lm.config import Config, Optimizer, Schedule, load
+from lm.fields import chosen
 from lm.models import presets
 from lm.models.model import Model
 from lm.models.transformer import Transformer
@@ -33,9 +38,58 @@ MODELS = {
 }  # fmt: skip
 
 
+def own(value: Any, default: Any, path: str) -> Iterator[str]:
+    """List what a value sets otherwise than its default does, a line a field."""
+    if dataclasses.is_dataclass(value):
+        if type(value) is not type(default):
+            yield f"{path}: {name_of(type(value))}"
+            default = None
+        for field in chosen(value):
+            yield from own(getattr(value, field.name), default_of(field, default), f"{path}.{field.name}".lstrip("."))
+    elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)) and value != default:
+        for i, part in enumerate(value):
+            yield from own(part, None, f"{path}[{i}]")
+    elif value != default or type(value) is not type(default):
+        yield f"{path} = {json.dumps(value, ensure_ascii=False)}"
+
+
+def default_of(field: dataclasses.Field, owner: Any) -> Any:
+    """Return the value that a field has in its owner's default, or by itself."""
+    if owner is not None:
+        return getattr(owner, field.name)
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def name_of(cls: type) -> str:
+    return f"{cls.__module__.removeprefix('lm.')}.{cls.__qualname__}"
+
+
+def classes(value: Any) -> Iterator[type]:
+    """List the dataclasses in a tree."""
+    if dataclasses.is_dataclass(value):
+        yield type(value)
+        value = tuple(getattr(value, field.name) for field in chosen(value))
+    for part in value if isinstance(value, tuple) else ():
+        yield from classes(part)
+
+
+def defaults(found: Iterable[type]) -> str:
+    """Write every class of a config with its fields' defaults."""
+    lines = []
+    for cls in sorted(set(found), key=name_of):
+        values = [
+            field.name if value is dataclasses.MISSING else f"{field.name}={value!r}"
+            for field in chosen(cls) for value in [default_of(field, None)] if not dataclasses.is_dataclass(value)
+        ]  # fmt: skip
+        lines += [name_of(cls), *textwrap.wrap(" ".join(values), 116, initial_indent="    ", subsequent_indent="    ")]
+    return "\n".join(lines) + "\n"
+
+
 def configs() -> dict[str, str]:
-    """The whole resolved config of every file in configs/, without a word about where it stands."""
-    return {f"{path.stem}.config.json": to_json(load(str(path))) for path in CONFIGS}
+    """Every file in configs/ as the fields that it sets, and once the defaults of all classes in them."""
+    loaded = {path.stem: load(str(path)) for path in CONFIGS}
+    text = {f"{name}.txt": "\n".join(own(config, None, "")) + "\n" for name, config in loaded.items()}
+    return {**text, "defaults.txt": defaults(cls for config in loaded.values() for cls in classes(config))}
 
 
 def parameters(model: Transformer) -> str:
@@ -84,9 +138,10 @@ def everything() -> dict[str, str]:
 
 
 def main() -> None:
+    files = {**everything(), "losses.json": losses()}
     for old in (*FOLDER.glob("*.json"), *FOLDER.glob("*.txt")):
         old.unlink()
-    for name, text in {**everything(), "losses.json": losses()}.items():
+    for name, text in files.items():
         (FOLDER / name).write_text(text, encoding="utf-8")
         print(FOLDER / name)
 
