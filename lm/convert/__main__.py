@@ -17,19 +17,19 @@ MODEL = flags.DEFINE_string("model", None, "model folder to read")
 WORKDIR = flags.DEFINE_string("workdir", None, "run to make, or to write as a folder")
 OUTPUT = flags.DEFINE_string("output", None, "model folder to write")
 STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
-TOKENIZER = flags.DEFINE_string("tokenizer", None, "replace the vocabulary by this tokenizer's; pieces of both keep their rows")
+TOKENIZER = flags.DEFINE_string("tokenizer", None, "replace the vocabulary by this tokenizer's; shared pieces keep their rows")
 ADD_TOKENS = flags.DEFINE_string("add_tokens", None, "file of tokens, one a line, to add to the vocabulary")
 INITIALISE = flags.DEFINE_enum(
     "initialise", "overlap", ["overlap", "mean", "random"],
-    "rows of new tokens: mean of the old pieces that spell them, drawn like the old rows, or drawn as a new model's",
+    "rows of new tokens: mean of their old pieces, drawn with the old rows' mean and covariance, or drawn as a new model's",
 )  # fmt: skip
 PAD_VOCAB = flags.DEFINE_integer("pad_vocab", 0, "make the vocabulary's rows a multiple of this")
-SEED = flags.DEFINE_integer("seed", 0, "seed of rows that are drawn")
+SEED = flags.DEFINE_integer("seed", 0, "seed of drawn rows")
 CHECK = flags.DEFINE_bool("check", False, "compare every layer with transformers, which must be installed")
 
 
 def main(overrides: list[tuple[str, str]]) -> None:
-    """Read the flags, convert, say what was done."""
+    """Dispatch on the flags and print the result."""
     check(not overrides, "lm.convert takes no --config.* flags")
     from lm import platform
 

@@ -1,4 +1,4 @@
-"""Parameters that a published folder lacks: told, and an error wherever one would be read."""
+"""Placeholders for parameters that a published folder lacks: reading one is an error."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lm.training.parameters import flat, nested
 class Absent:
     """A parameter without numbers: `name` in the model of `folder`.
 
-    Static in a tree of parameters, so that jax passes over it: what does not read the head works, whatever it is, and what
-    does raises UserError, with no table of which command reads what.
+    Static in a tree of parameters, so that jax passes over it: commands that do not read the head work, others raise
+    UserError, without a table of commands.
     """
 
     name: str
     folder: str
 
     def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):  # protocols that are asked for, not numbers
+        if attribute.startswith("__"):  # look-ups of protocols, not reads
             raise AttributeError(attribute)
         self.refuse()
 
@@ -37,17 +37,17 @@ class Absent:
 
     def refuse(self) -> NoReturn:
         raise UserError(
-            f"{self.folder} has no weights for '{self.name}', which is asked here: take a folder with that head, train it "
+            f"{self.folder} has no weights for '{self.name}', which is read here: take a folder with that head, train it "
             "(start=FOLDER), or measure one drawn at random with --allow_new_heads"
         )
 
 
 def without(params: Mapping[str, Any], names: Iterable[str], folder: str) -> dict[str, Any]:
-    """Return parameters in which those named are absent."""
+    """Replace the named parameters by placeholders."""
     leaves = flat(params)
     return nested({**leaves, **{name: Absent(name, folder) for name in names if name in leaves}})
 
 
 def present(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters by path that have numbers."""
+    """Return the parameters by path, without placeholders."""
     return {name: x for name, x in flat(params).items() if not isinstance(x, Absent)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ ROWS, LENGTH = 2, 32
 
 
 def compare(path: str) -> str:
-    """Run both on the same random tokens in float32; a table of states and logits."""
+    """Run both models on the same random tokens in float32; return a table of the differences of states and logits."""
     try:
         import torch
         import transformers
@@ -36,17 +37,17 @@ def compare(path: str) -> str:
     known = isinstance(model, Transformer | EncoderDecoder) and {"stack", "decoder"} & set(loaded.params)
     if not known and not task:
         raise UserError(f"--check does not know the layers of {type(loaded.objective).__name__}")
-    theirs = getattr(transformers, name).from_pretrained(path).eval().float()
-    settings = theirs.config
+    reference = getattr(transformers, name).from_pretrained(path).eval().float()
+    settings = reference.config
     tokens = drawn(settings, model.vocab, min(LENGTH, model.context))
     if task and settings.pad_token_id is None:
-        settings.pad_token_id = 0  # which is not among the tokens: they look for the last one that is no padding
+        settings.pad_token_id = 0  # not among the tokens: their heads look for the last token that is no padding
     ids = torch.tensor(tokens, dtype=torch.long)
     more = {"decoder_input_ids": ids} if settings.is_encoder_decoder else {}
     ids = ids[None] if task == CHOICE else ids
     with torch.no_grad():
-        found = theirs(input_ids=ids, output_hidden_states=True, **more)
-    rows = [row(*pair) for pair in pairs(loaded, tokens, found)]
+        outputs = reference(input_ids=ids, output_hidden_states=True, **more)
+    rows = [row(*pair) for pair in pairs(loaded, tokens, outputs)]
     lines = [table(rows, ("after", "largest difference", "largest value"))]
     if loaded.drawn:
         lines.append(f"not compared, as the file lacks them: the logits, and with them {some(set(loaded.drawn))}")
@@ -54,7 +55,7 @@ def compare(path: str) -> str:
 
 
 def drawn(settings: Any, vocab: int, length: int) -> np.ndarray:
-    """Draw random tokens, int32 [ROWS, length]; what ends a text only where an encoder-decoder looks for it."""
+    """Draw random tokens, int32 [ROWS, length]; the end token only last, for the heads of encoder-decoders."""
     plain = np.setdiff1d(np.arange(5, vocab), [x for x in (settings.pad_token_id, settings.eos_token_id) if x is not None])
     tokens = np.random.default_rng(0).choice(plain, (ROWS, length)).astype(np.int32)
     if settings.is_encoder_decoder:
@@ -67,31 +68,31 @@ def row(name: str, ours: Any, theirs: Any) -> tuple[str, str, str]:
     return name, f"{np.abs(ours - theirs).max():.2e}", f"{np.abs(theirs).max():.2e}"
 
 
-def pairs(loaded: Any, tokens: np.ndarray, found: Any):
-    """Give (name, ours, theirs) of the states after the embeddings and each layer, and of the logits."""
+def pairs(loaded: Any, tokens: np.ndarray, outputs: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (name, ours, theirs) of the states after the embeddings and each layer, and of the logits."""
     objective, variables = loaded.objective, {"params": loaded.params}
     task = objective.task
     model = bare(objective.model) if task else objective.model
-    logits = found.get("prediction_logits", found.get("logits"))
+    logits = outputs.get("prediction_logits", outputs.get("logits"))
     if isinstance(model, EncoderDecoder):
         apply = Seq2Seq(model).apply
         h_BSD = jax.jit(lambda v: apply(v, tokens, method="encode"))(variables)
         h_BTD = jax.jit(lambda v: apply(v, tokens, source_BSD=h_BSD, method="decode"))(variables)
-        yield "encoder", h_BSD, found.encoder_last_hidden_state
-        yield "decoder", h_BTD, found.decoder_hidden_states[-1]
+        yield "encoder", h_BSD, outputs.encoder_last_hidden_state
+        yield "decoder", h_BTD, outputs.decoder_hidden_states[-1]
     elif isinstance(model, Transformer):
         causal, apply = objective.rows.causal if task else objective.writes == "text", Model(model).apply
         run = jax.jit(lambda v: apply(v, tokens, causal=causal, collect=True))
         h_BTD, states = run(variables)
-        last = len(found.hidden_states) - 1
-        for i, theirs in enumerate(found.hidden_states):
-            # Their last state has the norm that ends a pre-norm stack in it.
+        last = len(outputs.hidden_states) - 1
+        for i, theirs in enumerate(outputs.hidden_states):
+            # Their last state includes the final norm of a pre-norm stack.
             ours = h_BTD if i == last else states[i]
             yield f"layer {i}" if i else "embeddings", ours, theirs
-    if loaded.drawn:  # both draw such a head at random
+    if loaded.drawn:  # both draw that head at random
         return
     if task:
-        theirs = found.logits if task != ANSWER else stacked(found.start_logits, found.end_logits)
+        theirs = outputs.logits if task != ANSWER else stacked(outputs.start_logits, outputs.end_logits)
         yield "logits", scores(objective, loaded.params, tokens).reshape(theirs.shape), theirs
     elif isinstance(model, EncoderDecoder):
         yield "logits", apply(variables, method="head").logits(h_BTD), logits
@@ -107,7 +108,7 @@ def stacked(*sides: Any) -> Any:
 
 
 def scores(objective: Any, params: Any, tokens: np.ndarray) -> jax.Array:
-    """Score tokens, int32 [rows, length], each row being an example, or an option of one."""
+    """Return the scores of tokens, int32 [rows, length]; each row is an example, or an option of one."""
     rows, length = tokens.shape
     along, ones = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape), np.ones_like(tokens)
     batch = {"tokens": tokens, "types": 0 * ones, "segments": ones, "positions": along}

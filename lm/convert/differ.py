@@ -1,4 +1,4 @@
-"""What stands between a network trained here and a family of published ones, field by field."""
+"""Differences between the config of a network and that of a published family, and the wording of refusals."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 from lm.models.positions import context_of
 
-# Fields that say how a model is trained and computed, not what it is: no counterpart in their config.json.
+# Fields of training and computation, not of the function: they need no counterpart in config.json.
 TRAINING = {"dropout", "attention_dropout", "mlp_dropout", "position_dropout", "last_dropout", "init", "init_positions",
             "init_projections", "init_scale_depth", "init_fan_in", "init_truncate", "lora", "adapter", "pad_vocab", "dtype",
             "unroll", "remat"}  # fmt: skip
-# Fields whose 0 stands for a value that these have.
+# Fields whose 0 stands for the value of a property.
 DERIVED = {"kv_heads": "kv", "head": "head_size", "mlp": "mlp_size", "embed": "embed_size", "scale": "attention_scale",
            "mup_base": "mup", "tied_projections": "ties"}  # fmt: skip
 
 
 class Difference(NamedTuple):
-    """A field that a config.json would lose: its path in the model, our value, the one that the family has."""
+    """A field that a config.json would lose: its path in the model, our value, the family's."""
 
     path: str
     ours: Any
@@ -25,14 +25,14 @@ class Difference(NamedTuple):
 
 
 def differ(ours: Any, theirs: Any, path: str = "") -> list[Difference]:
-    """List the fields of a model that another one does not have, or has with another value."""
+    """Return the fields in which two models differ."""
     if type(ours) is not type(theirs):
         return [Difference(path.rstrip("."), type(ours).__name__, type(theirs).__name__)]
-    found = []
+    differences = []
     for field in dataclasses.fields(ours):
         name, a, b = field.name, getattr(ours, field.name), getattr(theirs, field.name)
         if dataclasses.is_dataclass(a):
-            found += differ(a, b, f"{path}{name}.")
+            differences += differ(a, b, f"{path}{name}.")
             continue
         if hasattr(ours, DERIVED.get(name, " ")):
             same = getattr(ours, DERIVED[name]) == getattr(theirs, DERIVED[name])
@@ -42,27 +42,27 @@ def differ(ours: Any, theirs: Any, path: str = "") -> list[Difference]:
             same = True
         else:
             same = a == b or name in TRAINING
-        found += [] if same else [Difference(f"{path}{name}", a, b)]
-    return found
+        differences += [] if same else [Difference(f"{path}{name}", a, b)]
+    return differences
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
-    """Name the fields in which two models differ, with the first's values."""
+    """Format the fields in which two models differ, with the first's values."""
     return [f"{one.path or 'model'}={one.ours!r}" for one in differ(ours, theirs, path)]
 
 
 def refusal(kind: str, reasons: dict[str, list[Difference] | str], most: int = 2) -> str:
-    """Word why no family fits: the nearest one, and what would have to be otherwise in a run that is to be written as it."""
+    """Word the refusal of an export: the nearest family, and the fields in which the run would have to change."""
     none = f"no family of published models holds this model ({kind})"
     if not reasons:
         return none
-    # A family that cannot even be asked (its feed-forwards are gated, say) has other differences behind that one.
+    # A family that raised (its feed-forwards are gated, say) may have further differences.
     nearest = min(reasons, key=lambda name: 100 if isinstance(reasons[name], str) else len(reasons[name]))
-    found = reasons[nearest]
-    if isinstance(found, str):
-        return f"{none}; nearest: {nearest}, but {found}"
-    own = [one for one in found if not (one.path.endswith("qkv_bias") and one.ours is None)]
-    own.sort(key=lambda one: one.path.endswith("context"))  # which is free where positions have no table
+    reason = reasons[nearest]
+    if isinstance(reason, str):
+        return f"{none}; nearest: {nearest}, but {reason}"
+    own = [one for one in reason if not (one.path.endswith("qkv_bias") and one.ours is None)]
+    own.sort(key=lambda one: one.path.endswith("context"))  # the easiest to change, so the last named
     first = ", ".join(f"objective.model.{one.path}={one.ours!r} (needs {one.theirs!r})" for one in own[:most])
     more = f" and in {len(own) - most} more" if len(own) > most else ""
     return f"{none}; nearest: {nearest}; differs in {first}{more}"

@@ -1,4 +1,4 @@
-"""Arrays made on their devices from blocks of rows, so that the host never holds a whole one."""
+"""Arrays assembled on their devices from blocks of rows, so that the host never holds a whole one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 
 
 def fill(blocks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...], place: jax.sharding.Sharding) -> jax.Array:
-    """Make a float32 array of `shape`, each block (its first row, its rows) sent on before the next is asked for.
+    """Assemble a float32 array of `shape` from blocks (first row, rows), each sent on before the next is read.
 
-    Every process reads all blocks and sends its own devices their part; rows that no block has are 0.
+    Every process reads all blocks and sends its own devices their part; rows in no block are 0.
     """
     spans = {
         device: [slice(*one.indices(size)) for one, size in zip(index, shape, strict=True)]
@@ -28,7 +28,7 @@ def fill(blocks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...], place
 
 
 def insert(held: jax.Array | None, block: np.ndarray, start: int, span: list[slice], device: Any) -> jax.Array:
-    """Put what a block has of a device's `span` there."""
+    """Copy the block's overlap with the device's slice into its buffer."""
     if not span:
         return jax.device_put(block, device)
     low, high = max(start, span[0].start), min(start + len(block), span[0].stop)
@@ -39,7 +39,7 @@ def insert(held: jax.Array | None, block: np.ndarray, start: int, span: list[sli
     held = jnp.zeros(size, jnp.float32, device=device) if held is None else held
     if low < high:
         held = write(held, jax.device_put(np.ascontiguousarray(part), device), low - span[0].start)
-    return jax.block_until_ready(held)  # else blocks wait in line, in host memory
+    return jax.block_until_ready(held)  # else blocks queue up in host memory
 
 
 @partial(jax.jit, donate_argnums=0)

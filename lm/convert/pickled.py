@@ -1,7 +1,7 @@
 """PyTorch's files of tensors, without PyTorch: a zip of a pickle and one record a storage (`torch.save` since 1.6), or
 (older) five pickles and the storages behind them.
 
-What a tensor claims is compared with what the file holds before any number is read, so that no claim costs memory.
+Claimed sizes are compared with those of the file before any number is read, so that no claim costs memory.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the old format
 
 
 def numbers(dtype: str) -> np.dtype:
-    """Return numpy's type of what lies in the file."""
+    """Return numpy's dtype of the stored numbers."""
     return np.dtype("<u2" if dtype == "bfloat16" else dtype)
 
 
 def as_float32(found: np.ndarray, dtype: str) -> np.ndarray:
-    """Turn numbers as they lie in a file into float32; those of bfloat16 are the upper halves."""
+    """Convert stored numbers to float32; bfloat16 is the upper half of a float32."""
     if dtype != "bfloat16":
         return found.astype(np.float32, copy=False)
     wide = np.zeros(found.size, "<f4")
@@ -62,7 +62,7 @@ class Pickled:
         return self.found[name].storage.dtype
 
     def raw(self, name: str, low: int | None = None, high: int | None = None) -> np.ndarray:
-        """Read rows [low, high) of a tensor as they lie there, bfloat16 as uint16."""
+        """Read rows [low, high) of a tensor in the stored dtype, bfloat16 as uint16."""
         view = self.found[name].rows(low, high)
         kind = numbers(view.storage.dtype)
         offset = self.places[view.storage.key][0] + view.offset * kind.itemsize
@@ -84,7 +84,7 @@ class Pickled:
         check(have >= need, f"{self.file}: the numbers of '{name}' are {have:,} bytes, not {need:,}")
 
     def _zipped(self) -> tuple[Any, dict[str, tuple[int, int]]]:
-        """Read the pickle of a zip, and find each storage's (first byte, bytes); compressed records are not PyTorch's."""
+        """Read the pickle of a zip, and locate each storage: (first byte, bytes). PyTorch compresses no record."""
         with zipfile.ZipFile(self.file) as archive, self.file.open("rb") as stream:
             records = {info.filename: info for info in archive.infolist()}
             check(len(records) == len(archive.infolist()), f"{self.file} has records of the same name")
@@ -117,7 +117,7 @@ class Pickled:
             return found, {name.removeprefix(lead): place(info) for name, info in records.items() if name.startswith(lead)}
 
     def _old(self) -> tuple[Any, dict[str, tuple[int, int]]]:
-        """Read the pickles of the old format, and find the storages behind them: a count of numbers, then the numbers."""
+        """Read the pickles of the old format, and locate the storages after them: a count of numbers, then the numbers."""
         where = str(self.file)
         with self.file.open("rb") as stream:
             pickles = Window(stream, BYTES)

@@ -1,6 +1,6 @@
-"""The two-way table: which of our parameters is which of their tensors, and how the numbers lie in each.
+"""The two-way table of our parameters and their tensors, with the memory layout of each.
 
-A family is a list of `Rule`s. Reading and writing go through the same list, so what is read is written back bit for bit.
+A family is a list of `Rule`s. Reading and writing use the same list, so a folder is written back bit for bit.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from lm.errors import check
 
 
 class Rule(NamedTuple):
-    """One of our leaves and one of their tensors; `{i}` in `theirs` is the layer, which ours stacks on its first axis.
+    """One of our leaves and one of their tensors; `{i}` in `theirs` is the layer, stacked on the first axis of ours.
 
-    `form`: "linear" is (outputs, inputs) there and inputs first here; "conv" is a matrix that lies as ours; "vector" has
-    one axis there (a bias); "same" is any other array. `inputs`: how many of our leaf's axes are inputs. `part` (k, n):
-    theirs holds n of ours side by side along its outputs, this being number k. `lead`: axes of size 1 that theirs has in
-    front.
+    `form`: "linear" is (outputs, inputs) there and inputs first here; "conv" is a matrix with inputs first in both;
+    "vector" has one axis there (a bias); "same" is any other array. `inputs`: number of input axes of our leaf. `part`
+    (k, n): theirs concatenates n of ours along its outputs, this is number k. `lead`: leading axes of size 1 in theirs.
     """
 
     ours: str
@@ -37,46 +36,46 @@ class Rule(NamedTuple):
 
     @property
     def padded(self) -> bool:
-        """Tell what has a row for each token of the vocabulary, of which ours may have more."""
+        """Whether the leaf has a row per token of the vocabulary, perhaps padded."""
         return self.form == "same" and re.search(r"(^|/)(embed/table\d*|output/table|head_bias)$", self.ours) is not None
 
     def name(self, layer: int) -> str:
         return self.theirs.replace("{i}", str(layer))
 
     def take(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Turn theirs into ours, of `shape` (without the layers' axis)."""
+        """Convert theirs to ours, of `shape` (without the layers' axis)."""
         array = array.reshape(array.shape[self.lead :])
         array = array.T if self.form == "linear" else array
         number, parts = self.part
         if parts > 1:
             size = array.shape[-1] // parts
             array = array[..., number * size : (number + 1) * size]
-        check(array.size == math.prod(shape), f"'{self.theirs}' has {array.size:,} numbers where {shape} are asked for")
+        check(array.size == math.prod(shape), f"'{self.theirs}' has {array.size:,} numbers where {shape} are needed")
         return array.reshape(shape)
 
     def alike(self, theirs: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-        """Tell whether each row of theirs is a row of ours."""
+        """Whether each row of theirs is a row of ours."""
         return theirs[1:] == shape[1:] and len(theirs) > 1 and (self.padded or theirs[0] == shape[0])
 
     def rows(self, theirs: int, shape: tuple[int, ...]) -> int:
-        """Say how many rows of ours a tensor of `theirs` rows fills: fewer than all in a padded vocabulary only."""
+        """Return the rows of ours that a tensor of `theirs` rows fills: all but in a padded vocabulary."""
         check(theirs <= shape[0] or not self.padded, f"'{self.theirs}' has {theirs:,} numbers where {shape} are asked for")
         return theirs if self.padded else shape[0]
 
     def give(self, array: np.ndarray) -> np.ndarray:
-        """Turn ours into theirs, or into its part of theirs, outputs last."""
+        """Convert ours to theirs, or to its part of theirs, outputs last."""
         if self.form == "vector":
             return array.reshape(-1)
         return array if self.form == "same" else array.reshape(math.prod(array.shape[: self.inputs]), -1)
 
     def finish(self, array: np.ndarray) -> np.ndarray:
-        """End what `give` began, once the parts are together."""
+        """Convert the concatenated results of `give` to the layout of the file."""
         array = array.T if self.form == "linear" else array
         return np.ascontiguousarray(array.reshape(*[1] * self.lead, *array.shape))
 
 
 def missing(rules: Iterable[Rule], tensors: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[set[str], set[str]]:
-    """Compare a table with a file: (our leaves that it cannot fill, its names that the table does not know)."""
+    """Compare a table with a file: (our leaves that it cannot fill, its tensors without a rule)."""
     known, have = set(), set(tensors)
     lacking = set(shapes)
     for rule in rules:
@@ -89,11 +88,11 @@ def missing(rules: Iterable[Rule], tensors: Iterable[str], shapes: Mapping[str, 
     return lacking, have - known
 
 
-PIECE = 1 << 22  # bytes of one of our leaves that are in host memory at a time, where a tensor of theirs is not larger
+PIECE = 1 << 22  # bytes of a leaf in host memory at a time, unless one tensor of theirs is larger
 
 
 class Rows(Protocol):
-    """Names to tensors that are read a few rows at a time, as `Folder` has them."""
+    """Tensors by name, read a few rows at a time (`Folder`)."""
 
     def __getitem__(self, name: str) -> np.ndarray: ...
 
@@ -105,7 +104,7 @@ class Rows(Protocol):
 def blocks(rule: Rule, tensors: Rows, shape: tuple[int, ...], most: int = PIECE) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, rows) of one of our leaves of `shape`, float32, in blocks of its first axis that fit `most` bytes.
 
-    A layer is never cut, and a matrix that lies otherwise there is read whole.
+    A layer is never split, and a matrix of another layout is read whole.
     """
     row = 4 * math.prod(shape[1:])
     if not shape or shape[0] * row <= most:
@@ -123,7 +122,7 @@ def blocks(rule: Rule, tensors: Rows, shape: tuple[int, ...], most: int = PIECE)
 
 
 def read(rule: Rule, tensors: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
-    """Fill one of our leaves, float32 of `shape`; rows that theirs has fewer of (a padded vocabulary) are 0."""
+    """Read one of our leaves, float32 of `shape`; rows that pad a vocabulary are 0."""
     leaf = np.zeros(shape, np.float32)
     if rule.layered:
         for i in range(shape[0]):
@@ -138,7 +137,7 @@ def read(rule: Rule, tensors: Mapping[str, Any], shape: tuple[int, ...]) -> np.n
 
 
 def write(rules: Iterable[Rule], leaves: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield their tensors from ours, parts put together."""
+    """Yield their tensors from ours, parts concatenated."""
     groups: dict[str, list[Rule]] = {}
     for rule in rules:
         if rule.ours in leaves:
@@ -161,11 +160,11 @@ def dense(
     part: tuple[int, int] = (0, 1),
 ) -> list[Rule]:
     """Rules of a `Linear` layer and a torch linear (or, with form="conv", GPT's Conv1D)."""
-    found = [Rule(f"{ours}/kernel", f"{theirs}.weight", form=form, inputs=inputs, part=part)]
-    return [*found, Rule(f"{ours}/bias", f"{theirs}.bias", form="vector", part=part)] if bias else found
+    rules = [Rule(f"{ours}/kernel", f"{theirs}.weight", form=form, inputs=inputs, part=part)]
+    return [*rules, Rule(f"{ours}/bias", f"{theirs}.bias", form="vector", part=part)] if bias else rules
 
 
 def normal(ours: str, theirs: str, *, bias: bool = True) -> list[Rule]:
     """Rules of a norm."""
-    found = [Rule(f"{ours}/scale", f"{theirs}.weight")]
-    return [*found, Rule(f"{ours}/bias", f"{theirs}.bias")] if bias else found
+    rules = [Rule(f"{ours}/scale", f"{theirs}.weight")]
+    return [*rules, Rule(f"{ours}/bias", f"{theirs}.bias")] if bias else rules

@@ -1,4 +1,4 @@
-"""Published folders where a run is asked for: opened, made into a run, started from, compared with the reference."""
+"""Published folders in place of runs: opened, imported as runs at step 0, and runs exported as folders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lm.training.checkpoint import Checkpoints
 from lm.training.settings import Every
 from lm.training.state import TrainState
 
-PUBLISHED = "published.json"  # in a run made of a folder: what that was
+PUBLISHED = "published.json"  # in an imported run: model_type and the parameters that its folder lacked
 
 
 def opened(
@@ -35,8 +35,8 @@ def opened(
 ) -> tuple[Config, Any, Tokenizer]:
     """Return config, parameters and tokenizer of a run, or of a published folder.
 
-    Heads that the folder lacks are said on stderr. `new_heads` has them drawn at random; else they are `Absent`, and an
-    error for whatever reads them.
+    Heads that the folder lacks are reported on stderr. `new_heads`: drawn at random; else they are `Absent`, an error for
+    whatever reads them.
     """
     check(bool(workdir) != bool(model), "name one of them: --workdir=RUN, a trained run, or --model=HF_DIR, a model folder")
     if workdir:
@@ -44,25 +44,25 @@ def opened(
         config = dataclasses.replace(config, objective=config.objective.inner)
         tokenizer = Tokenizer.load(Path(workdir) / "tokenizer.json")
         params, drawn = load_params(config, Path(workdir), step, tokenizer.sha256()), untrained(Path(workdir), step)
-        return config, told(params, drawn, workdir, new_heads), tokenizer
+        return config, report_missing(params, drawn, workdir, new_heads), tokenizer
     loaded = load(model)
     if loaded.left:
-        print(f"{model}: left out: {some(set(loaded.left))}, which this model has no place for", file=sys.stderr, flush=True)
-    params = told(loaded.params, loaded.drawn, model, new_heads)
+        print(f"{model}: left out: {some(set(loaded.left))}, without a counterpart in this model", file=sys.stderr, flush=True)
+    params = report_missing(loaded.params, loaded.drawn, model, new_heads)
     return as_config(loaded, model), params, whole(loaded, model).tokenizer
 
 
-def told(params: Any, drawn: Sequence[str], folder: str, new_heads: bool) -> Any:
-    """Say on stderr which heads a folder lacks; return its parameters, with those absent unless `new_heads`."""
+def report_missing(params: Any, drawn: Sequence[str], folder: str, new_heads: bool) -> Any:
+    """Report missing heads on stderr; return the parameters, with those absent unless `new_heads`."""
     if not drawn:
         return params
-    how = "drawn at random: what they give is noise" if new_heads else "what reads them is an error (--allow_new_heads)"
+    how = "drawn at random: their output is noise" if new_heads else "reading them is an error (--allow_new_heads)"
     print(f"{folder}: not in the file: {some(set(drawn))}; {how}", file=sys.stderr, flush=True)
     return params if new_heads else without(params, drawn, folder)
 
 
 def untrained(workdir: Path, step: str = "auto") -> tuple[str, ...]:
-    """Return the parameters of an imported run that its folder lacked, none once it has been trained."""
+    """Return the parameters of an imported run that its folder lacked; none after training."""
     file = workdir / PUBLISHED
     drawn = load_json(file, dict).get("drawn", []) if file.is_file() else []
     check(isinstance(drawn, list) and all(isinstance(name, str) for name in drawn), f"{file}: drawn must be a list of texts")
@@ -72,18 +72,18 @@ def untrained(workdir: Path, step: str = "auto") -> tuple[str, ...]:
 
 def whole(loaded: Loaded, model: str) -> Loaded:
     if loaded.tokenizer is None:
-        Tokenizer.load(model)  # says what is missing
+        Tokenizer.load(model)  # raises, naming the missing files
     return loaded
 
 
 def as_config(loaded: Loaded, model: str) -> Config:
-    """Describe a published model as the config of a run; its text is the interpreter's documentation until one is named."""
+    """Return a published model as the config of a run; its text is Python's documentation until one is named."""
     whole(loaded, model)
     lacking = [name for name in loaded.objective.special if find(loaded.tokenizer.core, name) is None]
     check(
         not lacking,
         f"{model}: its tokenizer has {len(loaded.objective.special) - len(lacking)} of the {len(loaded.objective.special)} "
-        f"special tokens that such a model is asked with, not {some(set(lacking), 3)}; python -m lm.convert --model={model} "
+        f"special tokens that such a model needs, not {some(set(lacking), 3)}; python -m lm.convert --model={model} "
         "--pad_vocab=1 --output=FOLDER writes one that has them",
     )
     data = Data(source=Documentation(), tokenizer=Pretrained(str(Path(model).expanduser().absolute())))
@@ -92,16 +92,17 @@ def as_config(loaded: Loaded, model: str) -> Config:
 
 
 def import_run(model: str, workdir: Path) -> list[str]:
-    """Make a run of a published folder, at step 0; give the lines to say."""
+    """Write a published folder as a run at step 0; return the lines to print."""
     check(not (workdir / "config.json").exists(), f"{workdir} is a run already; name another --workdir")
     loaded = load(model)
     write_run(as_config(loaded, model), loaded.params, loaded.tokenizer, workdir)
     remember(workdir, loaded.kind, loaded.drawn)
-    return [*said(loaded, model), f"{workdir}: a run at step 0; lm.generate and lm.evaluate take it, start={workdir} trains it"]
+    lines = [f"{workdir}: a run at step 0; lm.generate and lm.evaluate take it, start={workdir} trains it"]
+    return [*summary_of(loaded, model), *lines]
 
 
 def remember(workdir: Path, kind: str, drawn: Sequence[str]) -> None:
-    """Write beside a run which published model it was, and which of its parameters were drawn at random."""
+    """Record beside a run its published model_type and the parameters drawn at random."""
     (workdir / PUBLISHED).write_text(dump_json({"model_type": kind, "drawn": list(drawn)}) + "\n", encoding="utf-8")
 
 
@@ -116,13 +117,13 @@ def write_run(config: Config, params: Any, tokenizer: Tokenizer, workdir: Path) 
     (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
 
 
-def said(loaded: Loaded, model: str) -> list[str]:
+def summary_of(loaded: Loaded, model: str) -> list[str]:
     count = sum(x.size for x in jax.tree.leaves(loaded.params))
     lines = [f"{model}: {type(loaded.objective).__name__}, {count / 1e6:,.1f} M parameters"]
     if loaded.drawn:
         lines.append(f"not in the file, drawn anew: {some(set(loaded.drawn))}")
     if loaded.left:
-        lines.append(f"in the file, without a place here, left out: {some(set(loaded.left))}")
+        lines.append(f"in the file, without a counterpart here, left out: {some(set(loaded.left))}")
     if loaded.kind == "mbart":
         lines.append("mBART's language codes are not set behind a source: write them in the text, or end it with them")
     return lines
@@ -141,7 +142,7 @@ def export_run(workdir: Path, output: Path, step: str = "auto") -> str:
 
 
 def kind_of(path: Path) -> str:
-    """Give the model_type of the published folder that a run goes back to, by its starts; empty: none, or not there now."""
+    """Follow a run's starts to a published folder and return its model_type; empty: none, or gone."""
     seen: set[Path] = set()
     while path not in seen and path.is_dir():
         seen.add(path)
@@ -156,7 +157,7 @@ def kind_of(path: Path) -> str:
 
 
 def card(workdir: Path, config: Config) -> str:
-    """Describe a run in Markdown: what it was trained with and what it reached."""
+    """Return a model card in Markdown: figures and config of a run."""
     path = workdir / "summary.json"
     summary = load_json(path, dict) if path.exists() else {}
     corpus = summary.pop("corpus", {}).get("name", "unknown text")

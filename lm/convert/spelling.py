@@ -1,4 +1,4 @@
-"""Which piece of one vocabulary is which of another, however each spells it: "Ġthe", "▁the" and "the" beside "##the"."""
+"""Alignment of two vocabularies' pieces across notations: "Ġthe", "▁the", and "the" against "##the"."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lm.data.tokenizer.builders import is_ideograph, symbol_bytes
 from lm.data.tokenizer.special import find, special_ids
 from lm.data.tokenizer.tokenizer import Tokenizer
 
-Key = str | bytes  # text, with a leading space where a word begins; bytes that are no whole character
+Key = str | bytes  # text, with a leading space at the start of a word; bytes of an incomplete character
 
 
 class Spelling:
-    """What the pieces of a vocabulary stand for: `keys` by id, `ids` by key (the first of several), specials apart."""
+    """The texts of a vocabulary's pieces: `keys` by id, `ids` by key (the first of several), without specials."""
 
     def __init__(self, tokenizer: Tokenizer):
         model = json.loads(tokenizer.core.to_str())["model"]
@@ -31,14 +31,14 @@ class Spelling:
             self.ids.setdefault(key, i)
 
     def key(self, name: str) -> Key:
-        """Say what a piece stands for, given its name."""
+        """Return the text of a piece from its name."""
         table = symbol_bytes()
         if self.byte_level and all(symbol in table for symbol in name):
             return text_of(bytes(table[symbol] for symbol in name))
         if self.prefix:
             if name.startswith(self.prefix) and len(name) > len(self.prefix):
                 return name.removeprefix(self.prefix)
-            first = name[:1]  # signs and ideographs are words wherever they stand: no space before them is meant
+            first = name[:1]  # punctuation and ideographs are words anywhere: no space is implied
             return f" {name}" if first.isalnum() and not is_ideograph(ord(first)) else name
         if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):  # SentencePiece's bytes
             return bytes([int(name[3:5], 16)])
@@ -47,15 +47,15 @@ class Spelling:
         return name.replace("\u2581", " ")
 
     def like(self, other: Spelling) -> bool:
-        """Tell whether the same name means the same piece in both."""
+        """Whether the same name means the same piece in both."""
         return (self.kind, self.byte_level, self.prefix, self.suffix) == (
             other.kind, other.byte_level, other.prefix, other.suffix,
         )  # fmt: skip
 
     def compose(self, key: Key) -> list[int]:
-        """Spell another vocabulary's piece with this one's: the ids of its parts, none where there are none.
+        """Tokenize another vocabulary's piece with this one: the ids of its parts, perhaps none.
 
-        A piece from inside a word is cut as a word is, and the first part then exchanged for the same letters inside one.
+        A word-internal piece is tokenized as a word, and the first part then replaced by its word-internal twin.
         """
         if isinstance(key, bytes) or self.tokenizer.characters:
             units = [key[i : i + 1] for i in range(len(key))]
@@ -77,7 +77,7 @@ def text_of(raw: bytes) -> Key:
 
 
 def twin(key: Key) -> Key:
-    """Give the same letters at the other place: with a space before them, or without."""
+    """Toggle the leading space: the same letters inside a word, or at its start."""
     if isinstance(key, bytes):
         return key
     return key[1:] if key.startswith(" ") and len(key) > 1 else f" {key}"
@@ -85,10 +85,10 @@ def twin(key: Key) -> Key:
 
 @dataclass(frozen=True)
 class Match:
-    """For each id of a new vocabulary the old id that is the same piece, or -1: int [V].
+    """For each id of a new vocabulary the old id of the same piece, or -1: int [V].
 
-    `same` pieces are, `twins` are the same letters where the old vocabulary has them at the other place only (inside a
-    word, or at its beginning), `roles` are special tokens, found by their names and by what they are for.
+    Counts: `same` pieces; `twins`, the same letters that the old vocabulary has only inside a word or only at its start;
+    `roles`, special tokens, matched by name and by function.
     """
 
     old: np.ndarray
@@ -98,10 +98,10 @@ class Match:
 
 
 def match(old: Spelling, new: Spelling) -> Match:
-    """Find the pieces of `new` in `old`: by name where both spell alike, else by what they stand for."""
-    found = np.full(new.tokenizer.vocab, -1, np.int64)
+    """Match the pieces of `new` to `old`: by name where both have one notation, else by text."""
+    matched = np.full(new.tokenizer.vocab, -1, np.int64)
     paired = roles(old, new)
-    found[list(paired)] = list(paired.values())
+    matched[list(paired)] = list(paired.values())
     names, counts = old.names if old.like(new) else {}, {"same": 0, "twins": 0}
     for name, i in new.names.items():
         if i in new.specials or i not in new.keys:
@@ -112,13 +112,13 @@ def match(old: Spelling, new: Spelling) -> Match:
         if at is None:
             at, kind = old.ids.get(twin(key)), "twins"
         if at is not None:
-            found[i] = at
+            matched[i] = at
             counts[kind] += 1
-    return Match(found, roles=len(paired), **counts)
+    return Match(matched, roles=len(paired), **counts)
 
 
 def roles(old: Spelling, new: Spelling) -> dict[int, int]:
-    """Pair special tokens: the same name, another name of the same thing ([CLS] is <s>), the ends of documents."""
+    """Pair special tokens: by name, by another name of the same function ([CLS] is <s>), and the document separators."""
     ours, theirs, found = new.tokenizer, old.tokenizer, {}
     for i in sorted(new.specials):
         name = find(theirs.core, ours.core.id_to_token(i))

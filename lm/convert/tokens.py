@@ -1,4 +1,4 @@
-"""The tokenizer of a folder that we write: what transformers must be told for it to encode and to end as was trained here."""
+"""The tokenizer's files of a folder: post-processing and special ids by which transformers encodes as in training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lm.models.encoder_decoder import EncoderDecoder
 from lm.strict_json import dump_json, load_json
 
 ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-# What `generate` reads of a config; generation_config.json is where it looks for it.
+# Read by `generate` from generation_config.json.
 GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_eos_token_id")
 
 
 def special_ids(tokenizer: Tokenizer, settings: dict[str, Any], writes: bool = False) -> dict[str, int | None]:
-    """Return the ids of their config.json that a tokenizer knows; their own defaults would be other tokens of ours.
+    """Return the special ids for config.json from a tokenizer; transformers' defaults would be other tokens of ours.
 
-    `settings` has what the family itself says; `writes`: a text begins as in training, after what ends one.
+    `settings`: the family's; `writes`: a text starts as in training, after the end of another.
     """
     size = settings["vocab_size"]
 
@@ -35,7 +35,7 @@ def special_ids(tokenizer: Tokenizer, settings: dict[str, Any], writes: bool = F
     end = within(settings.get("eos_token_id", tokenizer.separator))
     roles = {f"{role}_token_id": known(name) for role, name in ROLES.items() if role in ("cls", "sep", "mask")}
     found = {name: token for name, token in roles.items() if token is not None}
-    # Where nothing is padding, what ends a text is: theirs never takes that for a gap within one.
+    # Without a padding token, the end of text: transformers never takes that for a gap within one.
     found["pad_token_id"] = end if special.find(tokenizer.core, "[PAD]") is None else known("[PAD]")
     return found | {"eos_token_id": end, "bos_token_id": within(tokenizer.separator) if writes else None}
 
@@ -43,12 +43,12 @@ def special_ids(tokenizer: Tokenizer, settings: dict[str, Any], writes: bool = F
 def framing(objective: Any, tokenizer: Tokenizer) -> tuple[list[list[int]], list[list[int]], bool] | None:
     """Return the ids around one text and around two (before, between, after), and whether the second has a type of its own.
 
-    As the objective reads a text: a task by its frame, what writes by its prompt, an encoder by [CLS] and [SEP]. None where
-    nothing stands around one.
+    As the objective reads a text: a task by its frame, a generator by its prompt, an encoder by [CLS] and [SEP]. None
+    without special tokens.
     """
     frame = objective.frame
     if frame is None and (objective.writes):
-        if objective.writes == "answer" and objective.end is None:  # not resolved: it knows no tokens
+        if objective.writes == "answer" and objective.end is None:  # not resolved with a tokenizer yet
             return None
         text = tokenizer.decode([0]) if tokenizer.characters else "a"
         prompt, plain = objective.prompt(tokenizer, text), tokenizer.encode(text).tolist()
@@ -65,7 +65,7 @@ def framing(objective: Any, tokenizer: Tokenizer) -> tuple[list[list[int]], list
 
 
 def templated(core: Any, around: tuple[list[list[int]], list[list[int]], bool] | None) -> Any:
-    """Return a copy of a tokenizer that puts these ids around texts; itself where it has a template of its own."""
+    """Return a copy of a tokenizer with these ids as its template; itself where it has one."""
     from tokenizers import Tokenizer as Core
     from tokenizers import processors
 
@@ -105,7 +105,7 @@ def save(folder: Path, objective: Any, tokenizer: Tokenizer, settings: dict[str,
         "model_input_names": ["input_ids", *typed, "attention_mask"],
         "clean_up_tokenization_spaces": False,
         **{name: token for name, token in names.items() if token is not None},
-        # Ours: what ends a document, which need not be what ends an answer.
+        # A field of ours: the document separator, which may differ from the end of an answer.
         "separator": None if tokenizer.separator is None else core.id_to_token(tokenizer.separator),
     }
     (folder / "tokenizer_config.json").write_text(dump_json(about, 1) + "\n", encoding="utf-8")
@@ -120,7 +120,7 @@ def generation(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def update(folder: Path, settings: dict[str, Any]) -> None:
-    """Bring generation_config.json, where there is one, up to another config.json."""
+    """Update generation_config.json, if present, from another config.json."""
     file = folder / "generation_config.json"
     if file.exists():
         generation(folder, {**load_json(file, dict), **settings})

@@ -1,7 +1,7 @@
-"""Read a pickle of tensors without running what it says.
+"""Read a pickle of tensors without executing it.
 
-A pickle is a program for a stack machine; this one knows the instructions that build dictionaries of tensors, and calls
-nothing: a class or function with another name than those of CALLS ends the reading.
+A pickle is a program for a stack machine; this one has the instructions that build dictionaries of tensors, and calls
+nothing: a class or function outside CALLS is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from lm.errors import UserError, check
 
-# Storage classes of torch: numpy's name of the numbers. bfloat16 lies there as two bytes.
+# Storage classes of torch -> numpy's dtype; numpy has no bfloat16.
 STORAGES = {
     "DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": "bfloat16", "LongStorage": "<i8",
     "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1", "BoolStorage": "?",
@@ -22,7 +22,7 @@ ORDERED, TENSOR, PARAMETER = "collections.OrderedDict", "torch._utils._rebuild_t
 CALLS = {ORDERED, TENSOR, PARAMETER}
 STEPS, BYTES = 4_000_000, 1 << 28  # instructions and bytes of a pickle; a tensor takes about fifty and two hundred
 MARKS = 1000  # open brackets at a time; tensors in a dictionary need about ten
-OVERLAP = 1 << 24  # numbers that a view which repeats its storage may have
+OVERLAP = 1 << 24  # most numbers of a view that repeats its storage
 OLD = "save it again: torch.save(torch.load(FILE, weights_only=True), FILE)"
 
 
@@ -52,11 +52,11 @@ class View:
     strides: tuple[int, ...]
 
     def span(self) -> int:
-        """Count the storage's numbers from the view's first to its last."""
+        """Return the count of stored numbers from the view's first to its last."""
         return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides)) if math.prod(self.shape) else 0
 
     def rows(self, low: int | None, high: int | None) -> View:
-        """Cut rows [low, high)."""
+        """Return the view of rows [low, high)."""
         if not self.shape:
             return self
         low, high, _ = slice(low, high).indices(self.shape[0])
@@ -65,37 +65,37 @@ class View:
 
 @dataclass
 class Window:
-    """The next `left` bytes of a stream, as a stream."""
+    """The next `remaining` bytes of a stream, as a stream."""
 
     stream: IO[bytes]
-    left: int
+    remaining: int
 
     def read(self, count: int) -> bytes:
-        count = min(count, self.left)
-        self.left -= count
+        count = min(count, self.remaining)
+        self.remaining -= count
         return self.stream.read(count)
 
     def readline(self) -> bytes:
-        line = self.stream.readline(self.left)
-        self.left -= len(line)
+        line = self.stream.readline(self.remaining)
+        self.remaining -= len(line)
         return line
 
 
 def load(stream: Window, where: str) -> Any:
     """Run one pickle of a stream: numbers, texts, tuples, lists, dictionaries with texts as keys, `View` and `Stored`.
 
-    Raises UserError for whatever else a pickle can say.
+    Raises UserError for any other instruction or type.
     """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
 
     def popped() -> list[Any]:
-        """Take what stands behind the last mark."""
+        """Pop the stack down to the last mark."""
         at = marks.pop()
-        found = stack[at:]
+        items = stack[at:]
         del stack[at:]
-        return found
+        return items
 
     for step, (code, value, _) in enumerate(pickletools.genops(stream)):
         name = code.name
@@ -148,7 +148,7 @@ def load(stream: Window, where: str) -> Any:
 
 
 def named(parts: list[Any], where: str) -> Name:
-    """Admit the name of a storage's class, or of one of CALLS."""
+    """Return the name of a storage class or of one of CALLS; UserError for any other."""
     check(all(isinstance(part, str) for part in parts), f"{where}: a broken pickle")
     name = ".".join(parts)
     known = name in CALLS or (parts[0] == "torch" and parts[-1] in STORAGES)
@@ -156,18 +156,18 @@ def named(parts: list[Any], where: str) -> Name:
     return Name(name)
 
 
-def stored(said: Any, where: str) -> Stored:
-    """Make the storage of ("storage", class, key, device, numbers), with a None behind it in the old format."""
-    fits = isinstance(said, tuple) and len(said) in (5, 6) and said[0] == "storage" and isinstance(said[1], Name)
-    check(fits and isinstance(said[2], str) and whole(said[4]), f"{where}: a broken storage")
-    check(len(said) == 5 or said[5] is None, f"{where}: a view of a storage as PyTorch had it before 0.4; {OLD}")
-    kind = said[1].name.rpartition(".")[2]
+def stored(entry: Any, where: str) -> Stored:
+    """Return the storage of ("storage", class, key, device, numbers), in the old format with a further None."""
+    fits = isinstance(entry, tuple) and len(entry) in (5, 6) and entry[0] == "storage" and isinstance(entry[1], Name)
+    check(fits and isinstance(entry[2], str) and whole(entry[4]), f"{where}: a broken storage")
+    check(len(entry) == 5 or entry[5] is None, f"{where}: a view of a storage as PyTorch had it before 0.4; {OLD}")
+    kind = entry[1].name.rpartition(".")[2]
     check(kind in STORAGES, f"{where}: a broken storage")
-    return Stored(STORAGES[kind], said[2], said[4])
+    return Stored(STORAGES[kind], entry[2], entry[4])
 
 
 def called_with(called: Any, arguments: Any, where: str) -> Any:
-    """Build what a call of CALLS stands for."""
+    """Return the value of a call of CALLS."""
     check(isinstance(called, Name) and isinstance(arguments, tuple), f"{where}: a broken pickle")
     if called.name == ORDERED:
         check(not arguments, f"{where} holds more than tensors; it is not read")
@@ -190,9 +190,9 @@ def whole(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
-def put(found: Any, pairs: list[Any], where: str) -> None:
-    """Add names and values to a dictionary; a key that is no text might take any time to hash."""
-    check(isinstance(found, dict) and len(pairs) % 2 == 0, f"{where}: a broken pickle")
+def put(tensors: Any, pairs: list[Any], where: str) -> None:
+    """Add names and values to a dictionary; keys must be texts, as hashing other keys might take any time."""
+    check(isinstance(tensors, dict) and len(pairs) % 2 == 0, f"{where}: a broken pickle")
     for key, value in zip(pairs[::2], pairs[1::2]):
         check(isinstance(key, str), f"{where} names a tensor by {type(key).__name__}, not by a text; it is not read")
-        found[key] = value
+        tensors[key] = value

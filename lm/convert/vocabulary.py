@@ -1,14 +1,14 @@
-"""Another vocabulary for trained weights: tokens added, or the whole tokenizer replaced and what both know kept.
+"""Vocabulary transfer for trained weights: tokens added, or the tokenizer replaced and the rows of shared pieces kept.
 
     python -m lm.convert --model=HF_DIR --add_tokens=FILE --output=HF_DIR2
     python -m lm.convert --model=HF_DIR --tokenizer=PATH [--initialise=overlap|mean|random] --workdir=RUN
 
-Every parameter with a row a token takes part, input and output tables and biases alike. A piece that both vocabularies
-have keeps its row. "overlap" gives a new piece the mean of the rows of the old pieces that spell it: a plain form of the
-idea of WECHSEL (Minixhofer et al. 2022) and FOCUS (Dobler & de Melo 2023), that new rows should be mixtures of old ones
-of similar meaning, which those find through word vectors of both vocabularies. "mean" draws from a normal distribution
+Every parameter with a row per token takes part, input and output tables and biases alike. Shared pieces keep their rows.
+"overlap": the row of a new piece is the mean of the rows of its old pieces, a plain form of WECHSEL (Minixhofer et al.
+2022) and FOCUS (Dobler & de Melo 2023), whose new rows are mixtures of old ones of similar meaning, found through word
+vectors of both vocabularies. "mean" draws from a normal distribution
 with the old rows' mean and covariance (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models").
-"random" draws as a new model does.
+"random" draws as for a new model.
 """
 
 from __future__ import annotations
@@ -39,50 +39,50 @@ from lm.sharding import axes_of, unbox
 from lm.strict_json import load_json
 
 Initialise = Literal["overlap", "mean", "random"]
-ROWS = ("table", "head_bias")  # names of leaves with a row a token, in the order of the tokenizer
+ROWS = ("table", "head_bias")  # names of leaves with a row per token, in the order of the tokenizer
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where each row of the new tables comes from: an old row, the mean of some, or (neither) it is drawn."""
+    """The source of each row of the new tables: an old row, the mean of some, or a draw."""
 
     vocab: int  # rows of the new tables that have an id
     old: np.ndarray  # old row of each new one, or -1: int [vocab]
     parts: dict[int, list[int]]  # new row -> old rows whose mean it is
-    filler: range  # rows for no piece: the mean of all
+    filler: range  # padding rows: the mean of all
     match: Match
 
 
 def plan(old: Tokenizer, new: Tokenizer, rows: int, initialise: Initialise, multiple: int = 1) -> Plan:
-    """Find the new rows in a table of `rows` old ones; a number of rows that `multiple` divides.
+    """Plan a table of new rows from `rows` old ones; their number is a multiple of `multiple`.
 
-    Rows that the old table had beyond its tokenizer stay where all old tokens keep their ids.
+    Rows of the old table beyond its tokenizer are kept where all old tokens keep their ids.
     """
     before, after = Spelling(old), Spelling(new)
-    found = match(before, after)
-    prefix = found.old[: old.vocab]
+    matched = match(before, after)
+    prefix = matched.old[: old.vocab]
     kept = new.vocab >= old.vocab and np.array_equal(prefix[prefix >= 0], np.flatnonzero(prefix >= 0))
     vocab = -(-max(new.vocab, rows if kept else 0) // multiple) * multiple
     source = np.full(vocab, -1, np.int64)
-    source[: new.vocab] = found.old
-    if kept:  # holes of the vocabulary, and rows behind it that no token took
+    source[: new.vocab] = matched.old
+    if kept:  # unused ids of the vocabulary, and rows behind it
         source[: old.vocab] = np.arange(old.vocab)
         source[new.vocab : rows] = np.arange(new.vocab, rows)
     parts = {}
     if initialise == "overlap":
-        wanted = [i for i in after.keys if source[i] < 0]
-        parts = {i: ids for i in wanted if (ids := before.compose(after.keys[i]))}
-    return Plan(vocab, source, parts, range(max(new.vocab, rows if kept else 0), vocab), found)
+        missing = [i for i in after.keys if source[i] < 0]
+        parts = {i: ids for i in missing if (ids := before.compose(after.keys[i]))}
+    return Plan(vocab, source, parts, range(max(new.vocab, rows if kept else 0), vocab), matched)
 
 
 def operate(
     objective: Any, params: Any, old: Tokenizer, new: Tokenizer, initialise: Initialise = "overlap", multiple: int = 1,
     seed: int = 0,
 ) -> tuple[Any, Any, Tokenizer, list[str]]:  # fmt: skip
-    """Give objective, parameters and tokenizer with the new vocabulary, and the lines to say.
+    """Return objective, parameters and tokenizer with the new vocabulary, and the lines to print.
 
-    Special tokens that the objective needs and the new tokenizer lacks are added behind it. Raises UserError for tables
-    whose rows are not in the tokenizer's order.
+    Special tokens that the objective needs and the new tokenizer lacks are appended. Raises UserError for tables whose
+    rows are not in the tokenizer's order.
     """
     new = new.with_special(objective.special)
     axes = flat(axes_of(drawn(objective)))
@@ -91,55 +91,55 @@ def operate(
     odd = [name for name in rowed if name.rpartition("/")[2] not in ROWS]
     check(not odd, f"{some(set(odd))}: adaptive tables, cut by how frequent their tokens are; their vocabulary stays as it is")
     rows = objective.model.vocab
-    found = plan(old, new, rows, initialise, multiple)
-    objective = dataclasses.replace(objective, model=sized(objective.model, found.vocab)).resolve(new)
+    planned = plan(old, new, rows, initialise, multiple)
+    objective = dataclasses.replace(objective, model=sized(objective.model, planned.vocab)).resolve(new)
     shapes = {name: x.shape for name, x in flat(unbox(drawn(objective))).items()}
     fresh = draws(objective, rowed, seed) if initialise == "random" else {}
     rng = np.random.default_rng(seed)
     for name in rowed:
         table = leaves[name][:rows]
-        leaves[name] = transplant(table, found, shapes[name], fresh.get(name), rng, pieces=min(old.vocab, rows))
-    return objective, nested(leaves), new, said(old, new, found, initialise, rowed)
+        leaves[name] = transplant(table, planned, shapes[name], fresh.get(name), rng, pieces=min(old.vocab, rows))
+    return objective, nested(leaves), new, summary_of(old, new, planned, initialise, rowed)
 
 
 def transplant(
-    table: np.ndarray, found: Plan, shape: tuple[int, ...], fresh: np.ndarray | None, rng: np.random.Generator, pieces: int
+    table: np.ndarray, planned: Plan, shape: tuple[int, ...], fresh: np.ndarray | None, rng: np.random.Generator, pieces: int
 ) -> np.ndarray:
-    """Make one new table, float32 of `shape`, from the old one; rows beyond the vocabulary are 0: their logits are masked."""
+    """Return a new table, float32 of `shape`; rows beyond the vocabulary are 0, as their logits are masked."""
     result = np.zeros(shape, np.float32)
-    have = np.flatnonzero(found.old >= 0)
-    result[have] = table[found.old[have]]
-    for i, ids in found.parts.items():
+    have = np.flatnonzero(planned.old >= 0)
+    result[have] = table[planned.old[have]]
+    for i, ids in planned.parts.items():
         result[i] = table[ids].mean(0)
-    filler = list(found.filler)
+    filler = list(planned.filler)
     result[filler] = table[:pieces].mean(0)
-    none = [i for i in np.flatnonzero(found.old < 0).tolist() if i not in found.parts and i not in found.filler]
+    none = [i for i in np.flatnonzero(planned.old < 0).tolist() if i not in planned.parts and i not in planned.filler]
     if none:
         result[none] = fresh[none] if fresh is not None else normal_like(table[:pieces], len(none), rng)
     return result
 
 
 def normal_like(table: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw rows from the normal distribution with the mean and the covariance of a table's: float32 (count, ...)."""
+    """Draw rows, float32 (count, ...), from the normal distribution with the mean and covariance of a table's."""
     rows = table.reshape(len(table), -1).astype(np.float64)
     mean = rows.mean(0)
     values, vectors = np.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
     root = vectors * np.sqrt(np.maximum(values, 0))
-    found = mean + rng.standard_normal((count, len(mean))) @ root.T
-    return found.reshape(count, *table.shape[1:]).astype(np.float32)
+    drawn = mean + rng.standard_normal((count, len(mean))) @ root.T
+    return drawn.reshape(count, *table.shape[1:]).astype(np.float32)
 
 
 def drawn(objective: Any) -> Any:
-    """Shapes and axes of the parameters, without computing any."""
+    """Return shapes and axes of the parameters, without computing any."""
     return jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), example())
 
 
 def draws(objective: Any, names: list[str], seed: int) -> dict[str, np.ndarray]:
-    """Draw some parameters as a new model does; the compiler leaves the rest out."""
+    """Draw some parameters as for a new model; the compiler removes the rest."""
 
-    def some_of(key):
-        found = flat(unbox(objective.init(key, example())))
-        return {name: found[name] for name in names}
+    def some_of(key: jax.Array) -> dict[str, jax.Array]:
+        params = flat(unbox(objective.init(key, example())))
+        return {name: params[name] for name in names}
 
     return jax.device_get(jax.jit(some_of)(jax.random.key(seed)))
 
@@ -148,10 +148,10 @@ def example() -> dict[str, np.ndarray]:
     return {name: np.zeros((1, 8), np.int32) for name in ("tokens", "source", "places", "lengths")}
 
 
-def said(old: Tokenizer, new: Tokenizer, found: Plan, initialise: Initialise, rowed: list[str]) -> list[str]:
-    """Say how many rows came from where."""
-    same, composed = found.match, len(found.parts)
-    rest = int((found.old < 0).sum()) - composed - len(found.filler)
+def summary_of(old: Tokenizer, new: Tokenizer, planned: Plan, initialise: Initialise, rowed: list[str]) -> list[str]:
+    """Return the counts of rows by source."""
+    same, composed = planned.match, len(planned.parts)
+    rest = int((planned.old < 0).sum()) - composed - len(planned.filler)
     how = {"random": "drawn as a new model's"}.get(initialise, "drawn with the old rows' mean and covariance")
     other = f" ({same.twins:,} of them only inside a word there and at its beginning here, or the reverse)"
     twins = other if same.twins else ""
@@ -160,13 +160,13 @@ def said(old: Tokenizer, new: Tokenizer, found: Plan, initialise: Initialise, ro
         f"kept: {same.same + same.twins:,} pieces that both have{twins} and {same.roles:,} special tokens",
         f"composed: {composed:,} from the old pieces that spell them; {how}: {rest:,}",
     ]
-    if found.filler:
-        lines.append(f"filled up: {len(found.filler):,} rows of no token, at the mean of the others")
+    if planned.filler:
+        lines.append(f"filled up: {len(planned.filler):,} rows of no token, at the mean of the others")
     return lines
 
 
 def with_tokens(tokenizer: Tokenizer, file: Path) -> tuple[Tokenizer, list[str]]:
-    """Add the tokens of a file, one a line; give the tokenizer and those that it had."""
+    """Add the tokens of a file, one per line; return the tokenizer and the tokens that it already had."""
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as Core
 
@@ -194,7 +194,7 @@ def convert(
     model: str | None, workdir: str | None, output: str | None, step: str = "auto", *, tokenizer: str | None = None,
     add_tokens: str | None = None, initialise: Initialise = "overlap", multiple: int = 1, seed: int = 0,
 ) -> list[str]:  # fmt: skip
-    """Read a folder (`model`) or a run, change its vocabulary, write a folder (`output`) or a run; give the lines to say."""
+    """Read a folder (`model`) or a run, change its vocabulary, write a folder (`output`) or a run; return lines to print."""
     check(not (tokenizer and add_tokens), "--tokenizer replaces the vocabulary, --add_tokens adds to it: give one of them")
     check(multiple > 0, f"--pad_vocab={multiple} must be positive")
     check(bool(model) + bool(workdir) + bool(output) == 2, "name where from (--model or --workdir) and where to (--output, or "
@@ -202,7 +202,7 @@ def convert(
     target = Path(output or workdir)
     check(not target.exists() or (target.is_dir() and not any(target.iterdir())), f"{target} exists; name a new folder")
     kind, drawn = "", ()
-    if model:  # its objective is settled with the new tokenizer: the old one may lack what that needs (T5's sentinels)
+    if model:  # resolved with the new tokenizer: the old one may lack special tokens (T5's sentinels)
         loaded = whole(load(model), model)
         objective, params, old, data = loaded.objective, loaded.params, loaded.tokenizer, Data(source=Documentation())
         kind, drawn = loaded.kind, loaded.drawn
@@ -221,7 +221,7 @@ def convert(
     if output:
         card = "\n".join(["---", "library_name: transformers", "---", "", f"# {target.name}", "", *lines, ""])
         left = save(objective, without(params, drawn, str(target)), new, target, card, kind or kind_of(Path(workdir)))
-        if model:  # a run has no ids of its own but those that were written just now
+        if model:  # a run has no further ids than those just written
             describe(target, Path(model).expanduser(), old, new)
         return [*lines, f"{target}: config.json, weights, tokenizer and card" + (f"; left out: {some(left)}" if left else "")]
     data = dataclasses.replace(data, tokenizer=Pretrained(str(target.absolute() / "tokenizer.json")))
@@ -231,7 +231,7 @@ def convert(
 
 
 def describe(folder: Path, source: Path, old: Tokenizer, new: Tokenizer) -> None:
-    """Write which tokens begin, end, hide and fill text, as `source` has them, into a folder's config.json and beside it."""
+    """Translate the special ids of `source` to the new tokenizer, in a folder's config.json and tokenizer_config.json."""
     settings, theirs = (load_json(path / "config.json", dict) for path in (folder, source))
     for name in [name for name in theirs if name.endswith("_token_id")]:
         value = theirs[name]

@@ -1,4 +1,4 @@
-"""Bottleneck adapters (Houlsby et al. 2019): a small network on what a sub-layer gives, at first nearly nothing."""
+"""Bottleneck adapters (Houlsby et al. 2019): a small residual network after a sub-layer, near the identity at init."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,10 +14,10 @@ ACTIVATIONS = {"gelu": nn.gelu, "relu": nn.relu}
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """Width of the bottleneck, 0: none; `after` which sub-layers of a layer.
+    """`size`: width of the bottleneck, 0: none; `after`: the sub-layers with an adapter.
 
-    "both" attention and feed-forward (Houlsby et al. 2019), or only the "mlp", half the parameters: what Pfeiffer et al.
-    2021 found enough, here at Houlsby's place, before the residual sum and its norm. Attention to a source has none.
+    "both": attention and feed-forward (Houlsby et al. 2019); "mlp": half the parameters, sufficient according to Pfeiffer
+    et al. 2021, here in Houlsby's position, before the residual sum and its norm. Cross-attention has none.
     """
 
     size: int = 0
@@ -29,12 +29,12 @@ class Adapter:
         check_range(self, 0, float("inf"), "size")
 
     def follows(self, part: str) -> bool:
-        """Tell whether an adapter follows the "attention" or the "mlp"."""
+        """Whether an adapter follows the "attention" or the "mlp"."""
         return self.size > 0 and (part == "mlp" or self.after == "both")
 
 
 class Bottleneck(nn.Module):
-    """y + up(activation(down(y))), both matrices drawn with 1e-3, as in the released code."""
+    """y + up(activation(down(y))), both matrices with standard deviation 1e-3 at init, as in the released code."""
 
     width: int
     config: Adapter

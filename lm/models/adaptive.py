@@ -1,14 +1,15 @@
-"""Adaptive embedding and adaptive softmax: frequent tokens get wide vectors and a short list, rare ones clusters of their own.
+"""Adaptive embedding and softmax: frequent tokens have wide vectors in a short list, rare ones are in tail clusters.
 
 Grave et al. 2017 (softmax), Baevski & Auli 2019 (inputs), in the form of Dai et al. 2019 (Transformer-XL). Tokens are
-numbered by falling frequency; `cutoffs` are the first numbers of the tail clusters.
+numbered by falling frequency; `cutoffs` are the first ids of the tail clusters.
 
     log p(w) = log p_head(w)                                  for the short list, w < cutoffs[0]
     log p(w) = log p_head(cluster of w) + log p_tail(w)       otherwise
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ Order = Literal["rising", "falling"]
 
 
 class Cluster(struct.PyTreeNode):
-    """One softmax: a projection of the hidden state (None: none) and the table that it meets."""
+    """One softmax: a projection of the hidden state (None: identity) and a table of output embeddings."""
 
     head: Head
     project_DE: jax.Array | None = None
@@ -37,25 +38,23 @@ class Cluster(struct.PyTreeNode):
 
 
 class AdaptiveHead(struct.PyTreeNode):
-    """The vocabulary as a short list and clusters; `clusters[0]` has the short list, then one entry for each tail.
+    """The vocabulary as clusters; `clusters[0]` has the short list, then one entry for each tail.
 
     `order` "rising": entry cutoffs[0] + i of the head stands for tail i (TensorFlow release, Hugging Face); "falling": the
     last entry stands for the first tail (PyTorch release). Weights of one order are wrong in the other.
     """
 
     clusters: tuple[Cluster, ...]
-    ends: tuple[int, ...] = struct.field(
-        pytree_node=False
-    )  # where each cluster ends; the last is the vocabulary's size
+    ends: tuple[int, ...] = struct.field(pytree_node=False)  # past the last id of each cluster
     order: Order = struct.field(pytree_node=False, default="rising")
 
     def column(self, tail: int) -> int:
-        """Entry of the head that stands for a tail, counted from 1."""
+        """Return the entry of the head that stands for a tail, counted from 1."""
         tails = len(self.ends) - 1
         return self.ends[0] + (tail - 1 if self.order == "rising" else tails - tail)
 
     def logits(self, h: jax.Array) -> jax.Array:
-        """Map (..., D) to the logarithms of all probabilities (..., V), float32: for few tokens, all clusters are computed."""
+        """Map (..., D) to all log-probabilities (..., V), float32; computes every cluster, so for few tokens only."""
         head = jax.nn.log_softmax(self.clusters[0].logits(h), -1)
         parts = [head[..., : self.ends[0]]]
         for tail, cluster in enumerate(self.clusters[1:], 1):
@@ -65,9 +64,9 @@ class AdaptiveHead(struct.PyTreeNode):
 
 
 class Adaptive(nn.Module):
-    """The parameters of both ends: tables are shared by input and output, projections where `tied` says so.
+    """Parameters of embedding and softmax: tables are shared by both, projections where `tied`.
 
-    `divide` = 1: one table of `embed` numbers a token, sliced by the cutoffs. `divide` > 1: cluster i has a table of
+    `divide` = 1: one table of width `embed`, sliced by the cutoffs. `divide` > 1: cluster i has a table of width
     embed // divide**i, always with a projection. `rows_multiple`: each table has a multiple of so many rows.
     """
 
@@ -82,7 +81,7 @@ class Adaptive(nn.Module):
     std: float = 0.02
     project_std: float = 0.01
 
-    def setup(self):
+    def setup(self) -> None:
         ends = (*self.cutoffs, self.vocab)
         sizes = ends if self.divide == 1 else np.diff(ends, prepend=0)
         kept = len(ends) if self.divide > 1 else 1
@@ -90,7 +89,7 @@ class Adaptive(nn.Module):
         self.tables = [self.table(f"table{i}", int(sizes[i - kept]), widths[i]) for i in range(kept)]
         projected = self.divide > 1 or self.embed != self.width
         self.inputs = [self.project(f"input{i}", widths[i]) for i in range(kept)] if projected else [None] * kept
-        outputs = []
+        outputs = []  # a tied output projection is the input's
         for i, width in enumerate(widths):
             own = projected and not self.tied[i]
             outputs.append(self.project(f"output{i}", width) if own else self.inputs[min(i, kept - 1)])
@@ -110,10 +109,10 @@ class Adaptive(nn.Module):
         return self.param(name, named(nn.initializers.normal(self.project_std), ("embed", None)), (self.width, width))
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """Look tokens up: (..., D). Every cluster is looked up for every token and the others' rows are zeroed.
+        """Embed tokens: (..., D). Every token is looked up in every cluster, and rows of other clusters are zeroed.
 
-        That costs width x (sum of the clusters' widths) products a token, less than a hundredth of a step, and keeps all
-        shapes fixed.
+        That costs width x (sum of the clusters' widths) products per token, less than a hundredth of a step, and keeps
+        all shapes fixed.
         """
         starts = (0, *self.cutoffs)
         total = 0
@@ -126,7 +125,7 @@ class Adaptive(nn.Module):
         return total
 
     def head(self) -> AdaptiveHead:
-        """Give the softmax over the same tables."""
+        """Return the softmax over the same tables."""
         ends = (*self.cutoffs, self.vocab)
         clusters = []
         for i, (start, end) in enumerate(zip((0, *self.cutoffs), ends)):
@@ -143,37 +142,40 @@ class Adaptive(nn.Module):
 def adaptive_cross_entropy(
     h_BTD: jax.Array, head: AdaptiveHead, targets_BT: jax.Array, weights_BT: jax.Array, *, chunk: int = 0
 ) -> dict[str, jax.Array]:
-    """Sum the weighted negative log-likelihood (nats) over all tokens, exactly: "total", with the gradient, and "nll", "hits".
+    """Sum the exact weighted negative log-likelihood (nats) over all tokens: "total", with the gradient, "nll" and "hits".
 
-    A cluster is computed for its own tokens only: they are put first, and a loop over chunks of `chunk` tokens (0: chosen)
-    ends with them. Shapes are fixed, the number of chunks is not; a tail so costs its tokens rounded up to a chunk, and on
-    several devices what the one with most of them needs. A hit is a token that is the most likely of its cluster, in
-    which the head, too, sees it.
+    A cluster is computed for its own tokens only: they are sorted to the front, and a loop over chunks of `chunk` tokens
+    (0: chosen) ends after them. Shapes are fixed, the number of chunks is not: a tail costs its tokens rounded up to a
+    chunk, on several devices those of the device with most. A hit: the target is the most likely token of its cluster,
+    and its cluster the most likely entry of the head.
     """
     if len(head.clusters) == 1:
         (cluster,) = head.clusters
         return cross_entropy(cluster.reduced(h_BTD), cluster.head, targets_BT, weights_BT, chunk=chunk)
     groups = tuple(n if size % n == 0 else 1 for n, size in zip(pieces("batch", "length"), targets_BT.shape))
 
-    def grouped(x):  # (B, T, ...) -> (G, P, ...): the tokens that a device holds
+    def grouped(x: jax.Array) -> jax.Array:  # (B, T, ...) -> (G, P, ...): the tokens of one device
         (rows, columns), (batch, length) = groups, x.shape[:2]
         x = x.reshape(rows, batch // rows, columns, length // columns, *x.shape[2:])
         return constrain_groups(jnp.moveaxis(x, 2, 1).reshape(rows * columns, -1, *x.shape[4:]))
 
     h, targets, weights = grouped(h_BTD), grouped(targets_BT), grouped(weights_BT.astype(jnp.float32))
+    # The head predicts the token itself or the entry of its tail; each tail then its own tokens.
     number = jnp.searchsorted(jnp.asarray(head.ends[:-1]), targets, side="right")
     columns = jnp.asarray([0, *(head.column(i) for i in range(1, len(head.ends)))], jnp.int32)
     total, right = few(h, jnp.where(number == 0, targets, columns[number]), weights, head.clusters[0], chunk)
     for i, cluster in enumerate(head.clusters[1:], 1):
-        mine = number == i
-        nll, right_tail = few(h, targets - head.ends[i - 1], jnp.where(mine, weights, 0), cluster, chunk)
-        total, right = total + nll, jnp.where(mine, right * right_tail, right)
+        inside = number == i
+        nll, right_tail = few(h, targets - head.ends[i - 1], jnp.where(inside, weights, 0), cluster, chunk)
+        total, right = total + nll, jnp.where(inside, right * right_tail, right)
     hits = jnp.sum(weights * right)
     return {"total": total, "nll": jax.lax.stop_gradient(total), "hits": jax.lax.stop_gradient(hits)}
 
 
-def chunk_loss(h_PD, targets_P, weights_P, cluster: Cluster):
-    """Loss of P tokens, and 1 for each whose target is the most likely."""
+def chunk_loss(
+    h_PD: jax.Array, targets_P: jax.Array, weights_P: jax.Array, cluster: Cluster
+) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of P tokens, and 1 for each whose target is the most likely."""
     logits_PV = cluster.logits(h_PD)
     one_hot = targets_P[:, None] == jnp.arange(logits_PV.shape[1], dtype=targets_P.dtype)
     target_P = jnp.sum(jnp.where(one_hot, logits_PV, 0), -1)
@@ -182,18 +184,26 @@ def chunk_loss(h_PD, targets_P, weights_P, cluster: Cluster):
     return jnp.sum(weights_P * (log_z_P - target_P)), (target_P >= top_P).astype(jnp.float32)
 
 
-def over_chunks(h_GPD, targets_GP, weights_GP, cluster: Cluster, chunk: int, start, step):
-    """Fold `step(carry, rows_GC, part)` over the tokens of weight, `chunk` of each group at once.
+def over_chunks(
+    h_GPD: jax.Array,
+    targets_GP: jax.Array,
+    weights_GP: jax.Array,
+    cluster: Cluster,
+    chunk: int,
+    start: Any,
+    step: Callable[[Any, jax.Array, tuple[jax.Array, ...]], Any],
+) -> Any:
+    """Fold `step(carry, rows_GC, part)` over the weighted tokens, `chunk` of each group at once.
 
-    `rows_GC` says which tokens of the group; numbers past the last one fill up, with tokens of no weight. Only the
-    number of rounds is not known beforehand: as many as the group with most tokens needs.
+    `rows_GC`: indices of the tokens within the group; indices past the last pad a chunk with tokens of weight 0. The
+    number of rounds is dynamic: that of the group with most tokens.
     """
     count = targets_GP.shape[1]
     order_GP = jnp.argsort(weights_GP == 0, axis=1, stable=True)
     order_GP = jnp.pad(order_GP, ((0, 0), (0, -count % chunk)), constant_values=count)
     most = jnp.max((weights_GP != 0).sum(1))
 
-    def body(i, carry):
+    def body(i: jax.Array, carry: Any) -> Any:
         rows_GC = jax.lax.dynamic_slice_in_dim(order_GP, i * chunk, chunk, 1)
         pick = jax.vmap(lambda x, rows: x.at[rows].get(mode="fill", fill_value=0))
         return step(carry, rows_GC, tuple(pick(x, rows_GC) for x in (h_GPD, targets_GP, weights_GP)))
@@ -201,13 +211,15 @@ def over_chunks(h_GPD, targets_GP, weights_GP, cluster: Cluster, chunk: int, sta
     return jax.lax.fori_loop(0, -(-most // chunk), body, start)
 
 
-def put(x_GP, rows_GC, y_GC):
-    """Write values of some tokens into the array of all; those past the end fall away."""
+def put(x_GP: jax.Array, rows_GC: jax.Array, y_GC: jax.Array) -> jax.Array:
+    """Scatter the values of a chunk into the array of all tokens; indices past the end are dropped."""
     return jax.vmap(lambda x, rows, y: x.at[rows].set(y, mode="drop", unique_indices=False))(x_GP, rows_GC, y_GC)
 
 
-def few(h_GPD, targets_GP, weights_GP, cluster: Cluster, chunk: int):
-    """Loss of one cluster on the tokens whose weight is not 0, and (G, P): 1 where the target is the most likely."""
+def few(
+    h_GPD: jax.Array, targets_GP: jax.Array, weights_GP: jax.Array, cluster: Cluster, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of one cluster on the tokens of weight, and (G, P): 1 where the target is the most likely."""
     count, rows = targets_GP.shape[1], cluster.head.table_VD.shape[0]
     # Below some hundred rows a product is bound by reading the table; above 16 MiB of logits there is nothing to gain.
     chunk = min(chunk or max(256, 2**22 // rows), count)
@@ -215,8 +227,10 @@ def few(h_GPD, targets_GP, weights_GP, cluster: Cluster, chunk: int):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def fused(h_GPD, targets_GP, weights_GP, cluster: Cluster, chunk: int):
-    def step(carry, rows_GC, part):
+def fused(
+    h_GPD: jax.Array, targets_GP: jax.Array, weights_GP: jax.Array, cluster: Cluster, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    def step(carry: Any, rows_GC: jax.Array, part: tuple[jax.Array, ...]) -> Any:
         nll_G, right_GP = carry
         nll, right = jax.vmap(lambda *tokens: chunk_loss(*tokens, cluster))(*part)
         return nll_G + nll, put(right_GP, rows_GC, right)
@@ -226,17 +240,19 @@ def fused(h_GPD, targets_GP, weights_GP, cluster: Cluster, chunk: int):
     return nll_G.sum(), right_GP
 
 
-def fused_forward(h_GPD, targets_GP, weights_GP, cluster: Cluster, chunk: int):
-    """Take the gradients of a chunk while its logits are at hand; nothing need be differentiated through the loop.
+def fused_forward(
+    h_GPD: jax.Array, targets_GP: jax.Array, weights_GP: jax.Array, cluster: Cluster, chunk: int
+) -> tuple[Any, Any]:
+    """Compute the gradients of a chunk while its logits are at hand: a loop of dynamic length has no reverse mode.
 
-    Groups add their gradients of the table up apart, and are summed once at the end.
+    Groups accumulate their gradients of the table separately; one sum at the end is one reduction over the mesh.
     """
 
-    def one(h_PD, targets_P, weights_P):
+    def one(h_PD: jax.Array, targets_P: jax.Array, weights_P: jax.Array) -> tuple[Any, ...]:
         nll, pull, right = jax.vjp(lambda h, c: chunk_loss(h, targets_P, weights_P, c), h_PD, cluster, has_aux=True)
         return nll, right, *pull(jnp.ones_like(nll))
 
-    def step(carry, rows_GC, part):
+    def step(carry: Any, rows_GC: jax.Array, part: tuple[jax.Array, ...]) -> Any:
         nll_G, right_GP, d_h, d_cluster = carry
         nll, right, d_h_chunk, d_cluster_chunk = jax.vmap(one)(*part)
         d_cluster = jax.tree.map(jnp.add, d_cluster, d_cluster_chunk)
@@ -253,7 +269,7 @@ def fused_forward(h_GPD, targets_GP, weights_GP, cluster: Cluster, chunk: int):
     return (nll_G.sum(), right_GP), (d_h, jax.tree.map(lambda x: x.sum(0), d_cluster))
 
 
-def fused_backward(chunk: int, saved, cotangents):
+def fused_backward(chunk: int, saved: tuple[Any, Any], cotangents: tuple[jax.Array, Any]) -> tuple[Any, ...]:
     """Scale the gradients of the forward pass."""
     d_h, d_cluster = saved
     scale = cotangents[0]

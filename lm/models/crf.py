@@ -1,8 +1,8 @@
 """A linear-chain conditional random field over tags (Lafferty et al. 2001), for rows that hold several sequences.
 
-A row's sequences are one chain: where one begins, the step between two tags scores the end of the one and the start of
-the other, which falls apart into a factor of each. So sums over paths of the row are products over its sequences. A
-sequence may be a piece of a sentence: where it was cut, what is on the other side is not known, and nothing is scored.
+A row's sequences are one chain: where one starts, the transition is the end score of the last tag plus the start score
+of the first, a product of two factors. So sums over paths of the row are products over its sequences. A sequence may be
+a piece of a sentence: at a cut the neighbour is unknown, and start or end is not scored.
 """
 
 from collections import Counter
@@ -18,19 +18,19 @@ from flax import linen as nn
 
 from lm.models.layers import named
 
-FORBIDDEN = -1e4  # finite: a score that no other makes up for
-SCHEMES = ("IOB2", "IOB1", "IOBES")  # how tags write spans; of those that fit alike, the first
-NOISE = 0.05  # a slip of the annotators now and then; tags in another scheme break a third of the steps or more
+FORBIDDEN = -1e4  # finite, as infinities make NaN gradients; far below any sum of scores
+SCHEMES = ("IOB2", "IOB1", "IOBES")  # of spans; the first of equally good ones is taken
+NOISE = 0.05  # share of annotation errors; tags in another scheme break a third of the transitions or more
 
 
 class Chain(nn.Module):
-    """Scores of one tag after another ("transitions", from and to), of the first tag and of the last."""
+    """Transition scores (from, to), and scores of the first and the last tag."""
 
     tags: int
     std: float = 0.02
 
     @nn.compact
-    def __call__(self):
+    def __call__(self) -> "Weights":
         init = nn.initializers.normal(self.std)
         steps_CC = self.param("transitions", named(init, (None, None)), (self.tags, self.tags))
         start_C = self.param("start", named(init, (None,)), (self.tags,))
@@ -42,10 +42,10 @@ Weights = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class Places(NamedTuple):
-    """Where sequences lie in rows, bool (B, W) each.
+    """Boundaries of the sequences in rows, bool (B, W) each.
 
-    `real`: words that are there, first in the row; `begins`: the first of each sequence. `opens` and `closes`: the first
-    and the last word of a sentence, which have a start and an end score; a sequence without them is cut there.
+    `real`: words, before the padding; `begins`: the first word of each sequence. `opens`, `closes`: the first and the
+    last word of a sentence, which have a start and an end score; a sequence without them is cut there.
     """
 
     real: jax.Array
@@ -54,32 +54,32 @@ class Places(NamedTuple):
     closes: jax.Array
 
     def closed(self) -> jax.Array:
-        """Tell rows whose last word is the last of a sentence, bool (B,)."""
+        """Return, bool (B,), whether the last word of the row is the last of a sentence."""
         last_B1 = jnp.maximum(self.real.sum(1, keepdims=True) - 1, 0)
         return jnp.take_along_axis(self.closes, last_B1, 1)[:, 0]
 
 
 def rest(scores_BWC: jax.Array, places: Places) -> tuple[jax.Array, ...]:
-    """Give what a scan over the words after the first reads, words in front; of `closes` that of the word before."""
+    """Return the inputs of a scan over the words after the first, words leading; `closes` is that of the word before."""
     later = scores_BWC[:, 1:], *(x[:, 1:] for x in places[:3]), places.closes[:, :-1]
     return tuple(jnp.moveaxis(x, 1, 0) for x in later)
 
 
 def steps(weights: Weights, begins_B: jax.Array, opens_B: jax.Array, closed_B: jax.Array) -> jax.Array:
-    """Scores of going from one tag to the next (B, C, C), where a sequence begins through the end of the one before."""
+    """Return transition scores (B, C, C), at the start of a sequence those through the end of the last one."""
     steps_CC, start_C, end_C = weights
     apart_BCC = closed_B[:, None, None] * end_C[:, None] + opens_B[:, None, None] * start_C
     return jnp.where(begins_B[:, None, None], apart_BCC, steps_CC)
 
 
 def log_partition(scores_BWC: jax.Array, places: Places, weights: Weights) -> jax.Array:
-    """Sum exp(score) over all taggings of each row's sequences: its logarithm (B,).
+    """Return the log-partition of each row, (B,): log of the sum of exp(score) over its taggings, 0 without words.
 
-    `scores_BWC`: of each tag at each word. A row without words gives 0.
+    `scores_BWC`: emission scores of each tag at each word.
     """
     _, start_C, end_C = weights
 
-    def step(alpha_BC, inputs):
+    def step(alpha_BC: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         scores_BC, real_B, *edges = inputs
         onward_BC = scores_BC + jax.nn.logsumexp(alpha_BC[:, :, None] + steps(weights, *edges), 1)
         return jnp.where(real_B[:, None], onward_BC, alpha_BC), None
@@ -91,7 +91,7 @@ def log_partition(scores_BWC: jax.Array, places: Places, weights: Weights) -> ja
 
 
 def path_score(scores_BWC: jax.Array, tags_BW: jax.Array, places: Places, weights: Weights) -> jax.Array:
-    """Score one tagging of each row's sequences (B,)."""
+    """Return the score of one tagging of each row, (B,)."""
     steps_CC, start_C, end_C = weights
     here_BW = jnp.take_along_axis(scores_BWC, tags_BW[..., None], 2)[..., 0]
     here_BW += places.opens * start_C[tags_BW] + places.closes * end_C[tags_BW]
@@ -100,18 +100,18 @@ def path_score(scores_BWC: jax.Array, tags_BW: jax.Array, places: Places, weight
 
 
 def viterbi(scores_BWC: jax.Array, places: Places, weights: Weights) -> jax.Array:
-    """Find the best tagging of each row's sequences, int32 (B, W); words that are not there repeat the last tag."""
+    """Return the best tagging of each row, int32 (B, W); padding repeats the last tag."""
     _, start_C, end_C = weights
     same_C = jnp.arange(scores_BWC.shape[2])
 
-    def forward(best_BC, inputs):
+    def forward(best_BC: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         scores_BC, real_B, *edges = inputs
         ways_BCC = best_BC[:, :, None] + steps(weights, *edges)
         onward_BC = scores_BC + ways_BCC.max(1)
         came_BC = jnp.where(real_B[:, None], ways_BCC.argmax(1), same_C)
         return jnp.where(real_B[:, None], onward_BC, best_BC), came_BC
 
-    def backward(tag_B, came_BC):
+    def backward(tag_B: jax.Array, came_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
         before_B = jnp.take_along_axis(came_BC, tag_B[:, None], 1)[:, 0]
         return before_B, tag_B
 
@@ -123,7 +123,7 @@ def viterbi(scores_BWC: jax.Array, places: Places, weights: Weights) -> jax.Arra
 
 
 def best_path(scores_WC: np.ndarray, weights: tuple[np.ndarray, ...]) -> list[int]:
-    """Find the best tagging of one whole sentence; numpy, as there is no end to the lengths that jax would compile for."""
+    """Return the best tagging of one whole sentence; in numpy, as jax would compile for every length."""
     steps_CC, start_C, end_C = weights
     best_C, came = scores_WC[0] + start_C, []
     for scores_C in scores_WC[1:]:
@@ -136,21 +136,21 @@ def best_path(scores_WC: np.ndarray, weights: tuple[np.ndarray, ...]) -> list[in
     return tags[::-1]
 
 
-# -- what may follow what ----------------------------------------------------------------------------------------------
+# -- schemes of spans --------------------------------------------------------------------------------------------------
 
 
 def parted(tag: str) -> tuple[str, str]:
-    """Part LETTER-KIND; all that is no part of a span is O. BMES and BILOU are IOBES in other letters."""
+    """Split LETTER-KIND; any other tag is O. BMES and BILOU are IOBES in other letters."""
     letter = {"M": "I", "L": "E", "U": "S"}.get(tag[:1], tag[:1])
     return (letter, tag[2:]) if letter in tuple("BIES") and tag[1:2] == "-" and tag[2:] else ("O", "")
 
 
 @cache
 def allows(scheme: str, before: str, after: str) -> bool:
-    """Tell whether a tag may follow another; beyond both ends of a sentence is O.
+    """Whether a tag may follow another; beyond both ends of a sentence is O.
 
-    IOB2 (BIO): B-X begins a span. IOB1 (Ramshaw and Marcus 1995; CoNLL-2003): I-X does, B-X only where one of the same
-    kind ends. IOBES: B-X begins a span of several words, E-X ends it, S-X is one of a single word.
+    IOB2 (BIO): B-X starts a span. IOB1 (Ramshaw and Marcus 1995; CoNLL-2003): I-X does, B-X only after a span of the same
+    kind. IOBES: B-X starts a span of several words, E-X ends it, S-X is a span of one word.
     """
     (one, kind), (two, other) = parted(before), parted(after)
     if scheme == "IOBES":
@@ -161,7 +161,7 @@ def allows(scheme: str, before: str, after: str) -> bool:
 
 
 def odd_step(scheme: str, tags: Sequence[str]) -> str:
-    """Say where the tags of a sentence first break a scheme, "" if nowhere."""
+    """Describe the first transition of a sentence that breaks a scheme, "" if none does."""
     for k, (before, after) in enumerate(pairwise(("O", *tags, "O"))):
         if not allows(scheme, before, after):
             return f"{before} last" if k == len(tags) else f"{after} after {before} at word {k + 1}" if k else f"{after} first"
@@ -169,9 +169,9 @@ def odd_step(scheme: str, tags: Sequence[str]) -> str:
 
 
 def nearest(sentences: Iterable[Sequence[str]]) -> tuple[str, float]:
-    """Find the scheme that sentences of tags break least, and in what share of the steps that begin or end something.
+    """Return the scheme with the fewest broken transitions and their share of those at a start or end of spans.
 
-    ("none", 0) where tags write no spans.
+    ("none", 0) without spans.
     """
     counts = Counter(pair for tags in sentences for pair in pairwise(("O", *tags, "O")))
     counts = Counter({pair: n for pair, n in counts.items() if parted(pair[0]) != parted(pair[1])})
@@ -183,7 +183,7 @@ def nearest(sentences: Iterable[Sequence[str]]) -> tuple[str, float]:
 
 
 def forbid(weights: Weights, tags: Sequence[str], scheme: str) -> Weights:
-    """Add -1e4 to what a scheme does not allow: from tag to tag, first, and last."""
+    """Add -1e4 to the scores of transitions, first and last tags that a scheme forbids."""
     wrong_CC = np.array([[not allows(scheme, one, other) for other in tags] for one in tags])
     first_C = np.array([not allows(scheme, "O", tag) for tag in tags])
     last_C = np.array([not allows(scheme, tag, "O") for tag in tags])

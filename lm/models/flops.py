@@ -1,4 +1,4 @@
-"""Parameters, floating-point operations of a step, and the share of the machine's rate (MFU)."""
+"""Parameter counts, FLOPs of a training step, and peak rates of devices (for MFU)."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lm.models.mlp import ACTIVATIONS
 from lm.models.transformer import Transformer
 
-# Dense bf16 peak of one device, FLOP/s, by a part of its `device_kind`; vendors' data sheets.
+# Dense bf16 peak of one device, FLOP/s, by a part of its `device_kind`; from the vendors' data sheets.
 PEAKS = {
     "TPU v2": 46e12 / 2,
     "TPU v3": 123e12 / 2,
@@ -39,10 +39,10 @@ def parameter_count(params: Any) -> int:
 
 
 def train_flops(model: Transformer, length: int) -> float:
-    """Operations a token of one training step: forward and backward, attention's triangle counted whole.
+    """Return the FLOPs of a training step per token, forward and backward, without the saving of a causal mask.
 
-    6 x (matrix parameters a token passes) + 12 x depth x heads x head x length: the formula of Chowdhery et al. 2022,
-    appendix B. The vocabulary projection counts, the look-up of embeddings does not.
+    6 x matrix parameters + 12 x depth x heads x head x length: Chowdhery et al. 2022, appendix B. The vocabulary
+    projection counts, the look-up of embeddings does not.
     """
     attention = model.width * model.head_size * (2 * model.heads + 2 * model.kv)
     gated = ACTIVATIONS[model.activation][1]
@@ -52,7 +52,7 @@ def train_flops(model: Transformer, length: int) -> float:
 
 
 def peak(device: jax.Device | None = None) -> float | None:
-    """FLOP/s of one device: from the table, measured on a CPU, None for a device that the table does not know."""
+    """Return the FLOP/s of one device: from the table, measured on a CPU, None for an unknown device."""
     device = device or jax.devices()[0]
     if device.platform == "cpu":
         return matmul_rate()
@@ -60,9 +60,9 @@ def peak(device: jax.Device | None = None) -> float | None:
     return next((rate for name, rate in PEAKS.items() if re.search(rf"\b{name}\b", kind, re.IGNORECASE)), None)
 
 
-@functools.cache  # the machine does not change, and every run asks twice before its first step
+@functools.cache  # every run calls it twice before its first step
 def matmul_rate(size: int = 1024, repeats: int = 15) -> float:
-    """Measure FLOP/s of one float32 matrix product, large enough for the full rate: the best of several, as machines vary."""
+    """Measure the FLOP/s of a float32 matrix product: the best of several, as other processes slow some of them."""
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a, b: a @ b)
     product(x, x).block_until_ready()

@@ -1,7 +1,8 @@
-"""What follows the stack: the vocabulary with its cross-entropy, in chunks so that no step holds all logits; the pooler."""
+"""Vocabulary projection and cross-entropy, in chunks so that no step holds all logits; BERT's pooler."""
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ class Pooler(nn.Module):
 
 
 def gather(h_BTD: jax.Array, places_BP: jax.Array) -> jax.Array:
-    """Pick the states of P places of each row: (B, P, D)."""
+    """Gather the states at P positions of each row: (B, P, D)."""
     return jnp.take_along_axis(h_BTD, places_BP[..., None], 1, mode="clip")
 
 
@@ -66,20 +67,21 @@ def cross_entropy(
 ) -> dict[str, jax.Array]:
     """Sum the weighted negative log-likelihood (nats), z = log(Z)^2 and hits over all tokens, in float32.
 
-    Returns the scalars "total" = nll + z_loss * z, the only one with a gradient, and "nll", "z", "hits". `smoothing` e
-    makes "total" (1 - e) * nll + e / V * sum over v of -log p(v) (Szegedy et al. 2016). About `chunk`
-    tokens a device go through the vocabulary at once (0: chosen so that their logits take about 16 MiB). The gradient
-    of a chunk is taken in the forward pass while its logits are at hand: three matrix products in all where
-    recomputation needs four, and nothing of size tokens x vocabulary is kept.
+    Return the scalars "total" = nll + z_loss * z, the only one with a gradient, and "nll", "z", "hits". `smoothing` e
+    makes "total" (1 - e) * nll + e / V * sum over v of -log p(v) (Szegedy et al. 2016). About `chunk` tokens per device
+    go through the vocabulary at once (0: chosen so that their logits take about 16 MiB). The gradient of a chunk is
+    computed in the forward pass while its logits are at hand: three matrix products in all where recomputation needs
+    four, and nothing of size tokens x vocabulary is kept.
     """
+    # A group holds the tokens of one device, so that chunking moves none between devices.
     groups = tuple(n if size % n == 0 else 1 for n, size in zip(pieces("batch", "length"), targets_BT.shape))
     count = targets_BT.size // (groups[0] * groups[1])
     chunk = chunk or max(1, 2**22 // head.table_VD.shape[0])
     chunks = math.ceil(count / chunk)
     chunks = next((n for n in range(chunks, 2 * chunks) if count % n == 0), chunks)
-    padding = -count % chunks  # tokens of no weight, where no number of chunks divides the rest
+    padding = -count % chunks  # tokens of weight 0, where no number of chunks divides
 
-    def grouped(x):
+    def grouped(x: jax.Array) -> jax.Array:  # (B, T, ...) -> (G, chunks, P, ...)
         (rows, columns), (batch, length) = groups, x.shape[:2]
         x = x.reshape(rows, batch // rows, columns, length // columns, *x.shape[2:])
         x = jnp.moveaxis(x, 2, 1).reshape(rows * columns, count, *x.shape[4:])
@@ -93,8 +95,10 @@ def cross_entropy(
     return {"total": total, **{name: jax.lax.stop_gradient(x) for name, x in aux.items()}}
 
 
-def chunk_loss(h_PD, targets_P, weights_P, head: Head, extras: tuple[float, float]):
-    """Loss of one chunk of P tokens; `extras`: z-loss and label smoothing."""
+def chunk_loss(
+    h_PD: jax.Array, targets_P: jax.Array, weights_P: jax.Array, head: Head, extras: tuple[float, float]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return the loss of one chunk of P tokens and its parts; `extras`: z-loss and label smoothing."""
     z_loss, smoothing = extras
     logits_PV = head.logits(h_PD)
     # A sum against the one-hot vector, not a gather: along a sharded or scanned vocabulary the gather is what hurts.
@@ -114,38 +118,42 @@ def chunk_loss(h_PD, targets_P, weights_P, head: Head, extras: tuple[float, floa
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def fused(h_GCPD, targets_GCP, weights_GCP, head: Head, extras: tuple[float, float]):
-    """Add the losses of all chunks C of all groups G."""
+def fused(
+    h_GCPD: jax.Array, targets_GCP: jax.Array, weights_GCP: jax.Array, head: Head, extras: tuple[float, float]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Sum the losses of all chunks C of all groups G."""
 
-    def step(total, chunk):
+    def step(total: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, chunk_loss(*chunk, head, extras)), None
 
-    def group(*tokens):
+    def group(*tokens: jax.Array) -> Any:
         zero = jnp.zeros((), jnp.float32)
         return jax.lax.scan(step, (zero, {"nll": zero, "z": zero, "hits": zero}), tokens)[0]
 
     return jax.tree.map(lambda x: x.sum(0), jax.vmap(group)(h_GCPD, targets_GCP, weights_GCP))
 
 
-def fused_forward(h_GCPD, targets_GCP, weights_GCP, head: Head, extras: tuple[float, float]):
-    """Take loss and gradients chunk by chunk.
+def fused_forward(
+    h_GCPD: jax.Array, targets_GCP: jax.Array, weights_GCP: jax.Array, head: Head, extras: tuple[float, float]
+) -> tuple[Any, Any]:
+    """Compute loss and gradients chunk by chunk.
 
-    Each group adds up its own gradient of the table, and the groups are summed once at the end: under a mesh one
-    reduction a step, where a shared accumulator would cost one a chunk.
+    Each group accumulates its own gradient of the table, and the groups are summed once at the end: under a mesh one
+    reduction per step, where a shared accumulator would cost one per chunk.
     """
 
-    def step(carry, chunk):
+    def step(carry: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
         total, d_head = carry
         h_PD, targets_P, weights_P = chunk
 
-        def loss(h, head):
+        def loss(h: jax.Array, head: Head) -> tuple[jax.Array, dict[str, jax.Array]]:
             return chunk_loss(h, targets_P, weights_P, head, extras)
 
         value, pull, aux = jax.vjp(loss, h_PD, head, has_aux=True)
         d_h, d_head_chunk = pull(jnp.ones_like(value))
         return jax.tree.map(jnp.add, (total, d_head), ((value, aux), d_head_chunk)), d_h
 
-    def group(*tokens):
+    def group(*tokens: jax.Array) -> Any:
         zero = jnp.zeros((), jnp.float32)
         empty = ((zero, {"nll": zero, "z": zero, "hits": zero}), jax.tree.map(jnp.zeros_like, head))
         return jax.lax.scan(step, empty, tokens)
@@ -155,7 +163,9 @@ def fused_forward(h_GCPD, targets_GCP, weights_GCP, head: Head, extras: tuple[fl
     return totals, (d_h, d_head)
 
 
-def fused_backward(extras: tuple[float, float], saved, cotangents):
+def fused_backward(
+    extras: tuple[float, float], saved: tuple[Any, Any], cotangents: tuple[jax.Array, Any]
+) -> tuple[Any, ...]:
     """Scale the gradients of the forward pass."""
     d_h, d_head = saved
     scale = cotangents[0]

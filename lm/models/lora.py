@@ -1,10 +1,11 @@
-"""Low-rank adaptation of matrices (Hu et al. 2021): W + scale A B, where only A and B are trained."""
+"""Low-rank adaptation (Hu et al. 2021): W + scale A B, of which only A and B are trained."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,12 @@ from lm.errors import UserError, check_range
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Factors beside the matrices of a stack; `rank` 0: none.
+    """Low-rank factors of the matrices of a stack; `rank` 0: none.
 
-    What they add counts `alpha` / `rank` (`alpha` 0: as rank). `targets`: patterns (regular expressions, searched) of the
-    matrices' paths, such as `stack/layers/attention/query` or `stack/layers/mlp/up`. `dropout` is on what the factors
-    read. A is drawn uniform within 1 / sqrt(inputs), as the released code does, B is 0: the first step is the plain
-    model's.
+    Their product is scaled by `alpha` / `rank` (`alpha` 0: as rank). `targets`: regular expressions, searched in the
+    paths of matrices, such as `stack/layers/attention/query` or `stack/layers/mlp/up`. `dropout`: of the factors'
+    inputs. A is drawn uniformly within 1 / sqrt(inputs), as in the released code, B is 0: training starts at the plain
+    model.
     """
 
     rank: int = 0
@@ -44,18 +45,18 @@ class Lora:
         return (self.alpha or self.rank) / self.rank
 
     def hits(self, path: tuple[str, ...]) -> bool:
-        """Tell whether the matrix at a path gets factors."""
+        """Whether the matrix at a path has factors."""
         return self.rank > 0 and any(re.search(pattern, "/".join(path)) for pattern in self.targets)
 
 
-def bound(inputs: int):
-    """Initialiser of A: uniform within 1 / sqrt(inputs), which is Kaiming's with a = sqrt(5)."""
+def bound(inputs: int) -> Callable[..., jax.Array]:
+    """Return the initialiser of A: uniform within 1 / sqrt(inputs), Kaiming's with a = sqrt(5)."""
     limit = 1 / math.sqrt(inputs)
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 def product(kernel: Any, a: Any, b: Any, scale: float) -> np.ndarray:
-    """Compute kernel + scale (A B) on the host, float32, in this order of operations; layers are in front."""
+    """Compute kernel + scale (A B) on the host, float32, in this order of operations; an axis of layers comes first."""
     kernel, a, b = (np.asarray(x, np.float32) for x in (kernel, a, b))
     lead = kernel.ndim - (a.ndim - 1) - (b.ndim - 1)  # minus 1 when an axis of layers is counted twice
     layers = kernel.shape[0] if lead < 0 else 1
@@ -65,23 +66,23 @@ def product(kernel: Any, a: Any, b: Any, scale: float) -> np.ndarray:
 
 
 def merge(lora: Lora, params: Any) -> Any:
-    """Give plain parameters: each kernel plus what its factors add, the factors gone; the rest is as it was."""
+    """Return plain parameters: the product of the factors added to each kernel, the rest unchanged."""
     if not isinstance(params, dict):
         return params
-    found = {name: merge(lora, one) for name, one in params.items()}
-    if "lora_a" in found:
-        a, b = found.pop("lora_a"), found.pop("lora_b")
-        found["kernel"] = jnp.asarray(product(found["kernel"], a, b, lora.scale))
-    return found
+    plain = {name: merge(lora, value) for name, value in params.items()}
+    if "lora_a" in plain:
+        a, b = plain.pop("lora_a"), plain.pop("lora_b")
+        plain["kernel"] = jnp.asarray(product(plain["kernel"], a, b, lora.scale))
+    return plain
 
 
 def stacks(model: Any) -> list[str]:
-    """Name the fields of a model that are stacks with a `lora` of their own; "" is the model itself."""
+    """Return the fields of a model that are stacks with a `lora` of their own; "": the model itself."""
     return [""] if hasattr(model, "lora") else [name for name in ("encoder", "decoder") if hasattr(model, name)]
 
 
 def merged(model: Any, params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Give the plain model and parameters that compute what a model with LoRA factors does; others stay as they are."""
+    """Return the equivalent model without LoRA factors and its parameters."""
     for name in stacks(model):
         part = getattr(model, name) if name else model
         if not part.lora.rank:
@@ -93,11 +94,11 @@ def merged(model: Any, params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def unmet(model: Any, paths: list[str]) -> list[str]:
-    """List the targets of a model that hit none of these paths of parameters."""
-    found = []
+    """Return the targets of a model that match none of these paths of parameters."""
+    missing = []
     for name in stacks(model):
         lora = (getattr(model, name) if name else model).lora
         own = [path.removesuffix("/lora_a") for path in paths if path.endswith("/lora_a")]
         own = [path for path in own if not name or name in path.split("/")]
-        found += [t for t in lora.targets if lora.rank and not any(re.search(t, path) for path in own)]
-    return found
+        missing += [t for t in lora.targets if lora.rank and not any(re.search(t, path) for path in own)]
+    return missing

@@ -1,4 +1,4 @@
-"""One vector of each sequence to its scores: what published models have between the stack and the labels."""
+"""Classification heads of published models: one vector of each sequence to the scores of labels."""
 
 from typing import Literal
 
@@ -24,7 +24,7 @@ class Dense(nn.Module):
     truncate: bool
 
     @nn.compact
-    def __call__(self, x_BPD, keys_B):
+    def __call__(self, x_BPD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
         init = {"std": self.std, "truncate": self.truncate}
         x_BPD = dropout(x_BPD, self.rate, keys_B, 0)
         x_BPD = Linear((self.width, self.width), ("embed", None), name="dense", **init)(x_BPD)
@@ -36,9 +36,9 @@ class Dense(nn.Module):
 class Scores(nn.Module):
     """States of sequences (B, P, D) to float32 scores (B, P, outputs).
 
-    `inner`: "pooler" BERT's dense layer and tanh, of which pre-training may know; "summary" the same, XLNet's; "dense" a
-    layer of the classifier's own; "none" only the last linear one, which every kind has, `bias` or not. `rate` is the
-    dropout before each of them.
+    `inner`: "pooler" BERT's dense layer and tanh, which pre-training may have trained; "summary" the same in XLNet;
+    "dense" a layer of the classifier; "none" only the last linear layer, which every kind has, with `bias` or not.
+    `rate`: dropout before each of them.
     """
 
     width: int
@@ -51,7 +51,7 @@ class Scores(nn.Module):
     truncate: bool = False
 
     @nn.compact
-    def __call__(self, x_BPD, keys_B=None):
+    def __call__(self, x_BPD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
         keys_B, lead = fold(keys_B, 1000), x_BPD.shape[:-1]  # beyond the layers' numbers
         init = {"std": self.std, "truncate": self.truncate}
         if self.inner == "dense":
@@ -64,4 +64,4 @@ class Scores(nn.Module):
             x_BPD = ACTIVATIONS[self.activation](x_BPD)
         x_BPD = dropout(x_BPD, self.rate, keys_B, 1)
         last = Linear((self.width, self.outputs), ("embed", None), bias=self.bias, name="classifier", **init)
-        return last(x_BPD.astype(jnp.float32))  # a number to learn can lie between two of bfloat16
+        return last(x_BPD.astype(jnp.float32))  # float32: a regression target can lie between two bfloat16 numbers

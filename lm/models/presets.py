@@ -1,4 +1,4 @@
-"""Published shapes: take one and `dataclasses.replace` what differs. Dropout and the like are recipes, in configs/."""
+"""Published sizes; `dataclasses.replace` varies one. Dropout and other parts of a recipe are in configs/."""
 
 from dataclasses import replace
 
@@ -110,7 +110,7 @@ ELECTRA_LARGE_GENERATOR = replace(ELECTRA_LARGE, width=256, heads=4, embed=1024)
 
 
 def twice(model: Transformer) -> EncoderDecoder:
-    """Give encoder and decoder the same shape."""
+    """Return an encoder-decoder of two equal stacks."""
     return EncoderDecoder(encoder=model, decoder=model)
 
 
@@ -126,7 +126,7 @@ def t5(width: int, mlp: int, head: int, heads: int, depth: int) -> EncoderDecode
 
 
 def t5_1_1(width: int, mlp: int, head: int, heads: int, depth: int) -> EncoderDecoder:
-    """T5 1.1: gated gelu, a vocabulary projection of its own, logits as they come."""
+    """T5 1.1: gated gelu, an untied vocabulary projection, unscaled logits."""
     model = t5(width, mlp, head, heads, depth).decoder
     return twice(replace(model, activation="geglu_tanh", tied=False, logit_scale=1.0))
 

@@ -1,4 +1,4 @@
-"""Relative positions as Transformer-XL and XLNet have them: sinusoids of distances, and the shift that aligns them."""
+"""Relative positions of Transformer-XL and XLNet: sinusoids of distances, and the shift that aligns them with keys."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from lm.models.positions import sinusoids
 def distances(first: int, last: int, width: int, clamp: int = 0) -> jax.Array:
     """Embed the distances first, first - 1, ..., last (query minus key): (R, D), halves [sin, cos].
 
-    `clamp` > 0 treats farther ones as being that far (Dai et al. 2019, released code).
+    `clamp` > 0 clips them (Dai et al. 2019, released code).
     """
     steps = jnp.arange(first, last - 1, -1)
     if clamp:
@@ -23,7 +23,7 @@ def shift(scores: jax.Array, keys: int) -> jax.Array:
     The column of key 0 is one earlier in each row than in the row before; dropping one row's worth of entries between
     two reshapes does that without a gather (Dai et al. 2019, appendix B). With R = keys (the causal form, distances
     from keys - 1 to 0) entries past the diagonal come from other rows and must be masked; with R >= keys + T - 1
-    (XLNet, distances from keys down to -T + 1) all have a meaning.
+    (XLNet, distances from keys down to -T + 1) all entries are valid.
     """
     *lead, length, width = scores.shape
     if width == keys:

@@ -1,4 +1,4 @@
-"""Where a run starts from a folder, the folder says what the network and its tokens are; the config, how it is trained."""
+"""A run that starts from a folder takes network and tokenizer from it; the config keeps the choices of training."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ from lm.runs import is_published
 
 
 def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]:
-    """Give a config the network and the tokenizer of its `start`, and the lines to say; without a start, itself.
+    """Return the config with the network and the tokenizer of its `start`, and the lines to print.
 
-    What a model is comes from the folder, as far as the config's is another: dropout, inits, dtype and the like stay the
-    config's, and so does the context where positions have no table (a published one with rotary positions is a bound). A
-    tokenizer that the config names by its path stays too. `given` are the fields set on the command line: those that the
-    folder would change are an error that names both values, so that nothing the user asked for is passed over.
+    Architecture comes from the folder; dropout, inits, dtype and the like from the config, and so does the context where
+    positions have no table (a published one is a bound). A tokenizer named by its path stays, too. `given`: fields set on
+    the command line; UserError names both values of one that the folder would change, so that none is ignored.
     """
     inner = config.objective.inner
     if inner is not config.objective:
         deeper = [name.replace("objective.objective.", "objective.", 1) for name in given]
-        found, lines = adopt(dataclasses.replace(config, objective=inner), deeper)
-        return dataclasses.replace(found, objective=config.objective.around(found.objective)), lines
+        adopted, lines = adopt(dataclasses.replace(config, objective=inner), deeper)
+        return dataclasses.replace(adopted, objective=config.objective.around(adopted.objective)), lines
     if config.start and config.objective.apart:
         return adopt_parts(config, given)
     if not config.start or "model" not in {field.name for field in dataclasses.fields(config.objective)}:
@@ -41,7 +40,7 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
     model = config.objective.model
     theirs, start = described(config.start, config.objective.task)
     if type(theirs) is not type(model):
-        return config, []  # another kind of network: what fits of it is for `start_from` to say
+        return config, []  # another kind of network: `start_from` reports the arrays that fit
     mine = sized(model, model.vocab or theirs.vocab)
     taken = merged(mine, theirs, published=is_published(config.start))
     changed = differences(taken, mine)
@@ -72,14 +71,14 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
 
 
 def adopt_parts(config: Config, given: Sequence[str]) -> tuple[Config, list[str]]:
-    """Give the network to every task that shares it, and each head what its task has there."""
-    found, parts, lines = config, [], []
+    """Adopt the network in every task that shares it, and each task's own head."""
+    adopted, parts, lines = config, [], []
     for part in config.objective.parts:
-        found, said = adopt(dataclasses.replace(config, objective=part.objective), given)
-        parts.append(dataclasses.replace(part, objective=found.objective))
-        lines += said
+        adopted, more = adopt(dataclasses.replace(config, objective=part.objective), given)
+        parts.append(dataclasses.replace(part, objective=adopted.objective))
+        lines += more
     objective = dataclasses.replace(config.objective, parts=tuple(parts))
-    return dataclasses.replace(config, objective=objective, data=found.data), list(dict.fromkeys(lines))
+    return dataclasses.replace(config, objective=objective, data=adopted.data), list(dict.fromkeys(lines))
 
 
 def head_like(objective: Any, kind: str) -> Any:
@@ -95,9 +94,9 @@ def head_like(objective: Any, kind: str) -> Any:
 
 
 def described(start: str, task: str = "") -> tuple[Any, int | None]:
-    """Give the model of a published folder or of a run, and the token that its targets begin with, None: the usual.
+    """Return the model of a published folder or of a run, and the start token of its targets, None: the usual.
 
-    `task`: what its network is for, so that a head of another kind is no hindrance.
+    `task`: the head to assume, whatever the folder's is.
     """
     if not is_published(start):
         objective = read_config(Path(start)).objective
@@ -110,7 +109,7 @@ def described(start: str, task: str = "") -> tuple[Any, int | None]:
 
 
 def merged(mine: Any, theirs: Any, published: bool) -> Any:
-    """Give their model with what of ours is about training; a run's table keeps its rows, as it is read whole."""
+    """Return the folder's model with our choices of training; a run's table keeps its padding, as it is read whole."""
     if isinstance(mine, EncoderDecoder):
         sides = {side: merged(getattr(mine, side), getattr(theirs, side), published) for side in ("encoder", "decoder")}
         return dataclasses.replace(theirs, **sides)
@@ -124,7 +123,7 @@ def merged(mine: Any, theirs: Any, published: bool) -> Any:
 
 
 def at(model: Any, path: str) -> Any:
-    """Give the value at a dotted path, derived values (kv_heads=0: as heads) as they are written."""
+    """Return the value at a dotted path; values of 0 are not derived."""
     for name in path.split("."):
         if not hasattr(model, name):
             raise UserError(f"objective.model has no field '{path}' where it starts from a folder")

@@ -1,4 +1,4 @@
-"""Where a fresh run's parameters come from when its config names a start: another run, or a published folder."""
+"""Initial parameters from the `start` of a config: another run, or a published folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST = 8  # names listed of each kind
 
 
 def begin(config: Config, state: TrainState, abstract: TrainState) -> tuple[TrainState, list[str]]:
-    """Put the parameters of `config.start` into a fresh state; give the lines to say."""
+    """Put the parameters of `config.start` into a fresh state; return the lines to print."""
     if is_published(config.start):
         from lm.start.published import start_from
 
@@ -30,10 +30,10 @@ def begin(config: Config, state: TrainState, abstract: TrainState) -> tuple[Trai
 
 
 def from_run(path: Path, config: Config, state: TrainState, abstract: TrainState) -> tuple[TrainState, list[str]]:
-    """Take from a run the arrays that this objective has, too, straight into this mesh's shardings.
+    """Restore the arrays that a run shares with this objective, straight into this mesh's shardings.
 
-    Heads that the run lacks stay as drawn, those that this objective has not are left out, and scores of other labels than
-    its own are drawn anew. Raises UserError where shapes differ or nothing fits.
+    Heads that the run lacks stay as drawn, its other heads are left out, and scores of other labels are drawn anew. Raises
+    UserError where shapes differ or nothing fits.
     """
     run = read_config(path)
     other = Checkpoints(path, run.keep, read_only=True, stop=run.stop)
@@ -48,7 +48,7 @@ def from_run(path: Path, config: Config, state: TrainState, abstract: TrainState
 def taken(
     path: Path, run: Config, other: Checkpoints, step: int, config: Config, state: TrainState, abstract: TrainState
 ) -> tuple[TrainState, list[str]]:
-    """Take the arrays of one checkpoint; raises Damaged where it is not whole."""
+    """Restore the arrays of one checkpoint; raises Damaged where it is incomplete."""
     part = "average" if run.optimizer.average else "params"
     wanted, theirs = (flatten_dict(tree, sep="/") for tree in (abstract.params, plain(other.stored(step)[part])))
     other_labels = relabelled(config.objective, run.objective)
@@ -86,11 +86,11 @@ def labels_of(objective: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def plain(tree: Any) -> Any:
-    """Turn what Orbax says of a tree into plain dictionaries."""
+    """Convert Orbax's metadata of a tree to plain dictionaries."""
     return {name: plain(one) for name, one in tree.items()} if isinstance(tree, dict) else tree
 
 
 def listed(what: str, names: set[str]) -> list[str]:
-    """Name up to MOST arrays on one line; none where there are none."""
+    """Format up to MOST names on one line; no line without names."""
     more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
     return [f"{what}: {', '.join(sorted(names)[:MOST])}{more}"] if names else []

@@ -14,10 +14,10 @@ from lm.training.state import TrainState
 
 
 def start_from(path: str, objective: Objective, state: TrainState, abstract: TrainState) -> tuple[TrainState, list[str]]:
-    """Put a published folder's parameters into a fresh state; give the lines to say.
+    """Put a published folder's parameters into a fresh state; return the lines to print.
 
-    Parameters that the folder lacks stay as drawn, those that the objective has not are left out. Raises UserError where
-    shapes differ or nothing fits. A head for other labels than the objective's stays as drawn, too.
+    Parameters that the folder lacks stay as drawn, and so does a head for other labels; its other parameters are left out.
+    Raises UserError where shapes differ or nothing fits.
     """
     mesh = jax.tree.leaves(abstract.params)[0].sharding.mesh
     objective = objective.inner

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lm.convert.convert import flat, load, save
-from lm.convert.runs import export_run, import_run, kind_of, said
+from lm.convert.runs import export_run, import_run, kind_of, summary_of
 from lm.data.tokenizer.tokenizer import BytePair, Bytes, WordPiece
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
@@ -90,7 +90,7 @@ def test_the_start_is_the_files(name, start, tmp_path):
     before, after = config_of(tmp_path), config_of(tmp_path / "again")
     assert before["decoder_start_token_id"] == after["decoder_start_token_id"]
     assert before["eos_token_id"] == after["eos_token_id"]
-    assert any("language" in line for line in said(loaded, "x")) == (name == "mbart")
+    assert any("language" in line for line in summary_of(loaded, "x")) == (name == "mbart")
 
 
 # -- what stays out is said ---------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_weights_without_a_place(name, architecture, left, tmp_path):
         save_file({k: x for k, x in tensors.items() if "seq_relationship" not in k}, tmp_path / "model.safetensors")
     loaded = load(tmp_path)
     assert set(loaded.left) == left
-    assert any("left out" in line for line in said(loaded, "x"))
+    assert any("left out" in line for line in summary_of(loaded, "x"))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("bert", "albert")])

@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.models.positions import Rotary, alibi_slopes, buckets, frequencies, rotate, sinusoids
-from tests.models.reference import turn
+from lm.errors import UserError
+from lm.models.mlp import ACTIVATIONS
+from lm.models.model import Model
+from lm.models.norms import NORMS, NormKind
+from lm.models.positions import POSITIONS, PositionKind, Rotary, alibi_slopes, buckets, frequencies, rotate, sinusoids
+from tests.models.reference import draw, tiny, turn
 
 
 def test_sinusoids():
@@ -116,3 +120,33 @@ def test_buckets_compile():
     relative = jnp.arange(-300, 300)
     jitted = jax.jit(lambda r: buckets(r, causal=False))
     np.testing.assert_array_equal(jitted(relative), buckets(relative, causal=False))
+
+
+def test_an_encoding_a_norm_and_an_activation_are_one_entry_each(monkeypatch):
+    """From outside: a learned slope on distances (a parameter of the stack), positions added, LayerNorm by 1 + scale."""
+
+    def slope(c, param, causal):
+        rate = param("rate", lambda key, shape: jnp.full(shape, 0.3), (c.heads,))
+        return lambda distances_TS: -rate[:, None, None] * jnp.abs(distances_TS)
+
+    def ramp(c, positions_BT, width, dtype):
+        return positions_BT[..., None].astype(dtype) * jnp.linspace(-1, 1, width, dtype=dtype)
+
+    with pytest.raises(UserError, match="unknown positions 'kerple'"):
+        tiny(positions="kerple")
+    monkeypatch.setitem(POSITIONS, "kerple", PositionKind(added=ramp, bias=slope, context="free"))
+    monkeypatch.setitem(NORMS, "layer_one", NormKind(centred=True, shift=True, offset=True))
+    monkeypatch.setitem(ACTIVATIONS, "siglu", (jax.nn.sigmoid, True))
+    tokens, config = np.arange(6)[None], tiny(positions="kerple", norm="layer_one", activation="siglu", depth=1)
+    params = draw(config)
+    assert params["stack"]["rate"].shape == (3,)
+    assert "gate" in params["stack"]["layers"]["mlp"]
+
+    @jax.jit
+    def states(params, positions):
+        return Model(config).apply({"params": params}, tokens, positions)[0]
+
+    flat = {**params, "stack": {**params["stack"], "rate": np.zeros(3, np.float32)}}
+    places = np.arange(6)[None]
+    assert np.abs(states(flat, places) - states(params, places))[0, 1:].max() > 1e-3  # the bias acts
+    assert np.abs(states(params, places + 5) - states(params, places)).max() > 1e-3  # and so do added positions
