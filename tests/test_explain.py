@@ -295,7 +295,7 @@ def test_packed_attention(html, models):
 def test_large_models_show_some_layers(models, monkeypatch):
     rng = np.random.default_rng(0)
     attention = {"attention": rng.dirichlet(np.ones(20), (12, 4, 20))}
-    monkeypatch.setattr(pages, "ROOM", 12 * 4 * 400 // 3)
+    monkeypatch.setattr(pages, "CAPACITY", 12 * 4 * 400 // 3)
     found, notes = pages.pictures(attention, "auto")
     assert list(found[0]["layers"]) == ["1", "5", "8", "12"]
     assert "of 12" in notes[0]

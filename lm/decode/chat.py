@@ -1,7 +1,7 @@
-"""Chat templates: a conversation laid out as the model was trained on it, by the Jinja template that it came with.
+"""Chat templates: a conversation as text, by the Jinja template that came with the model.
 
-Templates are programs from elsewhere: they run in jinja2's sandbox, which lets them change nothing and reach no
-attribute that begins with an underscore, and in a process of their own, which ends where they take too long.
+Templates are untrusted programs: they run in jinja2's sandbox, without side effects and without attributes that start
+with an underscore, and in a process of their own, which ends where they take too long.
 """
 
 import contextlib
@@ -21,25 +21,25 @@ from lm.errors import UserError, check
 from lm.strict_json import load_json
 
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | ..., "content": text}
-SECONDS = 3  # of processor time for one rendering, which takes a thousandth of one
+SECONDS = 3  # of processor time for one rendering, which takes a thousandth of a second
 WAIT = 300  # seconds for an answer: a busy machine may be slow to give processor time
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Chat:
-    """A model's template and the special tokens that it names; `folder`: a published model's or a run's."""
+    """A model's template and special tokens; `folder`: a published model's or a run's."""
 
     def __init__(self, folder: str | Path):
         folder = Path(folder).expanduser()
-        config = read(folder / "tokenizer_config.json")
-        self.folder, self.source = folder, template(folder, config)
+        config = json_object(folder / "tokenizer_config.json")
+        source = template(folder, config)
         self.special = {name: text for name in NAMED if (text := content(config.get(name))) is not None}
-        self.renderer = Renderer(self.source, folder)
+        self.renderer = Renderer(source, folder)
 
     def render(self, messages: Sequence[Message], *, reply: bool = True, tools: Any = None) -> str:
-        """Lay a conversation out, up to where the reply begins; `tools`: what the model may call.
+        """Return a conversation as text, up to the start of the reply; `tools`: functions that the model may call.
 
-        Special tokens stand in the text as they are written: encode it with `special=True` and add none.
+        Special tokens are part of the text: encode it with `special=True` and add none.
         """
         check_messages(messages)
         return self.renderer.render(
@@ -48,7 +48,7 @@ class Chat:
 
 
 class Renderer:
-    """A process that renders one template (`lm.decode.templates`), begun anew after one that had to end; safe in threads."""
+    """A process that renders one template (`lm.decode.templates`), restarted after a failure; thread-safe."""
 
     def __init__(self, source: str, folder: Path):
         check(importlib.util.find_spec("jinja2"), "chat templates need the package jinja2: pip install 'jinja2>=3.1.6'")
@@ -70,7 +70,7 @@ class Renderer:
 
     def start(self) -> None:
         """Start the process and let it compile the template."""
-        # -P: the folder of the script is not a place to import from.
+        # -P: no imports from the script's folder.
         command = [sys.executable, "-P", str(Path(__file__).with_name("templates.py")), str(SECONDS)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -88,7 +88,7 @@ class Renderer:
             reply = self.process.stdout.readline() if ready.poll(1000 * WAIT) else b""
         except BrokenPipeError:
             reply = b""
-        except BaseException:  # an interrupt: the answer to come would be taken for that of the next request
+        except BaseException:  # an interrupt: the pending answer would be taken for that of the next request
             self.close()
             raise
         if not reply.endswith(b"\n"):
@@ -103,7 +103,7 @@ class Renderer:
         return answer["text"]
 
     def close(self, patience: float = 0) -> int:
-        """End the process, unless it is about to end by itself; return its status."""
+        """End the process, within `patience` seconds by itself; return its status."""
         process, self.process = self.process, None
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
@@ -112,11 +112,11 @@ class Renderer:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a process if it has not ended by itself, and take its status."""
+    """Kill a process if it still runs, and collect its status."""
     if process.poll() is None:
         process.kill()
     process.wait()
-    with contextlib.suppress(OSError):  # what it did not read
+    with contextlib.suppress(OSError):  # unread input
         process.stdin.close()
     process.stdout.close()
 
@@ -134,25 +134,27 @@ def check_messages(messages: Any) -> None:
 
 
 def template(folder: Path, config: Mapping[str, Any]) -> str:
-    """Find a folder's template: chat_template.jinja, chat_template.json, or what tokenizer_config.json holds.
+    """Return a folder's template: chat_template.jinja, chat_template.json, or the entry of tokenizer_config.json.
 
-    Of several named ones the "default" is taken.
+    Of several named ones, the "default".
     """
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    found = read(folder / "chat_template.json").get("chat_template", config.get("chat_template"))
-    if isinstance(found, list):
-        found = next((one.get("template") for one in found if isinstance(one, dict) and one.get("name") == "default"), None)
-    check(isinstance(found, str), f"{folder} has no chat template (chat_template.jinja); leave --chat and messages out")
-    return found
+    text = json_object(folder / "chat_template.json").get("chat_template", config.get("chat_template"))
+    if isinstance(text, list):
+        named = {entry.get("name"): entry.get("template") for entry in text if isinstance(entry, dict)}
+        text = named.get("default")
+    check(isinstance(text, str), f"{folder} has no chat template (chat_template.jinja); leave --chat and messages out")
+    return text
 
 
-def read(path: Path) -> dict[str, Any]:
-    found = load_json(path) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+def json_object(path: Path) -> dict[str, Any]:
+    """Load a JSON object; an empty one where the file is missing or holds another value."""
+    value = load_json(path) if path.is_file() else {}
+    return value if isinstance(value, dict) else {}
 
 
 def content(token: Any) -> str | None:
-    """Return a special token's text, which files write plainly or as an object."""
+    """Return a special token's text, a string or an object in the file."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None

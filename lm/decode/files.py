@@ -1,4 +1,4 @@
-"""Files of prompts: ten thousand lines in batches of like length, samples written as they are done, resumed after a kill."""
+"""Files of prompts: thousands of lines in batches of similar length, samples saved as they finish, resumed after a kill."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from lm.data.rows.prompts import Prompt
+from lm.decode.generate import occurrences
 from lm.errors import UserError, check
 from lm.outputs import Claim, replace_file
 from lm.strict_json import dump_json, parse_json
@@ -18,7 +19,7 @@ WINDOW = 4096  # prompts in memory, sorted by length
 
 
 class Job(Protocol):
-    """What is done to each prompt of a file."""
+    """The work on each prompt of a file (`lm.decode.modes`)."""
 
     def encode(self, record: Mapping[str, Any]) -> Prompt:
         """Read {"prompt"} or {"messages"}; raise UserError for one that cannot be continued."""
@@ -26,11 +27,11 @@ class Job(Protocol):
     def objects(
         self, prompts: list[tuple[str, Prompt]], numbers: list[int]
     ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Give (place in `prompts`, its samples as objects) in any order; `numbers`: how often each came before."""
+        """Yield (index into `prompts`, its samples as JSON objects) in any order; `numbers`: equal prompts before each."""
 
 
 class Progress(Protocol):
-    """Who is told how far a file is."""
+    """A display of the progress."""
 
     def add(self, tokens: int) -> None:
         """Count one more prompt and its new tokens."""
@@ -47,12 +48,12 @@ def complete(
     progress: Callable[[int, int], Progress] | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Write the samples of all prompts of a file, in its order, as JSON lines with their "index"; give their number.
+    """Write the samples of all prompts of a file, in its order, as JSON lines with their "index"; return their number.
 
-    Until the end they lie in OUTPUT.partial as they came; the same command goes on from there, one at a time. Raises
-    UserError where a line is wrong, before anything is written, where OUTPUT.partial belongs to other `settings` or is none
-    of ours, where another process writes it, and where OUTPUT exists, unless `overwrite`. `progress` is made of the number
-    of prompts and of those done before.
+    Until the end they are in OUTPUT.partial, in the order in which they finished; the same command resumes from there, one
+    process at a time. Raises UserError where a line is wrong, before anything is written, where OUTPUT.partial belongs to
+    other `settings` or another program, where another process writes it, and where OUTPUT exists, unless `overwrite`.
+    `progress` is called with the number of prompts and of those done before.
     """
     partial = output.with_name(output.name + ".partial")
     check(not partial.is_dir(), f"{partial} is a folder, and a file of this name is needed: move it, or name another --output")
@@ -62,13 +63,13 @@ def complete(
         count = sum(1 for _ in encoded(job, path))
         check(count > 0, f"{path} holds no prompts")
         done = resume(partial, settings)
-        told = progress(count, len(done)) if progress else None
+        display = progress(count, len(done)) if progress else None
         try:
             with partial.open("a", encoding="utf-8") as file:
-                work(job, path, file, done, told)
+                work(job, path, file, done, display)
         finally:
-            if told:
-                told.close()
+            if display:
+                display.close()
         sort(partial, output)
     return count
 
@@ -77,10 +78,11 @@ def work(job: Job, path: Path, file: TextIO, done: set[int], progress: Progress 
     """Append the samples of all prompts that are not done, those of one prompt together and sealed."""
     seen: Counter[bytes] = Counter()
     for low, window in windows(encoded(job, path)):
-        numbers = [occurrence(seen, prompt) for _, prompt in window]
-        left = [i for i in range(len(window)) if low + i not in done]
-        for at, samples in job.objects([window[i] for i in left], [numbers[i] for i in left]):
-            index = low + left[at]
+        numbers = occurrences([prompt for _, prompt in window], seen)
+        remaining = [i for i in range(len(window)) if low + i not in done]
+        for at, samples in job.objects([window[i] for i in remaining], [numbers[i] for i in remaining]):
+            index = low + remaining[at]
+            # The seal comes last: a kill in between leaves samples that do not count.
             lines = (dump_json({"index": index, **sample}) for sample in samples)
             file.write("".join(f"{line}\n" for line in (*lines, dump_json({"done": index}))))
             file.flush()
@@ -89,7 +91,7 @@ def work(job: Job, path: Path, file: TextIO, done: set[int], progress: Progress 
 
 
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Give (line number, record) of a .jsonl of {"prompt"} or {"messages"} objects, or of any other file's lines."""
+    """Yield (line number, record) of a .jsonl of {"prompt"} or {"messages"} objects, or of any other file's lines."""
     with path.open(encoding="utf-8") as file:
         try:
             for number, line in enumerate(file, 1):
@@ -110,37 +112,26 @@ def parsed(path: Path, number: int, text: str) -> dict[str, Any]:
 
 
 def encoded(job: Job, path: Path) -> Iterator[tuple[str, Prompt]]:
-    """Give the prompt's text and tokens of each record."""
+    """Yield (text, prompt) of each record."""
     for number, record in records(path):
         try:
             prompt = job.encode(record)
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error}") from error
-        yield (
-            record["prompt"] if "messages" not in record else json.dumps(record["messages"], ensure_ascii=False),
-            prompt,
-        )
+        messages = "messages" in record
+        yield json.dumps(record["messages"], ensure_ascii=False) if messages else record["prompt"], prompt
 
 
 def windows(items: Iterator[Any]) -> Iterator[tuple[int, list[Any]]]:
-    """Cut an iterator into lists; give each with the place of its first item."""
+    """Cut an iterator into lists; yield each with the index of its first item."""
     low = 0
     while window := list(islice(items, WINDOW)):
         yield low, window
         low += len(window)
 
 
-def occurrence(seen: Counter[bytes], prompt: Prompt) -> int:
-    """Count how often a prompt came before, in 16 bytes each."""
-    from lm.decode.generate import fingerprint
-
-    name = hashlib.blake2b(fingerprint(prompt), digest_size=16).digest()
-    seen[name] += 1
-    return seen[name] - 1
-
-
 def resume(partial: Path, settings: Mapping[str, Any]) -> set[int]:
-    """Open what an earlier run left, or begin: return the places that are done, and cut off what is not."""
+    """Return the indices of finished prompts, and cut off samples without a seal; start the file where there is none."""
     if not partial.exists() or not partial.stat().st_size:
         replace_file(partial, dump_json({"settings": dict(settings)}) + "\n")
         return set()
@@ -156,9 +147,9 @@ def resume(partial: Path, settings: Mapping[str, Any]) -> set[int]:
 
 
 def entries(partial: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (byte behind it, object) of each whole line: first the settings, then samples ("index") and seals ("done").
+    """Yield (offset of its end, object) of each whole line: first the settings, then samples ("index") and seals ("done").
 
-    A last line without an end is what a kill left. Raises UserError for a file that is not of this form.
+    A kill may leave a last line without its end. Raises UserError for a file of another form.
     """
     with partial.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -170,41 +161,41 @@ def entries(partial: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 check(isinstance(record.get(name), kind), "")
             except UserError:
                 raise UserError(
-                    f"{partial}, line {number}: not what lm.generate leaves of an unfinished file; move it, or name another "
+                    f"{partial}, line {number}: no unfinished file of lm.generate; move it, or name another "
                     "--output"
                 ) from None
             yield file.tell(), record
 
 
 def same(partial: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise UserError where a file was begun with other settings."""
+    """Raise UserError where a file was started with other settings."""
     now = json.loads(dump_json(dict(now)))
     other = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if other:
         raise UserError(
-            f"{partial} was begun with another {', '.join(other)}: use the same, remove the file, or name another --output"
+            f"{partial} was started with another {', '.join(other)}: use the same, remove the file, or name another --output"
         )
 
 
 def sort(partial: Path, output: Path) -> None:
-    """Copy the samples in the order of their prompts, whole or not at all; places in the file are all that is kept.
+    """Copy the samples in the order of their prompts, atomically; only offsets are held in memory.
 
-    One set a prompt: the first that was sealed.
+    Of a prompt with several sets, the first that was sealed counts.
     """
-    places: dict[int, list[tuple[int, int]]] = {}
+    sealed: dict[int, list[tuple[int, int]]] = {}  # (offset, bytes) of each sample
     waiting: dict[int, list[tuple[int, int]]] = {}
     start = 0
     for end, record in entries(partial):
         if "index" in record:
             waiting.setdefault(record["index"], []).append((start, end - start))
         elif "done" in record:
-            places.setdefault(record["done"], waiting.pop(record["done"], []))
+            sealed.setdefault(record["done"], waiting.pop(record["done"], []))
         start = end
     fresh = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         with partial.open("rb") as file, fresh.open("wb") as sorted_file:
-            for index in sorted(places):
-                for start, size in places[index]:
+            for index in sorted(sealed):
+                for start, size in sealed[index]:
                     file.seek(start)
                     sorted_file.write(file.read(size))
             sorted_file.flush()

@@ -1,6 +1,7 @@
-"""Text in, text out: prompts are encoded, continued or answered in batches, and cut at the stop strings."""
+"""From texts to texts: prompts are encoded, decoded in batches of similar length, and cut at the stop strings."""
 
 import bisect
+import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,25 +23,15 @@ from lm.errors import check
 from lm.objectives.base import Objective
 from lm.sharding import NO_MESH
 
-ROWS = 64  # decoded at a time
+ROWS = 64  # of a batch
 PLAIN = AncestralSampling()  # the model's own distribution
 
 
 def generate(
-    objective: Objective,
-    params: Any,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    strategy: Strategy = PLAIN,
-    rules: Rules = FREE,
-    num_samples: int = 1,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-    grammar: Grammar | None = None,
-    watch: Watch | None = None,
-) -> list[Sample]:
+    objective: Objective, params: Any, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int,
+    strategy: Strategy = PLAIN, rules: Rules = FREE, num_samples: int = 1, seed: int = 0, stop: Sequence[str] = (),
+    grammar: Grammar | None = None, watch: Watch | None = None,
+) -> list[Sample]:  # fmt: skip
     """Continue each prompt `num_samples` times; the samples of a prompt are neighbours in the result.
 
     A sample depends on the seed, its prompt and its number, not on the other prompts (but for float rounding). A
@@ -68,13 +59,9 @@ def generate(
 
 
 def decode_batches(
-    writer: Writer,
-    strategy: Strategy,
-    request: Request,
-    encoded: Sequence[Prompt],
-    numbers: Sequence[int],
+    writer: Writer, strategy: Strategy, request: Request, encoded: Sequence[Prompt], numbers: Sequence[int],
     watch: Watch | None = None,
-) -> Iterator[tuple[int, list[Row]]]:
+) -> Iterator[tuple[int, list[Row]]]:  # fmt: skip
     """Yield (index of the prompt, its rows) as they finish, in batches of similar length.
 
     `numbers`: how often each prompt came before (`occurrences`). All batches have the same number of rows, so that few
@@ -94,28 +81,29 @@ def decode_batches(
 
 
 def length(prompt: Prompt) -> int:
-    """Count the tokens that a network reads of a prompt."""
+    """Count the tokens of a prompt and its source."""
     return len(prompt.tokens) + (0 if prompt.source is None else len(prompt.source))
 
 
 def occurrences(encoded: Sequence[Prompt], seen: Counter | None = None) -> list[int]:
-    """Count for each prompt how often the same one came before it; `seen` counts on through several calls."""
+    """Count for each prompt the equal ones before it; `seen` carries the counts through several calls."""
     seen = Counter() if seen is None else seen
     numbers = []
     for prompt in encoded:
-        name = fingerprint(prompt)
-        numbers.append(seen[name])
-        seen[name] += 1
+        key = hashlib.blake2b(fingerprint(prompt), digest_size=16).digest()  # counts of a file stay small in memory
+        numbers.append(seen[key])
+        seen[key] += 1
     return numbers
 
 
 def fingerprint(prompt: Prompt) -> bytes:
+    """Serialise a prompt's ids: equal prompts have equal keys on every machine."""
     parts = [part for part in prompt if part is not None]
     return b"|".join(part.astype(np.int32).tobytes() for part in parts)
 
 
 def row_keys(seed: int, encoded: Sequence[Prompt], numbers: Sequence[int], samples: int) -> jax.Array:
-    """Make one key a row from the seed, the prompt's tokens, how often it came before, and the sample's number."""
+    """Fold the prompt's tokens, how often it came before and the sample's number into the seed: one key a row."""
     pairs = [
         (zlib.crc32(fingerprint(prompt)), number * samples + i)
         for prompt, number in zip(encoded, numbers, strict=True)
@@ -129,13 +117,14 @@ def row_keys(seed: int, encoded: Sequence[Prompt], numbers: Sequence[int], sampl
 def to_sample(tokenizer: Tokenizer, prompt: str, ids: np.ndarray, logprobs: np.ndarray, stop: Sequence[str]) -> Sample:
     """Decode new ids; cut the text before the first stop string, and the ids after the token that completes it.
 
-    Raises UserError where the log-probabilities are no numbers: such a model has written nothing.
+    Raises UserError where a log-probability is not finite: the text would mean nothing.
     """
     check_finite(logprobs, f"what follows {shortened(prompt)!r}")
     text = tokenizer.decode(ids)
     ends = [at for at in (text.find(s) for s in stop) if at >= 0]
     if ends:
         text = text[: min(ends)]
+        # Bisection over prefixes of the ids: decoding each one would take time quadratic in the length.
         count = 1 + bisect.bisect_left(
             range(1, len(ids)), True, key=lambda n: any(s in tokenizer.decode(ids[:n]) for s in stop)
         )
@@ -146,5 +135,5 @@ def to_sample(tokenizer: Tokenizer, prompt: str, ids: np.ndarray, logprobs: np.n
 
 
 def shortened(text: str, most: int = 60) -> str:
-    """Cut a text for a message."""
+    """Truncate a text for a message."""
     return text if len(text) <= most else text[: most - 3] + "..."

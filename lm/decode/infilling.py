@@ -84,17 +84,10 @@ class GibbsSampling(Infilling):
         count, length = filler.request.samples, filler.request.new or LENGTH
         size = 4 * count * (filler.tokenizer.vocab + 2 * length)  # scores of a token each, and the texts
         check_memory(size, f"drawing {count:,} texts at a time", "lower --num_samples")
+        options = {name: getattr(self, name) for name in options_of(GibbsSampling)}
         for text, _ in prompts:
-            yield gibbs(
-                filler.objective,
-                filler.params,
-                filler.tokenizer,
-                count=count,
-                length=length,
-                prefix=text,
-                seed=filler.request.seed,
-                **{name: getattr(self, name) for name in options_of(GibbsSampling)},
-            )
+            how = {"count": count, "length": length, "prefix": text, "seed": filler.request.seed, **options}
+            yield gibbs(filler.objective, filler.params, filler.tokenizer, **how)
 
 
 @dataclass(frozen=True, kw_only=True)

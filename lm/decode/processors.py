@@ -1,7 +1,7 @@
-"""What may come next, given what came before: penalties and bans on scores (B, V), -inf where a token is banned.
+"""Logits processors: penalties and bans on scores (B, V) given the text so far, -inf where a token is banned.
 
-Each is a small pure function, run inside the compiled loop, whose cost grows with the text and not with text times
-vocabulary. `Rules` applies those that are switched on in the order of Hugging Face's generate.
+Each is a pure function inside the compiled loop, whose cost grows with the text and not with text times vocabulary.
+`Rules` applies those that are switched on, in the order of Hugging Face's generate.
 """
 
 import math
@@ -15,13 +15,13 @@ from flax import struct
 
 from lm.errors import check
 
-LOWEST = float(np.finfo(np.float32).min)  # what heads give ids beyond the vocabulary
+LOWEST = float(np.finfo(np.float32).min)  # the logit of ids beyond the vocabulary
 
 
 class History(struct.PyTreeNode):
-    """The tokens of each row so far: a left-padded prompt of `prompt` columns, `count` new tokens, unused room.
+    """The tokens of each row so far: a left-padded prompt of `prompt` columns, `count` new tokens, unused capacity.
 
-    In an encoder-decoder these are the decoder's; `source_BS`, right-padded, is what the encoder read.
+    In an encoder-decoder these are the decoder's; `source_BS`, right-padded, holds the encoder's.
     """
 
     tokens_BT: jax.Array
@@ -32,8 +32,11 @@ class History(struct.PyTreeNode):
     prompt: int = struct.field(pytree_node=False, default=0)
 
     @staticmethod
-    def begin(tokens_BT, segments_BT, room: int, source_BS=None, source_segments_BS=None) -> "History":
-        """Begin with prompts (segment 0: padding) and room for that many new tokens."""
+    def begin(
+        tokens_BT: jax.Array, segments_BT: jax.Array, room: int, source_BS: jax.Array | None = None,
+        source_segments_BS: jax.Array | None = None,
+    ) -> "History":  # fmt: skip
+        """Start from prompts (segment 0: padding), with capacity for `room` new tokens."""
         wider = ((0, 0), (0, room))
         source_real_BS = None if source_BS is None else jnp.asarray(source_segments_BS) > 0
         return History(
@@ -55,14 +58,14 @@ class History(struct.PyTreeNode):
         )
 
     def select(self, rows_B: jax.Array) -> "History":
-        """Give the history whose row i is row `rows_B[i]` of this one."""
+        """Return the history whose row i is row `rows_B[i]` of this one."""
         rows = {"tokens_BT": self.tokens_BT[rows_B], "real_BT": self.real_BT[rows_B]}
         if self.source_BS is not None:
             rows |= {"source_BS": self.source_BS[rows_B], "source_real_BS": self.source_real_BS[rows_B]}
         return self.replace(**rows)
 
     def source(self) -> tuple[jax.Array, jax.Array]:
-        """Return the tokens of the source and which are real; without an encoder the prompt is the source."""
+        """Return the tokens of the source and their mask; without an encoder the prompt is the source."""
         if self.source_BS is not None:
             return self.source_BS, self.source_real_BS
         return self.tokens_BT[:, : self.prompt], self.real_BT[:, : self.prompt]
@@ -118,8 +121,10 @@ class Rules:
         check(full, "bad_words or sequence_bias holds a sequence of no tokens; leave it out")
 
     def process(self, scores_BV: jax.Array, history: History) -> jax.Array:
-        """Apply what is switched on; a choice made of the result then follows the rules."""
-        given_BV, count = scores_BV, history.count
+        """Apply the rules that are switched on, in the order of Hugging Face's generate."""
+        raw_BV, count = scores_BV, history.count
+
+        # Penalties, which depend on the tokens so far.
         if self.sequence_bias:
             scores_BV = sequence_bias(scores_BV, history, self.sequence_bias)
         if self.encoder_repetition_penalty != 1:
@@ -128,6 +133,8 @@ class Rules:
             scores_BV = repetition(scores_BV, history.tokens_BT, history.real_BT, self.repetition_penalty)
         if self.frequency_penalty or self.presence_penalty:
             scores_BV = frequency(scores_BV, history, self.frequency_penalty, self.presence_penalty)
+
+        # Bans of sequences; a stop is no bad word, or no text would ever end.
         if self.no_repeat_ngram:
             text = history.tokens_BT, history.real_BT
             scores_BV = no_repeat_ngram(scores_BV, history, *text, self.no_repeat_ngram)
@@ -136,6 +143,8 @@ class Rules:
         words = [ids for ids in self.bad_words if ids not in [(stop,) for stop in self.stops]]
         if words:
             scores_BV = sequence_bias(scores_BV, history, [(ids, -math.inf) for ids in words])
+
+        # When a text may end, and which tokens must stand at its ends.
         if self.min_length and self.stops:
             short_B1 = (history.real_BT.sum(1) < self.min_length)[:, None]
             scores_BV = ban(scores_BV, self.stops, short_B1)
@@ -156,26 +165,28 @@ class Rules:
         if self.forced_prefix:
             forced = jnp.asarray(self.forced_prefix)[jnp.minimum(count, len(self.forced_prefix) - 1)]
             scores_BV = force(scores_BV, forced, count < len(self.forced_prefix))
-        if scores_BV is not given_BV:
-            scores_BV = jnp.where((scores_BV > LOWEST).any(-1, keepdims=True), scores_BV, given_BV)
+
+        # A row without any allowed token would draw from nothing but NaN: it ignores the rules.
+        if scores_BV is not raw_BV:
+            scores_BV = jnp.where((scores_BV > LOWEST).any(-1, keepdims=True), scores_BV, raw_BV)
         return jax.nn.log_softmax(scores_BV, -1) if self.renormalise else scores_BV
 
 
-def put(scores_BV: jax.Array, tokens_BT: jax.Array, where_BT: jax.Array, values) -> jax.Array:
-    """Set the scores of the tokens where told; a token that appears twice must get the same value."""
-    tokens_BT = jnp.where(where_BT, tokens_BT, scores_BV.shape[1])
+def scatter(scores_BV: jax.Array, tokens_BT: jax.Array, mask_BT: jax.Array, values: jax.Array | float) -> jax.Array:
+    """Set the scores of the masked tokens; a token that appears twice must get the same value."""
+    tokens_BT = jnp.where(mask_BT, tokens_BT, scores_BV.shape[1])  # out of range: dropped
     return scores_BV.at[jnp.arange(len(scores_BV))[:, None], tokens_BT].set(values, mode="drop")
 
 
 def repetition(scores_BV: jax.Array, tokens_BT: jax.Array, real_BT: jax.Array, penalty: float) -> jax.Array:
-    """Divide the positive scores of tokens seen by the penalty, multiply the negative ones (CTRL, Keskar et al. 2019)."""
+    """Divide positive scores of tokens of the text by the penalty, multiply negative ones (CTRL, Keskar et al. 2019)."""
     seen_BT = jnp.take_along_axis(scores_BV, tokens_BT, 1, mode="clip")
     seen_BT = jnp.where(seen_BT < 0, seen_BT * penalty, seen_BT / penalty)
-    return put(scores_BV, tokens_BT, real_BT, seen_BT)
+    return scatter(scores_BV, tokens_BT, real_BT, seen_BT)
 
 
 def frequency(scores_BV: jax.Array, history: History, per_time: float, once: float) -> jax.Array:
-    """Take `per_time` off for each time a token was generated, and `once` if it was at all; prompts do not count."""
+    """Subtract `per_time` for each time a token was generated, and `once` if it was at all; prompts do not count."""
     tokens_BT, real_BT = (x[:, history.prompt :] for x in (history.tokens_BT, history.real_BT))
     if per_time:
         rows_B1 = jnp.arange(len(scores_BV))[:, None]
@@ -183,12 +194,14 @@ def frequency(scores_BV: jax.Array, history: History, per_time: float, once: flo
         scores_BV = scores_BV - per_time * counts_BV
     if once:
         lower_BT = jnp.take_along_axis(scores_BV, tokens_BT, 1, mode="clip") - once
-        scores_BV = put(scores_BV, tokens_BT, real_BT, lower_BT)
+        scores_BV = scatter(scores_BV, tokens_BT, real_BT, lower_BT)
     return scores_BV
 
 
-def no_repeat_ngram(scores_BV: jax.Array, history: History, tokens_BT, real_BT, size: int) -> jax.Array:
-    """Ban what would complete an n-gram of the given tokens, those of the text or of its source (Paulus et al. 2017)."""
+def no_repeat_ngram(
+    scores_BV: jax.Array, history: History, tokens_BT: jax.Array, real_BT: jax.Array, size: int
+) -> jax.Array:
+    """Ban tokens that would repeat an n-gram of `tokens_BT`, the text or its source (Paulus et al. 2017)."""
     windows = tokens_BT.shape[1] - size + 1
     if windows < 1:
         return scores_BV
@@ -196,7 +209,7 @@ def no_repeat_ngram(scores_BV: jax.Array, history: History, tokens_BT, real_BT, 
     same_BT = real_BT[:, :windows] & real_BT[:, size - 1 :] & enough_B[:, None]
     for i in range(size - 1):
         same_BT &= tokens_BT[:, i : i + windows] == end_BT[:, i, None]
-    return put(scores_BV, tokens_BT[:, size - 1 :], same_BT, -jnp.inf)
+    return scatter(scores_BV, tokens_BT[:, size - 1 :], same_BT, -jnp.inf)
 
 
 def sequence_bias(scores_BV: jax.Array, history: History, biases: Sequence[tuple[Sequence[int], float]]) -> jax.Array:
@@ -211,18 +224,18 @@ def sequence_bias(scores_BV: jax.Array, history: History, biases: Sequence[tuple
 
 
 def ban(scores_BV: jax.Array, ids: Sequence[int], where: jax.Array | bool = True) -> jax.Array:
-    """Ban tokens where told: a scalar or (B, 1)."""
+    """Ban tokens where the condition holds, a scalar or (B, 1)."""
     banned_V = np.isin(np.arange(scores_BV.shape[1]), ids)
     return jnp.where(banned_V & jnp.asarray(where), -jnp.inf, scores_BV)
 
 
-def force(scores_BV: jax.Array, token, where: jax.Array) -> jax.Array:
-    """Leave one token, at a score of 0, where told."""
+def force(scores_BV: jax.Array, token: jax.Array | int, where: jax.Array) -> jax.Array:
+    """Leave one token, at a score of 0, where the condition holds."""
     only_V = jnp.where(jnp.arange(scores_BV.shape[1]) == token, 0.0, -jnp.inf)
     return jnp.where(where, only_V, scores_BV)
 
 
-def exponential_length(scores_BV: jax.Array, count, stops: Sequence[int], start: int, factor: float) -> jax.Array:
+def exponential_length(scores_BV: jax.Array, count: jax.Array, stops: Sequence[int], start: int, factor: float) -> jax.Array:
     """Raise the stops by |score| * (factor^(count - start) - 1) once more than `start` tokens are new."""
     stops_V = np.isin(np.arange(scores_BV.shape[1]), stops)
     beyond = jnp.maximum(count - start, 0).astype(jnp.float32)

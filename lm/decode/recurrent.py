@@ -1,4 +1,4 @@
-"""Decoding steps of the architectures whose state is no key-value cache: Transformer-XL, LSTM, XLNet."""
+"""Decoding steps of the architectures without a key-value cache: Transformer-XL, LSTM, XLNet."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,37 +8,39 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lm.decode.steps import Prepared, Prompts
 from lm.models.lstm import LSTM, LSTMModel, State
 from lm.models.memory import Memory, MemoryModel, TransformerXL, empty_memory
 from lm.models.two_stream import TwoStream, XLNet
 
-NEVER = jnp.iinfo(jnp.int32).max  # rank of what nobody sees
+NEVER = jnp.iinfo(jnp.int32).max  # rank of positions that nothing attends to
 
 
-class Plain(struct.PyTreeNode):
-    """Parameters as they are, and the head."""
+class UncachedSteps:
+    """Functions that these architectures share; `model` is the network, the same for any number of rows."""
 
-    params: Any
-    head: Any
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        return {"params": self.params}
-
-
-@dataclass(frozen=True)
-class MemorySteps:
-    """A Transformer-XL: what it keeps is its memory, of the last M tokens, so that a text may go on for ever.
-
-    A model trained without a memory gets one of its context, which begins with nothing. A prompt is read as one segment,
-    right behind the empty memory wherever its row is padded to.
-    """
-
-    config: TransformerXL
-    limit: ClassVar[None] = None
+    model: Any
+    limit: ClassVar[int | None] = None
     source_limit: ClassVar[None] = None
     rewinds: ClassVar[bool] = False
     complete: ClassVar[bool] = True
+
+    def prepare(self, params: Any, rows: int) -> Prepared:
+        return Prepared(params, self.model.apply({"params": params}, method="head"))
+
+    def logits(self, prepared: Prepared, h: jax.Array) -> jax.Array:
+        return prepared.logits(h)
+
+
+@dataclass(frozen=True)
+class MemorySteps(UncachedSteps):
+    """A Transformer-XL: its state is the memory of the last M tokens, so that a text may go on for ever.
+
+    A model trained without a memory gets one of its context's length, empty at first. A prompt is read as one segment,
+    right behind the empty memory whatever the padding of its row.
+    """
+
+    config: TransformerXL
 
     @property
     def model(self) -> MemoryModel:
@@ -46,51 +48,39 @@ class MemorySteps:
             return MemoryModel(self.config)
         return MemoryModel(dataclasses.replace(self.config, memory=self.config.context, begin="nothing"))
 
-    def prepare(self, params, rows):
-        return Plain(params, self.model.apply({"params": params}, method="head"))
-
-    def prefill(self, prepared, prompts, room):
+    def prefill(self, prepared: Prepared, prompts: Prompts, room: int) -> tuple[jax.Array, Memory]:
         memory = empty_memory(self.model.config, prompts.tokens_BT.shape[0])
         return self.model.apply(prepared.variables, prompts.tokens_BT, prompts.segments_BT, memory, fresh=True)
 
-    def step(self, prepared, state, tokens_BT):
+    def step(self, prepared: Prepared, state: Memory, tokens_BT: jax.Array) -> tuple[jax.Array, Memory]:
         return self.model.apply(prepared.variables, tokens_BT, None, state)
 
-    def logits(self, prepared, h):
-        return prepared.head.logits(h)
-
-    def select(self, state: Memory, rows_B):
+    def select(self, state: Memory, rows_B: jax.Array) -> Memory:
         return jax.tree.map(lambda x: x[rows_B], state)
 
 
 @dataclass(frozen=True)
-class LSTMSteps:
-    """An LSTM: what it keeps is each layer's cell and hidden vector."""
+class LSTMSteps(UncachedSteps):
+    """An LSTM: its state is each layer's cell and hidden vector."""
 
     config: LSTM
-    limit: ClassVar[None] = None
-    source_limit: ClassVar[None] = None
-    rewinds: ClassVar[bool] = False
-    complete: ClassVar[bool] = True
 
-    def prepare(self, params, rows):
-        return Plain(params, LSTMModel(self.config).apply({"params": params}, method="head"))
+    @property
+    def model(self) -> LSTMModel:
+        return LSTMModel(self.config)
 
-    def prefill(self, prepared, prompts, room):
-        return LSTMModel(self.config).apply(prepared.variables, prompts.tokens_BT, prompts.segments_BT)
+    def prefill(self, prepared: Prepared, prompts: Prompts, room: int) -> tuple[jax.Array, State]:
+        return self.model.apply(prepared.variables, prompts.tokens_BT, prompts.segments_BT)
 
-    def step(self, prepared, state, tokens_BT):
-        return LSTMModel(self.config).apply(prepared.variables, tokens_BT, None, state)
+    def step(self, prepared: Prepared, state: State, tokens_BT: jax.Array) -> tuple[jax.Array, State]:
+        return self.model.apply(prepared.variables, tokens_BT, None, state)
 
-    def logits(self, prepared, h):
-        return prepared.head.logits(h)
-
-    def select(self, state: State, rows_B):
+    def select(self, state: State, rows_B: jax.Array) -> State:
         return jax.tree.map(lambda x: x[:, rows_B], state)
 
 
 class Page(struct.PyTreeNode):
-    """The whole text so far: tokens (B, W), whether each is there, and where the next one goes."""
+    """The whole text so far: tokens (B, W), which of them are real, and the index of the next one."""
 
     tokens_BW: jax.Array
     real_BW: jax.Array
@@ -98,15 +88,14 @@ class Page(struct.PyTreeNode):
 
 
 @dataclass(frozen=True)
-class PageSteps:
-    """XLNet: all tokens see each other, so each new one changes what the others are, and the whole page is read again.
+class PageSteps(UncachedSteps):
+    """XLNet: tokens attend in both directions, so each new one changes all states, and the whole page is read again.
 
-    The query stream asks for the next place, which nobody sees (as `transformers` generates). Many tokens at once are
+    The query stream predicts the next position, which nothing attends to (as `transformers` generates). Several tokens are
     read one after the other.
     """
 
     config: XLNet
-    source_limit: ClassVar[None] = None
     rewinds: ClassVar[bool] = True
     complete: ClassVar[bool] = False
 
@@ -114,29 +103,30 @@ class PageSteps:
     def limit(self) -> int:
         return self.config.context
 
-    def prepare(self, params, rows):
-        return Plain(params, TwoStream(self.config).apply({"params": params}, method="head"))
+    @property
+    def model(self) -> TwoStream:
+        return TwoStream(self.config)
 
-    def prefill(self, prepared, prompts, room):
+    def prefill(self, prepared: Prepared, prompts: Prompts, room: int) -> tuple[jax.Array, Page]:
         width, wider = prompts.tokens_BT.shape[1], ((0, 0), (0, room + 1))
         page = Page(
             jnp.pad(prompts.tokens_BT, wider), jnp.pad(prompts.segments_BT > 0, wider), jnp.asarray(width, jnp.int32)
         )
-        return self.ask(prepared, page), page
+        return self.predict(prepared, page), page
 
-    def step(self, prepared, state, tokens_BT):
-        def one(page, token_B):
+    def step(self, prepared: Prepared, state: Page, tokens_BT: jax.Array) -> tuple[jax.Array, Page]:
+        def read(page: Page, token_B: jax.Array) -> tuple[Page, jax.Array]:
             at = page.count[None]
             page = Page(page.tokens_BW.at[:, at].set(token_B[:, None]), page.real_BW.at[:, at].set(True), page.count + 1)
-            return page, self.ask(prepared, page)[:, 0]
+            return page, self.predict(prepared, page)[:, 0]
 
-        page, h_TBD = jax.lax.scan(one, state, tokens_BT.T)
+        page, h_TBD = jax.lax.scan(read, state, tokens_BT.T)
         return h_TBD.swapaxes(0, 1), page
 
-    def ask(self, prepared, page: Page):
-        """Give the query stream's state (B, 1, D) at the next place."""
+    def predict(self, prepared: Prepared, page: Page) -> jax.Array:
+        """Return the query stream's state (B, 1, D) at the next position."""
         rows = page.tokens_BW.shape[0]
-        _, g_BPD, _ = TwoStream(self.config).apply(
+        _, g_BPD, _ = self.model.apply(
             prepared.variables,
             page.tokens_BW,
             rank_BT=jnp.where(page.real_BW, 0, NEVER),
@@ -145,12 +135,9 @@ class PageSteps:
         )
         return g_BPD
 
-    def logits(self, prepared, h):
-        return prepared.head.logits(h)
-
-    def select(self, state: Page, rows_B):
+    def select(self, state: Page, rows_B: jax.Array) -> Page:
         return state.replace(tokens_BW=state.tokens_BW[rows_B], real_BW=state.real_BW[rows_B])
 
-    def rewind(self, state: Page, count):
+    def rewind(self, state: Page, count: jax.Array | int) -> Page:
         kept = jnp.arange(state.tokens_BW.shape[1]) < state.count - count
         return state.replace(real_BW=state.real_BW & kept, count=state.count - count)

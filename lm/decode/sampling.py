@@ -1,6 +1,6 @@
-"""How the next token is chosen: small pure functions on scores (..., V), -inf where a token is banned.
+"""Sampling: temperature, truncation and the draw, pure functions on scores (..., V), -inf where a token is banned.
 
-None of them sorts: a threshold is computed, or found bit by bit among the floats (`leading`).
+None of them sorts: a threshold is computed, or searched bit by bit among the floats (`leading`).
 """
 
 import math
@@ -15,7 +15,7 @@ from lm.errors import check, check_choices, check_range
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to choose; hashable, for it is a static argument of compiled functions.
+    """Settings of the draw; hashable, a static argument of compiled functions.
 
     0 turns `top_k`, `min_p`, `epsilon` and `eta` off, 1 `top_p` and `typical_p`.
     """
@@ -48,7 +48,7 @@ class Sampling:
         return argmax(self.process(logits_BV) + jax.vmap(lambda key: noise(key, logits_BV.shape[-1]))(keys_B))
 
     def process(self, scores: jax.Array) -> jax.Array:
-        """Apply what is switched on, in the order of Hugging Face's warpers."""
+        """Apply temperature and truncations, in the order of Hugging Face's warpers."""
         if self.temperature != 1:
             scores = temperature(scores, self.temperature)
         if 0 < self.top_k < scores.shape[-1]:
@@ -103,7 +103,7 @@ def eta(scores: jax.Array, least: float) -> jax.Array:
 
 
 def kept_above(scores: jax.Array, measured: jax.Array, threshold: float | jax.Array) -> jax.Array:
-    """Keep what is measured at or above the threshold and, always, the largest score and its equals."""
+    """Keep scores whose measure reaches the threshold and, always, the largest score and its equals."""
     first = jnp.arange(scores.shape[-1]) == argmax(scores)[..., None]
     kept = (measured >= threshold) | (scores == scores.max(-1, keepdims=True)) | first
     return jnp.where(kept, scores, -jnp.inf)
@@ -119,16 +119,17 @@ def surprise(scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 def leading(scores: jax.Array, weights: jax.Array, goal: float) -> jax.Array:
     """Mark the fewest largest scores whose weights add up to the goal, ties with the last of them included.
 
-    No sort, which costs milliseconds a row for a large vocabulary: the threshold is found bit by bit, in 32 sums, among
+    No sort, which costs milliseconds a row for a large vocabulary: the threshold is searched bit by bit, in 32 sums, among
     the floats read as whole numbers of the same order. The marks come out of the loop, too: compared after it, scores
-    that XLA computes anew may be rounded otherwise than those the threshold was found among.
+    that XLA computes anew may be rounded otherwise than those among which the threshold was searched.
     """
+    # As unsigned numbers, positive floats are in order; negative ones are with all bits flipped.
     bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
     order = jnp.where(bits & sign, ~bits, bits | sign)
 
-    def settle(i, found):
-        low, marked = found
+    def settle(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, marked = carry
         candidate = low | (sign >> i.astype(jnp.uint32))
         above = order >= candidate
         enough = total(jnp.where(above, weights, 0)) >= goal
@@ -141,16 +142,16 @@ LANES = 256
 
 
 def total(x: jax.Array) -> jax.Array:
-    """Sum the last axis, kept with size 1, in lanes: XLA on a CPU adds one float after another otherwise."""
+    """Sum the last axis, kept with size 1, in lanes: XLA on a CPU would add one float after another."""
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % LANES)])
     return x.reshape(*x.shape[:-1], -1, LANES).sum(-2).sum(-1, keepdims=True)
 
 
 def argmax(x: jax.Array) -> jax.Array:
-    """Give the index of the largest entry, the first of several.
+    """Return the index of the largest entry, the first of several.
 
-    As quick as two plain reductions, where `jnp.argmax` takes two to five times as long. Those two, the largest and the
-    first place equal to it, can go wrong: XLA may compute x anew for each use and round otherwise, and then no entry is.
+    As fast as two plain reductions, where `jnp.argmax` takes two to five times as long. Those two, the maximum and the
+    first index equal to it, can fail: XLA may compute x anew for each use and round otherwise, and then no entry is equal.
     """
     return jax.lax.top_k(x, 1)[1][..., 0]
 

@@ -1,34 +1,33 @@
-"""Samples on the screen: text as it comes, never half a character; each token's probability in colour or listed; a bar."""
+"""Samples on the screen: text as it grows, never half a character; token probabilities in colour or listed; progress."""
 
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from lm.console import duration, printable
+from lm.console import duration, printable, table
 from lm.data.tokenizer.tokenizer import Tokenizer
-from lm.decode.results import Sample
+from lm.decode.results import Filled, Sample
 from lm.decode.writer import Row
 
-BROKEN = "\ufffd"  # what bytes that are no whole character decode to
-LATE = 4  # bytes after which a broken character will not mend: UTF-8 has no longer ones
+BROKEN = "\ufffd"  # decoded form of bytes that are no whole character
+LATE = 4  # bytes after which a broken character stays broken: UTF-8 has no longer ones
 
 
 class Stream:
-    """Prints a continuation as it comes; told of all new ids each time, it shows what is certain of their text.
+    """Prints a continuation as it grows: called with all new ids each time, it prints the part of their text that is final.
 
-    Held back: bytes of a character that is not whole yet, and what may become a stop string. With `shades` each token
-    is coloured by its probability.
+    Held back: bytes of an incomplete character, and the start of a possible stop string. With `shades` each token is
+    coloured by its probability.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), shades: bool = False):
         self.tokenizer, self.stop, self.shades = tokenizer, stop, shades
-        self.shown, self.count = "", 0  # text printed, and the tokens that it is of
+        self.shown, self.count = "", 0  # printed text, and its number of tokens
 
     def __call__(self, rows: list[Row]) -> None:
-        """Print what is new of the first row."""
+        """Print the new part of the first row."""
         ids, logprobs = rows[0]
         if not self.shades:
             self.put(self.certain(self.tokenizer.decode(ids)))
@@ -40,7 +39,7 @@ class Stream:
                 self.count = count
 
     def certain(self, text: str) -> str:
-        """Take off the end of a text what the next tokens may change."""
+        """Cut the end of a text that the next tokens may change."""
         ends = [at for at in (text.find(s) for s in self.stop) if at >= 0]
         if ends:
             return text[: min(ends)]
@@ -60,21 +59,21 @@ class Stream:
             self.shown = text
 
     def end(self, sample: Sample) -> None:
-        """Print what was held back, and end the line."""
+        """Print the text held back, and end the line."""
         self.put(sample.text, 0.0 if self.shades else None)
         print(flush=True)
 
 
 def shaded(text: str, probability: float) -> str:
-    """Colour a text: green from 0.5, yellow from 0.1, red below; it is plain again behind."""
+    """Colour a text: green from 0.5, yellow from 0.1, red below."""
     colour = 32 if probability >= 0.5 else 33 if probability >= 0.1 else 31
     return f"\033[{colour}m{text}\033[0m"
 
 
-def show(samples: Sequence[Any], tokenizer: Tokenizer, probabilities: bool = False, between: str = "") -> None:
+def show(samples: Sequence[Sample], tokenizer: Tokenizer, probabilities: bool = False, between: str = "") -> None:
     """Print each prompt, dimmed on a terminal, with its continuation; a line above each when there are several.
 
-    `between`: what stands between the two, a line's end where the one answers the other.
+    `between`: separates the two, a line's end where one answers the other.
     """
     dim, plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
     for i, sample in enumerate(samples):
@@ -87,30 +86,28 @@ def show(samples: Sequence[Any], tokenizer: Tokenizer, probabilities: bool = Fal
 
 def tokens_table(sample: Sample, tokenizer: Tokenizer) -> str:
     """Lay out a sample's tokens with their probabilities."""
-    from lm.console import table
-
     rows = [(repr(piece), math.exp(p)) for piece, p in zip(tokenizer.pieces(sample.tokens), sample.logprobs)]
     return table(rows, ("token", "probability"))
 
 
-def show_filled(samples: Sequence[Any]) -> None:
+def show_filled(samples: Sequence[Filled]) -> None:
     """Print texts whose masks were filled, and the candidates for each mask."""
     for i, sample in enumerate(samples):
         if len(samples) > 1:
             print(f"--- {i + 1} of {len(samples)}, log-probability {sample.logprob:.2f}")
         print(printable(sample.text), flush=True)
-        for number, candidates in enumerate(getattr(sample, "masks", ()), 1):
-            said = ", ".join(f"{printable(c.token)} {c.probability:.3f}" for c in candidates)
-            print(f"  mask {number}: {said}", flush=True)
+        for number, candidates in enumerate(sample.masks, 1):
+            listed = ", ".join(f"{printable(c.token)} {c.probability:.3f}" for c in candidates)
+            print(f"  mask {number}: {listed}", flush=True)
 
 
 class FileProgress:
-    """How far a file is: a bar on a terminal, a line every ten seconds anywhere else."""
+    """Progress through a file: a bar on a terminal, a line every ten seconds anywhere else."""
 
     def __init__(self, count: int, done: int, say: Callable[[str], None] = print):
         self.count, self.done, self.first, self.say = count, done, done, say
         self.tokens, self.began = 0, time.monotonic()
-        self.told, self.bar = self.began, None
+        self.printed, self.bar = self.began, None
         if done:
             say(f"going on behind {done:,} of {count:,} prompts")
         if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
@@ -134,10 +131,10 @@ class FileProgress:
         rate = f"{self.tokens / seconds:,.0f} tok/s"
         if self.bar:
             self.bar.update(self.task, completed=self.done, rate=rate)
-        elif now - self.told > 10:
-            left = (self.count - self.done) * seconds / (self.done - self.first)
-            self.say(f"prompts {self.done:,}/{self.count:,}  {rate}  eta {duration(left)}")
-            self.told = now
+        elif now - self.printed > 10:
+            remaining = (self.count - self.done) * seconds / (self.done - self.first)
+            self.say(f"prompts {self.done:,}/{self.count:,}  {rate}  eta {duration(remaining)}")
+            self.printed = now
 
     def close(self) -> None:
         if self.bar:

@@ -1,4 +1,4 @@
-"""How fast a model decodes: random weights, so that any config can be measured."""
+"""Decoding speed of a model with random weights, so that any config can be measured."""
 
 import time
 from typing import Any
@@ -18,26 +18,19 @@ from lm.sharding import unbox
 GREEDY = Sampling(strategy="greedy")
 
 
-def random_params(config: Transformer, seed: int = 0) -> Any:
-    """Draw the parameters of a model."""
+def random_params(config: Transformer, seed: int = 0) -> dict[str, Any]:
+    """Initialise the parameters of a model."""
     tokens_BT = np.zeros((1, 8), np.int32)
     return jax.jit(lambda key: unbox(Model(config).init(key, tokens_BT)["params"]))(jax.random.key(seed))
 
 
 def tokens_per_second(
-    config: Transformer,
-    rows: int,
-    *,
-    new: int = 64,
-    prompt: int = 16,
-    sampling: Sampling = GREEDY,
-    repeats: int = 3,
-    params: Any = None,
-    seed: int = 0,
-) -> float:
-    """Decode `new` tokens in each of `rows` rows after prompts of `prompt` tokens; the median rate over all rows.
+    config: Transformer, rows: int, *, new: int = 64, prompt: int = 16, sampling: Sampling = GREEDY, repeats: int = 3,
+    params: Any = None, seed: int = 0,
+) -> float:  # fmt: skip
+    """Decode `new` tokens in each of `rows` rows after prompts of `prompt` tokens; return the median rate over all rows.
 
-    The reading of the prompts counts, compilation and the laying out of the parameters do not.
+    The prefill counts, compilation and the layout of the parameters do not.
     """
     steps = StackSteps(config)
     prepared = steps.prepare(random_params(config, seed) if params is None else params, rows)

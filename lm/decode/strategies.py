@@ -59,6 +59,11 @@ class Strategy:
         raise NotImplementedError
 
 
+def search_options(writer: Writer, request: Request) -> dict[str, Any]:
+    """Return the keyword arguments of every search."""
+    return {"rules": replace(request.rules, stops=writer.stops), "new": request.new, "stops": writer.stops}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """Options of strategies that draw tokens, as `lm.decode.sampling.Sampling` has them."""
@@ -88,13 +93,10 @@ class GreedySearch(Strategy):
     streams: ClassVar[bool] = True
     takes: ClassVar[tuple[str, ...]] = (*TOKENS, "regex", "json_schema")
 
-    def sampling(self) -> Sampling:
+    def write(self, writer, request, batch, keys_B, watch):
         from lm.decode.sampling import Sampling
 
-        return Sampling(strategy="greedy")
-
-    def write(self, writer, request, batch, keys_B, watch):
-        return token_by_token(self.sampling(), writer, request, batch, keys_B, watch)
+        return token_by_token(Sampling(strategy="greedy"), writer, request, batch, keys_B, watch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,15 +182,9 @@ class BeamSearch(Strategy):
         from lm.decode.prefill import batch_prompts
         from lm.decode.search.beam import beam_search
 
-        hypotheses = beam_search(
-            writer.steps,
-            writer.prepared(len(batch) * self.num_beams),
-            batch_prompts(batch),
-            beams=self.beams(request.samples),
-            rules=replace(request.rules, stops=writer.stops),
-            new=request.new,
-            stops=writer.stops,
-        )
+        prepared, beams = writer.prepared(len(batch) * self.num_beams), self.beams(request.samples)
+        options = search_options(writer, request)
+        hypotheses = beam_search(writer.steps, prepared, batch_prompts(batch), beams=beams, **options)
         return [[(text.ids, np.float64(text.logprob)) for text in texts] for texts in hypotheses]
 
 
@@ -210,16 +206,9 @@ class ContrastiveSearch(Strategy):
         from lm.decode.prefill import batch_prompts
         from lm.decode.search.contrastive import contrastive_search
 
-        rows = contrastive_search(
-            writer.steps,
-            writer.prepared(len(batch) * self.top_k),
-            batch_prompts(batch),
-            top_k=self.top_k,
-            alpha=self.penalty_alpha,
-            rules=replace(request.rules, stops=writer.stops),
-            new=request.new,
-            stops=writer.stops,
-        )
+        prepared, options = writer.prepared(len(batch) * self.top_k), search_options(writer, request)
+        how = {"top_k": self.top_k, "alpha": self.penalty_alpha, **options}
+        rows = contrastive_search(writer.steps, prepared, batch_prompts(batch), **how)
         return by_prompt(rows, request.samples)
 
 
@@ -264,10 +253,8 @@ class SpeculativeSampling(SamplingOptions, Strategy):
             batch_prompts(repeated),
             sampling=self.sampling(),
             gamma=self.draft_tokens,
-            new=request.new,
-            stops=writer.stops,
             keys_B=keys_B,
-            rules=replace(request.rules, stops=writer.stops),
+            **search_options(writer, request),
         )
         return by_prompt(rows, request.samples)
 

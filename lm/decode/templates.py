@@ -1,9 +1,9 @@
-"""A process of its own that renders one chat template, a program from elsewhere: bounded in time, memory and length.
+"""Renders one untrusted chat template in a process of its own, bounded in time, memory and length.
 
-`lm.decode.chat` starts this file with the seconds of processor time that a rendering may take. The first line of standard
-input is the template, each further one the variables of a rendering; each is answered by a line, {"text"} or {"problem",
-"message"}. Everything is JSON. Nothing here imports lm: a process that only knows jinja2 starts in a tenth of a second, and
-has nothing that a template could reach.
+`lm.decode.chat` starts this file with the seconds of processor time for a rendering. The first line of standard input is
+the template, each further one the variables of a rendering; the answer to each is a line, {"text"} or {"problem",
+"message"}, all JSON. Nothing here imports lm: a process with jinja2 alone starts in a tenth of a second, and holds nothing
+that a template could reach.
 """
 
 import json
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -24,44 +24,47 @@ LONGEST = 10_000_000  # characters of a conversation
 
 
 class Generation(Extension):
-    """{% generation %} marks the assistant's words for training; for writing it is nothing."""
+    """{% generation %} marks the assistant's words for training; in decoding it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012  jinja2's own way
 
-    def parse(self, parser):
+    def parse(self, parser: jinja2.parser.Parser) -> Any:
         next(parser.stream)
         return parser.parse_statements(["name:endgeneration"], drop_needle=True)
 
 
 class Names(jinja2.utils.Namespace):
-    """A namespace whose attributes may not begin with an underscore."""
+    """A namespace whose attributes may not start with an underscore."""
 
-    def __setitem__(self, name, value):
+    def __setitem__(self, name: str, value: Any) -> None:
         safe(name)
         super().__setitem__(name, value)
 
 
-def safe(*names):
+def safe(*names: str) -> None:
     if any(str(name).startswith("_") for name in names):
-        raise jinja2.exceptions.SecurityError(f"it sets an attribute that begins with an underscore: {names}")
+        raise jinja2.exceptions.SecurityError(f"it sets an attribute that starts with an underscore: {names}")
 
 
-def namespace(*args, **pairs):
+def namespace(*args: Any, **pairs: Any) -> Names:
     values = dict(*args) | pairs
     safe(*values)
     return Names(values)
 
 
-def raise_exception(message):
+def raise_exception(message: str) -> NoReturn:
     raise jinja2.exceptions.TemplateError(message)
 
 
-def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+def tojson(
+    x: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:  # fmt: skip
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """Make what published templates rely on: tojson, raise_exception, strftime_now, break and continue."""
+    """Set up the names that published templates rely on: tojson, raise_exception, strftime_now, break and continue."""
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     made.filters["tojson"] = tojson
     made.globals |= {
@@ -83,7 +86,7 @@ def limit(kind: int, most: int) -> None:
 
 
 def answer(make: Callable[[], str]) -> None:
-    """Write the line for one request: its text, or what went wrong."""
+    """Answer one request by a line: its text, or the problem."""
     seconds = int(sys.argv[1])
     limit(resource.RLIMIT_CPU, int(time.process_time()) + seconds + 1)  # past it the kernel ends the process
     try:
@@ -99,19 +102,19 @@ def answer(make: Callable[[], str]) -> None:
         line = json.dumps({"problem": "is refused", "message": f"it takes more than {MEMORY >> 20} MB of memory"})
     except RecursionError:
         line = json.dumps({"problem": "is refused", "message": "it is nested, or calls itself, too deeply"})
-    except Exception as error:  # whatever a program from elsewhere does
+    except Exception as error:  # an untrusted program may raise anything
         line = problem("refuses this conversation", error)
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
-def problem(what: str, error: Exception) -> str:
-    return json.dumps({"problem": what, "message": " ".join(str(error)[:400].split()) or type(error).__name__})
+def problem(kind: str, error: Exception) -> str:
+    return json.dumps({"problem": kind, "message": " ".join(str(error)[:400].split()) or type(error).__name__})
 
 
 def serve() -> None:
     """Answer requests until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, whose end closes our input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, whose end closes this input
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     limit(resource.RLIMIT_CORE, 0)
     limit(resource.RLIMIT_AS, MEMORY)

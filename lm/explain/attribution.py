@@ -1,12 +1,12 @@
-"""What a network does inside with one text: attention, states after every layer, and what each input adds to a prediction.
+"""Inside a network on one text: attention, hidden states after every layer, and attributions of predictions to inputs.
 
-Nothing of a network is written again here. Attention weights and states are what its layers `sow` when somebody looks on;
-gradients are taken with respect to token vectors, which stand in for the table's where the network looks tokens up.
+No network is written again here. Its layers `sow` attention weights and hidden states on request; gradients are taken with
+respect to token vectors, which replace the table's in the embedding look-up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,22 +22,23 @@ from lm.models.model import Model
 from lm.models.norms import Norm
 from lm.models.transformer import Transformer
 
-CHUNK = 16  # rows that go through the network at once
+CHUNK = 16  # rows of one pass
+Sides = tuple[np.ndarray, ...]  # arrays of an encoder's input, where there is one, and of the predicting stack's
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows that a network reads: int32 (R, T), an encoder-decoder's source (1, S) beside them."""
+    """Input rows of a network: int32 (R, T), an encoder-decoder's source (1, S) beside them."""
 
     tokens: np.ndarray
     source: np.ndarray | None = None
 
     def sides(self) -> tuple[np.ndarray, ...]:
-        """Give what is looked up in the table, in the network's order."""
+        """Return the ids that are embedded, in the network's order."""
         return (self.tokens,) if self.source is None else (self.source, self.tokens)
 
     def take(self, rows: Sequence[int]) -> tuple[np.ndarray, ...]:
-        """Give the sides of some rows."""
+        """Return `sides` of some rows."""
         return tuple(np.repeat(side, len(rows), 0) if len(side) == 1 else side[list(rows)] for side in self.sides())
 
 
@@ -50,33 +51,35 @@ class Network:
 
     @property
     def last(self) -> Transformer:
-        """The stack that predicts."""
+        """Return the stack that predicts."""
         return self.model.decoder if isinstance(self.model, EncoderDecoder) else self.model
 
     @property
     def stack(self) -> str:
-        """Name of its parameters."""
+        """Return the name of its parameters."""
         return "decoder" if isinstance(self.model, EncoderDecoder) else "stack"
 
-    def read(self, params: Any, sides: tuple[Any, ...], vectors: tuple[Any, ...] | None = None, look: bool = False):
-        """Return the last states (R, T, D), and with `look` what the layers sow; `vectors` (R, T, E) stand in for tokens'."""
+    def read(
+        self, params: Any, sides: tuple[Any, ...], vectors: tuple[Any, ...] | None = None, look: bool = False
+    ) -> Any:
+        """Return the last hidden states (R, T, D), with `look` the sown values too; `vectors` (R, T, E) replace embeddings."""
         module = Seq2Seq(self.model) if isinstance(self.model, EncoderDecoder) else Model(self.model)
         given = iter(vectors or ())
 
-        def instead(next_call, args, kwargs, context):
+        def instead(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
             if vectors is not None and context.module.name == "embed" and context.method_name == "__call__":
                 return next(given)
             return next_call(*args, **kwargs)
 
         with nn.intercept_methods(instead):
             mutable = ["intermediates"] if look else False
-            found = module.apply({"params": params}, *sides, causal=self.causal, mutable=mutable)
-        found, seen = found if look else (found, None)
-        h_RTD = found[0] if isinstance(found, tuple) else found
+            output = module.apply({"params": params}, *sides, causal=self.causal, mutable=mutable)
+        output, seen = output if look else (output, None)
+        h_RTD = output[0] if isinstance(output, tuple) else output
         return (h_RTD, seen["intermediates"]) if look else h_RTD
 
     def logits(self, params: Any, h: jax.Array) -> jax.Array:
-        """Turn last states (..., D) into logits (..., V)."""
+        """Turn last hidden states (..., D) into logits (..., V)."""
         if isinstance(self.model, EncoderDecoder):
             return Seq2Seq(self.model).apply({"params": params}, method="head").logits(h)
         model, variables = Model(self.model), {"params": params}
@@ -84,33 +87,37 @@ class Network:
         return head.logits(model.apply(variables, h, method="transform"))
 
     def finish(self, params: Any, h: jax.Array) -> jax.Array:
-        """Turn states between layers into last states: the norm at the end, where the stack has one."""
+        """Apply the final norm, where the stack has one, to hidden states between layers."""
         c = self.last
         if c.placement == "post":
             return h
         return Norm(kind=c.norm, eps=c.eps, bias=c.bias).apply({"params": params[self.stack]["norm"]}, h)
 
     def embed(self, params: Any, sides: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Look token vectors up."""
+        """Look up token vectors, float32."""
         return tuple(np.asarray(params["embed"]["table"], np.float32)[side] for side in sides)
 
 
 @partial(jax.jit, static_argnums=0)
-def observe(network: Network, params: Any, sides: tuple[jax.Array, ...]):
-    """Run rows: last states (R, T, D), states before and after every layer (L + 1, R, T, D), attention by its name."""
+def observe(
+    network: Network, params: Any, sides: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Run rows; return last hidden states (R, T, D), those before and after every layer (L + 1, R, T, D), attention by name."""
     h_RTD, seen = network.read(params, sides, look=True)
-    mine = seen[network.stack]
-    states = jnp.concatenate([mine["input"][0][None], mine["layers"]["states"][0]])
+    sown = seen[network.stack]
+    states = jnp.concatenate([sown["input"][0][None], sown["layers"]["states"][0]])
     names = {"stack": "attention", "encoder": "encoder", "decoder": "decoder"}
-    attention = {names[name]: found["layers"]["attention"]["weights"][0] for name, found in seen.items() if name in names}
-    if "cross" in mine["layers"]:
-        attention["decoder to source"] = mine["layers"]["cross"]["weights"][0]
+    attention = {names[name]: stack["layers"]["attention"]["weights"][0] for name, stack in seen.items() if name in names}
+    if "cross" in sown["layers"]:
+        attention["decoder to source"] = sown["layers"]["cross"]["weights"][0]
     return h_RTD, states, attention
 
 
 @partial(jax.jit, static_argnums=(0, 4))
-def lens(network: Network, params: Any, h_PD: jax.Array, ids_P: jax.Array, top: int, final_P: jax.Array | None = None):
-    """Read states as predictions: (p [P, top], ids [P, top], log p of `ids_P`, entropy in nats, rank of `final_P`, from 1)."""
+def lens(
+    network: Network, params: Any, h_PD: jax.Array, ids_P: jax.Array, top: int, final_P: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
+    """Decode states (logit lens): (p [P, top], ids [P, top], log p of `ids_P`, entropy in nats, rank of `final_P`, from 1)."""
     logits_PV = network.logits(params, h_PD)
     log_PV = jax.nn.log_softmax(logits_PV)
     p, best = jax.lax.top_k(log_PV, top)
@@ -122,40 +129,47 @@ def lens(network: Network, params: Any, h_PD: jax.Array, ids_P: jax.Array, top: 
 
 
 @partial(jax.jit, static_argnums=0)
-def score_and_gradient(network: Network, params: Any, sides, vectors, places_R, ids_R):
-    """Give log p of `ids_R` at `places_R` for rows of vectors, and its gradients with respect to them."""
+def score_and_gradient(
+    network: Network, params: Any, sides: tuple[jax.Array, ...], vectors: tuple[jax.Array, ...], positions_R: jax.Array,
+    ids_R: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:  # fmt: skip
+    """Compute log p of `ids_R` at `positions_R` for rows of vectors, and its gradients with respect to them."""
 
-    def score(vectors):
+    def score(vectors: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         h_RTD = network.read(params, sides, vectors)
-        h_RD = jnp.take_along_axis(h_RTD, places_R[:, None, None], 1)[:, 0]
+        h_RD = jnp.take_along_axis(h_RTD, positions_R[:, None, None], 1)[:, 0]
         log_RV = jax.nn.log_softmax(network.logits(params, h_RD))
-        found_R = jnp.take_along_axis(log_RV, ids_R[:, None], 1)[:, 0]
-        return found_R.sum(), found_R  # rows know nothing of each other: the sum's gradient is each row's own
+        target_R = jnp.take_along_axis(log_RV, ids_R[:, None], 1)[:, 0]
+        return target_R.sum(), target_R  # rows are independent: the sum's gradient is each row's own
 
-    (_, found_R), gradients = jax.value_and_grad(score, has_aux=True)(vectors)
-    return found_R, gradients
+    (_, target_R), gradients = jax.value_and_grad(score, has_aux=True)(vectors)
+    return target_R, gradients
 
 
-def gradients(network: Network, params: Any, sides, vectors, places, ids):
-    """The same for any number of rows, a chunk at a time; the last chunk is filled up, so that one program serves all."""
-    count, scores, found = len(places), [], []
+def gradients(
+    network: Network, params: Any, sides: Sides, vectors: Sides, positions: Sequence[int], ids: Sequence[int]
+) -> tuple[np.ndarray, Sides]:
+    """Run `score_and_gradient` in chunks; the last one repeats its last row, so that one compiled program serves all."""
+    count, scores, slopes = len(positions), [], []
     size = min(CHUNK, count)
     for low in range(0, count, size):
         rows = np.minimum(np.arange(low, low + size), count - 1)
         part = [tuple(x[rows] for x in group) for group in (sides, vectors)]
-        one, gradient = score_and_gradient(network, params, *part, np.asarray(places)[rows], np.asarray(ids)[rows])
+        score, gradient = score_and_gradient(network, params, *part, np.asarray(positions)[rows], np.asarray(ids)[rows])
         real = min(size, count - low)
-        scores.append(np.asarray(one)[:real])
-        found.append([np.asarray(g)[:real] for g in gradient])
-    return np.concatenate(scores), tuple(np.concatenate(side) for side in zip(*found))
+        scores.append(np.asarray(score)[:real])
+        slopes.append([np.asarray(g)[:real] for g in gradient])
+    return np.concatenate(scores), tuple(np.concatenate(side) for side in zip(*slopes))
 
 
-def gradient_times_input(network: Network, params: Any, inputs: Inputs, rows, places, ids) -> np.ndarray:
-    """Weigh each input token by gradient x vector (Shrikumar et al. 2016): float (P, S + T)."""
+def gradient_times_input(
+    network: Network, params: Any, inputs: Inputs, rows: Sequence[int], positions: Sequence[int], ids: Sequence[int]
+) -> np.ndarray:
+    """Attribute a prediction to each input token by gradient x vector (Shrikumar et al. 2016): float (P, S + T)."""
     sides = inputs.take(rows)
     vectors = network.embed(params, sides)
-    _, found = gradients(network, params, sides, vectors, places, ids)
-    return np.concatenate([(g * x).sum(-1) for g, x in zip(found, vectors)], 1)
+    _, slopes = gradients(network, params, sides, vectors, positions, ids)
+    return np.concatenate([(g * x).sum(-1) for g, x in zip(slopes, vectors)], 1)
 
 
 @dataclass(frozen=True)
@@ -168,12 +182,12 @@ class Integrated:
 
     @property
     def gap(self) -> float:
-        """What is missing of the difference, as a share of it."""
+        """Return the missing share of the difference: the quadrature's relative error."""
         return abs(float(self.values.sum()) - self.difference) / max(abs(self.difference), 1e-6)
 
 
 def integrated_gradients(
-    network: Network, params: Any, inputs: Inputs, row: int, place: int, token: int, baseline_E: np.ndarray,
+    network: Network, params: Any, inputs: Inputs, row: int, position: int, token: int, baseline_E: np.ndarray,
     tolerance: float = 0.01, most: int = 1024,
 ) -> Integrated:  # fmt: skip
     """Integrate the gradient along the line from a baseline vector, the same for all tokens, to the text (Sundararajan
@@ -183,14 +197,16 @@ def integrated_gradients(
     ends = network.embed(params, sides)
     begins = tuple(np.broadcast_to(baseline_E, end.shape).astype(np.float32) for end in ends)
     both = tuple(np.concatenate([end, begin]) for end, begin in zip(ends, begins))
-    (text, base), _ = gradients(network, params, inputs.take([row, row]), both, [place] * 2, [token] * 2)
+    (text, base), _ = gradients(network, params, inputs.take([row, row]), both, [position] * 2, [token] * 2)
+
+    # More points until the values add up to the difference (completeness), which checks the quadrature.
     points = 32
     while True:
         nodes, weights = np.polynomial.legendre.leggauss(points)
         at = ((nodes + 1) / 2).astype(np.float32)[:, None, None]
         path = tuple(begin + at * (end - begin) for begin, end in zip(begins, ends))
-        _, found = gradients(network, params, inputs.take([row] * points), path, [place] * points, [token] * points)
-        means = [np.tensordot(weights / 2, g.astype(np.float64), 1) for g in found]
+        _, slopes = gradients(network, params, inputs.take([row] * points), path, [position] * points, [token] * points)
+        means = [np.tensordot(weights / 2, g.astype(np.float64), 1) for g in slopes]
         values = [(mean * (end - begin)[0]).sum(-1) for mean, begin, end in zip(means, begins, ends)]
         result = Integrated(np.concatenate(values), float(text - base), points)
         if result.gap <= tolerance or points >= most:
@@ -199,9 +215,9 @@ def integrated_gradients(
 
 
 def rollout(weights_LNTT: np.ndarray) -> np.ndarray:
-    """Follow attention through the layers, residual connections counting one half (Abnar & Zuidema 2020): (L, T, T)."""
-    found, result = np.eye(weights_LNTT.shape[-1]), []
+    """Multiply attention through the layers, with residual connections as one half (Abnar & Zuidema 2020): (L, T, T)."""
+    flow, flows = np.eye(weights_LNTT.shape[-1]), []
     for layer in weights_LNTT.mean(1):
-        found = (layer / 2 + np.eye(len(layer)) / 2) @ found
-        result.append(found)
-    return np.stack(result)
+        flow = (layer / 2 + np.eye(len(layer)) / 2) @ flow
+        flows.append(flow)
+    return np.stack(flows)

@@ -1,4 +1,4 @@
-"""One HTML file from what `lm.explain` found: numbers packed into it, nothing fetched from elsewhere, no text trusted."""
+"""The HTML page of an explanation: numbers packed into one file, no network access, all text escaped."""
 
 from __future__ import annotations
 
@@ -12,73 +12,76 @@ import numpy as np
 
 from lm.explain.attribution import rollout
 
-ROOM = 6_000_000  # weights of attention that a page holds unless told otherwise, a byte each
+CAPACITY = 6_000_000  # attention weights of a page with --layers=auto, a byte each
 HERE = Path(__file__).parent
+PLAIN = ("name", "kind", "objective", "parameters", "columns", "split", "baseline", "depth")  # values shown as they are
 
 
-def page(found: dict[str, Any]) -> str:
-    """Write the page of `lm.explain.explain`'s values, with a "name"."""
-    data = {key: found[key] for key in ("name", "kind", "objective", "parameters", "columns", "split", "baseline", "depth")}
-    data["predictions"] = [prediction(one) for one in found["predictions"]]
-    data["attention"], notes = pictures(found["attention"], found["layers"])
-    weighed = sum("integrated" in one for one in found["predictions"])
-    if weighed < len(found["predictions"]):
-        whole = len(found["predictions"])
-        notes.append(f"Integrated gradients: {weighed} of {whole} predictions (--attribute=all for every one).")
+def page(explanation: dict[str, Any]) -> str:
+    """Return the HTML of `lm.explain.explain.explain`'s values, with a "name"."""
+    data = {key: explanation[key] for key in PLAIN}
+    predictions = explanation["predictions"]
+    data["predictions"] = [shortened(prediction) for prediction in predictions]
+    data["attention"], notes = pictures(explanation["attention"], explanation["layers"])
+    attributed = sum("integrated" in prediction for prediction in predictions)
+    if attributed < len(predictions):
+        notes.append(f"Integrated gradients: {attributed} of {len(predictions)} predictions (--attribute=all for every one).")
     data["notes"] = notes
-    # No "<" in the script: text that says "</script>" stays text.
+    # No "<" in the script: a text with "</script>" in it stays text.
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
     frame = (HERE / "page.html").read_text(encoding="utf-8")
     head, middle = frame.split("{{title}}")
-    return head + html.escape(f"{data['name']}: {found['text'][:60]}".encode("utf-8", "replace").decode()) + middle.replace(
-        "{{data}}", text
-    )  # fmt: skip
+    title = f"{data['name']}: {explanation['text'][:60]}".encode("utf-8", "replace").decode()
+    return head + html.escape(title) + middle.replace("{{data}}", text)
 
 
 def short(x: float) -> float:
-    """Keep four digits."""
+    """Round to four significant digits."""
     return float(f"{float(x):.4g}")
 
 
-def prediction(one: dict[str, Any]) -> dict[str, Any]:
-    """Shorten one prediction's numbers."""
-    result = {key: one[key] for key in ("column", "token", "rank", "own")}
-    result |= {"logp": short(one["logp"]), "entropy": short(one["entropy"]), "top": [[t, short(p)] for t, p in one["top"]]}
-    result["lens"] = [[x["layer"], short(x["p"]), x["rank"], [[t, short(p)] for t, p in x["top"]]] for x in one["lens"]]
-    if "input" in one:
-        result["input"] = [short(x) for x in one["input"]]
-    if "integrated" in one:
-        found = one["integrated"]
-        numbers = {"difference": short(found.difference), "gap": short(found.gap), "steps": found.steps}
-        result["integrated"] = {"values": [short(x) for x in found.values], **numbers}
+def shortened(prediction: dict[str, Any]) -> dict[str, Any]:
+    """Round the numbers of a prediction: a page holds thousands."""
+    result = {key: prediction[key] for key in ("column", "token", "rank", "own")}
+    result |= {key: short(prediction[key]) for key in ("logp", "entropy")}
+    result["top"] = [[t, short(p)] for t, p in prediction["top"]]
+    result["lens"] = [[x["layer"], short(x["p"]), x["rank"], [[t, short(p)] for t, p in x["top"]]] for x in prediction["lens"]]
+    if "input" in prediction:
+        result["input"] = [short(x) for x in prediction["input"]]
+    if "integrated" in prediction:
+        integrated = prediction["integrated"]
+        numbers = {"difference": short(integrated.difference), "gap": short(integrated.gap), "steps": integrated.steps}
+        result["integrated"] = {"values": [short(x) for x in integrated.values], **numbers}
     return result
 
 
 def pictures(attention: dict[str, np.ndarray], layers: str | list[int]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Pack each stack's attention (L, N, T, S), and the rollout of those that look at themselves."""
-    found, notes, whole = [], [], sum(x.size for x in attention.values())
+    """Pack each stack's attention (L, N, T, S), and the rollout of self-attention."""
+    stacks, notes, whole = [], [], sum(x.size for x in attention.values())
     for name, weights_LNTS in attention.items():
         depth = len(weights_LNTS)
+        # Evenly spaced layers up to the last, as many as the page can hold.
         shown = [k - 1 for k in layers if k <= depth] if isinstance(layers, list) else list(range(depth))
-        if layers == "auto" and whole > ROOM:
-            most = max(1, int(depth * ROOM / whole))
+        if layers == "auto" and whole > CAPACITY:
+            most = max(1, int(depth * CAPACITY / whole))
             shown = sorted({round(x) for x in np.linspace(0, depth - 1, most)}) if most > 1 else [depth - 1]
         if len(shown) < depth:
             notes.append(f"{name}: layers {', '.join(str(k + 1) for k in shown)} of {depth} (--layers=all for every one).")
+        # Of causal attention the upper triangle is zero, and is left out.
         square = weights_LNTS.shape[2] == weights_LNTS.shape[3] and "source" not in name
         causal = bool(square and not np.triu(weights_LNTS.max((0, 1)), 1).any())
         packed = {str(k + 1): pack(weights_LNTS[k], causal) for k in shown}
-        one = {"name": name, "layers": packed, "causal": causal, "heads": weights_LNTS.shape[1]}
-        one |= {"rows": weights_LNTS.shape[2], "columns": weights_LNTS.shape[3]}
+        stack = {"name": name, "layers": packed, "causal": causal, "heads": weights_LNTS.shape[1]}
+        stack |= {"rows": weights_LNTS.shape[2], "columns": weights_LNTS.shape[3]}
         if square:
             flow = rollout(weights_LNTS.astype(np.float64))
-            one["rollout"] = {str(k + 1): pack(flow[k][None], causal) for k in shown}
-        found.append(one)
-    return found, notes
+            stack["rollout"] = {str(k + 1): pack(flow[k][None], causal) for k in shown}
+        stacks.append(stack)
+    return stacks, notes
 
 
 def pack(weights_NTS: np.ndarray, causal: bool) -> str:
-    """Give weights as base64, a byte each, round(255 sqrt(w)): small ones keep their digits; the lower half if causal."""
+    """Encode weights as base64, a byte each, round(255 sqrt(w)): small ones keep digits; the lower triangle if causal."""
     bytes_NTS = np.rint(255 * np.sqrt(np.clip(weights_NTS, 0, 1))).astype(np.uint8)
     if causal:
         bytes_NTS = bytes_NTS[:, *np.tril_indices(bytes_NTS.shape[1])]

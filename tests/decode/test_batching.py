@@ -168,7 +168,7 @@ def test_an_unfinished_file_of_another_form_is_left_alone(tmp_path, text, line):
     settings = {"settings": {"prompts": hashlib.sha256(path.read_bytes()).hexdigest()}}
     text = text.replace("SETTINGS", json.dumps(settings))
     partial.write_text(text)
-    with pytest.raises(UserError, match=f"partial, line {line}: not what lm.generate leaves.*another --output"):
+    with pytest.raises(UserError, match=f"partial, line {line}: no unfinished file of lm.generate.*another --output"):
         complete(job(), path, tmp_path / "out.jsonl", {})
     assert partial.read_text() == text
     partial.unlink()

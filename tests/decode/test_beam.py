@@ -13,7 +13,7 @@ from lm.data.rows.prompts import Prompt
 from lm.decode.prefill import KINDS, batch_prompts, opened_steps
 from lm.decode.processors import Rules
 from lm.decode.sampling import Sampling
-from lm.decode.search import beam
+from lm.decode.search import reorder
 from lm.decode.search.beam import Beams, beam_search
 from lm.decode.steps import Seq2SeqSteps
 from lm.errors import UserError
@@ -135,7 +135,7 @@ def test_texts_and_scores_are_theirs(kind, early, penalty, models):
 @pytest.mark.parametrize("kind", ["gpt2", "bart"])
 def test_caches_are_moved_block_by_block(kind, models, monkeypatch):
     """Blocks that the room is no multiple of; a number of beams of its own, so that it is compiled anew."""
-    monkeypatch.setattr(beam, "BLOCK", 5)
+    monkeypatch.setattr(reorder, "BLOCK", 5)
     compare(kind, models, Beams(count=5, returned=5), STOPS[:2])
 
 

@@ -50,12 +50,12 @@ print(json.dumps(found))
 """
 
 
-def sitting(commands):
-    """Run the command many times in one process: starting jax takes seconds. Give (status, stdout, stderr) of each."""
+def sitting(commands, prologue=""):
+    """Run the command many times in one process: starting jax takes seconds. Return (status, stdout, stderr) of each."""
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu"}
     text = json.dumps([[str(a) for a in arguments] for arguments in commands])
     result = subprocess.run(
-        [sys.executable, "-c", SITTING], input=text, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", prologue + SITTING], input=text, env=environment, capture_output=True, text=True, check=True
     )
     return json.loads(result.stdout)
 
@@ -148,6 +148,39 @@ def test_mistakes_end_in_one_line(workdir):
         assert err.startswith("error: "), command
         assert words.replace("{run}", str(workdir)) in err, command
         assert (err.count("\n"), out) == (1, ""), command
+
+
+OUTSIDE = """
+from dataclasses import dataclass
+import numpy as np
+from lm.decode.options import option
+from lm.decode.strategies import STRATEGIES, Strategy
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Strategy):
+    letter: int = option(0, "id of every token", low=0, high=9)
+
+    def write(self, writer, request, batch, keys_B, watch):
+        return [[(np.full(request.new, self.letter), np.zeros(request.new))] for _ in batch]
+
+STRATEGIES["constant"] = Constant
+"""
+
+
+def test_a_strategy_from_outside_is_a_class_and_a_line(workdir):
+    """Its flag, bounds, checks and samples come from the fields; `lm` itself stays as it is."""
+    commands = [[f"--workdir={workdir}", "--prompt=x", "--max_new_tokens=4", *more] for more in (
+        ["--strategy=constant", "--letter=5", "--min_new_tokens=2"], ["--strategy=constant"], ["--letter=5"],
+        ["--strategy=constant", "--letter=10"], ["--strategy=constant", "--num_samples=2"], ["--helpfull"],
+    )]  # fmt: skip
+    chosen, default, other, bound, samples, usage = sitting(commands, OUTSIDE)
+    assert [status for status, *_ in (chosen, default)] == [0, 0], (chosen, default)
+    assert chosen[1] == "x" + 4 * chosen[1][1] + "\n"
+    assert default[1] != chosen[1]
+    assert "--letter belongs to --strategy=constant, not to sample" in other[2]
+    assert "range [0, 9]" in bound[2]
+    assert "--num_samples belongs to" in samples[2]
+    assert "constant: id of every token (default 0)" in " ".join(usage[1].split())
 
 
 def test_a_run_without_a_checkpoint(workdir, tmp_path):

@@ -1,7 +1,7 @@
 """Regular expressions as deterministic automata over UTF-8 bytes, minimal: Thompson's construction, then subsets.
 
-Python's own parser reads the expression, and every text that is followed matches it in full by Python's `re`. \\d and \\s are
-ASCII alone. An automaton remembers nothing but its state: look-around, references, anchors inside and flags are refused.
+Python's own parser reads the expression, and every accepted text matches it in full by Python's `re`, with \\d and \\s of
+ASCII alone. An automaton has no memory but its state: look-around, references, inner anchors and flags are rejected.
 """
 
 import re
@@ -11,23 +11,24 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from re import _constants as ops
 from re import _parser as parser
+from typing import Any
 
 import numpy as np
 
 from lm.decode.grammar.character_ranges import Ranges, byte_ranges, ranges_of
 from lm.errors import UserError, check, one_line
 
-# Bounds, each of a second or less of work: characters of an expression, and of one stretch of it without a group; parts
-# and moves of the automaton before the construction of subsets, states after it, parts that the construction looks at.
+# Bounds, each a second of work or less: characters of an expression, and of a stretch without a group; parts (states of the
+# non-deterministic automaton) and moves before the subset construction, states after it, parts that it visits.
 LONGEST, STRETCH = 400_000, 10_000
 PARTS, MOVES, STATES = 500_000, 1_000_000, 20_000
 WORK = 5_000_000
 
 
 def automaton(expression: str, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Compile an expression: next (S, 256), -1 where nothing follows; which states may be the end. State 0 is first.
+    """Compile an expression: next states (S, 256), -1 for rejection; accepting states (S,). State 0 is the start.
 
-    Raises UserError, which begins with `what`, for an expression that is wrong or that no automaton of a bearable size follows.
+    Raises UserError, which starts with `what`, for an invalid expression or one whose automaton would be too large.
     """
     tree = parsed(expression, what)
     parts = Parts(what)
@@ -44,12 +45,12 @@ def parsed(expression: str, what: str) -> parser.SubPattern:
     if expression.endswith("$") and not expression.endswith(r"\$"):
         expression = expression[:-1]
     check(len(expression) <= LONGEST, f"{what} has {len(expression):,} characters, more than {LONGEST:,}; make it shorter")
-    # The parser takes what alternatives begin with in common off them item by item: the time is the square of that.
+    # The parser factors out common prefixes of alternatives item by item: in time quadratic in their length.
     longest = max(map(len, STRETCHES.findall(expression)), default=0)
     check(longest <= STRETCH, f"{what} has {longest:,} characters in a row, more than {STRETCH:,}; make it shorter")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sets that may mean something else in a later version of Python
+            warnings.simplefilter("ignore")  # sets whose meaning may change in a later version of Python
             tree = parser.parse(expression)
     except RecursionError:
         raise too_deep(what) from None
@@ -68,7 +69,7 @@ def too_deep(what: str) -> UserError:
 
 
 class Parts:
-    """A non-deterministic automaton: free moves, and moves by a range of bytes."""
+    """A non-deterministic automaton: its states are `parts`, with empty moves (`free`) and moves by a range of bytes."""
 
     def __init__(self, what: str):
         self.what = what
@@ -82,17 +83,18 @@ class Parts:
         return self.count - 1
 
     def fits(self, more: int) -> None:
-        """Raise UserError where that many more parts are too many."""
+        """Raise UserError where `more` parts would pass the bounds."""
         if self.count + more > PARTS or self.count_moves > MOVES:
             raise UserError(f"{self.what} is too long to follow; repeat less")
 
     def sequence(self, items: Iterable, at: int) -> int:
-        """Add one thing after another; give the state behind them."""
+        """Add items one after another; return the state behind them."""
         for op, argument in items:
-            at = self.one(op, argument, at)
+            at = self.item(op, argument, at)
         return at
 
-    def one(self, op, argument, at: int) -> int:
+    def item(self, op: Any, argument: Any, at: int) -> int:
+        """Add one item of a parsed expression behind a state; return the state behind it."""
         if op is ops.SUBPATTERN:
             _, more, fewer, items = argument
             check(not more and not fewer, f"{self.what}: flags like (?i:...) cannot be followed; write both cases")
@@ -107,6 +109,7 @@ class Parts:
         return self.character(ranges_of(op, argument, self.what), at)
 
     def repeat(self, least: int, most: int, items: Iterable, at: int) -> int:
+        """Add `least` copies of the items, then a loop, or up to `most - least` optional copies."""
         at = self.copies(least, items, at)[-1]
         if most is ops.MAXREPEAT:
             again, end = self.new(), self.new()
@@ -116,24 +119,24 @@ class Parts:
             return end
         ends = self.copies(most - least, items, at)
         end = self.new()
-        for one in ends:
-            self.free[one].append(end)
+        for state in ends:
+            self.free[state].append(end)
         return end
 
     def copies(self, count: int, items: Iterable, at: int) -> list[int]:
-        """Add the same thing again and again; return the states before, between and behind its copies."""
+        """Add `count` copies of the items; return the states before, between and behind them."""
         ends = [at]
         for number in range(1, count + 1):
             before = self.count
             ends.append(self.sequence(items, ends[-1]))
             size = self.count - before
-            if not size:  # it matches nothing, however often
+            if not size:  # the items match only the empty text
                 break
             self.fits(size * (count - number))
         return ends
 
     def character(self, ranges: Ranges, at: int) -> int:
-        """Add the bytes of any character of the ranges; sequences that end alike share the parts of their ends."""
+        """Add the bytes of any character of the ranges; sequences with the same suffix share its parts."""
         end = self.new()
         known: dict[tuple[tuple[int, int], ...], int] = {}
         for sequence in byte_ranges(tuple(ranges)):
@@ -150,11 +153,11 @@ class Parts:
         return end
 
     def subsets(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """Make it deterministic: its states are the sets of parts that a text may lead to."""
+        """Determinise by the subset construction: a state is the set of parts that a text may lead to."""
         work = Work(self.what)
         start = self.reach([first], work)
         number, rows, queue = {start: 0}, [], [start]
-        for now in queue:  # grows
+        for now in queue:  # grows as new subsets appear
             row = np.full(256, -1, np.int32)
             for low, high, to in self.targets(now, work):
                 to = self.reach(to, work)
@@ -167,7 +170,7 @@ class Parts:
         return np.stack(rows), np.array([end in now for now in queue])
 
     def targets(self, parts: Iterable[int], work: "Work") -> Iterator[tuple[int, int, list[int]]]:
-        """Yield (first byte, byte behind the last, parts that they lead to), sweeping over the moves' ends."""
+        """Yield (first byte, byte behind the last, target parts) of ranges with equal targets, sweeping over their ends."""
         begin, stop = defaultdict(list), defaultdict(list)
         for part in parts:
             for low, high, to in self.moves.get(part, ()):
@@ -186,7 +189,7 @@ class Parts:
                 yield low, high, list(live)
 
     def reach(self, parts: Iterable[int], work: "Work") -> frozenset[int]:
-        """Follow the free moves; keep the parts that matter: those with moves, and the ends."""
+        """Follow the empty moves; keep the parts with moves by bytes, and the accepting ones."""
         seen = set(parts)
         queue = list(seen)
         while queue:
@@ -200,24 +203,24 @@ class Parts:
 
 
 class Work:
-    """A count of steps with a bound: sets of parts may be few and yet so large that they take minutes."""
+    """A bounded count of steps: a few subsets may be so large that they take minutes."""
 
     def __init__(self, what: str):
-        self.what, self.left = what, WORK
+        self.what, self.remaining = what, WORK
 
     def add(self, steps: int) -> None:
-        self.left -= steps
-        if self.left < 0:
+        self.remaining -= steps
+        if self.remaining < 0:
             raise UserError(f"{self.what} takes too long to compile; make it simpler, with fewer parts that may be empty")
 
 
 def characters(items: Iterable, what: str) -> Iterator[Ranges]:
-    """Yield the code points of each character of a parsed expression, once however often it is repeated."""
+    """Yield the code points of each character of a parsed expression, once for all its repetitions."""
     queue = list(items)
     while queue:
         op, argument = queue.pop()
         if op is ops.BRANCH:
-            queue += [one for part in argument[1] for one in part]
+            queue += [item for part in argument[1] for item in part]
         elif op in (ops.SUBPATTERN, ops.MAX_REPEAT, ops.MIN_REPEAT):
             queue += argument[-1]
         else:
@@ -225,39 +228,43 @@ def characters(items: Iterable, what: str) -> Iterator[Ranges]:
 
 
 def minimal(next_SY: np.ndarray, ends_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Join states that the same texts lead from to an end; the first stays the first.
+    """Minimise: merge states from which the same texts are accepted; state 0 stays the start.
 
-    Classes are split as long as their states lead to different ones; the largest part keeps its number, so that a state is
-    looked at again a logarithmic number of times only (Hopcroft 1971).
+    Classes are split while their states lead to different ones; the largest part keeps its number, so that a state is
+    visited a logarithmic number of times only (Hopcroft 1971).
     """
     rows = np.unique(next_SY, axis=1).tolist()
     before: list[set[int]] = [set() for _ in rows]
     for state, row in enumerate(rows):
         for to in {*row} - {-1}:
             before[to].add(state)
-    kind = [*map(int, ends_S), -1]  # that of -1, no state, stands last
+    kind = [*map(int, ends_S), -1]  # -1, rejection, indexes the last
     members = [{state for state in range(len(rows)) if kind[state] == end} for end in (0, 1)]
     fresh = set(range(len(rows)))  # states one of whose next states has another kind than before
+
     while fresh:
+        # States of one class that now lead to different classes part company.
         groups: dict[int, dict[tuple[int, ...], set[int]]] = defaultdict(lambda: defaultdict(set))
         for state in fresh:
             groups[kind[state]][tuple([kind[to] for to in rows[state]])].add(state)
         fresh = set()
-        for old, found in groups.items():
-            *small, large = sorted(found.values(), key=len)
-            remaining = len(members[old]) - sum(map(len, found.values()))  # not fresh, so still alike
+        for old, split in groups.items():
+            *small, large = sorted(split.values(), key=len)
+            remaining = len(members[old]) - sum(map(len, split.values()))  # not fresh, so still alike
             if remaining >= len(large):
                 small.append(large)
             elif remaining:
-                small.append(members[old].difference(*found.values()))
+                small.append(members[old].difference(*split.values()))
             for group in small:
                 members[old] -= group
                 for state in group:
                     kind[state] = len(members)
                     fresh |= before[state]
                 members.append(group)
+
+    # Number the classes by first appearance: state 0 is in class 0.
     _, first, kind_S = np.unique(kind[:-1], return_index=True, return_inverse=True)
-    order = np.argsort(first)  # by first appearance: state 0 is in kind 0
+    order = np.argsort(first)
     rank = np.empty(len(first), np.int64)
     rank[order] = np.arange(len(first))
     new_S = np.append(rank[kind_S], -1)

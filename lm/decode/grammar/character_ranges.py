@@ -21,23 +21,23 @@ def ranges_of(op: Any, argument: Any, what: str) -> Ranges:
 
 
 def members(items: Iterable) -> Ranges:
-    """Give the ranges of a set like [a-z\\d] or [^x]."""
+    """Return the ranges of a set like [a-z\\d] or [^x]."""
     items = list(items)
-    negated, found = items[0][0] is ops.NEGATE, []
+    negated, ranges = items[0][0] is ops.NEGATE, []
     for op, argument in items:
         if op is ops.LITERAL:
-            found.append((argument, argument))
+            ranges.append((argument, argument))
         elif op is ops.RANGE:
-            found.append(argument)
+            ranges.append(argument)
         elif op is ops.CATEGORY:
-            found += category(argument, negated)
-    outside = others(found)
-    return outside if negated else others(outside)  # joined where they overlap
+            ranges += category(argument, negated)
+    outside = complement(ranges)
+    return outside if negated else complement(outside)  # twice: merges ranges that overlap
 
 
 @functools.cache
-def category(name, whole: bool = False) -> Ranges:
-    """Give the ranges of \\d \\s \\w and their opposites; `whole`: of all of Unicode, as the opposites always are."""
+def category(name: Any, whole: bool = False) -> Ranges:
+    """Return the ranges of \\d \\s \\w and their opposites; `whole`: of all of Unicode, as for the opposites always."""
     opposite = "NOT" in str(name)
     kind = str(name).rsplit("_", 1)[1]
     if not opposite and not whole and kind != "WORD":
@@ -49,37 +49,37 @@ def category(name, whole: bool = False) -> Ranges:
     return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2])]
 
 
-def others(ranges: Ranges) -> Ranges:
-    """Give all code points but these."""
-    found, low = [], 0
+def complement(ranges: Ranges) -> Ranges:
+    """Return all code points outside the ranges, sorted and merged."""
+    gaps, low = [], 0
     for a, b in sorted(ranges):
         if a > low:
-            found.append((low, a - 1))
+            gaps.append((low, a - 1))
         low = max(low, b + 1)
-    return [*found, (low, LAST)] if low <= LAST else found
+    return [*gaps, (low, LAST)] if low <= LAST else gaps
 
 
 CHARACTERS = {
     ops.LITERAL: lambda c: [(c, c)],
-    ops.NOT_LITERAL: lambda c: others([(c, c)]),
-    ops.ANY: lambda _: others([(10, 10)]),
+    ops.NOT_LITERAL: lambda c: complement([(c, c)]),
+    ops.ANY: lambda _: complement([(10, 10)]),
     ops.IN: members,
 }
 
 
 @functools.lru_cache(4096)
 def byte_ranges(ranges: tuple[tuple[int, int], ...]) -> list[list[tuple[int, int]]]:
-    """Cut ranges of code points into sequences of byte ranges; half surrogate pairs are no characters."""
-    found = []
+    """Split ranges of code points into sequences of byte ranges; lone surrogates are no characters."""
+    sequences = []
     for low, high in ranges:
         for first, last in ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, LAST)):
             if low <= last and high >= first:
-                found += cut(max(low, first), min(high, last))
-    return found
+                sequences += cut(max(low, first), min(high, last))
+    return sequences
 
 
 def cut(low: int, high: int) -> list[list[tuple[int, int]]]:
-    """Cut a range of characters of equally many bytes where the bytes behind do not run through all of their values."""
+    """Split a range of characters of equally many bytes until its later bytes run through all of their values."""
     count = len(chr(high).encode())
     for size in range(1, count):
         mask = (1 << 6 * size) - 1

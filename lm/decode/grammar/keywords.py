@@ -1,7 +1,7 @@
-"""Keywords of JSON schemas: where each may stand, what its value must be, and errors that name the path."""
+"""Keywords of JSON schemas: the types that allow each, the kind of its value, and errors that name the path."""
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,15 +16,15 @@ KEYS = {
     "array": {"items", "minItems", "maxItems"},
     "object": {"properties", "required", "additionalProperties"},
 }
-# JSON's types and Python's of their values; true, false and null are told by `is_a`.
+# JSON's types and Python's of their values; `is_a` checks true, false and null itself.
 TYPE_NAMES = {"string": str, "integer": int, "number": (int, float), "boolean": (), "null": (), "array": list, "object": dict}
-DIGITS = 40  # of a bound: more than numbers of 128 bits have
+DIGITS = 40  # of a bound: enough for numbers of 128 bits
 
 
 class Kind(NamedTuple):
-    """What a keyword's value must be, in a test and in words."""
+    """A requirement on a keyword's value, as a test and in words."""
 
-    fits: Any
+    fits: Callable[[Any], Any]
     words: str
 
 
@@ -38,7 +38,7 @@ LIST = Kind(lambda x: isinstance(x, list) and x, "a list of one value or more")
 TEXT = Kind(lambda x: isinstance(x, str), "a text")
 COUNT = Kind(lambda x: is_whole(x) and 0 <= x <= STATES, f"a whole number from 0 to {STATES:,}")
 BOUND = Kind(lambda x: is_whole(x) and abs(x) < 10**DIGITS, f"a whole number of at most {DIGITS} digits")
-NAMES = Kind(lambda x: isinstance(x, list) and all(isinstance(one, str) for one in x), "a list of names")
+NAMES = Kind(lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x), "a list of names")
 TYPES = Kind(lambda x: isinstance(x, str) or (x and NAMES.fits(x)), "a type or a list of types")
 KEYWORDS = {
     "type": TYPES, "$ref": TEXT, "enum": LIST, "anyOf": SCHEMAS, "oneOf": SCHEMAS,
@@ -48,12 +48,12 @@ KEYWORDS = {
     "properties": Kind(lambda x: isinstance(x, dict), "an object of schemas"), "required": NAMES,
     "additionalProperties": SCHEMA,
 }  # fmt: skip
-STRUCTURE = {"type", "$ref", "enum", "anyOf", "oneOf"}  # they decide which other keywords may stand beside them
+STRUCTURE = {"type", "$ref", "enum", "anyOf", "oneOf"}  # they decide which other keywords are allowed
 
 
 @dataclass(frozen=True)
 class At:
-    """A place in a schema: its path, the references followed to it, and what was written of references so far."""
+    """A position in a schema: its path, the references followed to it, and the expressions of references so far."""
 
     root: Any
     path: str = "#"
@@ -71,14 +71,14 @@ class At:
             raise self.error(message)
 
     def within(self, parts: Iterable[str]) -> list[str]:
-        """Collect expressions; raises UserError once they are longer than any that is followed."""
-        found, size = [], 0
+        """Collect expressions; raises UserError once they pass the bound on an expression."""
+        kept, size = [], 0
         for part in parts:
-            found.append(part)
+            kept.append(part)
             size += len(part) + 1
             if size > LONGEST:
                 raise self.error(f"the schema takes more than {LONGEST:,} characters as an expression; make it smaller")
-        return found
+        return kept
 
     def either(self, parts: Iterable[str]) -> str:
         return f"(?:{'|'.join(self.within(parts))})"

@@ -1,7 +1,7 @@
 """JSON schemas as regular expressions: every text that matches is an instance of the schema.
 
 Not every instance matches: objects hold the properties that the schema names, in its order, a value of any kind is a
-scalar, and there is at most one space behind a comma or a colon. What an expression cannot say is refused by name.
+scalar, and there is at most one space behind a comma or a colon. Keywords that no expression can express are rejected.
 """
 
 import json
@@ -33,7 +33,7 @@ FORMATS["date-time"] = f"{FORMATS['date']}T{FORMATS['time']}"
 
 
 def to_regex(schema: Any) -> str:
-    """Return the expression of a whole schema; raises UserError, with the path, for what it cannot follow."""
+    """Return the expression of a whole schema; raises UserError, with the path, for unsupported parts."""
     at = At(schema)
     try:
         return value(schema, at)
@@ -50,6 +50,7 @@ def value(schema: Any, at: At) -> str:
     if not keys:
         return at.either(SCALARS.values())
     check_keywords(schema, keys & STRUCTURE, at)
+    # Keywords that describe the whole value come alone; a type may stand beside listed values.
     for name, make in (
         ("$ref", reference),
         ("enum", enumeration),
@@ -78,10 +79,10 @@ def types(schema: dict, at: At) -> list[str]:
 
 
 def implied(keys: set[str], at: At) -> str:
-    """Guess the type from the keywords, as people leave it out."""
-    found = [kind for kind, names in KEYS.items() if keys & names]
-    at.check(len(found) == 1, f"the keyword '{one_line(min(keys), 60)}' is not supported; give a \"type\"")
-    return found[0]
+    """Infer the type from the keywords, where it is left out."""
+    kinds = [kind for kind, names in KEYS.items() if keys & names]
+    at.check(len(kinds) == 1, f"the keyword '{one_line(min(keys), 60)}' is not supported; give a \"type\"")
+    return kinds[0]
 
 
 def typed(kind: str, schema: dict, at: At) -> str:
@@ -98,7 +99,7 @@ def typed(kind: str, schema: dict, at: At) -> str:
 
 
 def reference(schema: dict, at: At) -> str:
-    """Follow a reference, once however often it is named: definitions that name each other twice would double."""
+    """Return the expression of a reference, compiled once: definitions that name each other twice would double each time."""
     name = schema["$ref"]
     label = one_line(name, 60)
     at.check(name not in at.followed, f"{label} holds itself, which no automaton can follow")
@@ -136,7 +137,7 @@ def is_a(value: Any, kind: str) -> bool:
 
 
 def union(schema: dict, at: At) -> str:
-    """Any of the parts; oneOf only where no value can be of two."""
+    """Return the alternatives of anyOf, and of oneOf where no value can match two."""
     name = "anyOf" if "anyOf" in schema else "oneOf"
     if name == "oneOf":
         kinds = [part.get("type") if isinstance(part, dict) else None for part in schema[name]]
@@ -149,7 +150,7 @@ def union(schema: dict, at: At) -> str:
 
 
 def string(schema: dict, at: At) -> str:
-    """A string of so many characters, or of a pattern, which the whole of it then matches."""
+    """Return the expression of a string of bounded length, or of a pattern or format, which it matches in full."""
     limits = {"minLength", "maxLength"} & set(schema)
     for name in ("pattern", "format"):
         if name in schema:
@@ -163,15 +164,15 @@ def string(schema: dict, at: At) -> str:
     return f'(?:"{CHARACTER}{times(*counts(schema, "Length", at))}")'
 
 
-def counts(schema: dict, what: str, at: At) -> tuple[int, int | None]:
+def counts(schema: dict, unit: str, at: At) -> tuple[int, int | None]:
     """Return the bounds min... and max... of a length, None for no upper one."""
-    least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}")
-    at.check(most is None or least <= most, f"min{what}={least} is above max{what}={most}")
+    least, most = schema.get(f"min{unit}", 0), schema.get(f"max{unit}")
+    at.check(most is None or least <= most, f"min{unit}={least} is above max{unit}={most}")
     return least, most
 
 
 def pattern(expression: str, at: At) -> str:
-    """Take an expression for the inside of a string, where it can match nothing that JSON writes otherwise."""
+    """Check a pattern for the inside of a string: it may match no character that JSON escapes."""
     what = f"--json_schema, at {one_line(at.path, 120)}: the pattern {one_line(expression, 60)}"
     expression = expression.removeprefix("^")
     if expression.endswith("$") and not expression.endswith(r"\$"):
@@ -184,6 +185,7 @@ def pattern(expression: str, at: At) -> str:
 
 
 def array(schema: dict, at: At) -> str:
+    """Return the expression of a list: its first item, then a comma before each further one."""
     least, most = counts(schema, "Items", at)
     if most == 0:
         return r"\[\]"
@@ -194,7 +196,7 @@ def array(schema: dict, at: At) -> str:
 
 
 def mapping(schema: dict, at: At) -> str:
-    """An object: the named properties in their order; without names, any number of keys."""
+    """Return the expression of an object: the named properties in their order, or without names any number of keys."""
     parts, required = schema.get("properties", {}), set(schema.get("required", []))
     missing = one_line(min(required - set(parts), default=""), 60)
     at.check(required <= set(parts), f"the required property '{missing}' is not among the properties")
@@ -211,6 +213,7 @@ def mapping(schema: dict, at: At) -> str:
     def rest(start: int) -> str:
         return "".join(f"(?:, ?{pair})" + ("" if need else "?") for pair, need in zip(pairs[start:], must[start:]))
 
+    # Commas: optional properties before the first required one bring theirs behind, all later ones before.
     if any(must):
         first = must.index(True)
         before = "".join(f"(?:{pair}, ?)?" for pair in pairs[:first])
@@ -219,7 +222,7 @@ def mapping(schema: dict, at: At) -> str:
 
 
 def integers(schema: dict, at: At) -> str:
-    """Whole numbers between the bounds, given or exclusive."""
+    """Return the expression of the whole numbers between the bounds, inclusive or exclusive."""
     lows = [schema.get("minimum"), None if "exclusiveMinimum" not in schema else schema["exclusiveMinimum"] + 1]
     highs = [schema.get("maximum"), None if "exclusiveMaximum" not in schema else schema["exclusiveMaximum"] - 1]
     low = max((x for x in lows if x is not None), default=None)
@@ -234,11 +237,11 @@ def integers(schema: dict, at: At) -> str:
 
 
 def naturals(low: int, high: int | None) -> list[str]:
-    """Write the whole numbers from low >= 0 to high as expressions of equally many digits each."""
+    """Return expressions of the whole numbers from low >= 0 to high, of a fixed number of digits each."""
     if high is None:
         digits = len(str(low))
         return [*naturals(low, 10**digits - 1), f"[1-9][0-9]{{{digits},}}"]
-    found = []
+    ranges = []
     while low <= high:
         free = 0  # how many last digits may be anything
         while low and low % 10 ** (free + 1) == 0 and low + 10 ** (free + 1) - 1 <= high:
@@ -246,9 +249,9 @@ def naturals(low: int, high: int | None) -> list[str]:
         step, first = 10**free, low // 10**free
         last = min(high // step - (high % step != step - 1), first // 10 * 10 + 9)
         head, a, b = str(first)[:-1], first % 10, last % 10
-        found.append(head + (str(a) if a == b else f"[{a}-{b}]") + (f"[0-9]{{{free}}}" if free else ""))
+        ranges.append(head + (str(a) if a == b else f"[{a}-{b}]") + (f"[0-9]{{{free}}}" if free else ""))
         low = (last + 1) * step
-    return found
+    return ranges
 
 
 def times(least: int, most: int | None) -> str:

@@ -1,6 +1,6 @@
-"""Beam search: several continuations of each prompt kept side by side, the best finished ones given back.
+"""Beam search: several continuations of each prompt kept side by side, the best finished ones returned.
 
-The choices, step by step, are those of Hugging Face's generate; diverse groups are those of Vijayakumar et al. 2016.
+The choices, step by step, are those of Hugging Face's generate; diverse groups follow Vijayakumar et al. 2016.
 """
 
 import math
@@ -13,28 +13,29 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from lm.decode.loop import read_prompts
 from lm.decode.prefill import bucket, check_finite
 from lm.decode.processors import History, Rules
 from lm.decode.sampling import Sampling
-from lm.decode.steps import Prompts, Seq2SeqSteps, StackState, Steps
+from lm.decode.search.reorder import reorder
+from lm.decode.steps import Prepared, Prompts, Seq2SeqSteps, Steps
 from lm.errors import check, check_choices, check_range
 
-BLOCK = 32  # tokens of the caches that are moved at a time
-NEVER = -1e9  # the score of what does not exist, as there: finite, so that sums and comparisons stay numbers
+NEVER = -1e9  # score of a missing text, as in Hugging Face's: finite, so that sums and comparisons stay numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beams:
-    """How to search; hashable, a static argument of compiled functions.
+    """Settings of a search; hashable, a static argument of compiled functions.
 
     A finished text of n new tokens, its stop among them, scores its summed log-probability divided by n^a ("hf"; also
     fairseq's) or ((5 + n) / 6)^a ("gnmt", Wu et al. 2016), a = `length_penalty`: above 0 for longer texts.
     `early_stopping`: True ends when `count` texts are finished; False when the best running beam, at its present length,
     could not beat the worst of them; "never" judges that by the longest length where a > 0.
     `groups` > 1 cuts the beams into groups that choose one after another; each token loses `diversity_penalty` for each
-    time an earlier group of its prompt has just chosen it. The best `returned` texts of all groups are given back.
-    `coverage_penalty` b adds b times the sum, over the source's tokens, of log min(attention it got in all, 1) to the score
-    of a finished text (Wu et al. 2016, equation 14; here of the decoder's last layer, mean of its heads).
+    time an earlier group of its prompt has just chosen it. The best `returned` texts of all groups are returned.
+    `coverage_penalty` b adds b times the sum, over the source's tokens, of log min(total attention to it, 1) to the score
+    of a finished text (Wu et al. 2016, equation 14; with the attention of the decoder's last layer, mean of its heads).
     """
 
     count: int = 4
@@ -81,46 +82,38 @@ class Hypothesis:
 
 
 class Pool(struct.PyTreeNode):
-    """The best finished texts of each prompt P and group G, N of them in falling order, where `there`."""
+    """The N best finished texts of each prompt P and group G in falling order; `valid`: the slot holds one."""
 
     scores_PGN: jax.Array
     logprobs_PGN: jax.Array
     lengths_PGN: jax.Array
     tokens_PGNT: jax.Array
-    there_PGN: jax.Array
+    valid_PGN: jax.Array
 
 
 class Search(struct.PyTreeNode):
-    """A search under way; its rows are prompts x groups x beams.
+    """State of a search; its rows R are prompts x groups x beams.
 
-    The state is one choice behind: `parents_R` are the rows of it that the beams go on from, whose texts differ from those
-    of the beams' own rows at column `since` of the history or behind it.
+    The decoding state is one choice behind: beam r continues its row `parents_R[r]`, whose text is that of row r before
+    column `since` of the history.
     """
 
     state: Any
-    coverage_RS: jax.Array | None  # attention that each source token has got, of encoder-decoders whose coverage counts
+    coverage_RS: jax.Array | None  # total attention to each source token, where coverage counts
     history: History
     parents_R: jax.Array
     since: jax.Array
-    totals_PGN: jax.Array  # what ranks the running beams
+    totals_PGN: jax.Array  # ranks the running beams
     logprobs_PGN: jax.Array  # under the model itself
     pool: Pool
-    open_PG: jax.Array  # a running beam may yet beat the pool
+    open_PG: jax.Array  # a running beam may still beat the pool
 
 
 def beam_search(
-    steps: Steps,
-    prepared: Any,
-    prompts: Prompts,
-    *,
-    beams: Beams,
-    rules: Rules,
-    new: int,
-    stops: tuple[int, ...],
-    sampling: Sampling | None = None,
-    keys_P: jax.Array | None = None,
-) -> list[list[Hypothesis]]:
-    """Search for the best continuations of up to `new` tokens; for each prompt its `beams.returned` best, best first.
+    steps: Steps, prepared: Prepared, prompts: Prompts, *, beams: Beams, rules: Rules, new: int, stops: tuple[int, ...],
+    sampling: Sampling | None = None, keys_P: jax.Array | None = None,
+) -> list[list[Hypothesis]]:  # fmt: skip
+    """Search for the best continuations of up to `new` tokens; return the `beams.returned` best of each prompt, best first.
 
     `prepared`: laid out for prompts x beams.count rows. `rules` act on log-probabilities and count in the scores.
     `sampling`, with a key a prompt, draws the candidates without replacement from its warped scores in place of the
@@ -129,40 +122,42 @@ def beam_search(
     check((sampling is None) == (keys_P is None), "beam sampling needs both a sampling and one key a prompt")
     check(sampling is None or beams.groups == 1, "beam sampling knows no groups: groups=1")
     if beams.coverage_penalty:
-        check(isinstance(steps, Seq2SeqSteps), "coverage_penalty is of what a source's tokens get: it needs an encoder-decoder")
+        check(isinstance(steps, Seq2SeqSteps), "coverage_penalty counts the attention to a source: it needs an encoder-decoder")
         steps = replace(steps, attend=True)
     how = {"steps": steps, "beams": beams, "rules": rules, "stops": tuple(stops), "sampling": sampling}
     pool = jax.device_get(search(prepared, prompts, keys_P, new, room=bucket(new), **how))
     check_finite(pool.scores_PGN[np.isnan(pool.scores_PGN)], "the texts of a search")
-    found = []
+
+    # Groups of a prompt compete with each other for the texts that are returned.
+    results = []
     for scores, logprobs, lengths, tokens in zip(*(
         x.reshape(len(x), beams.count, *x.shape[3:])
         for x in (pool.scores_PGN, pool.logprobs_PGN, pool.lengths_PGN, pool.tokens_PGNT)
     ), strict=True):  # fmt: skip
         best = np.argsort(-scores, kind="stable")[: beams.returned]
-        found.append([Hypothesis(tokens[i, : lengths[i]], float(scores[i]), float(logprobs[i])) for i in best])
-    return found
+        results.append([Hypothesis(tokens[i, : lengths[i]], float(scores[i]), float(logprobs[i])) for i in best])
+    return results
 
 
 @partial(jax.jit, static_argnames=("steps", "beams", "rules", "stops", "sampling", "room"))
 def search(
-    prepared: Any, prompts: Prompts, keys_P, new, *, steps: Steps, beams: Beams, rules: Rules, stops, sampling, room: int
-) -> Pool:
-    """Read the prompts once, then choose and step until no prompt can gain: one compiled loop."""
+    prepared: Prepared, prompts: Prompts, keys_P: jax.Array | None, new: int, *, steps: Steps, beams: Beams, rules: Rules,
+    stops: tuple[int, ...], sampling: Sampling | None, room: int,
+) -> Pool:  # fmt: skip
+    """Read the prompts once, then choose and step until no prompt can improve: one compiled loop."""
+    # All beams of a prompt start from the one row that was read.
     count = len(prompts.tokens_BT)
-    h_BTD, state = steps.prefill(prepared, prompts, room)
-    logits_BV = steps.logits(prepared, h_BTD[:, -1])
+    _, logits_BV, state, history = read_prompts(steps, prepared, prompts, room)
     shape = (count, beams.groups, beams.size)
     rows_R = jnp.repeat(jnp.arange(count), beams.count)
-    sources = prompts.source_BS, prompts.source_segments_BS
     state = steps.select(state, rows_R)
-    one = Search(
+    start = Search(
         state=state,
         coverage_RS=state.attention_BS if beams.coverage_penalty else None,
-        history=History.begin(prompts.tokens_BT, prompts.segments_BT, room, *sources).select(rows_R),
+        history=history.select(rows_R),
         parents_R=jnp.arange(len(rows_R)),
         since=jnp.zeros((), jnp.int32),
-        # One beam of each group counts at first, for all are alike.
+        # Only one beam of each group counts at first: the others are copies.
         totals_PGN=jnp.full(shape, NEVER).at[..., 0].set(0),
         logprobs_PGN=jnp.zeros(shape),
         pool=Pool(
@@ -170,82 +165,64 @@ def search(
             logprobs_PGN=jnp.zeros(shape),
             lengths_PGN=jnp.zeros(shape, jnp.int32),
             tokens_PGNT=jnp.zeros((*shape, room), jnp.int32),
-            there_PGN=jnp.zeros(shape, bool),
+            valid_PGN=jnp.zeros(shape, bool),
         ),
         open_PG=jnp.ones(shape[:2], bool),
     )
     pick = partial(choose, keys_P=keys_P, new=new, beams=beams, rules=rules, stops=stops, sampling=sampling)
 
-    def going(s: Search):
+    def going(s: Search) -> jax.Array:
         return (s.history.count < new) & s.open_PG.any()
 
-    def advance(s: Search):
+    def advance(s: Search) -> Search:
+        # The state catches up with the last choice only here: after the final one nobody needs it.
         state = s.state if beams.count == 1 else reorder(steps, s.state, s.parents_R, s.since)
         last_R1 = jax.lax.dynamic_slice_in_dim(s.history.tokens_BT, s.history.prompt + s.history.count - 1, 1, 1)
         h_RTD, state = steps.step(prepared, state, last_R1)
         covered = None if s.coverage_RS is None else s.coverage_RS[s.parents_R] + state.attention_BS
         return pick(s.replace(state=state, coverage_RS=covered), steps.logits(prepared, h_RTD[:, 0]))
 
-    return jax.lax.while_loop(going, advance, pick(one, logits_BV[rows_R])).pool
+    return jax.lax.while_loop(going, advance, pick(start, logits_BV[rows_R])).pool
 
 
-def reorder(steps: Steps, state: Any, rows_R: jax.Array, since: jax.Array) -> Any:
-    """Give a state whose row i is row `rows_R[i]` of this one, of the same prompt; both are equal before column `since`.
-
-    Of a cache only later keys and values are moved, block by block in place; those of a source are the prompt's. To copy
-    it whole takes longer than the step itself: 44 and 29 ms for 4 beams of GPT-2 124M at 980 tokens, on 2 cores.
-    """
-    if not isinstance(state, StackState):
-        return steps.select(state, rows_R)
-    layers, crossed = state.cache.layers, isinstance(state.cache.layers[0][0], tuple)
-    own = tuple(layer[0] if crossed else layer for layer in layers)
-    room = own[0][0].shape[-2]
-    size = min(BLOCK, room)
-
-    def block(i, own):
-        at = jnp.minimum(i * size, room - size)
-        here_S1 = (at + jnp.arange(size) >= i * size)[:, None]  # the last block may reach back into the one before
-
-        def move(x_RKSH):
-            old = jax.lax.dynamic_slice_in_dim(x_RKSH, at, size, 2)
-            return jax.lax.dynamic_update_slice_in_dim(x_RKSH, jnp.where(here_S1, old[rows_R], old), at, 2)
-
-        return jax.tree.map(move, own)
-
-    own = jax.lax.fori_loop(since // size, -(-state.cache.length // size), block, own)
-    layers = tuple((pair, layer[1]) for pair, layer in zip(own, layers)) if crossed else own
-    return state.replace(cache=state.cache.replace(layers=layers))
-
-
-def choose(s: Search, logits_RV, *, keys_P, new, beams: Beams, rules: Rules, stops, sampling) -> Search:
-    """Add one token to every beam, group after group, and put what ended into the pools."""
+def choose(
+    s: Search, logits_RV: jax.Array, *, keys_P: jax.Array | None, new: int, beams: Beams, rules: Rules,
+    stops: tuple[int, ...], sampling: Sampling | None,
+) -> Search:  # fmt: skip
+    """Add one token to every beam, group after group, and put finished texts into the pools."""
+    # Enough candidates that `size` beams run on even if each beam's best ones are all stops.
     (prompts, groups, size), vocab = s.totals_PGN.shape, logits_RV.shape[-1]
     model_PGNV = jax.nn.log_softmax(logits_RV).reshape(prompts, groups, size, vocab)
     rows_PGN = jnp.arange(len(logits_RV)).reshape(prompts, groups, size)
     candidates = min(max(2, 1 + len(stops)) * size, size * vocab)
-    taken_PV, found = jnp.zeros((prompts, vocab)), []
+    taken_PV, chosen = jnp.zeros((prompts, vocab)), []
     bonus_PGN = jnp.zeros_like(s.totals_PGN) if s.coverage_RS is None else covering(s, beams).reshape(s.totals_PGN.shape)
     for g in range(groups):
+        # Scores of this group: earlier groups' tokens cost it, the rules see its own texts.
         model_PNV, rows_PN, totals_PN, logprobs_PN = (x[:, g] for x in (model_PGNV, rows_PGN, s.totals_PGN, s.logprobs_PGN))
         scores_PNV = model_PNV - beams.diversity_penalty * taken_PV[:, None] if g else model_PNV
         history = s.history if groups == 1 else s.history.select(rows_PN.ravel())
         scores_RV = rules.process(scores_PNV.reshape(-1, vocab), history)
         scores_RV = scores_RV if sampling is None else sampling.process(scores_RV)
         totals_PC = (scores_RV.reshape(prompts, size, vocab) + totals_PN[..., None]).reshape(prompts, -1)
+        # The best continuations over all beams of the group: C of size x V.
         if sampling is None:
             totals_PC, at_PC = jax.lax.top_k(totals_PC, candidates)
         else:
             totals_PC, at_PC = drawn(totals_PC, keys_P, s.history.count, candidates)
+        # Finished prompts choose no more, so they cost later groups nothing.
         pool, open_P = jax.tree.map(lambda x, g=g: x[:, g], (s.pool, s.open_PG))
         how = s.history, pool, logprobs_PN, model_PNV, rows_PN, open_P
-        found.append(extend(*how, totals_PC, at_PC, new, beams, stops, bonus_PGN[:, g]))
-        _, ids_PN, *_, open_P = found[-1]
+        chosen.append(extend(*how, totals_PC, at_PC, new, beams, stops, bonus_PGN[:, g]))
+        _, ids_PN, *_, open_P = chosen[-1]
         taken_PV = taken_PV.at[jnp.arange(prompts)[:, None], ids_PN].add(open_P[:, None].astype(jnp.float32))
-    parents_PGN, ids_PGN, totals_PGN, logprobs_PGN, pool, open_PG = jax.tree.map(lambda *x: jnp.stack(x, 1), *found)
-    chosen = s.history.select(parents_PGN.ravel())
-    moved_RT = (chosen.tokens_BT != s.history.tokens_BT) & jnp.repeat(open_PG.any(1), groups * size)[:, None]
+    parents_PGN, ids_PGN, totals_PGN, logprobs_PGN, pool, open_PG = jax.tree.map(lambda *x: jnp.stack(x, 1), *chosen)
+
+    # First column at which any open beam's text changed: the cache before it stays where it is.
+    history = s.history.select(parents_PGN.ravel())
+    moved_RT = (history.tokens_BT != s.history.tokens_BT) & jnp.repeat(open_PG.any(1), groups * size)[:, None]
     return s.replace(
-        history=chosen.add(ids_PGN.ravel()),
+        history=history.add(ids_PGN.ravel()),
         parents_R=parents_PGN.ravel(),
         since=jnp.where(moved_RT.any(), jnp.argmax(moved_RT.any(0)), moved_RT.shape[1]),
         totals_PGN=totals_PGN,
@@ -256,53 +233,61 @@ def choose(s: Search, logits_RV, *, keys_P, new, beams: Beams, rules: Rules, sto
 
 
 def covering(s: Search, beams: Beams) -> jax.Array:
-    """Give what the coverage of each row's source adds to the score of a text that ends now, (R,), at most 0."""
-    got_RS = jnp.log(jnp.clip(s.coverage_RS, 1e-30, 1.0))
-    return beams.coverage_penalty * jnp.where(s.state.source_segments_BS > 0, got_RS, 0).sum(1)
+    """Return the coverage term of the score of a text that ends now, (R,), at most 0."""
+    log_RS = jnp.log(jnp.clip(s.coverage_RS, 1e-30, 1.0))
+    return beams.coverage_penalty * jnp.where(s.state.source_segments_BS > 0, log_RS, 0).sum(1)
 
 
 def extend(
-    history: History, pool: Pool, logprobs_PN, model_PNV, rows_PN, open_P, totals_PC, at_PC, new, beams: Beams, stops, bonus_PN
-):
-    """Sort one group's candidates C into those that ended and the next beams; the first get their beam's bonus.
+    history: History, pool: Pool, logprobs_PN: jax.Array, model_PNV: jax.Array, rows_PN: jax.Array, open_P: jax.Array,
+    totals_PC: jax.Array, at_PC: jax.Array, new: int, beams: Beams, stops: tuple[int, ...], bonus_PN: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, Pool, jax.Array]:  # fmt: skip
+    """Split one group's candidates C into finished texts, which get their beam's bonus, and the next beams.
 
-    Gives the beams' old rows, tokens, totals and log-probabilities, all (P, N), the pool, and whether it may yet gain (P,).
+    Returns the beams' old rows, tokens, totals and log-probabilities, all (P, N), the pool, and whether it may still
+    improve (P,).
     """
+    # Candidates are flat indices into (beam, token).
     vocab, size, length = model_PNV.shape[-1], beams.size, history.count + 1
     parent_PC, ids_PC = at_PC // vocab, (at_PC % vocab).astype(jnp.int32)
 
-    def take(x_PX, i_PY):
+    def take(x_PX: jax.Array, i_PY: jax.Array) -> jax.Array:
         return jnp.take_along_axis(x_PX, i_PY, 1)
 
     logprobs_PC = take(logprobs_PN, parent_PC) + take(model_PNV.reshape(len(at_PC), -1), at_PC)
+
+    # Candidates that did not end run on, the `size` best of them.
     ended_PC = jnp.isin(ids_PC, jnp.asarray(stops, jnp.int32)) | (length == new)
     running_PC = totals_PC + ended_PC * NEVER
     _, next_PN = jax.lax.top_k(running_PC, size)
     beams_next = [take(x, next_PN) for x in (take(rows_PN, parent_PC), ids_PC, running_PC, logprobs_PC)]
 
-    # Only a candidate among the best `size` may end; a full pool takes no more where that ends the search.
+    # Only a candidate among the best `size` may end; a full pool accepts no more where that ends the search.
     ended_PC &= jnp.arange(ids_PC.shape[1]) < size
-    shut_P = ~open_P | (pool.there_PGN.all(1) & (beams.early_stopping is True))
+    shut_P = ~open_P | (pool.valid_PGN.all(1) & (beams.early_stopping is True))
     scores_PC = beams.normalise(totals_PC, length) + take(bonus_PN, parent_PC) + NEVER * (1.0 * shut_P[:, None] + ~ended_PC)
     tokens_PCT = history.tokens_BT[take(rows_PN, parent_PC), history.prompt :]
     tokens_PCT = jax.lax.dynamic_update_index_in_dim(tokens_PCT, ids_PC, history.count, 2)
     offered = Pool(scores_PC, logprobs_PC, jnp.full_like(ids_PC, length), tokens_PCT, ended_PC & ~shut_P[:, None])
+
+    # The best of the pool and the newcomers.
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), pool, offered)
     _, best_PN = jax.lax.top_k(both.scores_PGN, size)
-    pool = jax.tree.map(lambda x: jax.vmap(lambda one, i: one[i])(x, best_PN), both)
+    pool = jax.tree.map(lambda x: jax.vmap(lambda texts, i: texts[i])(x, best_PN), both)
 
+    # Scores of running beams only fall, so the best one at its present (or longest) length bounds its future.
     reach = new if beams.early_stopping == "never" and beams.length_penalty > 0 else length
     hope_P = beams.normalise(beams_next[2][:, 0], reach)
-    worst_PN = jnp.where(pool.there_PGN, pool.scores_PGN.min(1, keepdims=True), NEVER)
+    worst_PN = jnp.where(pool.valid_PGN, pool.scores_PGN.min(1, keepdims=True), NEVER)
     open_P &= (hope_P[:, None] > worst_PN).any(1)
     if beams.early_stopping is True:
-        open_P &= ~pool.there_PGN.all(1)
+        open_P &= ~pool.valid_PGN.all(1)
     return *beams_next, pool, open_P
 
 
-def drawn(totals_PC: jax.Array, keys_P, step, count: int) -> tuple[jax.Array, jax.Array]:
+def drawn(totals_PC: jax.Array, keys_P: jax.Array, step: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Draw candidates without replacement from the softmax of the totals (Gumbel top-k); in falling order of totals."""
     noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, step), totals_PC.shape[1:]))(keys_P)
     _, at_PC = jax.lax.top_k(totals_PC + noise, count)
-    found_PC, order_PC = jax.lax.top_k(jnp.take_along_axis(totals_PC, at_PC, 1), count)
-    return found_PC, jnp.take_along_axis(at_PC, order_PC, 1)
+    best_PC, order_PC = jax.lax.top_k(jnp.take_along_axis(totals_PC, at_PC, 1), count)
+    return best_PC, jnp.take_along_axis(at_PC, order_PC, 1)

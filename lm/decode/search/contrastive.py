@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from lm.decode.loop import read_prompts
 from lm.decode.prefill import bucket
 from lm.decode.processors import History, Rules
 from lm.decode.sampling import argmax, log_probability
-from lm.decode.search.beam import reorder
-from lm.decode.steps import Prompts, Steps
+from lm.decode.search.reorder import reorder
+from lm.decode.steps import Prepared, Prompts, Steps
 from lm.errors import check
 
 
 class Progress(struct.PyTreeNode):
-    """Texts under way. `state` holds each prompt `top_k` times; `known_PTD`: unit states of all tokens read so far."""
+    """State of a search. `state` holds each prompt `top_k` times; `known_PTD`: unit hidden states of all tokens so far."""
 
     state: Any
     logits_PV: jax.Array
@@ -29,29 +30,22 @@ class Progress(struct.PyTreeNode):
 
 
 def contrastive_search(
-    steps: Steps,
-    prepared: Any,
-    prompts: Prompts,
-    *,
-    top_k: int,
-    alpha: float,
-    rules: Rules,
-    new: int,
+    steps: Steps, prepared: Prepared, prompts: Prompts, *, top_k: int, alpha: float, rules: Rules, new: int,
     stops: tuple[int, ...],
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Continue prompts by up to `new` tokens; give each prompt's (new ids, their log-probabilities under the model).
+) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    """Continue prompts by up to `new` tokens; return each prompt's (new ids, their log-probabilities under the model).
 
-    Of the `top_k` likeliest tokens v the one is taken with the largest (1 - alpha) p(v) - alpha max_j cos(h_v, h_j), h
-    the last hidden states, j all tokens before it, the prompt's too. `prepared`: laid out for prompts x top_k rows.
-    Raises UserError for an architecture that does not give the states of its prompt.
+    Each token v maximises (1 - alpha) p(v) - alpha max_j cos(h_v, h_j) among the `top_k` likeliest: h are the last hidden
+    states, j all tokens before it, the prompt's too. `prepared`: laid out for prompts x top_k rows. Raises UserError for an
+    architecture whose prefill does not return the states of the whole prompt.
     """
     check(top_k >= 1, f"top_k={top_k}: contrastive search needs at least 1 candidate")
     check(0 <= alpha <= 1, f"alpha={alpha} must be from 0 (greedy) to 1")
-    check(steps.complete, f"{type(steps).__name__} gives no states of the prompt, which contrastive search compares with")
+    check(steps.complete, f"{type(steps).__name__} returns no states of the prompt, which contrastive search compares with")
     how = {"steps": steps, "top_k": top_k, "rules": rules, "stops": tuple(stops)}
-    found = jax.device_get(search(prepared, prompts, alpha, new, room=bucket(new), **how))
-    tokens = found.history.tokens_BT[:, found.history.prompt :]
-    return [(row[:n], logprobs[:n]) for row, logprobs, n in zip(tokens, found.logprobs_PT, found.length_P, strict=True)]
+    end = jax.device_get(search(prepared, prompts, alpha, new, room=bucket(new), **how))
+    tokens = end.history.tokens_BT[:, end.history.prompt :]
+    return [(row[:n], logprobs[:n]) for row, logprobs, n in zip(tokens, end.logprobs_PT, end.length_P, strict=True)]
 
 
 def unit(h: jax.Array) -> jax.Array:
@@ -61,41 +55,46 @@ def unit(h: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames=("steps", "top_k", "rules", "stops", "room"))
-def search(prepared, prompts: Prompts, alpha, new, *, steps: Steps, top_k: int, rules: Rules, stops, room: int) -> Progress:
+def search(
+    prepared: Prepared, prompts: Prompts, alpha: float, new: int, *, steps: Steps, top_k: int, rules: Rules,
+    stops: tuple[int, ...], room: int,
+) -> Progress:  # fmt: skip
     """Read the prompts once, then choose until every text has ended: one compiled loop."""
     count = len(prompts.tokens_BT)
-    h_PTD, state = steps.prefill(prepared, prompts, room)
-    logits_PV = steps.logits(prepared, h_PTD[:, -1])
+    h_PTD, logits_PV, state, history = read_prompts(steps, prepared, prompts, room)
     top_k = min(top_k, logits_PV.shape[-1])
-    sources = prompts.source_BS, prompts.source_segments_BS
     progress = Progress(
         state=steps.select(state, jnp.repeat(jnp.arange(count), top_k)),
         logits_PV=logits_PV,
         known_PTD=jnp.pad(unit(h_PTD), ((0, 0), (0, room), (0, 0))),
-        history=History.begin(prompts.tokens_BT, prompts.segments_BT, room, *sources),
+        history=history,
         logprobs_PT=jnp.zeros((count, room), jnp.float32),
         length_P=jnp.zeros(count, jnp.int32),
         done_P=jnp.zeros(count, bool),
     )
 
-    def going(s: Progress):
+    def going(s: Progress) -> jax.Array:
         return (s.history.count < new) & ~s.done_P.all()
 
-    def advance(s: Progress):
+    def advance(s: Progress) -> Progress:
+        # Every candidate is read, in a row of its own: the score needs its hidden state.
         p_PV = jax.nn.softmax(rules.process(s.logits_PV, s.history))
         p_PK, ids_PK = jax.lax.top_k(p_PV, top_k)
         h_RTD, state = steps.step(prepared, s.state, ids_PK.reshape(-1, 1))
         h_PKD = h_RTD[:, 0].reshape(count, top_k, -1)
+
+        # Cosine with the most similar token so far.
         cosines_PKT = jnp.einsum("pkd,ptd->pkt", unit(h_PKD), s.known_PTD)
         alike_PK = jnp.where(s.history.real_BT[:, None], cosines_PKT, -1).max(-1)
         best_P = argmax((1 - alpha) * p_PK - alpha * alike_PK)
 
-        def chosen(x_PK):
+        def chosen(x_PK: jax.Array) -> jax.Array:
             return jnp.take_along_axis(x_PK, best_P.reshape(-1, *[1] * (x_PK.ndim - 1)), 1)[:, 0]
 
         h_PD, ids_P = chosen(h_PKD), chosen(ids_PK)
         write, at = jax.lax.dynamic_update_index_in_dim, s.history.count
         logprobs_P = jnp.where(s.done_P, 0, log_probability(s.logits_PV, ids_P))
+        # All rows of a prompt continue from the chosen candidate's row, which differs in its last token only.
         return Progress(
             state=reorder(steps, state, jnp.repeat(jnp.arange(count) * top_k + best_P, top_k), s.history.prompt + at),
             logits_PV=steps.logits(prepared, h_PD),
