@@ -9,6 +9,7 @@ from lm.convert.families.encoders import bert_like
 from lm.convert.family import ACTIVATIONS, Family, Fields, name_of, written
 from lm.convert.layouts import ANSWER, CHOICE, LAST, SEQUENCE, SPAN, TOKEN, Heads, Layout
 from lm.convert.rules import Rule, dense, normal
+from lm.models.transformer import Transformer
 from lm.objectives.masked import Masked
 
 EPS = 1e-12  # of every norm; their config.json has no field for it
@@ -33,7 +34,7 @@ class DistilBert(Family):
     def objective(self, settings: Mapping[str, Any]) -> Masked:
         fields = Fields(settings)
         activation = fields.one_of("activation", ACTIVATIONS, default="gelu")
-        return Masked(model=bert_like(fields, SIZES, RATES, activation=activation, eps=EPS))
+        return Masked(model=Transformer(**bert_like(fields, SIZES, RATES), activation=activation, eps=EPS))
 
     def settings(self, objective: Masked) -> dict[str, Any]:
         c = objective.model

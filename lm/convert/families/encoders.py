@@ -118,24 +118,22 @@ def encoder(fields: Fields, *, embed: int = 0, activation: str = "gelu") -> Tran
     """Read the config.json of BERT and its successors; `embed` and `activation` are the defaults of absent fields."""
     fields.refuse(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     width, embed = fields.get("hidden_size"), fields.get("embedding_size", default=embed)
-    return bert_like(
-        fields, SIZES, RATES,
+    return Transformer(
+        **bert_like(fields, SIZES, RATES),
         embed=embed if embed != width else 0,
         activation=fields.one_of("hidden_act", ACTIVATIONS, default=activation),
         eps=fields.get("layer_norm_eps", default=1e-12),
         types=fields.get("type_vocab_size", default=2),
-    )  # fmt: skip
+    )
 
 
-def bert_like(fields: Fields, sizes: Mapping[str, str], rates: Mapping[str, str], **own: Any) -> Transformer:
-    """Return BERT's shape with the sizes and dropout rates of a config.json, by the names given, and the model's own fields."""
+def bert_like(fields: Fields, sizes: Mapping[str, str], rates: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of BERT's architecture, with the sizes and dropout rates of a config.json under these names."""
     fields.refuse(tie_word_embeddings=True)
     std = fields.get("initializer_range", default=0.02)
-    return Transformer(
-        **fields.sizes(sizes), **{ours: fields.get(theirs, default=0.1) for ours, theirs in rates.items()}, **own,
-        init=std, init_positions=std, init_scale_depth=False, placement="post", embed_norm=True, transform=True,
-        head_bias=True,
-    )  # fmt: skip
+    plain = {"init": std, "init_positions": std, "init_scale_depth": False, "placement": "post"}
+    rated = {ours: fields.get(theirs, default=0.1) for ours, theirs in rates.items()}
+    return {**fields.sizes(sizes), **rated, **plain, "embed_norm": True, "transform": True, "head_bias": True}
 
 
 def encoder_settings(c: Transformer) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lm.convert.layouts import decoder as decoder_heads
 from lm.convert.rules import Rule, normal
 from lm.errors import check
 from lm.models.positions import Rotary
+from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -51,8 +52,8 @@ class Gemma(Family):
         # null means no cap, an absent field the default.
         caps = [settings.get(f"{place}_logit_softcapping", cap) or 0.0 for place, cap in zip(("attn", "final"), self.caps)]
         known = GATED if self.sandwich else {**GATED, "gelu": "geglu_tanh"}  # Gemma 1 writes gelu for the tanh form
-        model = decoder(
-            fields, head,
+        model = Transformer(
+            **decoder(fields, head),
             activation=fields.one_of(self.activation, known, default="gelu_pytorch_tanh"),
             norm="rms_one",
             placement="sandwich" if self.sandwich else "pre",
@@ -65,7 +66,7 @@ class Gemma(Family):
             logit_cap=caps[1],
             tied=fields.get("tie_word_embeddings", default=True),
             init=fields.get("initializer_range", default=0.02),
-        )  # fmt: skip
+        )
         return Causal(model=model)
 
     def windows(self, settings: Mapping[str, Any], depth: int) -> tuple[int, ...]:

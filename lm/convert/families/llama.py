@@ -34,8 +34,8 @@ class Llama(Family):
     def objective(self, settings: Mapping[str, Any]) -> Causal:
         fields, kind = Fields(settings), self.name
         fields.refuse(pretraining_tp=1, mlp_bias=False, attention_bias=False)
-        model = decoder(
-            fields, fields.get("head_dim", default=0),
+        model = Transformer(
+            **decoder(fields, fields.get("head_dim", default=0)),
             activation=fields.one_of("hidden_act", GATED, default="silu"),
             norm="rms",
             rotary=rotary(fields),
@@ -43,7 +43,7 @@ class Llama(Family):
             qkv_bias=True if kind == "qwen2" else None,
             qk_norm=kind == "qwen3",
             tied=fields.get("tie_word_embeddings", default=False),
-        )  # fmt: skip
+        )
         return Causal(model=model)
 
     def settings(self, objective: Causal) -> dict[str, Any]:
@@ -61,16 +61,21 @@ class Llama(Family):
         return decoder_rules(objective, attention(bias=bool(c.qkv_bias), norms=c.qk_norm))
 
 
-def decoder(fields: Fields, head: int, **own: Any) -> Transformer:
-    """Return the shape of a current decoder; `head`: size of its heads, 0: width / heads; `own`: the release's fields."""
+def decoder(fields: Fields, head: int) -> dict[str, Any]:
+    """Return the fields that all current decoders share; `head`: size of the heads, 0: width / heads."""
     sizes = fields.sizes(SIZES)
     heads, width = sizes["heads"], sizes["width"]
     kv = fields.get("num_key_value_heads", default=heads)
-    return Transformer(
-        **sizes, kv_heads=kv if kv != heads else 0, head=head if head * heads != width else 0,
-        eps=fields.get("rms_norm_eps", default=1e-6), positions="rotary", bias=False,
-        attention_dropout=fields.get("attention_dropout", default=0.0), init_scale_depth=False, **own,
-    )  # fmt: skip
+    return {
+        **sizes,
+        "kv_heads": kv if kv != heads else 0,
+        "head": head if head * heads != width else 0,
+        "eps": fields.get("rms_norm_eps", default=1e-6),
+        "positions": "rotary",
+        "bias": False,
+        "attention_dropout": fields.get("attention_dropout", default=0.0),
+        "init_scale_depth": False,
+    }
 
 
 def decoder_settings(c: Transformer) -> dict[str, Any]:
