@@ -60,7 +60,7 @@ def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, 
     Token tables are padded to a multiple of `pad_vocab` rows. Heads that the file lacks are drawn from the seed; `task`:
     take that task's head, whatever the file has. Raises UserError for unknown names and for an incomplete backbone.
     """
-    # Shapes first: names, shapes and memory are checked before any number is read.
+    # Names, shapes and memory are checked before any number is read: a file of the wrong kind fails at once.
     folder = Folder(path)
     family = family_of(folder.config, task)
     quantised = folder.config.get("quantization_config")
@@ -72,6 +72,7 @@ def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, 
     # Match the names of file and table, both ways.
     rules, (tensors, left) = family.rules(objective), names(folder, family, objective, shapes)
     lacking, odd = missing(rules, tensors, shapes)
+    # An unknown tensor of the backbone would silently change the function; an unknown head only is not used.
     heads = {name for name in odd if name.partition(".")[0] not in backbone(rules, family.prefix)}
     odd, left = odd - heads, (*left, *sorted(heads))
     check(not odd, f"{folder.path} has tensors that {type(family).__name__} does not know: {some(odd)}")
@@ -81,6 +82,7 @@ def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, 
     # Read each tensor onto its devices; draw the missing heads.
     layout = flat(placement(boxed, mesh))
     filled = {rule.ours: rule for rule in rules if rule.ours in shapes and rule.ours not in lacking}
+    # Every layer of every rule, as config.json and weights may be of different models.
     for name, rule in filled.items():
         for i in range(shapes[name][0]) if rule.layered else (0,):
             fits(rule, folder.shape(tensors[rule.name(i)]), shapes[name], pad_vocab)
@@ -110,6 +112,7 @@ def backbone(rules: list[Rule], prefix: str) -> set[str]:
 def fits(rule: Rule, theirs: tuple[int, ...], shape: tuple[int, ...], pad_vocab: int) -> None:
     """Raise UserError unless a tensor of shape `theirs` fills our leaf of `shape`, perhaps padded."""
     ours = shape[1:] if rule.layered else shape
+    # The number of elements decides, as the axes of a matrix may be split or transposed in the file.
     have, need = math.prod(theirs) // rule.part[1], math.prod(ours)
     row = math.prod(ours[1:])
     short = need - have if rule.padded and have % max(row, 1) == 0 else 0
@@ -213,6 +216,7 @@ def family_for(objective: Any, kind: str = "") -> tuple[Family, dict[str, Any]]:
     check(not (objective.prefix and objective.writes == "text"), f"objective: {both}run, or an encoder-decoder, can be written")
     reasons: dict[str, list[Difference] | str] = {}
     for family in sorted(task_heads.candidates(all_families(), objective), key=lambda family: family.name != kind):
+        # A family fits if its settings, read back, make an equal model: no list of supported fields to keep up to date.
         try:
             settings = family.settings(objective)
             again = family_of(settings).objective(settings)
@@ -241,13 +245,17 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
     objective, params = family.fitted(objective, present(params), None if pad is None else tokenizer.token_id(pad))
     settings = family.settings(objective)
     settings = {**tokens.special_ids(tokenizer, settings, objective.writes == "text"), **settings}
-    final, folder = folder, folder.with_name(folder.name + ".partial")  # a kill leaves nothing that looks whole
+
+    # Written under another name and renamed last: a killed process leaves no folder that looks complete.
+    final, folder = folder, folder.with_name(folder.name + ".partial")
     folder.mkdir(parents=True, exist_ok=True)
     boxed = jax.eval_shape(family.objective(settings).init, jax.eval_shape(lambda: jax.random.key(0)), BATCH)
 
     # Without the rows that pad a table: the objective read back has none.
     rows = {name: x.shape[:1] for name, x in flat(unbox(boxed)).items()}
     leaves = {name: np.asarray(x)[: rows[name][0]] if rows.get(name) else np.asarray(x) for name, x in params.items()}
+
+    # Shards of at most SHARD bytes: one file of a large model would have to fit in memory of whoever reads it.
     shards, size = [{}], 0
     for name, array in chain(write(family.rules(objective), leaves), family.unread(objective).items()):
         if size + array.nbytes > SHARD and shards[-1]:
@@ -263,6 +271,7 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
             save_file(shard, folder / file, metadata={"format": "pt"})
         index = {"metadata": {}, "weight_map": {name: file for file, shard in files.items() for name in shard}}
         (folder / INDEX).write_text(json.dumps(index, indent=1))
+
     (folder / "config.json").write_text(json.dumps({**settings, "dtype": "float32"}, indent=1) + "\n")
     tokens.save(folder, objective, tokenizer, settings)
     (folder / "README.md").write_text(card, encoding="utf-8")

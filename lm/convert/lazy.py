@@ -20,6 +20,7 @@ def fill(blocks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...], place
         device: [slice(*one.indices(size)) for one, size in zip(index, shape, strict=True)]
         for device, index in place.addressable_devices_indices_map(shape).items()
     }
+    # One buffer per device: a block is read once and copied to all devices that it overlaps.
     held: dict[Any, jax.Array] = {}
     for start, block in blocks:
         for device, span in spans.items():

@@ -86,12 +86,14 @@ class Pickled:
     def _zipped(self) -> tuple[Any, dict[str, tuple[int, int]]]:
         """Read the pickle of a zip, and locate each storage: (first byte, bytes). PyTorch compresses no record."""
         with zipfile.ZipFile(self.file) as archive, self.file.open("rb") as stream:
+            # Two records of one name may be two different files to two readers.
             records = {info.filename: info for info in archive.infolist()}
             check(len(records) == len(archive.infolist()), f"{self.file} has records of the same name")
             roots = [name.removesuffix("data.pkl") for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
             check(len(roots) == 1, f"{self.file} is a zip without PyTorch's tensors")
             root, size = roots[0], self.file.stat().st_size
 
+            # The local header, not the directory, holds the offset of the numbers, aligned by an extra field.
             def place(info: zipfile.ZipInfo) -> tuple[int, int]:
                 plain = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
                 check(plain and not info.flag_bits & 1, f"{self.file}: {info.filename!r:.80} is compressed; {OLD}")

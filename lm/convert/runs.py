@@ -135,6 +135,7 @@ def export_run(workdir: Path, output: Path, step: str = "auto") -> str:
     config, params, tokenizer = opened(str(workdir), None, step)
     several = config.objective.parts
     check(not several, f"'{workdir}' has {len(several)} heads, a folder one: start a run of one task from it, and write that")
+    # LoRA factors are multiplied into their matrices: transformers' classes have none.
     model, params = merged(config.objective.model, params)
     objective = dataclasses.replace(config.objective, model=model)
     left = save(objective, params, tokenizer, output, card(workdir, config), kind_of(workdir))
@@ -143,7 +144,7 @@ def export_run(workdir: Path, output: Path, step: str = "auto") -> str:
 
 def kind_of(path: Path) -> str:
     """Follow a run's starts to a published folder and return its model_type; empty: none, or gone."""
-    seen: set[Path] = set()
+    seen: set[Path] = set()  # starts may form a circle after folders were moved
     while path not in seen and path.is_dir():
         seen.add(path)
         for file in (path / PUBLISHED, path / "config.json"):

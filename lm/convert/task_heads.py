@@ -112,6 +112,7 @@ class Tasked(Family):
         named = settings if self.there else {}  # else the labels are those of another head
         if self.there:
             fields.refuse(**layout.fixed)
+        # Without the class's name, from which families derive pre-training heads that a task's file lacks.
         model = self.family.objective({**settings, "architectures": []}).model
         rows = Rows(causal=kind.causal, pack=kind.style != "xlnet")
         rate = float(fields.get(*layout.rate, default=layout.usual)) if layout.rate else 0.0
@@ -162,6 +163,7 @@ class Tasked(Family):
         rules = [rule for rule in rules if rule.ours not in network.VOCABULARY and not rule.ours.startswith(unused)]
         if self.prefix != self.family.prefix:
             rules = [rule._replace(theirs=self.prefix + rule.theirs.removeprefix(self.family.prefix)) for rule in rules]
+        # From a file with another head only the pooler, which pre-training trained, is of use.
         last = list(layout.layers)[-1]
         layers = [pair for pair in layout.layers.items() if self.there or pair[0].startswith("pooler/")]
         return [*rules, *(rule for ours, theirs in layers for rule in dense(ours, theirs, bias=layout.bias or ours != last))]

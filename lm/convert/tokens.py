@@ -50,6 +50,7 @@ def framing(objective: Any, tokenizer: Tokenizer) -> tuple[list[list[int]], list
     if frame is None and (objective.writes):
         if objective.writes == "answer" and objective.end is None:  # not resolved with a tokenizer yet
             return None
+        # A prompt of a known text shows the ids around it, whatever the objective's rules for prompts are.
         text = tokenizer.decode([0]) if tokenizer.characters else "a"
         prompt, plain = objective.prompt(tokenizer, text), tokenizer.encode(text).tolist()
         whole = (prompt.tokens if prompt.source is None else prompt.source).tolist()

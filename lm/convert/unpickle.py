@@ -86,6 +86,7 @@ def load(stream: Window, where: str) -> Any:
 
     Raises UserError for any other instruction or type.
     """
+    # The state of the pickle machine: `marks` are positions in the stack, `memo` holds values by number.
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -100,6 +101,7 @@ def load(stream: Window, where: str) -> Any:
     for step, (code, value, _) in enumerate(pickletools.genops(stream)):
         name = code.name
         check(step < STEPS, f"{where}: more than {STEPS:,} instructions are no list of tensors")
+        # Only the instructions that torch.save emits for a dictionary of tensors; INST, OBJ, NEWOBJ and the like call code.
         match name:
             case "PROTO" | "FRAME" | "STOP":
                 pass
@@ -124,6 +126,7 @@ def load(stream: Window, where: str) -> Any:
                 memo[len(memo)] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[value])
+            # Names are compared, never imported, and calls are replaced by values of our own.
             case "GLOBAL" | "STACK_GLOBAL":
                 stack.append(named(value.split(" ") if name == "GLOBAL" else [stack.pop(), stack.pop()][::-1], where))
             case "BINPERSID":

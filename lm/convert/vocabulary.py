@@ -123,6 +123,7 @@ def normal_like(table: np.ndarray, count: int, rng: np.random.Generator) -> np.n
     """Draw rows, float32 (count, ...), from the normal distribution with the mean and covariance of a table's."""
     rows = table.reshape(len(table), -1).astype(np.float64)
     mean = rows.mean(0)
+    # By eigenvectors and not by Cholesky: the covariance of few rows is singular.
     values, vectors = np.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
     root = vectors * np.sqrt(np.maximum(values, 0))
     drawn = mean + rng.standard_normal((count, len(mean))) @ root.T
@@ -210,6 +211,8 @@ def convert(
         drawn = untrained(Path(workdir), step)
         config, params, old = opened(workdir, None, step, new_heads=True)
         objective, data = framed(config.objective, old), config.data
+
+    # The tokenizer first, then every parameter with a row per token.
     new, lines = Tokenizer.load(tokenizer) if tokenizer else old, []
     if add_tokens:
         new, known = with_tokens(old, Path(add_tokens).expanduser())
@@ -218,6 +221,8 @@ def convert(
     lines = [f"{model or workdir}: {type(objective).__name__}", *lines, *more]
     if drawn:
         lines.append(f"not in {model or workdir}, so not in {target}: {some(set(drawn))}")
+
+    # A folder keeps the special ids of its source; a run is written at step 0.
     if output:
         card = "\n".join(["---", "library_name: transformers", "---", "", f"# {target.name}", "", *lines, ""])
         left = save(objective, without(params, drawn, str(target)), new, target, card, kind or kind_of(Path(workdir)))
@@ -233,6 +238,7 @@ def convert(
 def describe(folder: Path, source: Path, old: Tokenizer, new: Tokenizer) -> None:
     """Translate the special ids of `source` to the new tokenizer, in a folder's config.json and tokenizer_config.json."""
     settings, theirs = (load_json(path / "config.json", dict) for path in (folder, source))
+    # By the token's text, or by its function: ids mean other tokens in the new vocabulary.
     for name in [name for name in theirs if name.endswith("_token_id")]:
         value = theirs[name]
         token = old.core.id_to_token(value) if isinstance(value, int) else None

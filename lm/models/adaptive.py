@@ -82,6 +82,7 @@ class Adaptive(nn.Module):
     project_std: float = 0.01
 
     def setup(self) -> None:
+        # With divide = 1 all clusters are slices of one table, as wide as the head's.
         ends = (*self.cutoffs, self.vocab)
         sizes = ends if self.divide == 1 else np.diff(ends, prepend=0)
         kept = len(ends) if self.divide > 1 else 1
@@ -198,6 +199,7 @@ def over_chunks(
     `rows_GC`: indices of the tokens within the group; indices past the last pad a chunk with tokens of weight 0. The
     number of rounds is dynamic: that of the group with most tokens.
     """
+    # A stable sort puts the weighted tokens first and keeps their order, so that sums are reproducible.
     count = targets_GP.shape[1]
     order_GP = jnp.argsort(weights_GP == 0, axis=1, stable=True)
     order_GP = jnp.pad(order_GP, ((0, 0), (0, -count % chunk)), constant_values=count)

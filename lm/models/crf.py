@@ -79,6 +79,7 @@ def log_partition(scores_BWC: jax.Array, places: Places, weights: Weights) -> ja
     """
     _, start_C, end_C = weights
 
+    # The forward algorithm; padding keeps the last alpha, so that rows of any length end alike.
     def step(alpha_BC: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         scores_BC, real_B, *edges = inputs
         onward_BC = scores_BC + jax.nn.logsumexp(alpha_BC[:, :, None] + steps(weights, *edges), 1)
@@ -104,6 +105,7 @@ def viterbi(scores_BWC: jax.Array, places: Places, weights: Weights) -> jax.Arra
     _, start_C, end_C = weights
     same_C = jnp.arange(scores_BWC.shape[2])
 
+    # Padding points back to its own tag: the backward scan then starts anywhere behind the last word.
     def forward(best_BC: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         scores_BC, real_B, *edges = inputs
         ways_BCC = best_BC[:, :, None] + steps(weights, *edges)

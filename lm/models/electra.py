@@ -116,7 +116,7 @@ class Electra(nn.Module):
         keys_B: jax.Array | None = None,
     ) -> tuple[jax.Array, Head]:
         """Return the generator's states at the masked positions (B, P, E) and the head that maps those to logits."""
-        keys_B = fold(keys_B, 1)
+        keys_B = fold(keys_B, 1)  # both networks read the same embeddings, with dropout of their own
         x_BTE = self.read(tokens_BT, positions_BT, types_BT, keys_B)
         h_BPE, bias_V = self.generator(x_BTE, places_BP, positions_BT, both_ways(segments_BT), keys_B)
         return h_BPE, Head(table_VD=self.embed.table, bias_V=bias_V, vocab=self.model.vocab)

@@ -137,10 +137,12 @@ class Seq2Seq(nn.Module):
         x_BTD = self.decoder_input(self.vectors(tokens_BT), positions_BT, None, keys_B)
         start, keys_segments = extended(cache, segments_BT)
         mask = Mask(segments_BT=segments_BT, segments_BS=keys_segments, start=start, causal=causal)
+        # Cross-attention is bounded by segments alone: a target attends to all of its source.
         source = {
             "source_BSD": source_BSD,
             "source_mask": Mask(segments_BT=segments_BT, segments_BS=source_segments_BS, causal=False),
         }
+
         layers = None if cache is None else cache.layers
         h_BTD, layers, states = self.decoder(x_BTD, positions_BT, mask, keys_B, layers, **source, collect=collect)
         if collect:

@@ -58,6 +58,7 @@ def bound(inputs: int) -> Callable[..., jax.Array]:
 def product(kernel: Any, a: Any, b: Any, scale: float) -> np.ndarray:
     """Compute kernel + scale (A B) on the host, float32, in this order of operations; an axis of layers comes first."""
     kernel, a, b = (np.asarray(x, np.float32) for x in (kernel, a, b))
+    # The parameters of stacked layers have an axis L in front, counted in both factors.
     lead = kernel.ndim - (a.ndim - 1) - (b.ndim - 1)  # minus 1 when an axis of layers is counted twice
     layers = kernel.shape[0] if lead < 0 else 1
     rank = b.shape[1] if lead < 0 else b.shape[0]

@@ -121,6 +121,7 @@ def recur_backward(residuals: tuple[Any, ...], cotangents: tuple[jax.Array, Stat
         keep = keep_B[:, None]
         return State(jnp.where(keep, d_cell * f, 0), jnp.where(keep, d_old, 0)), d_pre
 
+    # One product over all times for the matrix's gradient, where a scan would add to it at every step.
     times = d_hidden_TBD, keep_TB, gates_TBGD, cell_TBD, new_cell_TBD
     d_state, d_pre_TBGD = jax.lax.scan(step, d_state, times, reverse=True)
     before, after = hidden_TBD.reshape(-1, width), d_pre_TBGD.reshape(-1, 4 * width)
@@ -187,6 +188,7 @@ class LSTMModel(nn.Module):
             self.head()
         if state is None:
             state = empty_state(c, tokens_BT.shape[0])
+        # The state is reset at the first token of each document but the row's first, which may continue the last row.
         keep_BT = jnp.ones(tokens_BT.shape, bool)
         if segments_BT is not None:
             keep_BT = keep_BT.at[:, 1:].set(segments_BT[:, 1:] == segments_BT[:, :-1])

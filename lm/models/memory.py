@@ -170,6 +170,7 @@ class RelativeAttention(nn.Module):
         u_NH, v_NH = (y.astype(q_BTNH.dtype) for y in shared.biases or relative_biases(self, c))
         # Every device needs all the keys of its rows: the context axis gathers them here.
         k_BSNH, v_BSNH = (constrain(heads(n, from_BSD), "batch", None, "heads", None) for n in ("key", "value"))
+        # Content and position scores differ in the bias on the queries only; both are scaled before the products.
         scale = c.head_size**-0.5
         k_BNSH, v_BNSH = k_BSNH.swapaxes(1, 2), v_BSNH.swapaxes(1, 2)
         q_BNTH, p_BNTH = (
@@ -299,6 +300,7 @@ class MemoryModel(nn.Module):
 
 def next_memory(memory: Memory, kept_LBTD: jax.Array, documents_BS: jax.Array) -> Memory:
     """Append the row's states, keep the last M, and mask positions that belong to earlier documents."""
+    # No gradient flows into earlier segments (Dai et al. 2019, 3.2): it would need their activations.
     size = memory.seen_BM.shape[1]
     new_BLTD = kept_LBTD[:, :, -size:].swapaxes(0, 1).astype(memory.hidden_BLMD.dtype)
     hidden = jnp.concatenate([memory.hidden_BLMD, new_BLTD], 2)[:, :, -size:]

@@ -138,10 +138,14 @@ class Model(nn.Module):
             self.transform(jnp.zeros((1, 1, c.width)))
         if cache is not None and segments_BT is None:
             segments_BT = jnp.ones_like(tokens_BT)
+
+        # With a cache the tokens continue those read before: positions and segments of keys start there.
         start, keys_segments = extended(cache, segments_BT)
         offset = 0 if start is None else start
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(offset + jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+
+        # Embeddings, projected where the tables are narrower than the stack (ALBERT).
         x_BTD = self.input(self.embed(tokens_BT, jnp.dtype(c.dtype)), positions_BT, types_BT, keys_B)
         x_BTD = x_BTD if self.project is None else self.project(x_BTD)
         mask = Mask(segments_BT=segments_BT, segments_BS=keys_segments, start=start, prefix_BS=prefix_BT, causal=causal)

@@ -51,6 +51,7 @@ def frequencies(rotary: Rotary, head: int) -> tuple[np.ndarray, float]:
     plain = base**-exponents
     if rotary.scaling == "linear":
         return (plain / rotary.factor).astype(np.float32), 1.0
+    # Wavelengths longer than the original context were never seen in full: only those are stretched.
     if rotary.scaling == "llama3":
         turns = rotary.original * plain / (2 * math.pi)
         keep = np.clip((turns - rotary.low) / (rotary.high - rotary.low), 0, 1)
@@ -75,6 +76,7 @@ def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, rotary: Rotary, window: j
     if rotary.local and window is not None:  # windows are traced where layers are scanned: both are computed, one chosen
         near = frequencies(replace(rotary, base=rotary.local, scaling="none"), x_BTNH.shape[-1])
         inverse, factor = (jnp.where(jnp.asarray(window) > 0, a, b) for a, b in zip(near, (inverse, factor)))
+    # Float32 whatever x is: bfloat16 has no odd numbers above 256.
     angles = positions_BT[..., None, None].astype(jnp.float32) * inverse
     cos, sin = factor * jnp.cos(angles), factor * jnp.sin(angles)
     half = len(inverse)

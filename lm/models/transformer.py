@@ -89,6 +89,7 @@ class Transformer(Shape):
         for name, table in TABLES.items():
             if getattr(self, name) not in table:
                 raise unknown(name, getattr(self, name), list(table))
+        # Sizes and rates on their own.
         check_range(self, 1, float("inf"), "pad_vocab", "context", "width", "depth", "heads")
         check_range(
             self, 0, float("inf"), "vocab", "kv_heads", "head", "mlp", "unroll", "mup_base", "embed", "types", "offset"
@@ -97,6 +98,8 @@ class Transformer(Shape):
         check_range(self, 0, float("inf"), "eps", "init", "init_positions", "logit_cap", "attention_cap", "scale")
         check_range(self, -float("inf"), float("inf"), "embed_scale", "logit_scale")
         check(min(self.windows, default=-1) >= 0, f"windows={self.windows} must be at least 0: 0 is full attention")
+
+        # Combinations: sizes that must divide, and choices that exclude each other.
         self.check_heads()
         if self.heads % self.kv:
             raise UserError(f"heads={self.heads} does not divide among kv_heads={self.kv}")

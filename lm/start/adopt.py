@@ -37,6 +37,8 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
         return adopt_parts(config, given)
     if not config.start or "model" not in {field.name for field in dataclasses.fields(config.objective)}:
         return config, []  # the parts of a mixture share one model, which stands in each of them
+
+    # The network: the folder's architecture with the config's choices of training.
     model = config.objective.model
     theirs, start = described(config.start, config.objective.task)
     if type(theirs) is not type(model):
@@ -50,6 +52,8 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
             asked == has,
             f"--config.objective.model.{name}={asked}: start='{config.start}' has {has}; leave it out, or start elsewhere",
         )
+
+    # The head and the start token follow the folder where the config leaves them open.
     fields: dict[str, Any] = {"model": taken if changed else mine}
     head = head_like(config.objective, kind_of(Path(config.start).expanduser()))
     if head is not None:
@@ -57,6 +61,8 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
     begins = any(field.name == "start" for field in dataclasses.fields(config.objective))
     if start is not None and begins and config.objective.start is None:
         fields["start"] = start
+
+    # The tokenizer: rows of the folder's tables belong to its tokens.
     data = config.data
     path = str(Path(config.start).expanduser().absolute())
     if not isinstance(data.tokenizer, Pretrained):

@@ -52,6 +52,7 @@ def taken(
     part = "average" if run.optimizer.average else "params"
     wanted, theirs = (flatten_dict(tree, sep="/") for tree in (abstract.params, plain(other.stored(step)[part])))
     other_labels = relabelled(config.objective, run.objective)
+    # Scores of other labels have the right shape by chance at most: they are drawn anew.
     both = {name: one for name, one in matched(wanted, theirs).items() if not other_labels(name)}
     lost = sorted(name for name in set(theirs) - set(both.values()) if is_added(name))
     if lost:
@@ -61,6 +62,7 @@ def taken(
         )
     if not both:
         raise UserError(f"start='{path}' holds no array of this objective's network; name a run with one like it")
+    # Only the arrays in both are read, each into this mesh's layout; the other run may have had another mesh.
     asked = unflatten_dict({theirs: wanted[name] for name, theirs in both.items()}, sep="/")
     found = flatten_dict(other.restore(step, asked, part=part), sep="/")
     found = {name: found[theirs] if name == theirs else jnp.copy(found[theirs]) for name, theirs in both.items()}

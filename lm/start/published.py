@@ -23,11 +23,15 @@ def start_from(path: str, objective: Objective, state: TrainState, abstract: Tra
     objective = objective.inner
     model = objective.model
     rows = model.decoder if isinstance(model, EncoderDecoder) else model
+
+    # Tasks that share a network have several heads, a folder one: that of labels is tried first.
     several = [part.objective.task for part in objective.parts]
     task = min(several, key=lambda one: one != task_heads.SEQUENCE) if several else objective.task
     loaded = load(path, mesh, pad_vocab=getattr(rows, "pad_vocab", 1), task=task)
     ours, theirs, place = flat(state.params), flat(loaded.params), flat(abstract.params)
     theirs = task_heads.labelled(objective, loaded.objective, theirs) if task and not several else theirs
+
+    # Arrays in both, of equal shape; the second of two that share one source is a copy, as steps donate their buffers.
     both = {name: other for name, other in matched(ours, theirs).items() if other not in loaded.drawn}
     check(bool(both), f"start='{path}' is a {type(loaded.objective).__name__}: no parameter of it is in this objective")
     for name, other in both.items():
@@ -38,6 +42,8 @@ def start_from(path: str, objective: Objective, state: TrainState, abstract: Tra
             )
     taken = {name: theirs[other] if name == other else theirs[other].copy() for name, other in both.items()}
     found = {name: jax.device_put(taken[name], place[name].sharding) if name in both else x for name, x in ours.items()}
+
+    # Report every array that did not carry over, in our names.
     lines = [f"started from {path}: {len(both)} of {len(ours)} arrays"]
     if fresh := set(ours) - set(both):
         lines.append(f"drawn anew: {some(fresh)}")
