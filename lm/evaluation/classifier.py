@@ -33,6 +33,7 @@ class Classifier:
         right = objective.kind == "one" and bool(objective.labels)
         check(right, "this task needs a classifier with one label an example: a run of lm.objectives.classify")
         self.subject = subject
+        # Rows of one example each, as long as the longest may be: an attack's texts vary in length, shapes must not.
         rows = replace(objective.rows, row=0, pack=False)
         self.objective = replace(objective, rows=rows).resolve(subject.tokenizer)
         self.predict = jax.jit(self.objective.predict)

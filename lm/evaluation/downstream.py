@@ -64,7 +64,7 @@ def outcomes(held_out: Any, params: Any) -> list[tuple[Example, list[Any]]]:
     """Run the network on the split; return each example with the objective's rows of its parts."""
     objective, stream, rows = held_out.objective, held_out.batches.stream, held_out.rows
     parts: dict[int, list] = {id(example): [] for example in stream.examples}
-    unused = np.random.default_rng(0)
+    unused = np.random.default_rng(0)  # corruption of labelled rows draws nothing in evaluation
     for step, batch in enumerate(prefetch(held_out.batches, 0, len(held_out.batches))):
         predicted = jax.device_get(held_out.predict(params, place(batch, held_out.mesh, rows)))
         for row, number in enumerate(range(step * rows, min((step + 1) * rows, stream.once))):

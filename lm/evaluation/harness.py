@@ -175,6 +175,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import make_table
 
+    # A wrong name is an error before any task loads its data.
     manager = TaskManager(include_path=values.include)
     names = values.tasks.split(",")
     known = set(manager.all_tasks)
@@ -188,7 +189,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
         task_manager=manager,
         random_seed=values.seed,
         fewshot_random_seed=values.seed,
-        bootstrap_iters=1000,
+        bootstrap_iters=1000,  # 100,000 by default, which takes longer than a small model's scores
         log_samples=False,
     )
     print(make_table(evaluated))

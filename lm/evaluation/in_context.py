@@ -147,6 +147,10 @@ class Answers:
             return answers(written, golds, SQUAD)
         return {**bleu(written, golds)[0], **chrf(written, golds)[0], **rouge(written, golds), **exact_match(written, golds)}
 
+    @staticmethod
+    def references(example: Example) -> list[str]:
+        return strings(example, "answers" if "answers" in example.values else "answer")
+
 
 def write(
     subject: Subject, prompts: Sequence[str], new: int, stop: Sequence[str] = (), strategy: Strategy = GREEDY

@@ -75,6 +75,7 @@ class Perplexity:
         ids, done = np.array([*lead, *ids], np.int32), max(1, len(lead))
         check(done <= window, f"window={window} is not longer than the {done} tokens before a text")
         for start in range(0, max(1, len(ids) - 1), stride):
+            # Tokens up to `done` were scored in an earlier window: here they are context.
             end = min(start + window + 1, len(ids))
             if end > done:
                 yield Pair(objective.given(ids[start:done]), ids[done:end])
@@ -177,7 +178,7 @@ def given(subject: Subject, context: str, continuation: str, whole: bool = True)
     bare = context.rstrip()
     continuation, context = context[len(bare) :] + continuation, bare
     prompt, tokenizer = subject.prompt(context), subject.tokenizer
-    if prompt.source is not None:
+    if prompt.source is not None:  # source and target are tokenized apart in training, too
         return Pair(prompt, tokenizer.encode(continuation.strip()))
 
     def encode(text: str) -> np.ndarray:  # as the prompt was
@@ -212,6 +213,7 @@ def text_scores(subject: Subject, text: str) -> dict[str, Any]:
     (ids,) = tokenizer.encode_batch([text]) if writer is None else writer.encode(tokenizer, [text])
     check(len(ids) > 0, f"--text={text!r} has no tokens")
     if writer is not None:
+        # One prompt for the whole text, so that every token sees all tokens before it.
         lead = writer.lead(tokenizer)
         row, start = np.array([*lead, *ids], np.int32), max(1, len(lead))
         pairs = [Pair(writer.given(row[:start]), row[start:])] if len(row) > start else []
@@ -228,5 +230,6 @@ def text_scores(subject: Subject, text: str) -> dict[str, Any]:
         "tokens": tokenizer.pieces(ids),
         "logprobs": logprobs,
         "sum": total,
+        # exp(700) is the last that a float holds.
         "perplexity": None if total is None else math.exp(min(-total / len(known), 700)),
     }

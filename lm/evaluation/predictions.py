@@ -148,6 +148,7 @@ def measure_tags(objective: Any, predictions: Sequence[Prediction], seed: int) -
     scheme = scheme_of(objective.labels)
     if scheme:
         return tagging.entities(gold, guess, None if scheme == "conlleval" else scheme, seed)
+    # The words of all sentences as one list.
     flat = classification.scores(*tags_of(objective, predictions), seed=seed)
     return {"f1": flat["f1/macro"], **flat}
 

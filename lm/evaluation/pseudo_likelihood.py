@@ -23,6 +23,8 @@ def masked_logprobs(subject: Subject, rows: Sequence[np.ndarray]) -> list[np.nda
     network, logprobs = objective.masked_network(), [np.zeros(len(ids), np.float32) for ids in rows]
     jobs = [(i, at) for i, ids in enumerate(rows) for at in range(len(ids))]
     framed_rows = [framed(subject.tokenizer, ids, objective) for ids in rows]
+    # Sorted by length, so that rows of a batch need little padding; the longest first, so that one past the context fails
+    # before any work.
     jobs.sort(key=lambda job: -len(framed_rows[job[0]]))
     report = subject.progress("masks", len(jobs))
     while jobs:

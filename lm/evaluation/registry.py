@@ -46,6 +46,7 @@ def named(tasks: str | Sequence[str]) -> dict[str, Task]:
 
     A comma that no task's name follows belongs to an option.
     """
+    # "a:x?stride=8,b:y" is two tasks, "shifted:x?prior=0.5,0.5" one.
     parts = re.split(r",(?!\s*[\d.])(?=\s*[a-z_]+(?:[:?,]|$))", tasks) if isinstance(tasks, str) else tasks
     return {part.strip(): open_task(part.strip()) for part in parts if part.strip()}
 

@@ -28,6 +28,7 @@ def reopened(config: Config, workdir: Path | None = None) -> HeldOut:
     """
     config, corpus = resolve(config, prepare(config.data, report=print))
     if workdir:
+        # Notes on the data are the same in all checkpoints of a run: those of any whole one do.
         checkpoints = Checkpoints(workdir, config.keep, read_only=True)
         _, notes = checkpoints.first_whole(checkpoints.results(), checkpoints.notes, lambda line: None)
         corpus.check_identity(notes, workdir, "name other --tasks")

@@ -31,7 +31,7 @@ def vectors(subject: Subject, texts: Sequence[str]) -> np.ndarray:
     objective, params = subject.objective.writer(subject.params)
     if objective.embeds:
         embed = partial(sentences, objective)
-        limit = objective.length - 2
+        limit = objective.length - 2  # [CLS] and [SEP]
     elif objective.writes == "text":
         steps = opened_steps(objective)
         with jax.sharding.use_abstract_mesh(NO_MESH):
@@ -42,6 +42,7 @@ def vectors(subject: Subject, texts: Sequence[str]) -> np.ndarray:
         check(isinstance(objective.model, Transformer), f"a model of {kind} has no embedding of a text")
         embed, limit = partial(encoded, objective, subject.tokenizer), objective.model.context - 2
     report, embedded = subject.progress("embeddings", len(rows)), [None] * len(rows)
+    # Rows of one bucket of widths go together: few shapes to compile for, little padding.
     for part in batches([min(bucket(len(ids)), limit) for ids in rows], subject.tokens):
         with jax.sharding.use_abstract_mesh(NO_MESH):
             values = np.asarray(embed(params, [rows[i][:limit] for i in part]))

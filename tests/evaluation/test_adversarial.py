@@ -100,5 +100,5 @@ def test_mistakes_are_told():
         attack("a", 2, predict, synonyms)
     with pytest.raises(UserError, match="2 texts, 1 labels"):
         attacks(["a", "b"], [0], predict, synonyms)
-    with pytest.raises(UserError, match="predict gave"):
+    with pytest.raises(UserError, match="predict returned"):
         attack("a", 0, lambda texts: np.ones(3), synonyms)

@@ -54,14 +54,6 @@ def test_declared_classes_equal_scikit_learn(pairs):
     assert found["matthews"].value == pytest.approx(correlation)
 
 
-def test_binary():
-    truth, predicted = labels(3, 100, 2)
-    found = cl.scores(truth, predicted, positive=1)
-    assert found["f1"].value == pytest.approx(sk.f1_score(truth, predicted))
-    assert found["precision"].value == pytest.approx(sk.precision_score(truth, predicted))
-    assert found["recall"].value == pytest.approx(sk.recall_score(truth, predicted))
-
-
 def test_errors_are_those_of_resampled_examples():
     """The bootstrap over cells of the confusion matrix is the one over examples."""
     truth, predicted = labels(4, 300, 3)

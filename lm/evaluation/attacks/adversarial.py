@@ -76,6 +76,8 @@ def attack(
     right = int(clean_C.argmax()) == label
     best, replaced, flipped = float(clean_C[label]), [], False
     if right and places:
+        # The order is fixed before the first substitution, as in both papers: ranking again after each would cost a query
+        # per word and step.
         gone = [_with(parts, i, "" if order == "deletion" else unknown_word) for i in places]
         importance = _importance(ask(gone), clean_C, label)
         if order == "saliency":
@@ -87,13 +89,14 @@ def attack(
             options = _options(word, synonyms)
             if not options:
                 continue
-            found_NC = ask([_with(parts, i, option) for option in options])
-            chosen = _chosen(found_NC, label)
-            if found_NC[chosen, label] >= best and found_NC[chosen].argmax() == label:
+            # All synonyms of a word are one batch.
+            shares_NC = ask([_with(parts, i, option) for option in options])
+            chosen = _chosen(shares_NC, label)
+            if shares_NC[chosen, label] >= best and shares_NC[chosen].argmax() == label:
                 continue  # no synonym lowers the true class
-            parts[i], best = options[chosen], float(found_NC[chosen, label])
+            parts[i], best = options[chosen], float(shares_NC[chosen, label])
             replaced.append((word, options[chosen]))
-            flipped = int(found_NC[chosen].argmax()) != label
+            flipped = int(shares_NC[chosen].argmax()) != label
     return Attack(text, "".join(parts), tuple(replaced), len(places), ask.count, right, flipped, best)
 
 
@@ -134,10 +137,10 @@ def _options(word: str, synonyms: Synonyms) -> list[str]:
     return list(dict.fromkeys(option for option in cased if option and option.lower() != word.lower()))
 
 
-def _chosen(found_NC: np.ndarray, label: int) -> int:
+def _chosen(shares_NC: np.ndarray, label: int) -> int:
     """Select the flipping option with the lowest probability of the true class; without a flip the lowest of all."""
-    flips_N = found_NC.argmax(1) != label
-    return int(np.where(flips_N | ~flips_N.any(), found_NC[:, label], np.inf).argmin())
+    flips_N = shares_NC.argmax(1) != label
+    return int(np.where(flips_N | ~flips_N.any(), shares_NC[:, label], np.inf).argmin())
 
 
 def attacks(
@@ -156,6 +159,7 @@ def attacks(
     """
     count = same_length(texts=texts, labels=labels)
     results = [attack(text, label, predict, synonyms, order, most, unknown_word) for text, label in zip(texts, labels)]
+    # Success counts texts that were right: the others need no attack.
     right = [a for a in results if a.was_right]
     flips = [a for a in right if a.flipped]
     figures = {

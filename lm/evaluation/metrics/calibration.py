@@ -25,6 +25,7 @@ def calibration(probabilities_NC: np.ndarray, truth_N: np.ndarray, bins: int = 1
     of_truth_N = p_NC[np.arange(len(p_NC)), truth_N]
     with np.errstate(divide="ignore"):
         nll_N = -np.log(of_truth_N)
+    # Fixed bins make the errors functions of sums, so that a resample costs one matrix product.
     rows = {how: binned(confidence_N, right_N, bins, how) for how in ("width", "mass")}
     wide = bootstrap_sums(rows["width"], {"ece": expected_error, "mce": worst_error}, seed)
     massed = bootstrap_sums(rows["mass"], {"ece_mass": expected_error}, seed)
@@ -78,13 +79,13 @@ def gaps(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def expected_error(sums: np.ndarray) -> np.ndarray:
-    """Mean gap of the bins, weighted by their examples."""
+    """Average the gaps of the bins, weighted by their examples."""
     gap, share = gaps(sums)
     return (gap * share).sum(-1)
 
 
 def worst_error(sums: np.ndarray) -> np.ndarray:
-    """Largest gap of a bin that has examples."""
+    """Return the largest gap of a bin that has examples."""
     return gaps(sums)[0].max(-1)
 
 

@@ -36,24 +36,21 @@ def scores(
     truth: Sequence[Label],
     predicted: Sequence[Label],
     classes: Sequence[Label] | None = None,
-    positive: Label | None = None,
     seed: int = 0,
 ) -> Figures:
     """Measure single-label classification.
 
-    Returns accuracy, balanced_accuracy, matthews; precision, recall and f1 as NAME/macro, /micro, /weighted and /CLASS, and
-    as plain `f1` for the class `positive` if named. A ratio without examples counts as 0, as in scikit-learn.
+    Returns accuracy, balanced_accuracy, matthews; precision, recall and f1 as NAME/macro, /micro, /weighted and /CLASS. A
+    ratio without examples counts as 0, as in scikit-learn.
     """
     counts_KK, classes = confusion(truth, predicted, classes)
-    check(positive is None or positive in classes, f"positive={positive!r} is none of the classes {classes}")
     formulas: dict[str, Callable] = {"matthews": matthews, "balanced_accuracy": balanced_accuracy}
     for which, name in enumerate(("precision", "recall", "f1")):
-        if positive is not None:
-            formulas[name] = partial(_one, which=which, k=classes.index(positive))
         formulas |= {
             f"{name}/{how}": partial(_averaged, which=which, how=how) for how in ("macro", "micro", "weighted")
         }
         formulas |= {f"{name}/{apart(label)}": partial(_one, which=which, k=k) for k, label in enumerate(classes)}
+    # Every figure is a function of the confusion matrix: its cells are the rows to resample, however many examples.
     rows, times = _cells(counts_KK)
     total = int(counts_KK.sum())
     return {
@@ -101,7 +98,7 @@ def averaged(hits: np.ndarray, truths: np.ndarray, guesses: np.ndarray, which: i
 
 
 def matthews(sums: np.ndarray) -> np.ndarray:
-    """Matthews' correlation for any number of classes (Gorodkin 2004), from sums of (hits, truths, guesses)."""
+    """Compute Matthews' correlation for any number of classes (Gorodkin 2004) from sums of (hits, truths, guesses)."""
     hits, truths, guesses = _parts(sums)
     count, right = truths.sum(-1), hits.sum(-1)
     above = right * count - (truths * guesses).sum(-1)
@@ -110,7 +107,7 @@ def matthews(sums: np.ndarray) -> np.ndarray:
 
 
 def balanced_accuracy(sums: np.ndarray) -> np.ndarray:
-    """Mean recall of the classes that occur."""
+    """Average the recall of the classes that occur."""
     hits, truths, _ = _parts(sums)
     return divide(divide(hits, truths).sum(-1), (truths > 0).sum(-1))
 
@@ -137,7 +134,8 @@ def multilabel(truth_NK: np.ndarray, predicted_NK: np.ndarray, names: Sequence[s
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's correlation; NaN where one side is constant."""
+    """Compute Pearson's correlation; NaN where one side is constant."""
+    # Not scipy's pearsonr, which tests significance, too: seven times slower, and a bootstrap calls it a thousand times.
     sides = np.asarray(first, float), np.asarray(second, float)
     if any(len(x) and np.ptp(x) == 0 for x in sides):  # the mean of equal numbers may be one ulp beside them
         return math.nan
@@ -146,7 +144,7 @@ def pearson(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's correlation: Pearson's of the ranks, equal values sharing their mean rank."""
+    """Compute Spearman's correlation: Pearson's of the ranks, ties at their mean rank."""
     from scipy.stats import rankdata
 
     return pearson(rankdata(first), rankdata(second))

@@ -22,7 +22,7 @@ def normalised(vectors_ND: np.ndarray) -> np.ndarray:
 
 
 def cosine(first_ND: np.ndarray, second_ND: np.ndarray) -> np.ndarray:
-    """Cosine of each pair of rows, (N,)."""
+    """Compute the cosine of each pair of rows, (N,)."""
     same_length(first=first_ND, second=second_ND)
     a, b = normalised(first_ND), normalised(second_ND)
     check(a.shape == b.shape, f"embeddings of sizes {a.shape[1]} and {b.shape[1]} have no cosine")
@@ -48,6 +48,7 @@ def similarity(
     same_length(pairs=cosines, subsets=names)
     parts = [] if subsets is None else sorted(set(names.tolist()))
 
+    # Correlations are no functions of sums: each resample computes them anew.
     def measure(i: np.ndarray) -> dict[str, float]:
         found = {"spearman": spearman(cosines[i], gold[i]), "pearson": pearson(cosines[i], gold[i])}
         each = {p: i[names[i] == p] for p in parts}
@@ -71,6 +72,7 @@ def uniformity(vectors_ND: np.ndarray, block: int = 1024) -> Figures:
     unit_ND = normalised(vectors_ND)
     size = len(unit_ND)
     check(size > 2, "uniformity needs at least three vectors")
+    # |u - v|^2 = 2 - 2 uv for unit vectors; blocks bound the memory of the N x N matrix.
     starts = range(0, size, block)
     sums_N = np.concatenate([np.exp(4 * (unit_ND[i : i + block] @ unit_ND.T) - 4).sum(1) for i in starts])
     lengths = (unit_ND**2).sum(1)

@@ -45,6 +45,7 @@ def _seeded(
     p_ND: np.ndarray, q_MD: np.ndarray, clusters: int, seed: int, scale: float, replicates: int
 ) -> dict[str, np.ndarray]:
     """Return the values under one seed's clusters, (1 + replicates,): of the whole sets first, then of their resamples."""
+    # Both sides are clustered together, in the reference's order: k-means depends on it.
     labels = cluster(np.concatenate([q_MD, p_ND]), clusters, seed)
     q_K, p_K = (np.bincount(part, minlength=clusters) for part in (labels[: len(q_MD)], labels[len(q_MD) :]))
     rng = np.random.default_rng(seed)
@@ -58,6 +59,7 @@ def _seeded(
 
 def _joined(values: Sequence[np.ndarray]) -> Figure:
     value = float(np.mean([v[0] for v in values]))
+    # Of the mean over seeds: sampling error is shared by all seeds, that of the clusters averages out.
     sampling = np.mean([v[1:].var(ddof=1) for v in values])
     seeds = np.var([v[0] for v in values], ddof=1) / len(values) if len(values) > 1 else 0.0
     figure = Figure.of(value, math.sqrt(sampling + seeds))

@@ -142,6 +142,7 @@ def best_threshold(
     check(bool(np.isfinite(odds_N).all()), "odds must be finite")
     silent_N = np.array([best("", g, rule)[k] for g in golds])
     gain_N = np.array([best(p, g, rule)[k] for p, g in zip(predictions, golds)]) - silent_N
+    # A bound answers the questions of lower odds: its value is a prefix sum of gains in the order of odds.
     order = np.argsort(odds_N, kind="stable")
     sums = np.concatenate([[0.0], np.cumsum(gain_N[order])])
     bounds = np.concatenate([[-np.inf], odds_N[order]])

@@ -62,6 +62,7 @@ def entities(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None
     for row, (true, guessed) in zip(rows, pairs):
         for part, counted in zip(row, (true & guessed, true, guessed)):
             np.add.at(part, [place[span.kind] for span in counted], 1)
+    # Each sentence's addends: spans by type (hit, gold, predicted), errors by sort, tags.
     wrong = np.zeros((len(pairs), len(SORTS)))
     for mistake in mistakes(gold, predicted, scheme):
         wrong[mistake.sentence, SORTS.index(mistake.sort)] += 1

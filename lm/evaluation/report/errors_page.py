@@ -72,7 +72,7 @@ def bars(shares: dict[str, float], gold: Sequence[str], most: int = 5) -> list[t
 def class_view(objective: Any, found: Prediction, example: Example) -> View:
     verdict = ([(found["gold"], "gold")], [(found["guess"], "guess")])
     shares = bars(found["probabilities"], [found["gold"]])
-    return {"verdict": verdict, "texts": texts(example, objective.fields), "bars": shares}
+    return {"verdict": verdict, "texts": texts(example, objective.answers.reads), "bars": shares}
 
 
 def labels_view(objective: Any, found: Prediction, example: Example) -> View:
@@ -81,12 +81,12 @@ def labels_view(objective: Any, found: Prediction, example: Example) -> View:
         [(label, "gold" if label in other else wrong) for label in side] or [("", "plain")]
         for side, other, wrong in ((gold, guess, "missed"), (guess, gold, "guess"))
     ]
-    return {"verdict": verdict, "texts": texts(example, objective.fields), "bars": bars(found["probabilities"], gold)}
+    return {"verdict": verdict, "texts": texts(example, objective.answers.reads), "bars": bars(found["probabilities"], gold)}
 
 
 def number_view(objective: Any, found: Prediction, example: Example) -> View:
     verdict = ([(f"{found['gold']:.4g}", "gold")], [(f"{found['guess']:.4g}", "guess")])
-    return {"verdict": verdict, "texts": texts(example, objective.fields)}
+    return {"verdict": verdict, "texts": texts(example, objective.answers.reads)}
 
 
 def options_view(objective: Any, found: Prediction, example: Example) -> View:

@@ -72,6 +72,7 @@ def write_sheet(path: Path, items: Sequence[str], systems: Mapping[str, Sequence
     page, key_path = path.with_suffix(".html"), path.with_suffix(".key.json")
     for file in (path, page, key_path):
         check(not file.exists(), f"{file} exists and may hold judgements: choose another name or remove it")
+    # Row names carry a digest of the sheet's contents: the key of another sheet is refused.
     whole = json.dumps([list(items), {n: list(t) for n, t in systems.items()}, seed], ensure_ascii=False)
     sheet = hashlib.sha256(whole.encode()).hexdigest()[:6]
     key = {
@@ -82,6 +83,7 @@ def write_sheet(path: Path, items: Sequence[str], systems: Mapping[str, Sequence
         (r, items[k["item"]], *(systems[k[side]][k["item"]] for side in ("left", "right")), "", "")
         for r, k in key.items()
     ]
+    # The key first: a sheet without its key could never be read.
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(key_path, dump_json({"systems": list(systems), "rows": key}, indent=1) + "\n")
     text = io.StringIO(newline="")
@@ -133,6 +135,7 @@ def read_sheet(paths: Sequence[Path], key: Path) -> list[Judgement]:
             if not word:
                 continue
             check(word in WORDS, f"{where}: preference '{word}' must be left, right or tie (or empty: not judged)")
+            # Two votes of one judge would count as two judges.
             earlier = seen.setdefault((row, judge), where)
             check(earlier == where, f"{where}: judge '{judge}' has judged row {row} before, in {earlier}")
             sides = rows[row]
@@ -249,6 +252,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
         prompts = {name: [example.get("prompt") for example in examples] for name, examples in systems.items()}
         first, *others = prompts
         odd = [name for name in others if prompts[name] != prompts[first]]
+        # Texts of other prompts, or two files of one name, would compare nothing.
         check(len(systems) == len(values.outputs) and not odd, f"{odd or values.outputs}: other prompts, or the same file name")
         texts = {name: [example.get("text") for example in examples] for name, examples in systems.items()}
         key = write_sheet(Path(values.sheet), prompts[first], texts, values.seed)

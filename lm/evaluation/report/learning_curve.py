@@ -1,4 +1,4 @@
-"""The figures of a task over the steps of a run, as one picture."""
+"""Learning curves: the figures of a task over the steps of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.evaluation.report.loss_curve import GRID, MUTED, OTHERS, TRAIN, loss_curve
+from lm.evaluation.report.loss_curve import MUTED, OTHERS, TRAIN, loss_curve, plain
 from lm.evaluation.report.pictures import canvas
 from lm.training.writers import parse_metrics
 
@@ -15,19 +15,19 @@ NAMES = "eval/validation/examples/"
 
 
 def curves(workdir: Path) -> None:
-    """Draw a run's loss.png, and learning.png where it has examples."""
+    """Draw a run's loss.png, and learning.png if it has labelled examples."""
     log = workdir / "metrics.jsonl"
     loss_curve(log, workdir / "loss.png")
     learning_curve(log, workdir / "learning.png")
 
 
 def learning_curve(metrics_jsonl: Path, png: Path) -> bool:
-    """Draw every `eval/validation/examples/...` against steps; tell whether there was one to draw.
+    """Draw every `eval/validation/examples/...` against steps; return False without any.
 
-    Shares, correlations and errors below 1 lie on one axis; a figure beyond it stretches it.
+    The axis spans 0 to 1, for shares, correlations and errors, unless a figure exceeds it.
     """
     lines = parse_metrics(metrics_jsonl)
-    names = dict.fromkeys(name for line in lines for name in line if name.startswith(NAMES))  # the headline's order
+    names = dict.fromkeys(name for line in lines for name in line if name.startswith(NAMES))  # as logged: the headline first
     curves = {name.removeprefix(NAMES): points(lines, name) for name in names}
     curves = {name: curve for name, curve in curves.items() if len(curve)}
     if not curves:
@@ -41,6 +41,7 @@ def learning_curve(metrics_jsonl: Path, png: Path) -> bool:
         values = np.concatenate([curve[:, 1] for curve in curves.values()])
         low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
         axes.set_ylim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+        # Labels from the bottom up, each a line above the last, so that none overlap.
         level, gap = -math.inf, 0.045 * (high - low)
         for value, name, color in sorted(ends):
             level = max(value, level + gap)
@@ -52,15 +53,12 @@ def learning_curve(metrics_jsonl: Path, png: Path) -> bool:
         axes.set_xlabel("steps", color=MUTED)
         axes.set_ylabel("held-out examples", color=MUTED)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.tick_params(colors=MUTED, length=0)
-        axes.set_axisbelow(True)
-        axes.spines[:].set_visible(False)
+        plain(axes)
     return True
 
 
 def points(lines: list[dict], name: str) -> np.ndarray:
-    """Give (step, value) of a metric where it is finite, (points, 2)."""
+    """Return (step, value) of a metric where it is finite, (points, 2)."""
     pairs = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-    found = np.array(pairs, float).reshape(-1, 2)
-    return found[np.isfinite(found[:, 1])]
+    curve = np.array(pairs, float).reshape(-1, 2)
+    return curve[np.isfinite(curve[:, 1])]

@@ -13,7 +13,7 @@ from lm.errors import check
 from lm.evaluation.metrics.calibration import expected_error
 from lm.evaluation.metrics.qa import is_chinese
 from lm.evaluation.metrics.statistics import divide
-from lm.evaluation.report.loss_curve import GRID, INK, MUTED, OTHERS, TRAIN
+from lm.evaluation.report.loss_curve import GRID, INK, MUTED, OTHERS, TRAIN, plain
 
 if TYPE_CHECKING:  # matplotlib takes a second to import; only drawing needs it
     from matplotlib.axes import Axes
@@ -55,6 +55,7 @@ def draw_confusion(counts_KK: np.ndarray, classes: Sequence[object], png: Path) 
     size, names = len(counts_KK), [shortened(name) for name in classes]
     check(counts_KK.shape == (len(names),) * 2, f"counts {counts_KK.shape} do not fit {len(names)} classes")
     check(size > 0, "a confusion matrix of no classes cannot be drawn")
+    # Cells of 0.62 inches up to 11 inches in all, and margins for the names.
     side = min(max(4.0, 0.62 * size), 11.0)
     longest = max(map(len, names))
     from matplotlib.colors import PowerNorm
@@ -69,6 +70,7 @@ def draw_confusion(counts_KK: np.ndarray, classes: Sequence[object], png: Path) 
             _numbers(axes, counts_KK, shares_KK)
         _names(axes, names)
         _headline(axes, f"{int(np.trace(counts_KK)):,} of {int(counts_KK.sum()):,} right")
+        # Ticks at shares that the square root spaces evenly enough to read.
         bar = figure.colorbar(image, ax=axes, aspect=30, pad=0.02, ticks=[0, 0.05, 0.25, 0.5, 1])
         bar.ax.set_yticklabels(["0 %", "5 %", "25 %", "50 %", "100 %"], color=MUTED, fontsize=9)
         bar.ax.tick_params(length=0)
@@ -136,6 +138,7 @@ def draw_reliability(sums: np.ndarray, png: Path) -> None:
         upper.text(0.02, 0.055, "calibrated", color=MUTED, fontsize=9, rotation=41, rotation_mode="anchor")
         for a, b in zip(x, y):
             upper.plot([a, a], [a, b], color=OTHERS[0] if a > b else OTHERS[1], linewidth=5, alpha=0.35, zorder=2)
+        # The binomial error of a bin's accuracy: gaps within it are noise.
         spread = np.sqrt(y * (1 - y) / n)
         upper.errorbar(x, y, spread, color=TRAIN, linewidth=1.8, elinewidth=1, marker="o", markersize=5, zorder=3)
         upper.set_ylim(0, 1)
@@ -146,7 +149,4 @@ def draw_reliability(sums: np.ndarray, png: Path) -> None:
         lower.set_xlabel("confidence (bars in the plot: red too confident, green not enough)", color=MUTED)
         lower.set_xlim(0, 1)
         for axes in (upper, lower):
-            axes.tick_params(colors=MUTED, length=0)
-            axes.grid(color=GRID, linewidth=0.8)
-            axes.set_axisbelow(True)
-            axes.spines[:].set_visible(False)
+            plain(axes)
