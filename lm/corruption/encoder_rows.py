@@ -48,9 +48,9 @@ def blank(length: int, real: int, ids: Ids) -> Row:
 
 
 def lay_text(record: dict[str, Any], length: int, ids: Ids) -> Row:
-    """Lay a window of `length` - 2 tokens out; its segments stay, [CLS] belongs to its first document and [SEP] to its last.
+    """Lay a window of `length` - 2 tokens out; its segments stay, [CLS] is in its first document and [SEP] in its last.
 
-    Positions go on from [CLS] in the first document and begin with 0 at the separator that opens each other one.
+    Positions continue from [CLS] in the first document and restart at the separator before each other one.
     """
     segments = record["segments"]
     real = len(segments) if segments[-1] else int(np.count_nonzero(segments))

@@ -1,6 +1,6 @@
-"""Rows of what the network reads and what it is asked for, from a record and its denoisers; pure numpy.
+"""Rows of inputs and targets, from a record and its denoisers; pure numpy.
 
-`Sides` lays such pairs out for an encoder and a decoder, `Line` for a decoder alone. Several documents may share a row,
+`Sides` lays pairs out for an encoder and a decoder, `Line` for a decoder alone. Several documents may share a row,
 each a segment with an end and sentinels of its own.
 """
 
@@ -27,7 +27,7 @@ class Symbols:
 
 @dataclass(frozen=True)
 class Sides:
-    """`inputs` tokens for the encoder and `targets` for the decoder, which begins each document with a pad (T5)."""
+    """`inputs` tokens for the encoder and `targets` for the decoder, which starts each document with a pad (T5)."""
 
     inputs: int
     targets: int
@@ -37,7 +37,7 @@ class Sides:
         return self.inputs, self.targets
 
     def cost(self, denoiser: Denoiser, raw: int, ended: bool) -> tuple[int, ...]:
-        """Return what `raw` tokens of text take of the room, at most."""
+        """Return the tokens on each side for `raw` tokens of text, at most."""
         sizes = denoiser.sizes(raw)
         return sizes.inputs + 1, sizes.targets + 1
 
@@ -45,7 +45,7 @@ class Sides:
         return len(pair.inputs), len(pair.targets)
 
     def ends(self, denoiser: Denoiser, ended: bool) -> tuple[bool, bool]:
-        """Tell which side gets an end; T5 ends every example, wherever its text was cut."""
+        """Return whether each side has an end; T5 ends every example, wherever its text was cut."""
         return True, True
 
     def lay(self, pairs: Sequence[Pair], pad: int) -> Example:
@@ -65,7 +65,7 @@ class Sides:
 
 @dataclass(frozen=True)
 class Line:
-    """`length` tokens: the inputs, which see each other, then the targets, each asked for by the token before it."""
+    """`length` tokens: the inputs, which see each other, then the targets, each predicted from the token before it."""
 
     length: int
 
@@ -74,14 +74,14 @@ class Line:
         return (self.length,)
 
     def cost(self, denoiser: Denoiser, raw: int, ended: bool) -> tuple[int, ...]:
-        """Return what `raw` tokens of text take of the room; `ended`: the document's end is among them."""
+        """Return the tokens of the line for `raw` tokens of text; `ended`: the document's end is among them."""
         return (denoiser.sizes(raw).both + sum(self.ends(denoiser, ended)) - 1,)
 
     def used(self, pair: Pair) -> tuple[int, ...]:
         return (len(pair.inputs) + len(pair.targets) - 1,)
 
     def ends(self, denoiser: Denoiser, ended: bool) -> tuple[bool, bool]:
-        """Text that is only split runs on from one side to the other, and ends where its document does."""
+        """Text that is only split continues from one side to the other, and ends with its document."""
         return (False, ended) if denoiser.kind == "split" else (True, True)
 
     def lay(self, pairs: Sequence[Pair], pad: int) -> Example:
@@ -102,35 +102,35 @@ Layout = Sides | Line
 
 
 def fits(layout: Layout, denoiser: Denoiser, room: Sequence[int], ended: bool = False) -> Callable[[int], bool]:
-    """Return the test whether so many tokens of text go into the room."""
-    return lambda raw: all(cost <= left for cost, left in zip(layout.cost(denoiser, raw, ended), room))
+    """Return the predicate whether a number of tokens of text fits the capacity `room`."""
+    return lambda raw: all(cost <= most for cost, most in zip(layout.cost(denoiser, raw, ended), room))
 
 
 def capacity(layout: Layout, denoiser: Denoiser) -> int:
-    """Return how many tokens of text an empty row takes."""
+    """Return the tokens of text of a full row."""
     kept = 1 - denoiser.rate if denoiser.kind in ("spans", "end") else 0.5
     return longest(int(max(layout.room) / kept) + 2, fits(layout, denoiser, layout.room))
 
 
-def documents(record: dict[str, np.ndarray], separator: int | None) -> list[tuple[np.ndarray, bool]]:
+def split_documents(record: dict[str, np.ndarray], separator: int | None) -> list[tuple[np.ndarray, bool]]:
     """Return the tokens of each document of a record, and whether it ends before the record does.
 
-    The separator that begins a document after the first one is left out: it is the end of the one before.
+    The separators between documents are left out.
     """
     tokens, segments = record["tokens"], record["segments"]
     if segments[0] and segments[0] == segments[-1]:
         return [(tokens, False)]
     edges = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(tokens)]
-    found = []
+    parts = []
     for low, high in itertools.pairwise(edges):
         if segments[low] > 0:
             low += low > 0 and tokens[low] == separator
-            found.append((tokens[low:high], high < len(tokens)))
-    return found
+            parts.append((tokens[low:high], high < len(tokens)))
+    return parts
 
 
 def stretch(rng: np.random.Generator, tokens: np.ndarray, fit: Callable[[int], bool]) -> np.ndarray:
-    """Return the tokens, or where they do not fit a random stretch that does, as long as can be; maybe none."""
+    """Return the tokens, or where they do not fit the longest random stretch that does; it may be empty."""
     size = longest(len(tokens), fit) if len(tokens) > 1 else 0
     spare = len(tokens) - size
     low = rng.integers(spare + 1) if size and spare else 0
@@ -145,26 +145,26 @@ def draw(
     symbols: Symbols,
     separator: int | None,
 ) -> Example:
-    """Make a row: each document of the record by a denoiser drawn by weight, as long as there is room.
+    """Make a row: each document of the record by a denoiser drawn by weight, until the row is full.
 
-    No span crosses from one document into the next. A document of one token has nothing to ask for and is left out.
+    No span crosses from one document into the next. A document of one token has no target and is left out.
     """
-    left, pairs = layout.room, []
+    remaining, pairs = layout.room, []
     bounds = np.cumsum([denoiser.weight for denoiser in denoisers])
-    for tokens, ended in documents(record, separator):
+    for tokens, ended in split_documents(record, separator):
         chosen = int(bounds.searchsorted(rng.random() * bounds[-1], "right")) if len(denoisers) > 1 else 0
         denoiser = denoisers[chosen]
-        text = stretch(rng, tokens, fits(layout, denoiser, left, ended))
+        text = stretch(rng, tokens, fits(layout, denoiser, remaining, ended))
         if len(text):
             ends = layout.ends(denoiser, ended and len(text) == len(tokens))
             pair = denoiser.pair(rng, text, symbols.sentinels)
             pairs.append(framed(pair, symbols.modes.get(denoiser.mode), symbols.end, ends))
-            left = [room - used for room, used in zip(left, layout.used(pairs[-1]))]
+            remaining = [room - used for room, used in zip(remaining, layout.used(pairs[-1]))]
     return layout.lay(pairs, symbols.pad)
 
 
 def framed(pair: Pair, mode: int | None, end: int | None, ends: tuple[bool, bool]) -> Pair:
-    """Put the mode token before the inputs, and the end after either side that gets one."""
+    """Put the mode token before the inputs, and the end after the sides that have one."""
 
     def token(id: int | None) -> list[np.ndarray]:
         return [] if id is None else [np.array([id], np.int32)]
@@ -175,7 +175,7 @@ def framed(pair: Pair, mode: int | None, end: int | None, ends: tuple[bool, bool
 
 
 def restored(inputs: np.ndarray, targets: np.ndarray, sentinels: Sequence[int]) -> list[int]:
-    """Put the spans of the targets back into the inputs, for people to read; targets without sentinels follow."""
+    """Put the spans of the targets back into the inputs, for display; targets without sentinels follow."""
     known, spans, last = set(sentinels), {}, None
     for token in targets.tolist():
         if token in known:

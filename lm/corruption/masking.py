@@ -1,7 +1,8 @@
-"""Which tokens a masked model is asked for, and what stands in their place; pure numpy, one row at a time.
+"""The targets of a masked model, and their replacements in the input; pure numpy, one row at a time.
 
-A row's tokens lie in units (pieces, words, phrases), described by `first` and `sizes`, int [U]: where each unit begins and
-how many tokens it has. `order` numbers the units that may be chosen, shuffled. `open`, bool [T]: tokens that may be chosen.
+A row's tokens lie in units (pieces, words, phrases), described by `first` and `sizes`, int [U]: the position of
+each unit's first token, and its number of tokens. `order` numbers the units that may be chosen, shuffled. `open`, bool [T]:
+tokens that may be chosen.
 """
 
 import math
@@ -10,7 +11,7 @@ import numpy as np
 
 
 def budget(length: int, rate: float, most: int) -> int:
-    """Tokens to predict in a row of `length`: at least one, rounded as Python does (Devlin et al. 2019, their code)."""
+    """Return the number of targets in a row of `length`: at least one, rounded half to even (Devlin et al. 2019)."""
     return min(most, max(1, round(length * rate)))
 
 
@@ -20,9 +21,9 @@ def stochastic(rng: np.random.Generator, length: int, rate: float) -> int:
 
 
 def units(starts: np.ndarray, open: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut a row at `starts`, bool [T]: give `first`, `sizes` and the numbers of the units that may be chosen.
+    """Cut a row at `starts`, bool [T]: return `first`, `sizes` and the numbers of the units that may be chosen.
 
-    A token that may not be chosen is a unit of its own, whatever `starts` says of it and of the token after it.
+    A token that may not be chosen is a unit of its own, regardless of `starts`.
     """
     begins = starts | ~open
     begins[1:] |= ~open[:-1]
@@ -33,21 +34,21 @@ def units(starts: np.ndarray, open: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 
 def fill(order: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
-    """Take units in the order given until `budget` tokens are full; one that would pass it is skipped."""
+    """Select units in order until the `budget` of tokens is used up; a unit that would exceed it is skipped."""
     ordered = sizes[order]
     total = ordered.cumsum()
     taken = total.searchsorted(budget, "right")
-    left = budget - (int(total[taken - 1]) if taken else 0)
-    if not left or taken == len(order):
+    remaining = budget - (int(total[taken - 1]) if taken else 0)
+    if not remaining or taken == len(order):
         return order[:taken]
     more, at = [], taken
-    while left:  # at most once for each token that is left
-        fits = (ordered[at:] <= left).nonzero()[0]
+    while remaining:  # at most once for each remaining token
+        fits = (ordered[at:] <= remaining).nonzero()[0]
         if not len(fits):
             break
         at += int(fits[0])
         more.append(order[at])
-        left -= int(ordered[at])
+        remaining -= int(ordered[at])
         at += 1
     return np.append(order[:taken], more).astype(order.dtype)
 
@@ -60,11 +61,11 @@ def fill_ngrams(
     budget: int,
     shares: tuple[float, ...],
 ) -> np.ndarray:
-    """Take runs of n = 1, 2, ... neighbouring units until the budget is full; a run's units follow each other.
+    """Select n-grams, runs of n = 1, 2, ... adjacent units, until the budget of tokens is used up.
 
-    Each run draws n by `shares` and then the next unit in order from which n free neighbours go; one that would pass
-    the budget is shortened (Lan et al. 2020, their code, which instead drops a run that meets an earlier one, and so
-    takes fewer long runs than its shares say). Each step of the loop is a run, not a token.
+    Each run draws n by `shares` and then the next unit in order that starts n free units; a run that would exceed the
+    budget is shortened (Lan et al. 2020; their code instead drops a run that meets an earlier one, and so selects fewer
+    long runs than its shares). Each step of the loop is a run, not a token.
     """
     drawn = np.searchsorted(np.cumsum(shares), rng.random(len(order)), "right").clip(max=len(shares) - 1) + 1
     free = np.zeros(len(first) + len(shares), bool)
@@ -81,7 +82,7 @@ def fill_ngrams(
             if not all(free[unit : unit + n]):
                 put_back.append(unit)
                 continue
-            n = longest(size, unit, n, budget - used)
+            n = shorten_run(size, unit, n, budget - used)
             if n:
                 begins.append(unit)
                 lengths.append(n)
@@ -95,9 +96,9 @@ def fill_ngrams(
     return np.array(begins, np.int64).repeat(lengths) + ramps(lengths)
 
 
-def longest(size: list[int], unit: int, n: int, room: int) -> int:
-    """Shorten a run of n units from `unit` on until its tokens have room; 0: not even one has."""
-    while n and sum(size[unit : unit + n]) > room:
+def shorten_run(size: list[int], unit: int, n: int, capacity: int) -> int:
+    """Shorten a run of n units from `unit` on to at most `capacity` tokens; 0: not even one unit fits."""
+    while n and sum(size[unit : unit + n]) > capacity:
         n -= 1
     return n
 
@@ -117,7 +118,7 @@ def ramps(lengths: np.ndarray) -> np.ndarray:
 def replace(
     rng: np.random.Generator, original: np.ndarray, shares: tuple[float, float, float], mask: int, low: int, vocab: int
 ) -> np.ndarray:
-    """Draw for each token on its own: `mask`, a token of [low, vocab), or itself, by the three shares."""
+    """Replace each token independently by `mask`, a token of [low, vocab), or itself, with the three shares."""
     draw = rng.random(len(original))
     fed = original.copy()
     fed[draw < shares[0]] = mask
@@ -128,6 +129,6 @@ def replace(
 
 
 def room(length: int, rate: float) -> int:
-    """Places for predictions where their number is random: six deviations over the mean of a Poisson law."""
+    """Return the capacity for a random number of targets: six deviations above the mean of a Poisson distribution."""
     mean = length * rate
     return min(length, math.ceil(mean + 6 * math.sqrt(mean)))

@@ -1,7 +1,7 @@
-"""BART's ways to spoil a text (Lewis et al. 2020, 2.2), as functions of token blocks; numpy, no loop over tokens.
+"""BART's noising functions (Lewis et al. 2020, 2.2), on blocks of tokens; numpy, no loop over tokens.
 
-A block is int32 [T] with one token that nothing touches at either end (<s> and </s>). `starts`, bool [T], says where
-words begin; neither end of a block may be one. Order and rounding are those of fairseq's denoising task.
+A block is int32 [T] with one untouched token at either end (<s> and </s>). `starts`, bool [T], marks the starts of words;
+neither end of a block may be one. Order and rounding are those of fairseq's denoising task.
 """
 
 import math
@@ -16,7 +16,7 @@ Replace = Literal["one", "each", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Fillers:
-    """What stands where text was taken away: `mask`, or with probability `random` one of `ordinary`, int [K] ids."""
+    """Replacements of removed text: `mask`, or with probability `random` one of `ordinary`, int [K] ids."""
 
     mask: int
     random: float = 0.0
@@ -32,7 +32,7 @@ class Fillers:
 
 @lru_cache(maxsize=8)
 def poisson(mean: float, entries: int = 128, floor: float = 1e-7) -> np.ndarray:
-    """Give P(length <= k) for k = 0, 1, ... of a Poisson law cut after its first probability under `floor`."""
+    """Return P(length <= k), k = 0, 1, ..., of a Poisson distribution cut after its first probability under `floor`."""
     k = np.arange(entries)
     shares = np.exp(k * math.log(mean) - mean - np.cumsum(np.log(np.maximum(k, 1))))
     last = np.flatnonzero((shares < floor) & (k > mean))
@@ -86,9 +86,9 @@ def cover(
     fillers: Fillers,
     replace: Replace = "one",
 ) -> np.ndarray:
-    """Take spans of `lengths` words (all above 0) away, each from a random word start of its own.
+    """Replace spans of `lengths` words (all above 0), each from a random word start of its own.
 
-    "one": one filler stands for a span, "each": one for every token, "none": nothing. Spans end with the block's last
+    "one": by one filler a span, "each": by one a token, "none": by nothing. Spans end with the block's last
     word at the latest; one that runs over the start of another swallows its filler, so that the two become one.
     """
     words = np.flatnonzero(starts)
@@ -164,6 +164,6 @@ def mask(
 
 
 def rotate(rng: np.random.Generator, block: np.ndarray) -> np.ndarray:
-    """Document rotation: let the text begin at a token drawn uniformly."""
+    """Document rotation: start the text at a uniformly random token."""
     offset = rng.integers(1, max(1, len(block) - 1), endpoint=True)
     return np.concatenate([block[:1], block[offset:-1], block[1:offset], block[-1:]])

@@ -22,7 +22,7 @@ class Pair(NamedTuple):
 
 
 def sentence_starts(record: dict, ends_sentence: np.ndarray, bit: int) -> np.ndarray:
-    """Mark, bool [T], the tokens that begin a sentence: as the data says, else those after a full stop.
+    """Mark the tokens that start a sentence, bool [T]: by the data's marks, else after a full stop.
 
     `ends_sentence`, bool [V]: pieces that close a sentence; `bit`: the sentence's in `record["marks"]`.
     """
@@ -40,10 +40,10 @@ def sentence_starts(record: dict, ends_sentence: np.ndarray, bit: int) -> np.nda
 def chunk(
     rng: np.random.Generator, record: dict, starts: np.ndarray, separator: int | None, own: np.ndarray | None = None
 ) -> tuple[int, np.ndarray] | None:
-    """Pick the document of a random token of the first half: where its first whole sentence begins, and where each ends.
+    """Pick the document of a random token of the first half: return the start of its first whole sentence, and all ends.
 
     The separator that opens a document is left out. Ends go on to the end of the document or of the record. `own`, bool [T],
-    are tokens that may not be taken: None where that leaves no token of the first half.
+    are excluded tokens; returns None where they cover the first half.
     """
     segments = record["segments"]
     real = len(segments) if segments[-1] else int(np.count_nonzero(segments))
@@ -62,7 +62,7 @@ def chunk(
     opens = low < high and (record["positions"][low] == 0 if separator is None else record["tokens"][low] == separator)
     low += bool(opens) and separator is not None
     cuts = starts[low + 1 : high].nonzero()[0] + (low + 1)
-    if not opens and len(cuts) and cuts[0] < half:  # what is before belongs to a sentence that began before the record
+    if not opens and len(cuts) and cuts[0] < half:  # text before it is the rest of a sentence
         low, cuts = int(cuts[0]), cuts[1:]
     return low, np.append(cuts, high)
 
@@ -102,7 +102,7 @@ def sentence_pair(
 
 
 def documents_of(records: tuple[dict, dict], low: int, high: int) -> np.ndarray | None:
-    """Mark, bool [T], the tokens of the second record that are of the documents of the first one's tokens [low, high)."""
+    """Mark the tokens of the second record in the documents of the first one's tokens [low, high), bool [T]."""
     if "documents" not in records[0]:
         return None
     mine, there = records[0]["documents"][low : max(high, low + 1)], records[1]["documents"]
@@ -112,9 +112,9 @@ def documents_of(records: tuple[dict, dict], low: int, high: int) -> np.ndarray 
 def elsewhere(
     rng: np.random.Generator, record: dict, starts: np.ndarray, wanted: int, separator: int | None, own: np.ndarray | None
 ) -> Span | None:
-    """Take sentences of the other record, from a random one on, until there are `wanted` tokens, one sentence at least.
+    """Select sentences of the other record, from a random one on, with at least `wanted` tokens and one sentence.
 
-    None of the tokens that are A's `own` documents'; None where nothing else is there.
+    None from A's `own` documents; returns None where there is nothing else.
     """
     found = chunk(rng, record, starts, separator, own)
     if found is None:

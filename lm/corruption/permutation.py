@@ -1,4 +1,4 @@
-"""XLNet's host half in pieces: which tokens to predict, in which order, and the two texts of a row (Yang et al. 2019).
+"""Permutation language modelling: targets, their order, and the two texts of a row (XLNet, Yang et al. 2019).
 
 As the release builds its data (https://github.com/zihangdai/xlnet, data_utils.py), but with ranks in place of masks: a
 query sees the keys whose rank is below its reach, so two numbers a position stand for the T x T mask.
@@ -31,32 +31,34 @@ def spans(
     at = np.where(starts_T, np.arange(size), size)
     next_start = np.minimum.accumulate(at[::-1])[::-1].tolist()
     lengths = np.searchsorted(shares(longest), rng.random(goal), side="right") + 1
-    found, place, left = [], 0, goal
+    chosen, place, remaining = [], 0, goal
     for n, share in zip(lengths.tolist(), rng.random(goal).tolist()):
-        n = min(n, left, longest)
+        n = min(n, remaining, longest)
         context = n * alpha // beta
         before = int(share * context)
         begin = place + before
-        if left == 0 or begin >= size:
+        if remaining == 0 or begin >= size:
             break
         begin = next_start[begin]
         end = begin + n
         if end >= size:
             break
-        found.append((begin, end))
-        left -= n
+        chosen.append((begin, end))
+        remaining -= n
         place = end + context - before
-    return found
+    return chosen
 
 
-def choose(rng, starts_T, free_T, goal: int, alpha: int, beta: int, longest: int) -> np.ndarray:
+def choose(
+    rng: np.random.Generator, starts_T: np.ndarray, free_T: np.ndarray, goal: int, alpha: int, beta: int, longest: int
+) -> np.ndarray:
     """Mark `goal` targets among the `free_T` tokens, bool (T,): spans, then single tokens at random for the rest.
 
     Fewer where fewer are free.
     """
     edges = np.zeros(len(starts_T) + 1, np.int8)
-    if found := spans(rng, starts_T, goal, alpha, beta, longest):
-        begins, ends = zip(*found)
+    if chosen := spans(rng, starts_T, goal, alpha, beta, longest):
+        begins, ends = zip(*chosen)
         edges[list(begins)] += 1
         edges[list(ends)] -= 1
     marked = (np.cumsum(edges[:-1]) > 0) & free_T
@@ -67,23 +69,23 @@ def choose(rng, starts_T, free_T, goal: int, alpha: int, beta: int, longest: int
 
 
 def orders(rng: np.random.Generator, length: int, size: int) -> np.ndarray:
-    """Draw the place of each position in the order of prediction: one permutation, the same within each `size` positions."""
+    """Draw the rank of each position in the order of prediction: one permutation, repeated every `size` positions."""
     order = rng.permutation(size)
     return (np.arange(0, length, size)[:, None] + order).reshape(-1)
 
 
-def ranks(order_T, target_T, functional_T) -> tuple[np.ndarray, np.ndarray]:
+def ranks(order_T: np.ndarray, target_T: np.ndarray, functional_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Turn an order into (rank, reach).
 
-    What is neither target nor functional has rank -1: all see it. A target does not see itself; a functional token
-    does, and the rest sees its like.
+    Context tokens, neither target nor functional, have rank -1: all see them. A target does not see itself; a functional
+    token does, and context tokens see each other.
     """
     rank = np.where(target_T | functional_T, order_T, -1)
     return rank, np.where(target_T, rank, rank + 1)
 
 
-def join(first, second) -> tuple[np.ndarray, np.ndarray]:
-    """Put the (rank, reach) of two halves together: the second sees all of the first, which sees nothing of it."""
+def join(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Put the (rank, reach) of two halves together: the second sees all of the first, and not conversely."""
     above = len(first[0]) + 1
     rank, reach = (np.concatenate([a, b + above]).astype(np.int32) for a, b in zip(first, second))
     return rank, reach

@@ -9,7 +9,7 @@ from lm.data.text.words import SENTENCE
 
 
 class Sentences(NamedTuple):
-    """Tokens without separators and padding, [n], and of each sentence, [U]: where it begins and ends, its document."""
+    """Tokens without separators and padding, [n], and each sentence's start, end and document, [U]."""
 
     tokens: np.ndarray
     begins: np.ndarray

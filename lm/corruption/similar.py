@@ -1,4 +1,4 @@
-"""Words that stand in the same places of a corpus as another: MacBERT's replacements; numpy only.
+"""Similar words by their contexts in a corpus: MacBERT's replacements; numpy only.
 
 Cui et al. 2020 take similar words from a word2vec tool; here words become vectors by the positive pointwise mutual
 information with the most frequent words beside them, cut to its first singular vectors (Levy & Goldberg 2014), which
@@ -38,7 +38,7 @@ class Words:
         return groups_of(self.sizes)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Look words up by their hashes: their numbers, -1 for a word that is not in the table."""
+        """Return the numbers of words by their hashes, -1 for a word outside the table."""
         if not len(self.keys):
             return np.full(len(keys), -1)
         at = self.keys.searchsorted(keys).clip(max=len(self.keys) - 1)
@@ -46,7 +46,7 @@ class Words:
 
 
 def hashes(tokens: np.ndarray, first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Hash the words that begin at `first`, uint64 [U]: a sum over their pieces, each mixed with its place in the word."""
+    """Hash the words that begin at `first`, uint64 [U]: a sum over their pieces, each mixed with its position in the word."""
     place = np.arange(sizes.sum()) - (sizes.cumsum() - sizes).repeat(sizes)
     piece = tokens[first.repeat(sizes) + place].astype(np.uint64)
     mixed = (piece * np.uint64(LONGEST) + place.clip(max=LONGEST - 1).astype(np.uint64) + np.uint64(1)) * np.uint64(
@@ -149,7 +149,7 @@ def replace_words(
     low: int,
     vocab: int,
 ) -> np.ndarray:
-    """Write other words over the chosen ones: a copy of a row's `tokens`, int32 [T].
+    """Replace words in a copy of a row's `tokens`, int32 [T].
 
     Words begin at `first` and have `sizes` pieces, int [U]. Each is replaced by one of its neighbours, by a random word
     of as many pieces, or stays, with the three shares; a word without neighbours gets a random one (Cui et al. 2020).

@@ -1,7 +1,7 @@
-"""Noise over stretches of text, and what is left of it and what is asked for; pure numpy.
+"""Denoising objectives: noise over spans of text, inputs and targets; pure numpy.
 
 Span corruption is that of Raffel et al. 2020 (T5; `random_spans_helper` and `random_spans_noise_mask` there), the other
-denoisers those of Tay et al. 2022 (UL2). All rounding is half to even, as theirs.
+denoisers are those of Tay et al. 2022 (UL2). All rounding is half to even, as in their code.
 """
 
 import bisect
@@ -17,7 +17,7 @@ from lm.errors import check, check_choices
 
 
 def counts(length: int, rate: float, mean: float) -> tuple[int, int]:
-    """Return how many tokens of `length` are noise and into how many spans they fall, at least one."""
+    """Return the number of noise tokens of `length`, and of their spans, both at least one."""
     length = max(length, 2)
     noise = min(max(round(length * rate), 1), length - 1)
     return noise, min(max(round(noise / mean), 1), noise, length - noise)
@@ -26,7 +26,7 @@ def counts(length: int, rate: float, mean: float) -> tuple[int, int]:
 def raw_length(inputs: int, rate: float, mean: float) -> tuple[int, int]:
     """Return T5's (tokens of text, targets) for `inputs` tokens, a sentinel for each span and EOS included.
 
-    The most text that gives no more inputs; at a rate of one half the targets are kept as short as the inputs. The
+    The most text without more inputs; at a rate of one half the targets are kept as short as the inputs. The
     count here allows no span at all where the noise is less than half of `mean`; the mask always has one.
     """
 
@@ -42,7 +42,7 @@ def raw_length(inputs: int, rate: float, mean: float) -> tuple[int, int]:
 
 
 def longest(limit: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest n <= limit that fits, 0 where 2 does not; what fits must fit for all smaller n too."""
+    """Return the largest n <= limit that fits, 0 where 2 does not; `fits` must be monotone."""
     if fits(limit):
         return limit
     found = bisect.bisect_left(range(2, limit), True, key=lambda n: not fits(n)) + 1
@@ -65,23 +65,23 @@ def span_mask(rng: np.random.Generator, length: int, rate: float, mean: float) -
 
 
 def iid_mask(rng: np.random.Generator, length: int, rate: float, most: int, runs: int) -> np.ndarray:
-    """Draw each token's noise by itself; whatever comes after `most` noisy tokens or `runs` runs of them is kept."""
+    """Draw each token's noise independently; tokens after `most` noisy ones or `runs` runs are kept."""
     mask = rng.random(length) < rate
     return mask & (np.cumsum(mask) <= most) & (np.cumsum(starts(mask)) <= runs)
 
 
 def starts(mask: np.ndarray) -> np.ndarray:
-    """Tell where the runs of a mask begin."""
+    """Mark the first token of each run of a mask."""
     first = mask.copy()
     first[1:] &= ~mask[:-1]
     return first
 
 
 def with_sentinels(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> np.ndarray:
-    """Put the k-th sentinel in the place of the k-th run of the mask.
+    """Replace the k-th run of the mask by the k-th sentinel.
 
-    The mask gives T5's inputs, its inverse T5's targets: with a mask that begins with a kept part both number the
-    spans alike. One that is rolled may begin with noise; T5's targets are then one sentinel behind its inputs.
+    The mask makes T5's inputs, its inverse T5's targets: with a mask that starts with a kept part both number the spans
+    alike. A rolled mask may start with noise; T5's targets are then one sentinel behind its inputs.
     """
     first = starts(mask)
     replaced = tokens.copy()
@@ -95,7 +95,7 @@ def _turns(spans: int) -> np.ndarray:
 
 
 class Sizes(NamedTuple):
-    """Tokens that text of some length turns into at most, before EOS: on either side, and on both together."""
+    """Most tokens for a length of text, before EOS: on either side, and on both together."""
 
     inputs: int
     targets: int
@@ -103,7 +103,7 @@ class Sizes(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """What the network reads and what it is asked for; either may end with EOS."""
+    """Inputs and targets; either may end with EOS."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -111,7 +111,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
-    """One way to take something away from a text, and how often it is used among others.
+    """A denoiser: a kind of noise, and its weight among others.
 
     "spans": `rate` of the tokens in spans of `mean` tokens on average, a sentinel each; `roll` turns the mask by a
     random offset. "iid": every token by itself, runs get one sentinel. "end": the last `rate` of the text is one span
@@ -138,7 +138,7 @@ class Denoiser:
         return self.kind == "iid" or (self.kind == "spans" and self.roll)
 
     def noise(self, raw: int) -> tuple[int, int]:
-        """Return how many tokens of `raw` are noise, and in how many spans; for "iid" at most (four deviations)."""
+        """Return the number of noise tokens of `raw`, and of their spans; for "iid" at most (four deviations)."""
         if self.kind == "iid":
             chances = self.rate, self.rate * (1 - self.rate)
             most, runs = (math.ceil(raw * p + 4 * math.sqrt(raw * p * (1 - p))) for p in chances)
@@ -155,16 +155,16 @@ class Denoiser:
         return Sizes(mode + kept, noise + spans + ragged, mode + raw + 2 * spans + ragged)
 
     def fill(self, inputs: int) -> int:
-        """Return how many tokens of text fill `inputs` tokens of source, EOS included; the targets follow from it."""
+        """Return the tokens of text that fill `inputs` tokens of source, EOS included."""
         limit = raw_length(inputs, self.rate, self.mean)[0] if self.kind == "spans" else 2 * inputs
         return longest(limit, lambda raw: self.sizes(raw).inputs + 1 <= inputs)
 
     def sentinels(self, raw: int) -> int:
-        """Return how many sentinels `raw` tokens can need."""
+        """Return the most sentinels of `raw` tokens."""
         return 0 if self.kind == "split" else self.noise(raw)[1] + self.ragged
 
     def mask(self, rng: np.random.Generator, raw: int) -> np.ndarray:
-        """Draw what is taken away, bool [raw]."""
+        """Draw the noise, bool [raw]."""
         if self.kind == "spans":
             mask = span_mask(rng, raw, self.rate, self.mean)
             return np.roll(mask, rng.integers(raw)) if self.roll else mask

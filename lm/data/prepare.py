@@ -43,7 +43,7 @@ def vocabulary_from(name: str, vocab: int) -> Vocabulary:
 
 
 def main(overrides: list[tuple[str, str]]) -> None:
-    """Read the flags, prepare the corpus, print what came of it."""
+    """Prepare the corpus of the flags; print its summary."""
     from absl import flags
 
     if overrides:

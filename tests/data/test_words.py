@@ -20,7 +20,7 @@ from lm.data.corpus.prepare import prepare
 from lm.data.sources import Mixture
 from lm.data.text.files import JsonLines, Text
 from lm.data.text.tagged import Tagged
-from lm.data.text.words import ALL, ENTITY, PHRASE, SENTENCE, WORD, Given, Jieba, begins, of_tokens, with_sentences
+from lm.data.text.words import ALL, ENTITY, PHRASE, SENTENCE, WORD, Given, Jieba, add_sentences, token_marks, word_marks
 from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, WordPiece
 from lm.errors import UserError
 
@@ -126,13 +126,13 @@ def built():
 def test_words_come_back_from_their_tokens(built, words):
     """Of tokenizers that lose nothing: a token begins a word exactly when the characters it brings begin one."""
     text = "".join(words)
-    marks = begins(len(text), [len(word) for word in words])
+    marks = word_marks(len(text), [len(word) for word in words])
     assert np.flatnonzero(marks & WORD).tolist() == np.cumsum([0, *map(len, words)])[:-1].tolist()
     for tokenizer in built:
         ((ids, ends),) = tokenizer.encode_ends([text])
         np.testing.assert_array_equal(ids, tokenizer.encode(text))
         assert ends[-1] == len(text)
-        found = of_tokens(marks, ends)
+        found = token_marks(marks, ends)
         begin = np.concatenate([[0], np.maximum.accumulate(ends)[:-1]])
         for token, (a, b) in enumerate(zip(begin, np.maximum.accumulate(ends), strict=True)):
             want = np.bitwise_or.reduce(marks[a:b]) if b > a else 0
@@ -141,7 +141,7 @@ def test_words_come_back_from_their_tokens(built, words):
 
 def test_sentences():
     text = '他说：“好！”走了。3.14 is pi. "Is it?" he asked\nyes…… e.g.this'
-    marks = with_sentences(text, np.zeros(len(text), np.uint8))
+    marks = add_sentences(text, np.zeros(len(text), np.uint8))
     starts = [*np.flatnonzero(marks & SENTENCE).tolist(), len(text)]
     assert [text[a:b] for a, b in itertools.pairwise(starts)] == [
         "他说：“好！”", "走了。", "3.14 is pi. ", '"Is it?" ', "he asked\n", "yes…… ", "e.g.this",

@@ -1,12 +1,12 @@
-"""More training examples made of those there are: small config values, each making copies that keep their label.
+"""Augmentation: config values that add changed copies of training examples, which keep their labels.
 
 Only the training side is augmented, after the split; every example stays, and copies stand behind it. A copy is drawn from the
-`seed`, its number and the example's own values: every process and every resumed run makes the same. What came out like the
-example or like an earlier copy is left out. The vocabulary is made of the examples alone.
+`seed`, its number and the example's own values: every process and every resumed run makes the same. A copy equal to the
+example or to an earlier copy is left out. The vocabulary is made of the examples alone.
 
-`fields` names the texts that are edited, in examples that have them. Without it those are edited that are called as the
-objectives' defaults and GLUE call them (TEXTS): other texts may be labels. Of questions about paragraphs only the question
-is: answers are characters of the paragraph. Words with tags are edited word by word. How a text is cut into words:
+`fields` names the texts to edit, in examples that have them. The default is the names of the objectives' defaults and of GLUE
+(TEXTS): other texts may be labels. Of questions about paragraphs only the question is edited: answers are characters of the
+paragraph. Words with tags are edited word by word. How a text is cut into words:
 `lm.data.corpus.rewording`.
 """
 
@@ -168,11 +168,11 @@ class CodeSwitch(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Paraphrases(Augmentation):
-    """Take other wordings of whole texts from files, as back-translation makes them (Sennrich et al. 2016; Xie et al. 2020).
+    """Other wordings of whole texts from files, as of back-translation (Sennrich et al. 2016; Xie et al. 2020).
 
-    `paths`: .jsonl of {"prompt": text, "text": another wording}, what `lm.generate --prompts --output` writes. A text is looked
-    up in the first file, what is found there in the second, and so on; the first `copies` wordings that come out are taken.
-    `prefixes`, one a file: what stands before the text in its prompts. From English to German and back with T5's prefixes:
+    `paths`: .jsonl of {"prompt": text, "text": another wording}, the output of `lm.generate --prompts --output`. A text is
+    looked up in the first file, its wordings there in the second, and so on; the first `copies` results are the copies.
+    `prefixes`, one a file: the instruction before the text in its prompts. From English to German and back with T5's:
 
         jq -c '{prompt: ("translate English to German: " + .text)}' train.jsonl > to.jsonl
         python -m lm.generate --model=MODEL --prompts=to.jsonl --num_samples=2 --output=de.jsonl
@@ -201,17 +201,17 @@ class Paraphrases(Augmentation):
 
         tables = [paraphrases(*pair) for pair in zip(self.paths, self.prefixes or [""] * len(self.paths))]
 
-        def wordings(text: str) -> list[str]:
-            found = [text.strip()]
+        def reword(text: str) -> list[str]:
+            wordings = [text.strip()]
             for table in tables:
-                found = [other for one in found for other in table.get(one, ())]
-            return [one for one in dict.fromkeys(found) if one != text.strip()]
+                wordings = [other for wording in wordings for other in table.get(wording, ())]
+            return [wording for wording in dict.fromkeys(wordings) if wording != text.strip()]
 
         def rewrite(example: Example, number: int) -> Mapping[str, Any]:
             values = dict(example.values)
             for name in chosen(example, self.fields):
-                found = wordings(values[name]) if name != "words" else []
-                values[name] = found[number] if number < len(found) else values[name]
+                others = reword(values[name]) if name != "words" else []
+                values[name] = others[number] if number < len(others) else values[name]
             return values
 
         return rewrite
@@ -228,7 +228,7 @@ def _check_paths(kind: Any) -> None:
 
 
 def chosen(example: Example, fields: Sequence[str]) -> list[str]:
-    """List the names of the values to edit: texts, or "words"; raise UserError for one that must stay as it is."""
+    """List the names of the values to edit, texts or "words"; raises UserError for a value that must not change."""
     values = example.values
     if not fields:
         names = [name for name in TEXTS if isinstance(values.get(name), str)]
@@ -258,7 +258,7 @@ def generator(seed: int, example: Example, number: int) -> np.random.Generator:
 
 
 def augmented(sides: Sequence[Sequence[Example]], kinds: Sequence[Augmentation]) -> list[list[Example]]:
-    """Put the copies of each example behind it; raise UserError where a kind makes none at all."""
+    """Add the copies of each example behind it; raises UserError for an augmentation without any copy."""
     for name in [name for kind in kinds for name in kind.fields]:
         there = any(name in example.values for side in sides for example in side)
         check(there, f"augment: no training example has {name!r}; {sides[0][0].where} has {', '.join(sides[0][0].values)}")
@@ -270,18 +270,18 @@ def augmented(sides: Sequence[Sequence[Example]], kinds: Sequence[Augmentation])
         for example in side:
             result[-1].append(example)
             for k, (kind, rewrite) in enumerate(opened):
-                found = _copies(example, kind.copies, rewrite)
-                counts[k] += len(found)
-                result[-1] += found
+                copies = _copies(example, kind.copies, rewrite)
+                counts[k] += len(copies)
+                result[-1] += copies
     for kind, count in zip(kinds, counts):
         check(count > 0, f"augment: {type(kind).__name__} made no copy of any example: {kind.idle}")
     return result
 
 
 def _copies(example: Example, copies: int, rewrite: Rewrite) -> list[Example]:
-    found = [example.values]
+    distinct = [example.values]
     for number in range(copies):
         values = dict(rewrite(example, number))
-        if values not in found:
-            found.append(values)
-    return [example._replace(values=values, where=f"{example.where}, copy {k}") for k, values in enumerate(found[1:], 1)]
+        if values not in distinct:
+            distinct.append(values)
+    return [example._replace(values=values, where=f"{example.where}, copy {k}") for k, values in enumerate(distinct[1:], 1)]

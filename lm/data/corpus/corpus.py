@@ -1,4 +1,4 @@
-"""What to train on (`Data`), and the same prepared (`Corpus`)."""
+"""The training data as a config value (`Data`), and prepared (`Corpus`)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from lm.errors import UserError, check
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What to train on.
+    """The training data of a run.
 
     `validation` is a source of its own, or the share of documents held out by a hash of their content (of a corpus
     with a single document: the last share of its characters). `packing`: 'documents' keeps attention and positions
-    within a document, 'windows' runs over their borders. `words` tells where words begin in text that does not show it.
-    Sources of `lm.data.examples` hold labelled examples, for fine-tuning; they stay text until a row is made of them.
-    `fold` "2/5" holds out the second of five equal parts of them (`lm.data.folds`), in place of `validation`: that is not
-    looked at then, and a source there stays unread. `augment` adds changed copies of the training examples
-    (`lm.data.corpus.augment`).
+    within a document, 'windows' runs over their borders. `words` marks the words of text without spaces.
+    Sources of `lm.data.labelled` hold labelled examples, for fine-tuning; they stay text until a row is made. `fold` "2/5"
+    holds out the second of five equal folds (`lm.data.corpus.split`) in place of `validation`, which is then not read.
+    `augment` adds changed copies of the training examples (`lm.data.corpus.augment`).
     """
 
     source: TextSource | ExampleSource = dataclasses.field(default_factory=Documentation)
@@ -64,15 +63,15 @@ class Corpus:
 
     @property
     def holds_out(self) -> bool:
-        """Tell whether there is something to measure: an example, or a token behind another one."""
+        """Whether anything can be evaluated: an example, or a token behind another."""
         return len(self.validation) > (0 if isinstance(self.validation, ExampleSet) else 1)
 
     def identity(self) -> dict[str, str]:
-        """What must be the same for a run to go on, and for its figures to come again."""
+        """Hashes that must be equal for a run to resume and its figures to be reproduced."""
         return {"corpus": self.sha256, "tokenizer": self.tokenizer.sha256()}
 
     def check_identity(self, notes: dict[str, Any], workdir: Path, otherwise: str) -> None:
-        """Raise UserError unless these are the data that a save's notes tell of; an imported run was trained on none."""
+        """Raise UserError unless a checkpoint's notes name these data; an imported run names none."""
         for name, value in self.identity().items():
             line = f"the {name} is not the one that {workdir} was trained with; bring it back or {otherwise}"
             check(notes[name] in (value, ""), line)

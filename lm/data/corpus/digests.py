@@ -1,4 +1,4 @@
-"""Checksums of prepared corpora: a cache is believed when its files are whole and its text is the one that it was made of."""
+"""Checksums of prepared corpora: a cache is valid when its files are whole and its text has not changed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lm.outputs import replace_file
 from lm.strict_json import is_sealed, load_json, seal
 
 BLOCK = 16 << 20  # bytes that are read at once
-SEEN = 16  # states of the text's files that are remembered: several machines may share a cache
+SEEN = 16  # states kept of the text's files: several machines may share a cache
 
 
 class DamagedCorpus(UserError):
-    """A prepared corpus that is not as it was written."""
+    """A prepared corpus that changed after it was written."""
 
 
 def checksum(path: Path) -> int:
@@ -38,41 +38,41 @@ def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Read what `write_sealed` wrote; raises DamagedCorpus where it is not as it was written."""
+    """Read a file of `write_sealed`; raises DamagedCorpus when its checksum differs."""
     try:
-        found = load_json(path, dict)
+        values = load_json(path, dict)
     except (UserError, OSError) as error:
         raise DamagedCorpus(f"{path} is damaged ({error})") from None
-    if not is_sealed(found):
+    if not is_sealed(values):
         raise DamagedCorpus(f"{path} is damaged (its checksum does not fit)")
-    return {name: value for name, value in found.items() if name != "seal"}
+    return {name: value for name, value in values.items() if name != "seal"}
 
 
 def verify(folder: Path, sums: Mapping[str, int]) -> None:
     """Compare files of a folder with their checksums; raises DamagedCorpus naming the first that differs."""
     for name, expected in sums.items():
         try:
-            found = checksum(folder / name)
+            actual = checksum(folder / name)
         except OSError as error:
             raise DamagedCorpus(f"{folder / name} is damaged ({error.strerror})") from None
-        if found != expected:
+        if actual != expected:
             raise DamagedCorpus(f"{folder / name} is damaged (its checksum does not fit)")
 
 
 def fingerprint(paths: Iterable[str]) -> str:
-    """Digest when the kernel last saw each file change: no tool can set that time back, as `touch -r` does the other."""
+    """Digest the change times of files (ctime), which no tool can set back, as `touch -r` does the modification time."""
     return hashlib.sha256(repr([(path, _changed(path)) for path in paths]).encode()).hexdigest()[:16]
 
 
 def _changed(path: str) -> int:
     try:
         return os.stat(path).st_ctime_ns
-    except OSError:  # gone: its reader says so
+    except OSError:  # gone: its reader raises
         return 0
 
 
 def remembered(folder: Path) -> list[str]:
-    """Return the states (`fingerprint`) of the text's files in which they were seen to hold the text of this cache."""
+    """Return the states (`fingerprint`) of the text's files that are known to hold the text of this cache."""
     try:
         return list(map(str, load_json(folder / "seen.json", list)))
     except (UserError, OSError):
@@ -80,6 +80,6 @@ def remembered(folder: Path) -> list[str]:
 
 
 def remember(folder: Path, state: str) -> None:
-    """Note one more state; a cache that cannot be written is asked again the next time."""
+    """Add a state; on a read-only cache the text is compared again at the next opening."""
     with contextlib.suppress(OSError):
         replace_file(folder / "seen.json", json.dumps([*remembered(folder), state][-SEEN:]))

@@ -34,7 +34,7 @@ def prepare(
     report: Callable[[str], None] | None = None,
     whole: bool = False,
 ) -> Corpus:
-    """Return the prepared corpus, from the cache when it is there; `report` is told how far it is.
+    """Prepare a corpus, or open it from the cache; `report` receives lines of progress.
 
     A damaged cache, or one whose text changed, is set aside and prepared anew: the same text gives the same tokens, bit by
     bit. Streams of up to `store.VERIFIED` bytes are compared with their checksums, with `whole` those of any size.
@@ -55,7 +55,7 @@ def prepare(
     if corpus is None:
         try:
             with _exclusive(root, final.name, report) as folder:
-                corpus, problem = _stored(final, readers, validation, report, whole)  # made by another process meanwhile
+                corpus, problem = _stored(final, readers, validation, report, whole)  # another process may have made it
                 if corpus is None:
                     if problem:
                         report(f"{problem}: set aside as {set_aside(final).name}, and prepared anew")
@@ -72,7 +72,7 @@ def prepare(
 def _stored(
     final: Path, readers: list[tuple[float, Reader]], validation: float | Reader, report: Callable[[str], None], whole: bool
 ) -> tuple[Corpus | None, str]:
-    """Open what was prepared; None and why where it cannot be used, None and "" where there is none."""
+    """Open a prepared corpus; return None and the reason where it cannot be used, None and "" without one."""
     if not os.path.lexists(final):
         return None, ""
     try:
@@ -83,7 +83,7 @@ def _stored(
     everything = Concatenation(tuple(opened))
     state = fingerprint(everything.inputs())
     if state not in remembered(final):
-        # Copied or changed, with size and time kept. What marks say is not in the digest of the text.
+        # Copied, or changed with size and time kept. The digest of the text does not cover its marks.
         report(f"the files of {corpus.name} were touched since they were prepared: comparing their text")
         if everything.marked or content(opened, report) != corpus.sha256:
             return None, f"{final} is of another text, though size and time are the same"
@@ -92,7 +92,7 @@ def _stored(
 
 
 def set_aside(path: Path) -> Path:
-    """Rename what cannot be used, so that nothing is lost; return the new path."""
+    """Rename an unusable folder, so that nothing is lost; return the new path."""
     number = 1
     while os.path.lexists(other := path.with_name(f"{path.name}.aside-{number}")):
         number += 1
@@ -145,8 +145,8 @@ def _key(data: Data, readers: list[Reader], validation: float | Reader) -> str:
 
 
 @contextlib.contextmanager
-def _exclusive(root: Path, name: str, report) -> Iterator[Path]:
-    """Hold the only right to write `name`; yield the folder to write in. The lock goes when its holder dies."""
+def _exclusive(root: Path, name: str, report: Callable[[str], None]) -> Iterator[Path]:
+    """Lock `name` for writing; yield the folder to write in. The lock ends with its process."""
     folder = root / f"{name}.partial"
     with open(root / f"{name}.lock", "w") as lock:
         try:
@@ -154,7 +154,7 @@ def _exclusive(root: Path, name: str, report) -> Iterator[Path]:
         except BlockingIOError:
             report("another process prepares this corpus: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: a folder of our own, and the first to finish wins
+        except OSError:  # a file system without locks: a folder per process, and the first to finish wins
             folder = root / f"{name}.partial-{os.uname().nodename}-{os.getpid()}"
         if os.path.lexists(folder) and not folder.is_dir():
             report(f"{folder} is no folder: set aside as {set_aside(folder).name}")

@@ -1,4 +1,4 @@
-"""Texts as words that are exchanged, moved and left out, and the files that say what for; numpy only.
+"""Edits of words for augmentation: replacement, insertion, swap, deletion; and the files of synonyms and translations.
 
 A word is a run of letters and digits, with hyphens, apostrophes and points inside. Chinese and Japanese have no spaces: each of
 their characters is a word here. Other scripts without spaces (Thai, Khmer) are not cut: a run of letters stays one word.
@@ -21,7 +21,7 @@ from lm.data.tokenizer.builders import IDEOGRAPHS
 from lm.errors import check
 
 KANA = ((0x3041, 0x309F), (0x30A1, 0x30FA), (0x30FC, 0x30FF))
-Table = Mapping[str, Sequence[str]]  # a word in lower case and what may stand for it
+Table = Mapping[str, Sequence[str]]  # a word in lower case and its substitutes
 
 
 class Text:
@@ -34,11 +34,11 @@ class Text:
         self.name, self.words, self.gaps = name, parts[1::2], parts[::2]
 
     def removable(self) -> list[int]:
-        """List the words that may go; one always stays."""
+        """List the words that may be removed; one always stays."""
         return list(range(len(self.words))) if len(self.words) > 1 else []
 
     def remove(self, i: int) -> None:
-        """Leave out a word and the space before it, of the first word the space behind it."""
+        """Remove a word and the space before it; of the first word the space after it."""
         before, after = self.gaps[i : i + 2]
         if i and not before.strip():
             before = ""
@@ -59,15 +59,15 @@ class Text:
         return True
 
     def written(self) -> dict[str, Any]:
-        """Give the value as it is now."""
+        """Return the edited value."""
         pairs = zip(self.gaps, [*self.words, ""])
         return {self.name: "".join(part for pair in pairs for part in pair)}
 
 
 class Tagged:
-    """Words to edit of which each has a tag; every list as long as the words goes along with them.
+    """Tagged words to edit; every list as long as the words is edited with them.
 
-    Words stay in their order. What replaces one is a single word, where words are not `spaced` one of as many characters.
+    Words stay in their order. A substitute is a single word; where words are not `spaced`, one of as many characters.
     """
 
     movable = False
@@ -79,7 +79,7 @@ class Tagged:
         self.words = self.lists[name]
 
     def removable(self) -> list[int]:
-        """List the words tagged O, but not one between two others: it alone may tell their entities apart."""
+        """List the words tagged O, but not a single one between two entities, which it may separate."""
         own = [tag == "O" for tag in self.lists.get("tags", ())]
         if len(own) < 2:
             return []
@@ -101,7 +101,7 @@ Line = Text | Tagged
 
 
 def line_of(values: Mapping[str, Any], name: str) -> Line:
-    """Open a value for editing; the example's own stays as it is."""
+    """Copy a value for editing."""
     return Tagged(values, name) if isinstance(values[name], list) else Text(values, name)
 
 
@@ -122,33 +122,33 @@ def _alone(word: str) -> bool:
 
 
 def share(rate: float, words: int) -> int:
-    """Count the words that a rate asks for: at least one."""
+    """Return the number of words to edit: at least one."""
     return max(1, math.floor(rate * words + 1e-9))
 
 
 def options(line: Line, i: int, table: Table) -> list[str]:
-    """List what a table has for a word and fits its place, with the capital letters of the word."""
+    """List the substitutes of a word that fit its position, capitalised like the word."""
     word = line.words[i]
-    found = table.get(word.lower(), ())
+    substitutes = table.get(word.lower(), ())
     if word[:1].isupper():
         capitals = len(word) > 1 and word.isupper()
-        found = [one.upper() if capitals else one[:1].upper() + one[1:] for one in found]
-    return [one for one in found if line.fits(i, one)]
+        substitutes = [other.upper() if capitals else other[:1].upper() + other[1:] for other in substitutes]
+    return [other for other in substitutes if line.fits(i, other)]
 
 
-def pick(rng: np.random.Generator, found: Sequence[Any]) -> Any:
-    return found[int(rng.integers(len(found)))]
+def pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
+    return items[int(rng.integers(len(items)))]
 
 
 def replace(rng: np.random.Generator, line: Line, table: Table, count: int) -> None:
-    """Write synonyms over `count` words that have some."""
+    """Replace `count` words that have synonyms."""
     offers = {i: found for i in range(len(line.words)) if (found := options(line, i, table))}
     for i in rng.permutation(list(offers))[:count].tolist():
         line.words[i] = pick(rng, offers[i])
 
 
 def insert(rng: np.random.Generator, line: Line, table: Table, count: int) -> None:
-    """Put a synonym of one of the words anywhere, `count` times."""
+    """Insert a synonym of one of the words at a random position, `count` times."""
     words = [word.lower() for word in line.words if word.lower() in table]
     for _ in range(count if words and line.movable else 0):
         line.insert(int(rng.integers(len(line.words) + 1)), pick(rng, table[pick(rng, words)]))
@@ -162,10 +162,10 @@ def swap(rng: np.random.Generator, line: Line, table: Table, count: int) -> None
 
 
 def remove(rng: np.random.Generator, line: Line, table: Table, count: int) -> None:
-    """Leave out `count` words, or as many as may go."""
+    """Remove `count` words, or as many as may be removed."""
     for _ in range(count):
-        if places := line.removable():
-            line.remove(pick(rng, places))
+        if candidates := line.removable():
+            line.remove(pick(rng, candidates))
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

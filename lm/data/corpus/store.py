@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -20,14 +21,14 @@ from lm.errors import UserError
 from lm.strict_json import load_json
 
 ALL_MARKS = 15  # every bit of lm.data.text.words
-FORMAT = 3  # part of every cache key: raise it when the layout, the split or what a reader yields changes
-VERIFIED = 100_000_000  # bytes of a stream that are verified whenever it is opened: 40 ms
+FORMAT = 3  # part of every cache key: raise it when the layout, the split or a reader's output changes
+VERIFIED = 100_000_000  # bytes of a stream verified at every opening: 40 ms
 
 
 class Tokens:
-    """A stream of ids. `tokens`: uint16 or uint32 [n]; `starts`: int64 [documents], where each document begins.
+    """A stream of ids. `tokens`: uint16 or uint32 [n]; `starts`: int64 [documents].
 
-    A document begins at the separator before it. `raw_bytes` counts the UTF-8 bytes of the text without separators.
+    A document starts at the separator before it. `raw_bytes` counts the UTF-8 bytes of the text without separators.
     `marks`: uint8 [n], the bits of `lm.data.text.words` for each token, or None.
     """
 
@@ -96,7 +97,7 @@ def _map(path: Path, dtype: np.dtype) -> np.ndarray:
 class Writer:
     """Append documents to BASE.bin, BASE.starts and, if `marked`, BASE.marks.
 
-    After a kill it goes on from the `state` that `flush` gave: tokens, documents, and the CRC-32 of each of the files.
+    Resumes from a `state` of `flush`: tokens, documents, and the CRC-32 of each file.
     """
 
     def __init__(self, base: Path, vocab: int, separator: int | None, state: Sequence[int] = (), marked: bool = False):
@@ -111,7 +112,7 @@ class Writer:
             self._write(np.array([separator]), None)
 
     def add(self, ids: np.ndarray, first: bool, last: bool, marks: np.ndarray | None = None) -> None:
-        """Append a piece: `first` begins a document, `last` ends it; `marks`: uint8 [len(ids)]."""
+        """Append a piece, the `first` or `last` of a document or in between; `marks`: uint8 [len(ids)]."""
         if first:
             start = self.tokens - (self.separator is not None)
             self._put(1, self._starts, np.array([start], "<i8").tobytes())
@@ -122,24 +123,24 @@ class Writer:
 
     def _write(self, ids: np.ndarray, marks: np.ndarray | None) -> None:
         self._put(0, self._bin, ids.astype(self.dtype).tobytes())
-        if self._marks:  # a separator begins a unit of every kind
+        if self._marks:  # a separator starts a unit of every kind
             bits = np.full(len(ids), ALL_MARKS, np.uint8) if marks is None else marks
             self._put(2, self._marks, bits.tobytes())
         self.tokens += len(ids)
 
-    def _put(self, number: int, file, raw: bytes) -> None:
+    def _put(self, number: int, file: BinaryIO, raw: bytes) -> None:
         self.sums[number] = zlib.crc32(raw, self.sums[number])
         file.write(raw)
 
     def flush(self) -> tuple[int, ...]:
-        """Hand everything to the operating system; return the state (tokens, documents, checksums) to go on from."""
+        """Flush all files to the operating system; return the state to resume from (tokens, documents, checksums)."""
         self._bin.flush()
         self._starts.flush()
         if self._marks:
             self._marks.flush()
         return self.tokens, self.documents, *self.sums
 
-    def close(self, **header) -> None:
+    def close(self, **header: Any) -> None:
         """Sync the files and write the header."""
         for file in filter(None, (self._bin, self._starts, self._marks)):
             file.flush()
@@ -151,8 +152,8 @@ class Writer:
         self.base.with_suffix(".json").write_text(json.dumps(header, indent=1))
 
 
-def _reopen(path: Path, size: int):
-    """Open for appending at exactly `size` bytes: what a killed writer put after its last journal entry is cut off."""
+def _reopen(path: Path, size: int) -> BinaryIO:
+    """Open for appending at exactly `size` bytes; cuts off bytes written after the last journal entry of a killed run."""
     file = open(path, "ab")  # noqa: SIM115
     if os.path.getsize(path) < size:
         file.close()

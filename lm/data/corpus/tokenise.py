@@ -1,4 +1,4 @@
-"""Turn readers into token files in one folder, batch by batch, with a journal that a killed run goes on from."""
+"""Tokenise readers into the files of one folder, batch by batch, with a journal to resume from after a kill."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +22,13 @@ from lm.data.tokenizer.tokenizer import Characters, Tokenizer, Vocabulary
 from lm.data.types import Reader
 from lm.errors import UserError
 
-BATCH_CHARACTERS = 4 << 20  # tokenised at once, then journalled: bounds memory and what a kill loses
+BATCH_CHARACTERS = 4 << 20  # tokenised at once, then journalled: bounds memory and the loss of a kill
 BATCH_PARTS = 4096
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # the second only where it is needed
 
 
 class Tokenisation:
-    """One corpus in the making, in `folder`; every method can be repeated after a kill."""
+    """The preparation of one corpus in `folder`; every step can be repeated after a kill."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class Tokenisation:
     ):
         self.vocabulary, self.readers, self.folder = vocabulary, readers, folder
         self.share, self.separate = (validation, None) if isinstance(validation, int | float) else (0.0, validation)
-        self.report, self.said = report, 0.0
+        self.report, self.reported = report, 0.0
         opened = [reader for _, reader in readers] + ([self.separate] if self.separate else [])
         everything = Concatenation(tuple(opened))
         self.marked, self.inputs = everything.marked, everything.inputs()
@@ -74,16 +75,16 @@ class Tokenisation:
         return done
 
     def _streams(self) -> list[tuple[str, Reader, Split, bool]]:
-        """List (name of the training stream, reader, split, whether all of it is held out)."""
-        found = [(f"train-{k}", reader, self.splits[k], False) for k, (_, reader) in enumerate(self.readers)]
+        """List (name of the training stream, reader, split, whether the whole reader is held out)."""
+        streams = [(f"train-{k}", reader, self.splits[k], False) for k, (_, reader) in enumerate(self.readers)]
         if self.separate:
-            found.append(("validation", self.separate, Split(), True))
-        return found
+            streams.append(("validation", self.separate, Split(), True))
+        return streams
 
     def _training_text(self) -> Iterator[str]:
-        """Yield what a vocabulary is made from: the training side; for Characters, everything.
+        """Yield the text to train a vocabulary on: the training side; for Characters, all text.
 
-        A mixture gives each source its share of the bytes that BytePair looks at.
+        Each source of a mixture has its share of the vocabulary's `train_bytes`.
         """
         self.report("making the vocabulary")
         for name, reader, split, held_out in self._streams():
@@ -119,7 +120,7 @@ class Tokenisation:
                     done |= {"stream": k, "pieces": batch[-1].piece + 1}
                     done["sizes"] = {n: writer.flush() for n, writer in self.writers.items()}
                     self._record(done)
-                self._say(reader, batch[-1].piece)
+                self._progress(reader, batch[-1].piece)
         self._finish()
 
     def _account(self, batch: list[Part], targets: list[str]) -> None:
@@ -131,13 +132,13 @@ class Tokenisation:
 
     def _tokenise(self, batch: list[Part], targets: list[str]) -> None:
         """Write parts: the fields of each with separators between, and marks where the corpus has them."""
-        fields = [words.split(part.text, part.borders) for part in batch]
+        fields = [words.split_fields(part.text, part.borders) for part in batch]
         texts = [text for part in fields for text in part]
         if self.marked:
-            found = self.tokenizer.encode_ends(texts)
+            pairs = self.tokenizer.encode_ends(texts)
         else:
-            found = [(ids, None) for ids in self.tokenizer.encode_batch(texts)]
-        rest = iter(found)
+            pairs = [(ids, None) for ids in self.tokenizer.encode_batch(texts)]
+        rest = iter(pairs)
         for part, target, texts in zip(batch, targets, fields):
             encoded = list(itertools.islice(rest, len(texts)))
             marks = self._marks(part, texts, [ends for _, ends in encoded]) if self.marked else None
@@ -156,11 +157,11 @@ class Tokenisation:
 
     @staticmethod
     def _marks(part: Part, texts: list[str], ends: list[np.ndarray]) -> np.ndarray:
-        bits, at, found = part.marks(), 0, []
+        bits, at, marks = part.marks(), 0, []
         for text, stops in zip(texts, ends):
-            found += [[words.ALL], words.of_tokens(words.with_sentences(text, bits[at : at + len(text)]), stops)]
+            marks += [[words.ALL], words.token_marks(words.add_sentences(text, bits[at : at + len(text)]), stops)]
             at += len(text)
-        return np.concatenate(found[1:]).astype(np.uint8)
+        return np.concatenate(marks[1:]).astype(np.uint8)
 
     def _finish(self) -> None:
         if self.separate and not self.bytes["validation"]:
@@ -186,27 +187,27 @@ class Tokenisation:
     def _record(self, done: dict) -> None:
         digests.write_sealed(self.folder / "journal.json", done)
 
-    def _say(self, reader: Reader, piece: int) -> None:
-        if time.monotonic() - self.said > 2:
-            self.said = time.monotonic()
+    def _progress(self, reader: Reader, piece: int) -> None:
+        if time.monotonic() - self.reported > 2:
+            self.reported = time.monotonic()
             self.report(f"{reader.name}: {100 * (piece + 1) / len(reader):.0f} % tokenised")
 
 
-def _update(digest, raw: bytes, part: Part) -> None:
-    """Hash a part of a document; the same text with other borders is another corpus."""
+def _update(digest: Any, raw: bytes, part: Part) -> None:
+    """Hash a part of a document with its borders: the same text in other fields is another corpus."""
     digest.update(raw)
     if part.borders:
         digest.update(repr(part.borders).encode())
 
 
 def content(readers: Sequence[Reader], report: Callable[[str], None]) -> str:
-    """Return the SHA-256 that `Tokenisation` gives the whole text of these readers, by reading it once."""
-    digest, said = hashlib.sha256(), time.monotonic()
+    """Return the SHA-256 of the whole text of these readers, as `Tokenisation` computes it."""
+    digest, reported = hashlib.sha256(), time.monotonic()
     for reader in readers:
         for part in split_parts(reader, Split()):
             _update(digest, part.text.encode(), part)
-            if time.monotonic() - said > 2:
-                said = time.monotonic()
+            if time.monotonic() - reported > 2:
+                reported = time.monotonic()
                 report(f"{reader.name}: {100 * (part.piece + 1) / len(reader):.0f} % compared with what was prepared")
     return digest.hexdigest()
 

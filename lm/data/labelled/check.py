@@ -1,7 +1,4 @@
-"""What objectives take of labelled examples: texts and numbers that can be learned from; numpy only.
-
-Everything raises UserError, one line that begins with the example's FILE:LINE.
-"""
+"""Checked access to the texts, numbers and labels of examples; every UserError starts with the example's FILE:LINE."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def refuse_empty(text: str, where: str, what: str) -> None:
-    """Refuse a text of nothing but white space: a decoder would read its label off a neighbour in the row."""
+    """Refuse a blank text: a decoder would predict its label from a neighbour in the row."""
     check(bool(text.strip()), f"{where}: {what} is empty; mend or remove the example")
 
 
@@ -29,17 +26,16 @@ def refuse_empties(examples: Sequence[Example], *names: str) -> None:
 
 
 def check_tokens(count: int, text: str, where: str, what: str) -> None:
-    """Refuse a text of which the tokenizer leaves nothing (zero-width characters).
+    """Refuse a text without tokens (zero-width characters).
 
-    Empty ones, which `refuse_empty` keeps from training, pass: what a network is asked later may be a text whose words
-    are taken out one by one.
+    Blank texts pass: `refuse_empty` keeps them from training, and an explanation removes the words of a text one by one.
     """
-    left = count > 0 or not text.strip()
-    check(left, f"{where}: the tokenizer leaves nothing of {what}, {text!r}; mend or remove the example")
+    encodable = count > 0 or not text.strip()
+    check(encodable, f"{where}: the tokenizer leaves nothing of {what}, {text!r}; mend or remove the example")
 
 
 def encoded(frame: Frame, example: Example, name: str) -> np.ndarray:
-    """Give the ids of a text of an example, int32 [T]."""
+    """Encode a text of an example, int32 [T]."""
     text = example.get(name)
     ids = frame.encode(text)
     check_tokens(len(ids), text, example.where, repr(name))
@@ -47,16 +43,16 @@ def encoded(frame: Frame, example: Example, name: str) -> np.ndarray:
 
 
 def items_of(example: Example, name: str) -> list[str]:
-    """Give a list of texts or numbers as texts, one value as a list of one."""
+    """Return a list of texts or numbers, or a single one, as a list of texts."""
     value = example.get(name, (str, int, float, list))
     items = value if isinstance(value, list) else [value]
-    for one in items:
-        check(isinstance(one, str | int | float), f"{example.where}: {name!r} has {one!r} in its list, not a text; mend it")
-    return [str(one) for one in items]
+    for item in items:
+        check(isinstance(item, str | int | float), f"{example.where}: {name!r} has {item!r} in its list, not a text; mend it")
+    return [str(item) for item in items]
 
 
 def number_of(example: Example, name: str) -> float:
-    """Give a number that float32 holds: one that is not finite would make the mean over all examples so."""
+    """Return a finite float32: one infinite target would make the mean over all examples infinite."""
     value = example.get(name, (str, int, float))
     try:
         number = float(value)
@@ -67,6 +63,6 @@ def number_of(example: Example, name: str) -> float:
 
 
 def refuse_doubles(labels: Sequence[str]) -> None:
-    """Refuse a label that a config lists twice: the second one's score would never be asked for."""
+    """Refuse a label listed twice in a config: the second one's score would never be trained."""
     twice = next((name for name in labels if labels.count(name) > 1), None)
     check(twice is None, f"labels={tuple(labels)}: {twice!r} is listed twice; leave one out")

@@ -19,8 +19,9 @@ __all__ = ["Cloze", "Columns", "Documented", "Entities", "Labelled", "Questions"
 def examples_from(
     text: str | None, task: Task = "topic", data: str | None = None, field: str = "text", language: str = ""
 ) -> ExampleSource:
-    """Turn the config arguments `text=PATH` and `data=tfds:NAME[:SPLIT]` into a source: a file by its name, a set of
-    TensorFlow Datasets with `field` and `language` of `TfdsExamples`. Neither gives Documented examples of a task.
+    """Return the source of the config arguments `text=PATH` (a format by its ending) and `data=tfds:NAME[:SPLIT]`.
+
+    `field` and `language` are those of `TfdsExamples`. Without both arguments, Documented examples of the task.
     """
     check(not (text and data), f"text={text} and data={data} both name examples: give one of them")
     if data:
@@ -45,7 +46,7 @@ def examples_from(
 def held_out_from(
     held_out: str | None, task: Task = "topic", field: str = "text", language: str = "", share: float = 0.1
 ) -> ExampleSource | float:
-    """Turn the config argument `held_out=PATH|tfds:NAME:SPLIT` into a source; without it a share of the training examples."""
+    """Return the source of the config argument `held_out=PATH|tfds:NAME:SPLIT`, or a share of the training examples."""
     if held_out is None:
         return share
     text, data = (None, held_out) if held_out.startswith("tfds:") else (held_out, None)
@@ -53,7 +54,7 @@ def held_out_from(
 
 
 def _published(data: str, field: str, language: str) -> TfdsExamples:
-    """Read tfds:NAME[:VERSION][:SPLIT]; a split may be train[:80%], and only a version begins with a digit."""
+    """Parse tfds:NAME[:VERSION][:SPLIT]; a split may be train[:80%], and only a version starts with a digit."""
     found = re.fullmatch(r"tfds:([^:\[\]]+(?::\d[\d.*]*)?)(?::([^\d:].*))?", data)
     if found is None:
         raise UserError(f"data={data}: write data=tfds:NAME or tfds:NAME:SPLIT, or text=PATH for files")

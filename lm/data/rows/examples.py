@@ -15,14 +15,14 @@ from lm.errors import UserError, check
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Examples of which each row of `length` tokens holds as many as fit, with `pack`; else one.
+    """Rows of `length` tokens with as many examples as fit, with `pack`; else one.
 
-    `sizes` gives the parts of an example (the windows of a long text) as (tokens, places asked for); parts are packed
-    on their own. A record is {"examples": [(Example, number of the part), ...], "room": the most places asked for in
-    any row of the stream}. `field` is where a config sets `length`, for errors.
+    `sizes` returns the parts of an example (the windows of a long text) as (tokens, targets); parts are packed
+    independently. A record is {"examples": [(Example, number of the part), ...], "room": the most targets in any row of the
+    stream}. `field` is the config field of `length`, for errors.
 
-    Every epoch packs the parts anew, each into the place of one of about the same length (rounded up by at most a
-    sixteenth): so rows are as full and as many as in the first, and any row of any epoch is found at once.
+    Every epoch permutes parts of about the same length (rounded up by at most a sixteenth): rows are as full and as many as
+    in the first epoch, and any row of any epoch is found in constant time.
     """
 
     length: int | tuple[int, ...]
@@ -58,13 +58,13 @@ class ExampleStream:
         asked = np.array([places for *_, (_, places) in found], np.int64)
         for i, size in zip(self.parts[(sizes > limits).any(1), 0][:1], sizes[(sizes > limits).any(1)]):
             raise UserError(
-                f"{self.examples[i].where}: {written(size)} tokens, more than a row of {written(limits)}; raise {spec.field}, "
+                f"{self.examples[i].where}: {_sum(size)} tokens, more than a row of {_sum(limits)}; raise {spec.field}, "
                 "leave it out of the config to have it chosen, or shorten the example"
             )
         rounded = np.minimum(limits, -(-sizes // np.maximum(1, sizes // 16)) * np.maximum(1, sizes // 16))
         if spec.pack:
             order = np.random.default_rng([seed % 2**32, 1]).permutation(len(found))
-            self.rows = [np.array(row, np.int64) for row in fit(rounded, order, limits)]
+            self.rows = [np.array(row, np.int64) for row in fill_rows(rounded, order, limits)]
             self.classes = np.unique(rounded, axis=0, return_inverse=True)[1].reshape(-1)
         else:
             self.classes, self.rows = np.zeros(len(found), np.int64), [np.array([k], np.int64) for k in range(len(found))]
@@ -76,11 +76,11 @@ class ExampleStream:
         self.exchange = functools.lru_cache(maxsize=4)(self._exchange)
 
     def _exchange(self, epoch: int) -> np.ndarray:
-        """Say which part stands in the place of each in this epoch, int64 [parts]."""
+        """Shuffle the parts within their length classes: a permutation of this epoch, int64 [parts]."""
         draws = np.random.default_rng([self.seed % 2**32, 2, epoch]).random(len(self.classes))
-        found = np.empty(len(self.classes), np.int64)
-        found[np.argsort(self.classes, kind="stable")] = np.lexsort((draws, self.classes))
-        return found
+        order = np.empty(len(self.classes), np.int64)
+        order[np.argsort(self.classes, kind="stable")] = np.lexsort((draws, self.classes))
+        return order
 
     def at(self, number: int, epoch: int) -> int:
         return epoch * self.count + number
@@ -93,22 +93,22 @@ class ExampleStream:
         return self._record(self.rows[number])
 
     def _record(self, parts: np.ndarray) -> dict[str, Any]:
-        found = [(self.examples[i], part) for i, part in self.parts[parts].tolist()]
-        return {"examples": found, "room": self.room}
+        examples = [(self.examples[i], part) for i, part in self.parts[parts].tolist()]
+        return {"examples": examples, "room": self.room}
 
 
-def written(sizes: np.ndarray) -> str:
-    """Write the tokens of one side, or of two."""
+def _sum(sizes: np.ndarray) -> str:
+    """Format the tokens of one side, or of two."""
     return " + ".join(map(str, np.asarray(sizes).tolist()))
 
 
-def fit(sizes: np.ndarray, order: np.ndarray, limits: np.ndarray) -> list[list[int]]:
-    """Put parts of these sizes (N, sides) into rows; the numbers in each."""
+def fill_rows(sizes: np.ndarray, order: np.ndarray, limits: np.ndarray) -> list[list[int]]:
+    """Pack parts of these sizes [N, sides] into rows; return the numbers of the parts in each."""
     return best_fit(sizes[:, 0], order, int(limits[0])) if len(limits) == 1 else balanced_fit(sizes, order, limits)
 
 
 def balanced_fit(sizes: np.ndarray, order: np.ndarray, limits: np.ndarray, open_rows: int = 256) -> list[list[int]]:
-    """Fill rows of several sides: the row is taken whose sides are left with the least room, as squares of shares.
+    """Pack parts of several sides, each into the row with the least remaining capacity: the sum of squared shares.
 
     The norm-based rule of Panigrahy et al. 2011 (Heuristics for vector bin packing). Of more than `open_rows` rows the
     fullest is closed.
@@ -133,9 +133,9 @@ def balanced_fit(sizes: np.ndarray, order: np.ndarray, limits: np.ndarray, open_
 
 
 def best_fit(sizes: np.ndarray, order: np.ndarray, length: int) -> list[list[int]]:
-    """Put each size, in that order, into the row where it leaves the least room; the numbers in each row.
+    """Pack by best fit: each size, in that order, into the row with the least sufficient capacity.
 
-    Bit r of a mask says that some row has room r: finding the row takes the same time however many there are.
+    Bit r of a mask is set when a row has capacity r: the search takes constant time in the number of rows.
     """
     rows: list[list[int]] = []
     waiting: list[list[int]] = [[] for _ in range(length + 1)]
@@ -159,7 +159,7 @@ def best_fit(sizes: np.ndarray, order: np.ndarray, length: int) -> list[list[int
 
 
 def row_length(sizes: Sequence[int], length: int, least: int = 1, goal: float = 0.9) -> int:
-    """Choose a row for parts of these sizes: `length`, or twice or four times that where it would be badly filled."""
+    """Choose the length of a row for parts of these sizes: `length`, or two or four times it where rows would be too empty."""
     table, best = np.array(sizes, np.int64), (-1.0, length)
     check(len(table) > 0, "no example to pack")
     for times in (1, 2, 4):
@@ -179,8 +179,8 @@ def pair_lengths(
 ) -> tuple[int, ...]:
     """Choose the length of a row on each side, for parts of these sizes: the sides as long as the parts are on average.
 
-    The longer side is its limit, or two or four times that, where rows would be badly filled; multiples of 8. Each side
-    has room for the longest part, and for `least` tokens.
+    The longer side is its limit, or two or four times it where rows would be too empty; multiples of 8. Each side has at
+    least the tokens of the longest part, and `least`.
     """
     table = np.array(sizes, np.int64).reshape(-1, len(limits))
     check(len(table) > 0, "no example to pack")
@@ -189,7 +189,7 @@ def pair_lengths(
     for times in (1, 2, 4):
         row = np.maximum(longest[shares.argmax()] * times * shares, lowest)
         row = (-(-row // 8) * 8).astype(np.int64)
-        filled = float(table.sum() / (len(fit(table, order, row)) * row.sum()))
+        filled = float(table.sum() / (len(fill_rows(table, order, row)) * row.sum()))
         best = max(best, (filled, tuple(row.tolist())), key=lambda pair: pair[0])
         if filled >= goal:
             break
@@ -198,7 +198,7 @@ def pair_lengths(
 
 @dataclass(frozen=True, kw_only=True)
 class Parted:
-    """Rows of task k as `parts[k]` lays them; a record is that of the task, and "part": k.
+    """Rows of task k by `parts[k]`; a record is the task's, with "part": k.
 
     `order="tasks"`: all rows of a step are of one task. `shares` are those of the steps.
     """

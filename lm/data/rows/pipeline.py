@@ -1,8 +1,8 @@
 """Batches as pure functions of (seed, step), over Grain's indexed shuffle.
 
-An objective names the records that it wants (`lm.data.rows.records`); `corrupt(rng, record)` makes an example, a dict of
-arrays, of each. The generator depends only on the seed and the row's number; with `Windows(copies=k)` on the seed, the
-record's number and the epoch modulo k.
+An objective names its records (`lm.data.rows.records`); `corrupt(rng, record)` makes an example of each, a dict of arrays.
+The generator depends only on the seed and the row's number; with `Windows(copies=k)` on the seed, the record's number and
+the epoch modulo k.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ Example = dict[str, np.ndarray]
 Corrupt = Callable[[np.random.Generator, Record], Example]
 Train = tuple[tuple[float, Tokens], ...]
 Stream = WindowStream | DocumentStream | ExampleStream | TaskStream
-Place = tuple[int, int, tuple[int, ...]]  # stream, place in it, what the row's generator depends on
+Place = tuple[int, int, tuple[int, ...]]  # stream, index in it, key of the row's generator
 BLOCK = 1000  # steps of several tasks whose order is drawn together
 
 
 class Indexed(Protocol):
-    """Anything that gives batch `step` by index."""
+    """Batches by index."""
 
     def __getitem__(self, step: int) -> Example: ...
 
 
 def shuffled(streams: list[Stream], shares: list[float], seed: int, copies: int) -> Callable[[int], Place]:
-    """Return where training row i lies: each stream's records in an order of each epoch's own; any index costs the same.
+    """Return the map from training row i to its place: each stream's records shuffled anew each epoch, in constant time.
 
     A mixture draws rows from its streams by weight.
     """
     import grain
 
     parts = [ordered(k, stream, seed, copies) for k, stream in enumerate(streams)]
-    found = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, shares)
-    return found.__getitem__
+    mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, shares)
+    return mixed.__getitem__
 
 
 def ordered(k: int, stream: Stream, seed: int, copies: int):
-    """Return stream k's places, endless: its records in an order of each epoch's own."""
+    """Return stream k's places, endless: its records shuffled anew each epoch."""
     import grain
 
     def place(index: int, number: int) -> Place:
@@ -65,7 +65,7 @@ def ordered(k: int, stream: Stream, seed: int, copies: int):
 
 
 def by_task(streams: list[Stream], shares: list[float], seed: int, batch: int) -> Callable[[int], Place]:
-    """Return where training row i lies when all rows of a step are of one stream, which goes on where it stopped.
+    """Return the map from training row i to its place when all rows of a step are of one stream, which continues itself.
 
     Every stream has its share of the steps 1 to BLOCK, and so on, in an order that is drawn for each BLOCK.
     """
@@ -77,10 +77,10 @@ def by_task(streams: list[Stream], shares: list[float], seed: int, batch: int) -
 
     @functools.lru_cache(maxsize=4)
     def block(number: int) -> np.ndarray:
-        found = np.array([even[i] for i in range(number * BLOCK, (number + 1) * BLOCK)])
-        drawn = np.random.default_rng([derive(seed, -2), number]).permutation(found)
+        turns = np.array([even[i] for i in range(number * BLOCK, (number + 1) * BLOCK)])
+        drawn = np.random.default_rng([derive(seed, -2), number]).permutation(turns)
         for k in range(len(streams)):  # a stream's own batches stay in order, so that its epochs do
-            drawn[drawn[:, 0] == k] = found[found[:, 0] == k]
+            drawn[drawn[:, 0] == k] = turns[turns[:, 0] == k]
         return drawn
 
     def place(index: int) -> Place:
@@ -92,14 +92,14 @@ def by_task(streams: list[Stream], shares: list[float], seed: int, batch: int) -
 
 
 def reading(streams: list[Stream], batch: int) -> Callable[[int], Place]:
-    """Return where training row i lies when row r of each batch goes on where row r of the batch before stopped."""
+    """Return the map from training row i to its place when row r of each batch continues row r of the batch before."""
     if len(streams) > 1:
         raise UserError("a mixture has no reading order: an objective with a memory needs a single source")
     return lambda index: (0, streams[0].lane(*divmod(index, batch), batch), ())
 
 
 class Draws(threading.local):
-    """Hand out generators that depend on (seed, kind, number, copy) alone.
+    """Generators that depend on (seed, kind, number, copy) alone.
 
     Each thread has one, set anew for each row: a microsecond, where a new one takes five.
     """
@@ -190,7 +190,7 @@ class Evaluation:
         shard: tuple[int, int] | None = None,
     ):
         _check(batch, shard)
-        if len(tokens) < (1 if isinstance(records, Examples) else 2):  # a token has to be told from those before it
+        if len(tokens) < (1 if isinstance(records, Examples) else 2):  # a token is predicted from those before it
             raise UserError("nothing to evaluate: the held-out text is empty; set validation to a share or a source")
         self.stream = records.open(tokens, packing, seed)
         self.batch, self.shard, self.corrupt, self.draws = batch, shard or (0, batch), corrupt, Draws(derive(seed, -1))

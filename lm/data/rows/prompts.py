@@ -1,4 +1,4 @@
-"""From a user's text to what a network reads before it writes: numpy only."""
+"""From a user's text to a network's input before generation."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from lm.errors import check
 
 
 class Prompt(NamedTuple):
-    """What a network (of an encoder-decoder: its decoder) reads before the first new token, and the encoder's source."""
+    """The tokens before the first new one (of an encoder-decoder: the decoder's), and the encoder's source."""
 
     tokens: np.ndarray  # int32 [T], T > 0
     source: np.ndarray | None = None  # int32 [S]
 
 
 def encode(tokenizer: Tokenizer, text: str, template: bool) -> np.ndarray:
-    """Encode a prompt; `template` as the published tokenizer's own files say, special tokens in the text included."""
+    """Encode a prompt; `template`: by the published tokenizer's template, with special tokens written in the text."""
     ids = tokenizer.encode(text, special=template, template=template)
     check(not text or len(ids) > 0, f"prompt {text!r} has no tokens in this run's tokenizer; give one with text in it")
     return ids
 
 
 def continued(tokenizer: Tokenizer, text: str, template: bool = False) -> Prompt:
-    """Make the prompt of a text to go on with, as training saw the beginning of a document: after the separator.
+    """Make the prompt of a text to continue, as a document starts in training: after the separator.
 
-    Without a separator (characters) a text just begins; the empty one then begins after a line's end, or after token 0
-    where the alphabet has none. `template`: see `encode`; the empty prompt is the separator then.
+    Without a separator (characters) the prompt is the text; the empty one is then a line end, or token 0 where the alphabet
+    has none. `template`: see `encode`; the empty prompt is the separator then.
     """
     ids = encode(tokenizer, text, template)
     if tokenizer.separator is not None and not (template and len(ids)):
@@ -51,7 +51,7 @@ def answered(
 ) -> Prompt:
     """Make the prompt of a source to answer: the encoder reads begin + text + end, the decoder first `start`.
 
-    Special tokens written in the text (sentinels, masks) are meant as such: a source is where they belong.
+    Special tokens written in the text (sentinels, masks) are encoded as such: a source may contain them.
     """
     check(bool(text), "an empty prompt: this model writes an answer to a source, give it a text")
     ids = encode(tokenizer, text, True) if template else tokenizer.encode(text, special=True)

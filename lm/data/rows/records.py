@@ -1,8 +1,8 @@
-"""What an objective is given to make one row of: a window of the stream, or whole documents with their fields.
+"""Records, the input of an objective's `corrupt`: a window of the stream, or whole documents with their fields.
 
-`Windows` and `Documents` say what; `open` lays them over one `Tokens` stream. An opened stream has `count` records an
-epoch and `once` of them for an evaluation; `at(number, epoch)` is where a training record lies, `record(rng, at)` is
-the record, `held_out(rng, number)` the evaluation's.
+`Windows` and `Documents` describe them; `open` binds a description to one `Tokens` stream. An opened stream has `count`
+records an epoch and `once` in an evaluation; `at(number, epoch)` is the place of a training record, `record(rng, at)` the
+record, `held_out(rng, number)` the evaluation's.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Windows:
     |---|---|---|
     | tokens | int32 [length] | ids; the separator opens each document |
     | segments | int32 [length] | documents of the row 1, 2, ...; 0 is padding |
-    | positions | int32 [length] | place within the document |
-    | weights | float32 [length] | 1 where the token is a new target, 0 for padding and what the record before had |
+    | positions | int32 [length] | position within the document |
+    | weights | float32 [length] | 1 where the token is a new target, 0 for padding and the targets of the record before |
     | marks | uint8 [length] | bits of `lm.data.text.words`; all 0 when the corpus has none |
     | marked | bool | whether the corpus has marks |
     | others | list of `others` records | windows from uniformly random places of the same stream |
@@ -185,7 +185,7 @@ class WindowStream:
         if there != beyond or not mine:
             return place
         if first != last:
-            return at  # of its several documents one is another than any
+            return at  # with several documents, one of them differs from any
         low, high = int(starts[first - 1]), int(starts[first]) if first < len(starts) else self.size
         if high - low >= self.size:
             return place  # there is no other document
@@ -228,7 +228,7 @@ class DocumentStream:
         self.count = self.once = len(self.packs) - 1
 
     def _sizes(self) -> np.ndarray:
-        """Return what each document takes of each limit, ends included: int64 [documents, limits]."""
+        """Return the tokens of each document towards each limit, ends included: int64 [documents, limits]."""
         sizes = self.high - self.low
         if self.spec.fields:
             sizes = sizes.reshape(-1, self.spec.fields) + np.array(self.spec.ends)

@@ -1,4 +1,4 @@
-"""Texts as the published models read one or two of them: special tokens, token types, characters of each token; numpy only.
+"""Input layouts of published models for one or two texts: special tokens, token types, characters of each token.
 
 | style | one text | two |
 |---|---|---|
@@ -33,7 +33,7 @@ SPECIAL = {
 
 
 class Laid(NamedTuple):
-    """One sequence of a row: ids and types int32 [n], and where each text in it begins."""
+    """One sequence of a row: ids and types int32 [n], and the start of each text."""
 
     tokens: np.ndarray
     types: np.ndarray
@@ -60,11 +60,11 @@ class Frame:
         return [self.tokenizer.special_id(name)]
 
     def around(self, texts: int) -> list[list[int]]:
-        """Give the special tokens before the first text, between two, and after the last."""
+        """Return the special tokens before the first text, between two, and after the last."""
         return _around(self, texts)
 
     def lead(self) -> list[int]:
-        """What the tokenizer's own template puts before a text."""
+        """Return the special tokens before a text in the tokenizer's own template."""
         return list(self.tokenizer.around[0])
 
     def parting(self) -> list[int]:
@@ -80,7 +80,7 @@ class Frame:
         return len(before) + len(between) * (texts == 2) + len(after)
 
     def join(self, texts: Sequence[np.ndarray], limit: int, keep: Keep = "start") -> Laid:
-        """Lay one or two texts out in at most `limit` tokens, the longer one cut first; `keep` says what stays of it."""
+        """Lay one or two texts out in at most `limit` tokens, the longer one cut first; `keep`: the part that stays."""
         before, between, after = self.around(len(texts))
         sizes = longest_first([len(text) for text in texts], limit - self.overhead(len(texts)))
         parts, types, begins = [before], [0], []
@@ -99,7 +99,7 @@ class Frame:
 
     @property
     def pooled(self) -> Literal["first", "last"]:
-        """Where the token stands whose state tells of the whole sequence, in encoders."""
+        """The position of the token whose state represents the whole sequence, in encoders."""
         return "last" if self.style in ("xlnet", "decoder") else "first"
 
     @property
@@ -112,9 +112,9 @@ class Frame:
         return self.tokenizer.encode(text)
 
     def spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids, int32 [T], and the characters [start, end) that each stands for, int32 [T, 2].
+        """Return ids, int32 [T], and the characters [start, end) of each, int32 [T, 2].
 
-        Spaces at a token's ends are left out of it. Tokens that are parts of one character stand for all of it.
+        Spaces at a token's ends are left out. Tokens that are parts of one character have the whole character.
         """
         return _spans(self.tokenizer, text)
 
@@ -173,7 +173,7 @@ def _spans(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cut(text: np.ndarray, size: int, keep: Keep) -> np.ndarray:
-    """Leave `size` tokens of a text: the first, the last, or as many of both (one more of the last)."""
+    """Cut a text to `size` tokens: the first, the last, or half of each (one more of the last)."""
     first = {"start": size, "end": 0, "both": size // 2}[keep]
     if len(text) <= size:
         return text

@@ -1,7 +1,7 @@
-"""Which tokens begin a word, a sentence, a phrase, an entity, for text that does not show it: Chinese, tagged corpora.
+"""Marks of the tokens that start words, sentences, phrases and entities, for text without spaces and tagged corpora.
 
-A corpus prepared with `Data(words=...)` or from `Tagged` holds a byte of begin bits for each token (`record["marks"]`).
-Each bit is one way to cut the text into units; a token is inside a unit of that way when it lacks the bit.
+A corpus prepared with `Data(words=...)` or from `Tagged` has a byte of start bits for each token (`record["marks"]`).
+Each bit is one way to cut the text into units; a token without the bit continues a unit.
 
 | bit | units |
 |---|---|
@@ -10,8 +10,8 @@ Each bit is one way to cut the text into units; a token is inside a unit of that
 | PHRASE | bracketed groups of a tagged corpus, words outside of them |
 | ENTITY | names of people, places, organisations and other proper nouns; every character outside of them alone |
 
-So the three stages of ERNIE (Sun et al. 2019) are read off: basic (every token a unit, no bit needed), PHRASE, ENTITY.
-A token begins a unit when a unit begins with one of its characters; of a character cut into several tokens the first.
+These are the three stages of ERNIE (Sun et al. 2019): basic (every token a unit, no bit needed), PHRASE, ENTITY. A token
+starts a unit when a unit starts with one of its characters; of a character cut into several tokens the first token does.
 Separators have all bits. A corpus without phrases and entities has PHRASE = WORD and ENTITY at every token.
 """
 
@@ -44,12 +44,12 @@ class Jieba:
 
     @staticmethod
     def _marks(text: str) -> np.ndarray:
-        return begins(len(text), [len(word) for word in _jieba().lcut(text)])
+        return word_marks(len(text), [len(word) for word in _jieba().lcut(text)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Text whose words are separated by a character, which is taken out before anything else is done."""
+    """Text whose words are separated by a character, which is removed first."""
 
     separator: str = " "
 
@@ -61,7 +61,7 @@ class Given:
         return f"given {self.separator!r}"
 
     def segment(self, piece: Piece) -> Piece:
-        fields = [field.split(self.separator) for field in split(piece.text, piece.borders)]
+        fields = [field.split(self.separator) for field in split_fields(piece.text, piece.borders)]
         whole = ["".join(words) for words in fields]
         borders = tuple(np.cumsum([len(text) for text in whole])[:-1].tolist())
         text = "".join(whole)
@@ -69,7 +69,7 @@ class Given:
 
     @staticmethod
     def _marks(text: str, fields: list[list[str]]) -> np.ndarray:
-        marks = begins(len(text), [len(word) for words in fields for word in words])
+        marks = word_marks(len(text), [len(word) for words in fields for word in words])
         lines = np.flatnonzero(np.frombuffer(text.encode("utf-32-le"), np.uint32) == 10)
         marks[np.concatenate([lines, lines[lines < len(text) - 1] + 1])] |= WORD | PHRASE
         return marks
@@ -113,21 +113,20 @@ def _jieba():
     return jieba
 
 
-def split(text: str, borders: tuple[int, ...]) -> list[str]:
-    """Cut a text at its borders."""
+def split_fields(text: str, borders: tuple[int, ...]) -> list[str]:
     return [text[a:b] for a, b in zip((0, *borders), (*borders, len(text)))]
 
 
-def begins(length: int, sizes: list[int]) -> np.ndarray:
-    """Return the bits of each character, uint8 [length], for words of these sizes, which fill the text."""
+def word_marks(length: int, sizes: list[int]) -> np.ndarray:
+    """Return the bits of each character, uint8 [length], for words of these sizes that fill the text."""
     marks = np.full(length, ENTITY, np.uint8)
     at = np.cumsum([0, *sizes])[:-1]
     marks[at[at < length]] |= WORD | PHRASE
     return marks
 
 
-def with_sentences(text: str, marks: np.ndarray) -> np.ndarray:
-    """Add the bits of sentences and of the text's first character, where everything begins."""
+def add_sentences(text: str, marks: np.ndarray) -> np.ndarray:
+    """Add the bits of sentences, and all bits to the text's first character."""
     marks = marks.copy()
     starts = [match.end() for match in SENTENCE_END.finditer(text)]
     marks[[at for at in starts if at < len(text)]] |= SENTENCE
@@ -135,15 +134,15 @@ def with_sentences(text: str, marks: np.ndarray) -> np.ndarray:
     return marks
 
 
-def of_tokens(marks: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Turn the bits of characters [n] into those of tokens, uint8 [T]; `ends`: the character after each token's last.
+def token_marks(marks: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Convert the bits of characters [n] to bits of tokens, uint8 [T]; `ends`: the character after each token's last.
 
-    A token has the characters from the end of the token before it: those that the tokenizer dropped, and of a character
-    in several tokens the first has it.
+    A token covers the characters from the end of the token before it, so also those that the tokenizer dropped; a
+    character in several tokens belongs to the first.
     """
     ends = np.maximum.accumulate(ends) if len(ends) else ends
     bits = np.arange(4, dtype=np.uint8)
     counts = np.zeros((len(marks) + 1, 4), np.int32)
     np.cumsum(marks[:, None] >> bits & 1, axis=0, out=counts[1:])
-    found = np.diff(counts[ends], axis=0, prepend=np.zeros((1, 4), np.int32)) > 0
-    return (found << bits).sum(axis=1).astype(np.uint8)
+    present = np.diff(counts[ends], axis=0, prepend=np.zeros((1, 4), np.int32)) > 0
+    return (present << bits).sum(axis=1).astype(np.uint8)

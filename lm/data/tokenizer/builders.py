@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def byte_level(vocab: dict[str, int] | None, merges: Iterable[tuple[str, str]] =
 
 
 def class_of(folder: Path) -> str:
-    """Name the reference library's tokenizer of a folder, without "Tokenizer"; empty where nothing says."""
+    """Name the reference library's tokenizer of a folder, without "Tokenizer"; "" if no file names it."""
     file = folder / "config.json"
     model = str(load_json(file, dict).get("model_type")) if file.exists() else ""
     kinds = {"transfo-xl": "TransfoXL", "qwen2": "Qwen2", "qwen3": "Qwen2", "openai-gpt": "OpenAIGPT"}
@@ -155,7 +156,7 @@ def trained_word_piece(texts: Callable[[], Iterable[str]], vocab: int, lowercase
     return word_piece(json.loads(core.to_str())["model"]["vocab"], lowercase)
 
 
-def _alphabet(texts: Iterable[str], normalizer, limit: int) -> list[str]:
+def _alphabet(texts: Iterable[str], normalizer: Any, limit: int) -> list[str]:
     """Return the most frequent characters of normalised text, in code order, that with their ## forms are `limit`."""
     counts = np.zeros(0x110000, np.int64)
     for text in _joined(texts, 1 << 20):
@@ -179,18 +180,18 @@ def _joined(texts: Iterable[str], size: int) -> Iterator[str]:
 
 
 def is_ideograph(code: int) -> bool:
-    """Tell whether BERT's tokenizer sets a character apart as Chinese."""
+    """Whether BERT's tokenizer treats a character as Chinese, a token by itself."""
     return any(low <= code <= high for low, high in IDEOGRAPHS)
 
 
 def stands_alone(character: str) -> bool:
-    """Tell whether BERT's tokenizer sets a character apart: Chinese, category P and all symbols of ASCII."""
+    """Whether BERT's tokenizer makes a character a token by itself: Chinese, category P and all symbols of ASCII."""
     symbol = character.isascii() and not character.isalnum()
     return symbol or is_ideograph(ord(character)) or unicodedata.category(character)[0] == "P"
 
 
-def read(path: Path):
-    """Return the `tokenizers` object that a file or folder holds."""
+def load_core(path: Path) -> Any:
+    """Load the `tokenizers` object of a file or folder."""
     from tokenizers import BertWordPieceTokenizer
     from tokenizers import Tokenizer as Core
 
@@ -202,7 +203,7 @@ def read(path: Path):
             bounded(load_json(file, dict), str(file))
             return Core.from_file(str(file))
         if models := [file] if file.suffix == ".model" else sorted(folder.glob("*.model")):
-            return sentencepiece.read(models[0])
+            return sentencepiece.load_model(models[0])
         if (folder / "merges.txt").exists() and (folder / "vocab.json").exists():
             vocab = load_json(folder / "vocab.json", dict)
             lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
@@ -219,11 +220,14 @@ def read(path: Path):
                 "their ids, beside the weights as vocab.txt"
             )
         if (folder / "vocab.txt").exists():
-            said = settings(folder)
-            how = {"lowercase": said.get("do_lower_case", True), "strip_accents": said.get("strip_accents")}
-            how["handle_chinese_chars"] = said.get("tokenize_chinese_chars", True)
-            core = BertWordPieceTokenizer(str(folder / "vocab.txt"), **how)._tokenizer
-            set_apart(core, folder, said)
+            saved = settings(folder)
+            core = BertWordPieceTokenizer(
+                str(folder / "vocab.txt"),
+                lowercase=saved.get("do_lower_case", True),
+                strip_accents=saved.get("strip_accents"),
+                handle_chinese_chars=saved.get("tokenize_chinese_chars", True),
+            )._tokenizer
+            set_apart(core, folder, saved)
             return core
     except UserError:
         raise
@@ -233,7 +237,7 @@ def read(path: Path):
 
 
 def bounded(saved: dict, where: str) -> None:
-    """Raise UserError for a tokenizer.json that would take all memory: the library ends the process there, with no exception.
+    """Refuse a tokenizer.json that would take all memory: the library ends the process there, without an exception.
 
     Its tables are as long as the largest id, and rules that write more than they replace multiply.
     """
@@ -260,9 +264,9 @@ def settings(folder: Path) -> dict:
 
 
 def separators(folder: Path) -> Sequence[str]:
-    """Return the names of the token that separates documents, in the order tried; none when the folder says so."""
-    found = settings(folder)
-    if "separator" in found:
+    """Return the names of the token that separates documents, in the order tried; none where the folder disables it."""
+    saved = settings(folder)
+    if "separator" in saved:
         name = named(folder, "separator")
         return [name] if name else []
     name = named(folder, "eos_token")

@@ -6,6 +6,7 @@ Kudo & Richardson 2018. The parity test compares ids with the sentencepiece libr
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lm.errors import UserError
 
@@ -14,11 +15,11 @@ UNIGRAM, BPE = 1, 2
 SPACE = "\u2581"
 
 
-def read(path: Path):
-    """Return the tokenizer that a `.model` file describes; unigram and BPE are supported.
+def load_model(path: Path) -> Any:
+    """Load the tokenizer of a `.model` file, unigram or BPE.
 
-    A special piece that is written in a text is text for BPE; a unigram model finds it among its pieces, here as in
-    transformers with split_special_tokens=True. The file's own library cuts it up in both.
+    A special piece written in a text is text for BPE; a unigram model finds it among its pieces, as transformers does
+    with split_special_tokens=True. The sentencepiece library splits it in both.
     """
     try:
         from sentencepiece import sentencepiece_model_pb2
@@ -32,7 +33,7 @@ def read(path: Path):
     return _build(model, path)
 
 
-def _build(model, path: Path):
+def _build(model: Any, path: Path) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     pieces, spec = model.pieces, model.trainer_spec
@@ -59,19 +60,19 @@ def _build(model, path: Path):
     return core
 
 
-def _normalizer(spec):
+def _normalizer(spec: Any) -> Any:
     from tokenizers import Regex, normalizers
 
     steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    else:  # Metaspace would not put a prefix before a space that the text begins with
+    else:  # Metaspace would not put a prefix before a text's leading space
         steps += [normalizers.Prepend(SPACE)] if spec.add_dummy_prefix else []
         steps += [normalizers.Replace(" ", SPACE)]
     return normalizers.Sequence(steps) if steps else None
 
 
-def _merges(pieces) -> list[tuple[str, str]]:
+def _merges(pieces: Any) -> list[tuple[str, str]]:
     """Recover the merges of a BPE model: every cut of a piece into two pieces, in the order the pieces were learnt."""
     rank = {piece.piece: i for i, piece in enumerate(pieces)}
     found = []

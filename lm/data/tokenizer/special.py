@@ -1,4 +1,4 @@
-"""Special tokens: the names that published vocabularies give to the same thing, and how missing ones are added."""
+"""Special tokens: their names in published vocabularies, and the addition of missing ones."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ALIASES = (
 )
 
 
-def find(core, name: str) -> str | None:
-    """Return how a vocabulary writes the special token `name`: under its own name, else an alias; None when absent."""
+def find(core: Any, name: str) -> str | None:
+    """Return the name of a special token in a vocabulary: its own, else an alias; None when absent."""
     same = next((names for names in ALIASES if name in names), ())
     return next((n for n in (name, *same) if core.token_to_id(n) is not None), None)
 
 
-def added(core, names: Iterable[str]):
+def added(core: Any, names: Iterable[str]) -> Any:
     """Return a copy of `core` with the missing ones of `names` behind its last id, or None when none is missing."""
     from tokenizers import AddedToken, Tokenizer
 
@@ -41,40 +41,40 @@ def added(core, names: Iterable[str]):
     return copy
 
 
-def set_apart(core, folder: Path, settings: Mapping[str, Any]) -> None:
-    """Set apart the tokens that a published folder without tokenizer.json does: those its files name, else known names.
+def set_apart(core: Any, folder: Path, settings: Mapping[str, Any]) -> None:
+    """Register the special tokens of a published folder without tokenizer.json: those its files name, and known names.
 
-    `settings` is its tokenizer_config.json. Raises UserError where a token cannot have the id that the folder gives it.
+    `settings` is its tokenizer_config.json. Raises UserError where a token cannot have the folder's id for it.
     """
     from tokenizers import AddedToken
 
     vocab = core.get_vocab()
 
-    def added(name: str, said: Any = None) -> AddedToken:
-        said = said if isinstance(said, dict) else {}
-        strip = {side: bool(said.get(side)) for side in ("lstrip", "rstrip")}
-        return AddedToken(name, special=said.get("special", True), normalized=said.get("normalized", False), **strip)
+    def token_of(name: str, entry: Any = None) -> AddedToken:
+        entry = entry if isinstance(entry, dict) else {}
+        strip = {side: bool(entry.get(side)) for side in ("lstrip", "rstrip")}
+        return AddedToken(name, special=entry.get("special", True), normalized=entry.get("normalized", False), **strip)
 
-    def said_by(file: str) -> dict[str, Any]:
+    def entries_of(file: str) -> dict[str, Any]:
         path = folder / file
         return load_json(path, dict) if path.exists() else {}
 
     known = [name for names in (*ALIASES, SEPARATORS) for name in names if name in vocab]
-    found = {name: (vocab[name], added(name)) for name in known}
-    found |= {name: (i, added(name)) for name, i in said_by("added_tokens.json").items()}
-    for one in said_by("special_tokens_map.json").values():
-        name = one.get("content") if isinstance(one, dict) else one
+    tokens = {name: (vocab[name], token_of(name)) for name in known}
+    tokens |= {name: (i, token_of(name)) for name, i in entries_of("added_tokens.json").items()}
+    for entry in entries_of("special_tokens_map.json").values():
+        name = entry.get("content") if isinstance(entry, dict) else entry
         if isinstance(name, str) and name in vocab:
-            found[name] = vocab[name], added(name, one)
-    for i, one in settings.get("added_tokens_decoder", {}).items():
-        found[one["content"]] = int(i), added(one["content"], one)
-    core.add_tokens([token for _, token in sorted(found.values(), key=lambda pair: pair[0])])
-    wrong = [name for name, (i, _) in found.items() if core.token_to_id(name) != i]
+            tokens[name] = vocab[name], token_of(name, entry)
+    for i, entry in settings.get("added_tokens_decoder", {}).items():
+        tokens[entry["content"]] = int(i), token_of(entry["content"], entry)
+    core.add_tokens([token for _, token in sorted(tokens.values(), key=lambda pair: pair[0])])
+    wrong = [name for name, (i, _) in tokens.items() if core.token_to_id(name) != i]
     check(not wrong, f"{folder}: its files give {', '.join(wrong[:8])} ids that leave gaps behind the vocabulary")
 
 
-def special_ids(core) -> list[int]:
-    """List the ids that are no text: what is marked special, and every known name (vocab.json marks none)."""
+def special_ids(core: Any) -> list[int]:
+    """List the ids of special tokens: the marked ones, and every known name (vocab.json marks none)."""
     marked = {i for i, token in core.get_added_tokens_decoder().items() if token.special}
     known = {core.token_to_id(name) for names in (*ALIASES, SEPARATORS) for name in names}
     return sorted(marked | (known - {None}))

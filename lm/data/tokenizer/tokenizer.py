@@ -1,6 +1,6 @@
 """Text to token ids and back: bytes, characters, byte-level BPE, published vocabularies; all saved as tokenizer.json.
 
-The dataclasses at the top are config; `Tokenizer` is what runs.
+The dataclasses at the top are config values; `build` makes a `Tokenizer` of each.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Characters:
 class BytePair:
     """Byte-level BPE with GPT-2's pre-tokenisation (Radford et al. 2019), trained on the training split.
 
-    At most `train_bytes` of text are looked at. A small corpus may give fewer than `vocab` tokens.
+    At most `train_bytes` of text are read. A small corpus may yield fewer than `vocab` tokens.
     """
 
     vocab: int = 4096
@@ -78,7 +78,7 @@ class WordPiece:
     """BERT's tokenizer (Devlin et al. 2019), trained on the training split: whole words, and pieces ## of rarer ones.
 
     [PAD] [UNK] [CLS] [SEP] [MASK] are ids 0 to 4, and [SEP] separates documents. Ideographs and punctuation stand
-    alone; `lowercase` also takes accents off. What the text's spaces were is not kept.
+    alone; `lowercase` also removes accents. Decoding does not restore the text's spaces.
     """
 
     vocab: int = 8192
@@ -183,7 +183,7 @@ class Tokenizer:
         return self.core.decode(ids.tolist(), skip_special_tokens=not special)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """Return what each token stands for, to show; a byte that is no character alone is written like `\\xe4`."""
+        """Return the text of each token, for display; an incomplete character is written like `\\xe4`."""
         names = [self.core.id_to_token(int(i)) for i in np.asarray(ids).ravel()]
         return [self._piece(name) if name is not None else "" for name in names]
 
@@ -214,7 +214,7 @@ class Tokenizer:
 
     @functools.cached_property
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids that the tokenizer's own template puts before a text and behind it."""
+        """The ids before and after a text in the tokenizer's own template."""
         found = self.core.encode("a", add_special_tokens=True)
         text = [i for i, added in enumerate(found.special_tokens_mask) if not added] or [len(found.ids)]
         return tuple(found.ids[: text[0]]), tuple(found.ids[text[-1] + 1 :])
@@ -225,7 +225,7 @@ class Tokenizer:
         return self if core is None else Tokenizer(core, self._separators(), self._name(self.first))
 
     def piece_table(self) -> Pieces:
-        """Return what each id stands for: special, end of a sentence, beginning of a word; made once."""
+        """Return the tables of the vocabulary, made once."""
         return self._pieces
 
     def save(self, path: str | os.PathLike) -> None:
@@ -251,7 +251,7 @@ class Tokenizer:
         """Read a tokenizer.json or a model folder."""
         path = Path(path).expanduser()
         folder = path if path.is_dir() else path.parent
-        return Tokenizer(builders.read(path), builders.separators(folder), builders.named(folder, "bos_token"))
+        return Tokenizer(builders.load_core(path), builders.separators(folder), builders.named(folder, "bos_token"))
 
     def sha256(self) -> str:
         return hashlib.sha256(self.core.to_str().encode()).hexdigest()

@@ -1,9 +1,10 @@
-"""What each id of a vocabulary stands for, as tables: special tokens, ends of sentences, beginnings of words."""
+"""Tables of a vocabulary by id: special tokens, ends of sentences, starts of words."""
 
 from __future__ import annotations
 
 import json
 import unicodedata
+from typing import Any
 
 import numpy as np
 
@@ -17,15 +18,15 @@ CLOSING = "\"'”’」』）》)]}"
 
 class Pieces:
     """`special` bool [V]; `ends_sentence` bool [V]: the piece's text ends with one of . ! ? 。！？… or a line end,
-    closing quotes and brackets after it not counted; `word_starts` tells where words begin.
+    closing quotes and brackets after it not counted; `word_starts` marks the starts of words.
 
-    A token begins a word when it begins with a space and more, when it begins with punctuation, a symbol, an ideograph
-    or kana, when it is special or comes after a special token, or when letters (digits count as letters) come
-    after something else. Spaces alone are a word of their own. In WordPiece vocabularies everything without ## does.
+    A token starts a word when it starts with a space and more, with punctuation, a symbol, an ideograph or kana, when it
+    is special or follows a special token, or when letters (digits count as letters) follow anything else. Spaces alone are
+    a word. In WordPiece vocabularies every token without ## starts a word.
     Bytes that are no whole character are judged by the first byte's script (ideographs, Latin, ...).
     """
 
-    def __init__(self, core, vocab: int, byte_level: dict[str, int] | None):
+    def __init__(self, core: Any, vocab: int, byte_level: dict[str, int] | None):
         self.special = np.zeros(vocab, bool)
         self.special[special_ids(core)] = True
         self.ends_sentence = np.zeros(vocab, bool)
@@ -48,7 +49,7 @@ class Pieces:
         self._partial = bool((self._last == INNER).any())
 
     def word_starts(self, tokens: np.ndarray) -> np.ndarray:
-        """Tell for each token of a row, int [T], whether a word begins with it: bool [T]; the row's first token does."""
+        """Mark the tokens of a row, int [T], that start a word: bool [T]; the row's first token does."""
         last = self._last[tokens]
         if self._partial and (inner := last == INNER).any():
             # The last byte of a character has the kind of its first.
@@ -61,7 +62,7 @@ class Pieces:
         return starts
 
 
-def _model(core) -> dict:
+def _model(core: Any) -> dict:
     return json.loads(core.to_str())["model"]
 
 
@@ -88,7 +89,7 @@ def _ends(text: str) -> bool:
 
 
 def _kinds(text: str | bytes) -> tuple[bool, int, int]:
-    """Return (whether a word begins with it after anything, kind of its first character, kind of its last)."""
+    """Return (whether it starts a word after any token, kind of its first character, kind of its last)."""
     if isinstance(text, str):
         kinds = [_kind(character) for character in text]
         begins = kinds[:1] == [OWN] or (kinds[:1] == [SPACE] and any(kind != SPACE for kind in kinds))
@@ -109,7 +110,7 @@ def _kind(character: str) -> int:
 
 
 def _byte_kind(byte: int) -> int:
-    """Judge a byte of UTF-8 that stands alone: ideographs, kana, symbols and pictures begin with E2 ... E9, EF, F0."""
+    """Classify an incomplete character by a byte of UTF-8: ideographs, kana, symbols and pictures have E2 ... E9, EF, F0."""
     if byte & 0xC0 == 0x80:
         return INNER
     if byte < 0x80:
