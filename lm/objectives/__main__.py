@@ -1,4 +1,4 @@
-"""List the objectives: papers and their systems, configs, what a batch holds.
+"""List the objectives: papers and their systems, configs, keys of a batch.
 
     python -m lm.objectives
 """
@@ -19,32 +19,33 @@ from lm.objectives.base import Objective
 
 
 def objectives() -> list[type[Objective]]:
-    """Find the objectives in the files of this package, by name of the file; what they inherit from is no dataclass."""
-    found = []
+    """Return the objectives defined in this package, sorted by file; their bases are no dataclasses."""
+    classes = []
     for module in sorted(m.name for m in pkgutil.iter_modules(lm.objectives.__path__) if m.name != "__main__"):
         loaded = importlib.import_module(f"lm.objectives.{module}")
         own = [c for c in vars(loaded).values() if inspect.isclass(c) and c.__module__ == loaded.__name__]
-        found += [c for c in own if issubclass(c, Objective) and is_dataclass(c)]
-    return found
+        classes += [c for c in own if issubclass(c, Objective) and is_dataclass(c)]
+    return classes
 
 
 def default(objective: type[Objective]) -> str:
-    """Read the config that an objective's entry point takes when none is named."""
-    named = re.search(r'main\(default="([^"]+)"\)', inspect.getsource(inspect.getmodule(objective)))
-    return named[1] if named else ""
+    """Return the default config of an objective's entry point."""
+    # Objectives name it in their footer only.
+    match = re.search(r'main\(default="([^"]+)"\)', inspect.getsource(inspect.getmodule(objective)))
+    return match[1] if match else ""
 
 
 def configs() -> dict[type[Objective], list[str]]:
-    """Name the files of `configs/` that train each objective."""
-    found: dict[type[Objective], list[str]] = {}
+    """Return the files of `configs/` that train each objective."""
+    names: dict[type[Objective], list[str]] = {}
     for path in sorted(Path("configs").glob("[!_]*.py")):
-        with contextlib.suppress(UserError, ImportError):  # one that needs an argument
-            found.setdefault(type(load(str(path)).objective), []).append(path.stem)
-    return found
+        with contextlib.suppress(UserError, ImportError):  # configs with required arguments
+            names.setdefault(type(load(str(path)).objective), []).append(path.stem)
+    return names
 
 
 def main() -> None:
-    """Print the table and how to look at one."""
+    """Print the table, with the command that shows samples of each objective."""
     known = configs()
     for objective in objectives():
         module, first = objective.__module__, Path(default(objective)).stem

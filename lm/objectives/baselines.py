@@ -1,33 +1,36 @@
-"""The LSTM as a language model, on the causal objective's rows and with its targets: a baseline for it.
+"""A recurrent baseline: next-token prediction by an LSTM on the rows of the causal objective.
 
     python -m lm.objectives.baselines [--config=configs/lstm_nano.py]
 
-The n-gram needs no network: `python -m lm.evaluation.kneser_ney`.
+The n-gram baseline needs no network: `python -m lm.evaluation.kneser_ney`.
 """
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lm.data.rows.prompts import continued
+from lm.data.rows.prompts import Prompt, continued
 from lm.data.rows.records import Windows
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import check_range
 from lm.models.heads import cross_entropy
 from lm.models.lstm import LSTM, LSTMModel, State
-from lm.objectives.base import Objective
+from lm.objectives.base import Batch, Example, Objective, Sums
 from lm.objectives.causal import Causal
 
 
 @dataclass(frozen=True, kw_only=True)
 class LSTMLanguageModel(Objective):
-    """Cross-entropy of each token given those before it in its document.
+    """Cross-entropy of each token given the tokens before it in its document.
 
-    `carry` reads the corpus in order, every row going on from the state in which the row of the batch before ended
-    (truncated back-propagation, Mikolov et al. 2010); otherwise rows come shuffled and start from nothing, as the
-    Transformer's do.
+    `carry` reads the corpus in order, each row starting in the final state of the same row of the previous batch
+    (truncated back-propagation through time, Mikolov et al. 2010); otherwise rows are shuffled and start at zero.
     """
 
     paper: ClassVar[str] = "Hochreiter & Schmidhuber 1997; Zaremba et al. 2014 (LSTM)"
@@ -38,14 +41,14 @@ class LSTMLanguageModel(Objective):
     model: LSTM
     carry: bool = False
     chunk: int = 0
-    separator: int | None = None  # the tokenizer's end-of-document token, filled in by `resolve`
+    separator: int | None = None  # end-of-document id, set by `resolve`
 
     def __post_init__(self):
         check_range(self, 0, float("inf"), "chunk")
 
     @functools.cached_property
     def causal(self) -> Causal:
-        """What is asked: only the network and what it remembers are another."""
+        """Return the causal objective, whose rows and targets these are."""
         return Causal(model=self.model, separator=self.separator)
 
     @property
@@ -53,53 +56,50 @@ class LSTMLanguageModel(Objective):
         return dataclasses.replace(self.causal.records, order="reading" if self.carry else "shuffled")
 
     @property
-    def scales(self):
+    def scales(self) -> Mapping[str, float]:
         return self.causal.scales
 
-    def resolve(self, tokenizer):
-        found = self.causal.resolve(tokenizer)
-        return dataclasses.replace(self, model=found.model, separator=found.separator)
-
-    def corrupt(self, rng, record):
+    def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Example:
         return self.causal.corrupt(rng, record)
 
-    def weights(self, batch):
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
         return self.causal.weights(batch)
 
-    def show(self, tokenizer, example, found=None):
+    def show(self, tokenizer: Tokenizer, example: Example, found: Example | None = None) -> str:
         return self.causal.show(tokenizer, example, found)
 
-    def prompt(self, tokenizer, text):
+    def prompt(self, tokenizer: Tokenizer, text: str) -> Prompt:
         return continued(tokenizer, text)
 
-    def init(self, key, batch):
+    def init(self, key: jax.Array, batch: Batch) -> Any:
         return LSTMModel(self.model).init(key, batch["tokens"])["params"]
 
-    def initial_memory(self, rows):
+    def initial_memory(self, rows: int) -> Any:
         if not self.carry:
             return None
         shape = (rows, self.model.depth, self.model.width)
         return State(cell_BD=jnp.zeros(shape), hidden_BD=jnp.zeros(shape))
 
-    def loss(self, params, batch, memory, keys_B):
+    def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
         model, variables = LSTMModel(self.model), {"params": params}
         state = None if memory is None else self.enter(memory, batch["tokens"])
         h_BTD, state = model.apply(variables, batch["tokens"], batch["segments"], state, keys_B=keys_B)
         head = model.apply(variables, method="head")
         sums = cross_entropy(h_BTD, head, batch["targets"], batch["weights"], chunk=self.chunk)
         count = batch["weights"].sum()
+        # The network's state has layers first, a memory rows first, to be sharded like the batch.
         memory = None if memory is None else State(state.cell_BD.swapaxes(0, 1), state.hidden_BD.swapaxes(0, 1))
         return {"loss": (sums["total"], count), "accuracy": (sums["hits"], count)}, memory
 
-    def enter(self, memory, tokens_BT):
-        """Take up the state, layers first; a row that begins with the separator begins a document, from nothing."""
+    def enter(self, memory: State, tokens_BT: jax.Array) -> State:
+        """Return the initial state, layers first: zero where a row starts with the separator, thus with a new document."""
         inside_B = jnp.ones(len(tokens_BT), bool) if self.separator is None else tokens_BT[:, 0] != self.separator
         cell, hidden = (
             jnp.where(inside_B[:, None, None], x, 0).swapaxes(0, 1) for x in (memory.cell_BD, memory.hidden_BD)
         )
         return State(cell_BD=cell, hidden_BD=hidden)
 
-    def flops(self):
+    def flops(self) -> float:
         return self.records.tokens * self.model.flops()
 
 

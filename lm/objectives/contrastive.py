@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ import numpy as np
 from lm.corruption.masking import budget, replace
 from lm.corruption.sentences import sentences
 from lm.data.rows.records import Documents, Windows
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import check, check_choices, check_range
 from lm.fields import derived
 from lm.models.flops import train_flops
@@ -21,17 +23,18 @@ from lm.models.heads import Pooler, cross_entropy, gather
 from lm.models.layers import fold
 from lm.models.model import Model
 from lm.models.transformer import Transformer
-from lm.objectives.base import Objective, fit
+from lm.objectives.base import Batch, Example, Objective, Sums
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(Objective):
-    """Find each sentence's partner among those of the whole batch: InfoNCE of cosines; constants of the paper.
+    """InfoNCE over cosine similarities: retrieve each sentence's partner among those of the whole batch.
 
-    `fields` 1: a sentence of running text and itself, told apart by dropout alone; 2: the pairs, 3: the triples (sentence,
-    entailed one, contradiction) of the data. `hard_weight` is added to the logit of the sentence's own contradiction.
-    `pooling` "cls" puts a dense layer and tanh over the first token, which with `mlp_only_train` evaluation leaves out.
-    `mlm` > 0 adds that much of a masked-token loss (BERT's 80/10/10) on the same sentences.
+    Constants of the paper. `fields` 1: a sentence of running text and itself, which differ in dropout alone; 2: the
+    pairs, 3: the triples (sentence, entailment, contradiction) of the data. `hard_weight` is added to the logit of the
+    sentence's own contradiction. `pooling` "cls" puts a dense layer and tanh over the first token, omitted in evaluation
+    with `mlp_only_train`. `mlm` > 0 is the coefficient of a masked-language-modelling loss (BERT's 80/10/10) on the same
+    sentences.
     """
 
     paper: ClassVar[str] = "Gao et al. 2021 (SimCSE)"
@@ -44,15 +47,15 @@ class Contrastive(Objective):
 
     model: Transformer
     fields: Literal[1, 2, 3] = 1
-    length: int = 32  # tokens of a sentence, specials counted
-    shortest: int = 4  # shorter ones (headings, numbers) recur in a batch, where they would be false negatives
+    length: int = 32  # tokens of a sentence, special tokens included
+    shortest: int = 4  # shorter ones (headings, numbers) recur in a batch, as false negatives
     pooling: Literal["cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last"] = "cls"
     mlp_only_train: bool = True  # the paper's choice without labels
     temperature: float = 0.05
     hard_weight: float = 0.0
     mlm: float = 0.0  # 0.1 in the paper
     rate: float = 0.15
-    cls: int | None = None  # these are filled in by `resolve`
+    cls: int | None = None  # ids, set by `resolve`
     sep: int | None = None
     mask: int | None = None
     pad: int | None = None
@@ -71,55 +74,50 @@ class Contrastive(Objective):
         )
 
     @property
-    def special(self):
+    def special(self) -> tuple[str, ...]:
         return ("[PAD]", "[CLS]", "[SEP]") + ("[MASK]",) * bool(self.mlm)
 
     @property
-    def headless(self):
+    def headless(self) -> bool:
         return not self.mlm
 
     @property
-    def records(self):
-        if self.fields == 1:  # room for the rest of a sentence that began before and for all of the next
+    def records(self) -> Windows:
+        if self.fields == 1:  # the end of a sentence that started before, and all of the next
             return Windows(length=2 * self.length, stride=2 * self.length)
         return Documents(fields=self.fields, limit=(self.length,) * self.fields, pack=False)
 
     @property
-    def scales(self):
+    def scales(self) -> Mapping[str, float]:
         return {"contrast": 1.0} | ({"mlm": self.mlm} if self.mlm else {})
 
     @property
     def predictions(self) -> int:
-        """Places P of a sentence."""
+        """Return the number of predictions in a sentence, P."""
         return max(1, round(self.rate * self.length))
 
-    def resolve(self, tokenizer):
-        ids = {name[1:-1].lower(): tokenizer.special_id(name) for name in self.special}
-        model, pieces = fit(self.model, tokenizer), tokenizer.piece_table()
-        return dataclasses.replace(self, model=model, pieces=pieces, separator=tokenizer.separator, **ids)
-
-    def corrupt(self, rng, record):
+    def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Example:
         sentences = [self.sentence(record)] if self.fields == 1 else record["documents"][0]
         tokens = np.full((self.fields, self.length), self.pad, np.int32)
         segments = np.zeros_like(tokens)
         for i, ids in enumerate(sentences[: self.fields]):
-            if len(ids):  # without a token a sentence is absent
+            if len(ids):  # an absent sentence has no tokens, not even the special ones
                 ids = np.concatenate([[self.cls], ids[: self.length - 2], [self.sep]])
                 tokens[i, : len(ids)], segments[i, : len(ids)] = ids, 1
         row = {"sentences": tokens, "segments": segments, "seed": np.int32(rng.integers(2**31))}
         return row | (self.masked(rng, tokens) if self.mlm else {})
 
-    def sentence(self, record) -> np.ndarray:
-        """Take the first sentence of a window that begins in it and is not too short; else what there is."""
+    def sentence(self, record: Mapping[str, Any]) -> np.ndarray:
+        """Return the first sentence that starts in the window and is not too short; else the first of any length."""
         tokens, begins, ends, _ = sentences(record, self.pieces.ends_sentence, self.separator)
         if not len(begins):
             return tokens
-        first = int(record["positions"][0] > 0 and len(begins) > 1)  # else the window begins within a sentence
+        first = int(record["positions"][0] > 0 and len(begins) > 1)  # the window may start within a sentence
         pick = first + int((ends - begins >= self.shortest)[first:].argmax())
         return tokens[begins[pick] : ends[pick]]
 
-    def masked(self, rng, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """Hide tokens of each sentence as BERT does (Devlin et al. 2019)."""
+    def masked(self, rng: np.random.Generator, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """Mask tokens of each sentence by BERT's 80/10/10 rule (Devlin et al. 2019, 3.1)."""
         shape = self.fields, self.predictions
         row = {"masked": tokens.copy(), "places": np.zeros(shape, np.int32), "targets": np.zeros(shape, np.int32)}
         row["weights"] = np.zeros(shape, np.float32)
@@ -131,10 +129,10 @@ class Contrastive(Objective):
             row["masked"][i, places] = replace(rng, ids[places], (0.8, 0.1, 0.1), self.mask, 0, self.model.vocab)
         return row
 
-    def masked_network(self):
+    def masked_network(self) -> Model:
         return Model(self.model) if self.mlm else super().masked_network()
 
-    def init(self, key, batch):
+    def init(self, key: jax.Array, batch: Batch) -> Any:
         params = Model(self.model).init(key, batch["sentences"][:, 0])["params"]
         if self.pooling != "cls":
             return params
@@ -145,57 +143,61 @@ class Contrastive(Objective):
     def mlp(self) -> Pooler:
         return Pooler(self.model.width, std=self.model.std, truncate=self.model.init_truncate)
 
-    def weights(self, batch):
-        found = {"contrast": present(batch).all(1).sum(dtype=jnp.float32)}
-        return found | ({"mlm": batch["weights"].sum()} if self.mlm else {})
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        contrast = batch["segments"].any(-1).all(1).sum(dtype=jnp.float32)  # rows without an absent sentence
+        return {"contrast": contrast} | ({"mlm": batch["weights"].sum()} if self.mlm else {})
 
-    def loss(self, params, batch, memory, keys_B):
+    def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
         z_BKD = self.embed(params, batch, keys_B)
         rows = batch["rows"] if "peers" in batch else jnp.arange(len(z_BKD))
-        # Own rows live, all others fixed: over the parts of a batch the gradients add up to those of the whole.
+        # Own rows are differentiated, all others constant: over the micro-batches the gradients add up to those of the batch.
         all_BKD = jax.lax.stop_gradient(batch["peers"]).at[rows].set(z_BKD) if "peers" in batch else z_BKD
         nll_B, hits_B, anchor_B = retrieve(all_BKD, self.temperature, self.hard_weight)
         whole, own_B = nll_B.sum(), anchor_B[rows]
+        # Own rows are negatives of the others as well: the gradient is that of the whole sum, the value that of own rows.
         value = whole + jax.lax.stop_gradient(nll_B[rows].sum() - whole)
         count = own_B.sum()
-        apart_B = jnp.sum((z_BKD[:, 0] - z_BKD[:, 1]) ** 2, -1)
+        distance_B = jnp.sum((z_BKD[:, 0] - z_BKD[:, 1]) ** 2, -1)
         sums = {
             "contrast": (value, count),
             "retrieved": (hits_B[rows].sum(), count),
-            "alignment": (jnp.sum(apart_B * own_B), count),
+            "alignment": (jnp.sum(distance_B * own_B), count),
             "uniformity": (uniformity(all_BKD[:, 0], anchor_B) * count, count),
         }
         return sums | (self.masked_sums(params, batch, keys_B) if self.mlm else {}), memory
 
-    def masked_sums(self, params, batch, keys_B):
-        """Sum the masked-token loss and its hits over all sentences."""
+    def masked_sums(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> Sums:
+        """Sum the masked-language-modelling loss and its hits over all sentences."""
         model, variables = Model(self.model), {"params": params}
         masked, places, targets, weights, segments = (
             batch[name].reshape(-1, batch[name].shape[-1])
             for name in ("masked", "places", "targets", "weights", "segments")
         )
+        # Sites 0 to 2 are those of `embed`: the two passes must not share dropout masks.
         keys = views(keys_B, range(3, 3 + self.fields))
         h_RTD, _ = model.apply(variables, masked, None, segments, keys_B=keys, causal=False)
         h_RPD = model.apply(variables, gather(h_RTD, places), method="transform")
-        found = cross_entropy(h_RPD, model.apply(variables, method="head"), targets, weights)
-        return {"mlm": (found["total"], weights.sum()), "mlm_accuracy": (found["hits"], weights.sum())}
+        mlm = cross_entropy(h_RPD, model.apply(variables, method="head"), targets, weights)
+        return {"mlm": (mlm["total"], weights.sum()), "mlm_accuracy": (mlm["hits"], weights.sum())}
 
-    def peers(self, params, batch, keys_B):
+    def peers(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> jax.Array | None:
         return jax.lax.stop_gradient(self.embed(params, batch, keys_B))
 
-    def embed(self, params, batch, keys_B, *, drop: bool = True):
-        """Return unit vectors (B, K, D) of the K = max(2, F) sentences of each row, 0 for one that is absent.
+    def embed(self, params: Any, batch: Batch, keys_B: jax.Array | None, *, drop: bool = True) -> jax.Array:
+        """Return unit vectors (B, K, D) of the K = max(2, F) sentences of each row, zero for an absent one.
 
-        Without keys it is the test's embedding. A sentence that stands alone still needs two views: their dropout then
-        comes from the row's own seed; not so with `drop=False`, which gives K = F vectors.
+        Without keys, pooling is that of evaluation. With F = 1 two views are still needed: their dropout then comes from
+        the row's own seed. `drop=False` returns K = F vectors, without dropout.
         """
         tokens, segments, train = batch["sentences"], batch["segments"], keys_B is not None
         if self.fields == 1 and drop:
+            # Each sentence twice in one pass; the keys of their sites differ, thus their dropout, and nothing else.
             tokens, segments = jnp.repeat(tokens, 2, 1), jnp.repeat(segments, 2, 1)
             keys_B = keys_B if train else jax.vmap(jax.random.key)(batch["seed"])
         shape = tokens.shape
+        # Sentences become rows, encoded in one forward pass.
         tokens, segments = tokens.reshape(-1, shape[2]), segments.reshape(-1, shape[2])
-        between = self.pooling in ("avg_top2", "avg_first_last")
+        averaged = self.pooling in ("avg_top2", "avg_first_last")  # over two layers
         h_RTD, states = Model(self.model).apply(
             {"params": params},
             tokens,
@@ -203,24 +205,25 @@ class Contrastive(Objective):
             segments,
             keys_B=views(keys_B, range(shape[1])),
             causal=False,
-            collect=between,
+            collect=averaged,
         )
-        if between:
+        if averaged:
             h_RTD = (h_RTD + states[-2 if self.pooling == "avg_top2" else 1]) / 2
         if self.pooling.startswith("cls"):
             z_RD = h_RTD[:, 0]
         else:
             real_RT = segments > 0
             z_RD = jnp.sum(h_RTD * real_RT[..., None], 1) / jnp.maximum(real_RT.sum(1), 1)[:, None]
+        # Without labels, training with the layer but evaluating without it works better in the paper.
         if self.pooling == "cls" and (train or not self.mlp_only_train):
             z_RD = self.mlp.apply({"params": params["mlp"]}, z_RD[:, None])
         z_BKD = z_RD.astype(jnp.float32).reshape(*shape[:2], -1)
-        z_BKD = z_BKD * jax.lax.rsqrt(
-            jnp.maximum(jnp.sum(z_BKD**2, -1, keepdims=True), 1e-16)
-        )  # torch's 1e-8 of a norm
+        # 1e-16 of a square is the 1e-8 of a norm in torch's cosine similarity.
+        z_BKD = z_BKD * jax.lax.rsqrt(jnp.maximum(jnp.sum(z_BKD**2, -1, keepdims=True), 1e-16))
+        # Zero vectors mark absent sentences for `retrieve`, which excludes them.
         return jnp.where(segments.reshape(shape).any(-1)[..., None], z_BKD, 0)
 
-    def predict(self, params, batch):
+    def predict(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
         z_BFD = self.embed(params, batch, None, drop=False)
         cosines = z_BFD[:, 0] @ z_BFD[:, -1 if self.fields == 1 else 1].T
         if self.fields == 1:
@@ -228,8 +231,8 @@ class Contrastive(Objective):
         other = 0 if self.fields == 1 else 1
         return {"nearest": batch["sentences"][cosines.argmax(1), other], "cosine": cosines.max(1)}
 
-    def show(self, tokenizer, example, found=None):
-        def line(name, ids, special=False):
+    def show(self, tokenizer: Tokenizer, example: Example, found: Example | None = None) -> str:
+        def line(name: str, ids: np.ndarray, special: bool = False) -> str:
             return f"{name:15}{' '.join(tokenizer.decode(ids[ids != self.pad], special=special).split())}"
 
         names = ("sentence", "partner", "contradiction")
@@ -240,42 +243,39 @@ class Contrastive(Objective):
             lines += [f"{line('nearest', found['nearest'])} (cosine {found['cosine']:.2f})"]
         return "\n".join(lines)
 
-    def flops(self):
+    def flops(self) -> float:
         sentences = max(2, self.fields) + self.fields * (self.mlm > 0)
         head = 6 * self.model.vocab * self.model.embed_size * self.predictions * self.fields * (self.mlm > 0)
         return sentences * self.length * train_flops(dataclasses.replace(self.model, vocab=0), self.length) + head
 
 
-def present(batch) -> jax.Array:
-    """Tell which sentences (B, F) have tokens."""
-    return batch["segments"].any(-1)
-
-
 def views(keys_B: jax.Array | None, sites: range) -> jax.Array | None:
-    """Derive one key for each of K sites of each row, (B * K,)."""
+    """Derive a key for each of K sites of each row, (B * K,)."""
     return None if keys_B is None else jnp.stack([fold(keys_B, site) for site in sites], 1).reshape(-1)
 
 
 def retrieve(z_BKD: jax.Array, temperature: float, hard_weight: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return of each row, (B,): the nats of finding its partner (row 0 of K asks, row 1 answers), whether it is the
-    nearest, and whether row and partner are there at all. Row 2, where there is one, adds negatives.
+    """Return of each row (B,) the InfoNCE loss in nats, whether its partner is the nearest, and whether both are present.
+
+    Of the K sentences the first is the anchor, the second its partner; the third adds hard negatives.
     """
-    there_BK = jnp.any(z_BKD != 0, -1)
+    present_BK = jnp.any(z_BKD != 0, -1)
     logits = jnp.einsum("bd,ckd->bkc", z_BKD[:, 0], z_BKD[:, 1:]) / temperature
     if z_BKD.shape[1] == 3:
         logits = logits.at[:, 1].add(hard_weight * jnp.eye(len(logits)))
-    logits = jnp.where(there_BK[:, 1:].T, logits, jnp.finfo(jnp.float32).min)
+    logits = jnp.where(present_BK[:, 1:].T, logits, jnp.finfo(jnp.float32).min)
     own_B = jnp.diagonal(logits[:, 0])
-    anchor_B = there_BK[:, :2].all(1).astype(jnp.float32)
+    anchor_B = present_BK[:, :2].all(1).astype(jnp.float32)
     nll_B = jax.nn.logsumexp(logits, axis=(1, 2)) - own_B
+    # The partner itself is left out of its competitors.
     own_BKC = jnp.eye(len(logits), dtype=bool)[:, None] & (jnp.arange(logits.shape[1]) == 0)[:, None]
     hits_B = own_B >= jnp.where(own_BKC, -jnp.inf, logits).max((1, 2))
     return jnp.where(anchor_B > 0, nll_B, 0), hits_B * anchor_B, anchor_B
 
 
-def uniformity(z_BD: jax.Array, there_B: jax.Array) -> jax.Array:
-    """log of the mean over pairs of exp(-2 |x - y|^2) (Wang & Isola 2020); absent rows count in no pair."""
-    pairs_BC = there_B[:, None] * there_B * (1 - jnp.eye(len(z_BD)))
+def uniformity(z_BD: jax.Array, present_B: jax.Array) -> jax.Array:
+    """Return log E exp(-2 |x - y|^2) over pairs of present rows (Wang & Isola 2020)."""
+    pairs_BC = present_B[:, None] * present_B * (1 - jnp.eye(len(z_BD)))
     potential = jnp.sum(pairs_BC * jnp.exp(4 * (z_BD @ z_BD.T) - 4))  # |x - y|^2 = 2 - 2 x.y
     return jnp.log(jnp.maximum(potential, 1e-30) / jnp.maximum(pairs_BC.sum(), 1))
 

@@ -1,43 +1,42 @@
-"""Text rebuilt from a spoiled copy of itself: BART (Lewis et al. 2020).
+"""Denoising of corrupted text by an encoder-decoder: BART (Lewis et al. 2020).
 
     python -m lm.objectives.denoise [--config=configs/bart_nano.py]
 """
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import jax
 import numpy as np
 
 from lm.corruption import noise
-from lm.data.rows.prompts import answered
 from lm.data.rows.records import Windows
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import check, check_choices, check_range
 from lm.fields import derived
-from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
-from lm.objectives.base import Objective, fit
-from lm.objectives.rows import HOLDS, forced, guess, read, row_flops, show_pairs, target_sums
+from lm.models.encoder_decoder import EncoderDecoder
+from lm.objectives.base import Batch, Example, Objective, Sums, fit
+from lm.objectives.rows import SourceTarget, forced, read, show_pairs, target_sums
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoise(Objective):
-    """Cross-entropy of every token of the text, given those before it and the spoiled text.
+class Denoise(SourceTarget, Objective):
+    """Reconstruct a document from a corrupted copy: cross-entropy of every token (Lewis et al. 2020, 2.2).
 
-    The noise, in this order: `permute` is the share of sentences shuffled; `share` of the words is taken away, in spans
-    of words whose lengths are Poisson with mean `poisson`, or one by one as words or as tokens, leaving "one" mask a
-    span, "each" token a mask, or "none" (deletion); `random` of the masks are random tokens instead; `insert` puts masks
-    in, as many as that share of what is left; `rotate` is the probability to let the text begin elsewhere. The paper's
-    token masking is units="tokens"; its deletion that with replace="none".
+    Noise, in this order: `permute` is the share of sentences shuffled; `share` of the words is removed, in spans of words
+    with lengths from a Poisson distribution of mean `poisson`, or as single words or tokens, leaving "one" mask a span,
+    "each" token a mask, or "none" (deletion); `random` of the masks are random tokens instead; `insert` adds masks, as
+    that share of the remaining length; `rotate` is the probability to start the document at another token. The paper's
+    token masking is units="tokens"; its deletion adds replace="none".
 
-    Each document of a row is spoiled on its own, between a <s> and a </s>; what these take is cut off at the row's end.
-    Words and the ends of sentences are those of `lm.data.tokenizer.vocabulary`. `length` is a row's, 0: as long as the
-    network takes.
+    Each document of a row is corrupted on its own, between <s> and </s>, for which the row's end is truncated. Words and
+    sentence ends: `lm.data.tokenizer.vocabulary`. `length` of a row, 0: the model's context.
     """
 
     paper: ClassVar[str] = "Lewis et al. 2020 (BART)"
-    holds: ClassVar[str] = HOLDS
-    writes: ClassVar[str] = "answer"
 
     model: EncoderDecoder
     share: float = 0.3
@@ -50,9 +49,9 @@ class Denoise(Objective):
     rotate: float = 0.0
     length: int = 0
     chunk: int = 0
-    template: bool = False  # prompts are encoded as the tokenizer's own files say (published models)
-    start: int | None = None  # the id that begins what the decoder reads (in mBART's models a language's); None: </s>
-    begin: int | None = None  # the ids of <s>, </s> and of what separates documents, filled in by `resolve`
+    template: bool = False  # prompts are encoded by the tokenizer's template (published models)
+    start: int | None = None  # first id that the decoder reads (mBART: a language's); None: </s>
+    begin: int | None = None  # ids of <s>, </s> and the document separator, set by `resolve`
     end: int | None = None
     separator: int | None = None
     pieces: Any = derived()
@@ -69,48 +68,52 @@ class Denoise(Objective):
 
     @property
     def size(self) -> int:
-        """Length of a row on both sides."""
+        """Return the length of a row on both sides."""
         return self.length or min(self.model.encoder.context, self.model.decoder.context)
 
     @property
-    def special(self):
+    def limits(self) -> tuple[int, int]:
+        return self.size, self.size
+
+    @property
+    def special(self) -> tuple[str, ...]:
         return "[CLS]", "[SEP]", "[MASK]"
 
     @property
-    def records(self):
+    def records(self) -> Windows:
         return Windows(length=self.size - 2, stride=self.size - 2)
 
-    def resolve(self, tokenizer):
+    def resolve(self, tokenizer: Tokenizer) -> "Denoise":
         begin, end, mask = (tokenizer.special_id(name) for name in self.special)
         ids = {"begin": begin, "end": end, "separator": tokenizer.separator}
         pieces = tokenizer.piece_table()
         fillers = noise.Fillers(mask=mask, random=self.random, ordinary=np.flatnonzero(~pieces.special))
         return dataclasses.replace(self, model=fit(self.model, tokenizer), pieces=pieces, fillers=fillers, **ids)
 
-    def corrupt(self, rng, record):
+    def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Example:
         blocks = self.blocks(record["tokens"], record["segments"])
-        return forced([self.spoil(rng, block) for block in blocks], blocks, (self.size, self.size), self.start)
+        return forced([self.corrupt_document(rng, block) for block in blocks], blocks, self.limits, self.start)
 
     def blocks(self, tokens: np.ndarray, segments: np.ndarray) -> list[np.ndarray]:
-        """Cut a record into its documents, each from <s> to </s>, int32; all together they fit the decoder."""
+        """Split a record into documents, int32, each between <s> and </s>; together they fit the decoder."""
         size = np.count_nonzero(segments)
         cuts = [0, *(np.flatnonzero(np.diff(segments[:size])) + 1), size]
-        room, found = self.size, []
+        remaining, blocks = self.size, []
         for low, high in itertools.pairwise(cuts):
-            low += int(low < high and tokens[low] == self.separator)
-            high = min(high, low + room - 2)
+            low += int(low < high and tokens[low] == self.separator)  # <s> and </s> mark the document in its place
+            high = min(high, low + remaining - 2)
             if low < high:
-                found.append(np.concatenate([[self.begin], tokens[low:high], [self.end]], dtype=np.int32))
-                room -= len(found[-1])
-        return found
+                blocks.append(np.concatenate([[self.begin], tokens[low:high], [self.end]], dtype=np.int32))
+                remaining -= len(blocks[-1])
+        return blocks
 
-    def spoil(self, rng: np.random.Generator, block: np.ndarray) -> np.ndarray:
-        """Apply the noise to one document."""
+    def corrupt_document(self, rng: np.random.Generator, block: np.ndarray) -> np.ndarray:
+        """Apply the noise functions to one document, in the order of the class docstring."""
         if self.permute:
             block = noise.permute_sentences(rng, block, self.pieces.ends_sentence[block], self.permute)
         if self.share:
             starts = np.ones(len(block), bool) if self.units == "tokens" else self.pieces.word_starts(block).copy()
-            starts[[0, -1]] = False
+            starts[[0, -1]] = False  # <s> and </s> are never masked
             if self.units == "spans":
                 table = noise.poisson(self.poisson)
                 block = noise.infill(rng, block, starts, self.share, table, self.fillers, self.replace)
@@ -122,27 +125,11 @@ class Denoise(Objective):
             block = noise.rotate(rng, block)
         return block
 
-    def prompt(self, tokenizer, text):
-        ends = {"start": self.end if self.start is None else self.start, "begin": [self.begin], "end": [self.end]}
-        return answered(tokenizer, text, template=self.template, **ends)
-
-    def stops(self, tokenizer):
-        return (self.end,)
-
-    def init(self, key, batch):
-        return Seq2Seq(self.model).init(key, batch["source"], batch["tokens"])["params"]
-
-    def loss(self, params, batch, memory, keys_B):
+    def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
         return target_sums(*read(self.model, params, batch, keys_B), batch, chunk=self.chunk), memory
 
-    def predict(self, params, batch):
-        return guess(*read(self.model, params, batch))
-
-    def show(self, tokenizer, example, found=None):
+    def show(self, tokenizer: Tokenizer, example: Example, found: Example | None = None) -> str:
         return show_pairs(tokenizer, example, found, ("spoiled", "text"))
-
-    def flops(self):
-        return row_flops(self.model, self.size, self.size)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Several objectives at once on one trunk: multi-task pre-training (Liu et al. 2019, MT-DNN; Raffel et al. 2020, 2.1).
+"""Multi-task pre-training on a shared trunk (Liu et al. 2019, MT-DNN; Raffel et al. 2020, 2.1).
 
     python -m lm.objectives.mixture [--config=configs/mixture_nano.py]
 """
@@ -12,19 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.data.corpus.corpus import Corpus
 from lm.data.rows.records import Windows
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import UserError, check, check_choices
-from lm.objectives.base import Objective
+from lm.objectives.base import Batch, Example, Objective, Sums
 
-# Parameters that parts share by name; all else (heads, poolers) each part has for itself.
+# Parameters shared by all parts, by name; all others (heads, poolers) are a part's own.
 TRUNK = ("embed", "input", "project", "stack", "encoder_input", "encoder", "decoder_input", "decoder")
-# Inside a network (`lm.training.parameters`).
+# Names inside a network, by which `lm.training.parameters` groups arrays: no part may be called so.
 INNER = ("layers", "buckets", "query", "transform", "head_bias", "output")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One objective of a mixture; `weight` is on its loss, or its share of the steps."""
+    """One objective of a mixture; `weight` is the coefficient of its loss, or its share of the steps."""
 
     name: str
     objective: Any
@@ -36,27 +38,34 @@ class Part:
         check(0 < self.weight < float("inf"), f"part '{self.name}' of a mixture has weight {self.weight}; it must be above 0")
 
     def of(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """Take what is this part's out of a batch, a metric or a row: names `part/name`, without the part."""
+        """Select this part's entries `part/name` of a batch, metrics or a row, and strip the prefix."""
         own = {k.removeprefix(f"{self.name}/"): x for k, x in tree.items() if k.startswith(f"{self.name}/")}
         if tree.get("peers") is not None and self.name in tree["peers"]:
             own |= {"peers": tree["peers"][self.name]}
         return own | {k: tree[k] for k in ("rows",) if k in tree}
 
     def named(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """The reverse of `of`."""
+        """Prefix names with the part's: the inverse of `of`."""
         return {f"{self.name}/{k}": x for k, x in tree.items()}
 
     def params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Give this part's parameters: the trunk's and its own."""
+        """Return this part's parameters: the trunk and its own."""
         return {**params["trunk"], **params.get(self.name, {})}
 
-    def show(self, tokenizer: Any, example: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
-        """Write what this part has in a row, under its name."""
+    def loss(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> Sums:
+        """Return the part's sums, prefixed; parts of a mixture carry no memory."""
+        return self.named(self.objective.loss(self.params(params), self.of(batch), None, keys_B)[0])
+
+    def predict(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
+        return self.named(self.objective.predict(self.params(params), self.of(batch)) or {})
+
+    def show(self, tokenizer: Tokenizer, example: Example, found: Example | None) -> str:
+        """Format this part's entries of a row, under its name."""
         return f"[{self.name}]\n{self.objective.show(tokenizer, self.of(example), (found and self.of(found)) or None)}"
 
 
 class Parts:
-    """What objectives made of parts share: one network under all of them, and what is found by asking each part."""
+    """Mixin of objectives with parts: one trunk below all of them, and members collected from the parts."""
 
     parts: tuple[Part, ...]
 
@@ -65,18 +74,18 @@ class Parts:
         check(len(names) > 1 and len(set(names)) == len(names), f"a mixture needs parts of different names, not {names}")
 
     @property
-    def model(self):
+    def model(self) -> Any:
         return self.parts[0].objective.model
 
     @property
-    def special(self):
+    def special(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for part in self.parts for name in part.objective.special))
 
     @property
-    def writes(self):
+    def writes(self) -> str:
         return next((part.objective.writes for part in self.parts if part.objective.writes), "")
 
-    def writer(self, params):
+    def writer(self, params: Any) -> tuple[Objective, Any]:
         part = next(part for part in self.parts if part.objective.writes)
         return part.objective, part.params(params)
 
@@ -88,30 +97,30 @@ class Parts:
         """Change the objective of every part."""
         return self.of(tuple(dataclasses.replace(part, objective=change(part.objective)) for part in self.parts))
 
-    def resolve(self, tokenizer):
+    def resolve(self, tokenizer: Tokenizer) -> "Parts":
         return self.each(lambda objective: objective.resolve(tokenizer))
 
-    def sized(self, vocab):
+    def sized(self, vocab: int) -> "Parts":
         return self.each(lambda objective: objective.sized(vocab))
 
-    def init(self, key, batch):
-        """Draw the parameters: one "trunk", and by its name what each part has beside it."""
+    def init(self, key: jax.Array, batch: Batch) -> Any:
+        """Initialise the parameters: one "trunk", and under each part's name its own."""
         params: dict[str, Any] = {"trunk": {}}
         for i, part in enumerate(self.parts):
             drawn = part.objective.init(jax.random.fold_in(key, i), {**batch, **part.of(batch)})
-            for name in [name for name in drawn if name in TRUNK]:
-                ours, theirs = params["trunk"].setdefault(name, drawn[name]), drawn.pop(name)
-                same = jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
+            for name in [name for name in drawn if name in TRUNK]:  # the first part's are taken
+                shared, own = params["trunk"].setdefault(name, drawn[name]), drawn.pop(name)
+                same = jax.tree.map(jnp.shape, shared) == jax.tree.map(jnp.shape, own)
                 check(same, f"part '{part.name}' has another '{name}' than the parts before it: give all the same model")
             if drawn:
                 params[part.name] = drawn
         return params
 
-    def weights(self, batch):
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
         return {k: w for part in self.parts for k, w in part.named(part.objective.weights(part.of(batch))).items()}
 
     def alone(self, number: jax.Array, run: Callable[[Part], dict[str, Any]]) -> dict[str, Any]:
-        """Run one part; zeros stand for what the others would give."""
+        """Evaluate part `number` alone (lax.switch); the entries of the other parts are zeros of their shapes."""
         shapes = [jax.eval_shape(lambda p=p: run(p)) for p in self.parts]
         nothing = {k: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), x) for s in shapes for k, x in s.items()}
         return jax.lax.switch(number, [lambda p=p: {**nothing, **run(p)} for p in self.parts])
@@ -119,11 +128,11 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class Multitask(Parts, Objective):
-    """Objectives of one kind of model share its trunk; each keeps its head and its metrics, named `part/metric`.
+    """Train several objectives on one trunk; each keeps its head and its metrics, named `part/metric`.
 
     `take="all"` adds the weighted losses of all parts in every step; `take="one"` draws one part a step, with the
-    weights as probabilities, and computes only that. Every part corrupts the same windows of text, as long as the
-    longest asks for; the others use their beginning.
+    weights as probabilities, and computes that alone. All parts corrupt the same windows of text, as long as the longest
+    needs; the others use their first tokens.
     """
 
     paper: ClassVar[str] = "Liu et al. 2019 (MT-DNN); Raffel et al. 2020 (T5), 2.1"
@@ -143,58 +152,53 @@ class Multitask(Parts, Objective):
                 )
 
     @property
-    def nats(self):
+    def nats(self) -> str | None:
         return next((f"{p.name}/{p.objective.nats}" for p in self.parts if p.objective.nats), None)
 
     @property
-    def records(self):
-        asked = [part.objective.records for part in self.parts]
-        largest = {name: max(getattr(r, name) for r in asked) for name in ("length", "stride", "others", "copies")}
+    def records(self) -> Windows:
+        # As large as any part needs; `beginning` truncates for the others.
+        windows = [part.objective.records for part in self.parts]
+        largest = {name: max(getattr(w, name) for w in windows) for name in ("length", "stride", "others", "copies")}
         return Windows(**largest)
 
     @property
-    def scales(self):
+    def scales(self) -> Mapping[str, float]:
         weight = {part.name: part.weight if self.take == "all" else 1.0 for part in self.parts}
         return {f"{p.name}/{k}": weight[p.name] * s for p in self.parts for k, s in p.objective.scales.items()}
 
-    def study(self, corpus):
+    def study(self, corpus: Corpus) -> "Multitask":
         return self.each(lambda objective: objective.study(corpus))
 
-    def corrupt(self, rng, record):
-        found = {}
+    def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Example:
+        example = {}
         for part in self.parts:
-            found |= part.named(part.objective.corrupt(rng, beginning(record, part.objective.records.length)))
-        return found
+            example |= part.named(part.objective.corrupt(rng, beginning(record, part.objective.records.length)))
+        return example
 
-    def initial_memory(self, rows):
-        """Count the steps, for the draw of a part; a row each, as all that is carried has."""
+    def initial_memory(self, rows: int) -> Any:
+        """Return a step counter, for the draw of a part; one a row, as memory has an axis of rows."""
         return jnp.zeros((rows,), jnp.int32) if self.take == "one" else None
 
-    def peers(self, params, batch, keys_B):
-        found = {p.name: p.objective.peers(p.params(params), p.of(batch), keys_B) for p in self.parts}
-        return {name: x for name, x in found.items() if x is not None} or None
+    def peers(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> jax.Array | None:
+        peers = {p.name: p.objective.peers(p.params(params), p.of(batch), keys_B) for p in self.parts}
+        return {name: x for name, x in peers.items() if x is not None} or None
 
-    def loss(self, params, batch, memory, keys_B):
-        def run(part):
-            sums, _ = part.objective.loss(part.params(params), part.of(batch), None, keys_B)
-            return part.named(sums)
-
+    def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
         if self.take == "all" or keys_B is None:
-            return {name: pair for part in self.parts for name, pair in run(part).items()}, memory
+            return {name: pair for part in self.parts for name, pair in part.loss(params, batch, keys_B).items()}, memory
+        # One draw for all rows, of the step's number alone: micro-batches and devices must run the same part.
         shares = jnp.log(jnp.array([part.weight for part in self.parts]))
         draw = jax.random.categorical(jax.random.fold_in(jax.random.key(0), memory[0]), shares)
-        return self.alone(draw, run), memory + 1
+        return self.alone(draw, lambda part: part.loss(params, batch, keys_B)), memory + 1
 
-    def predict(self, params, batch):
-        found = {}
-        for part in self.parts:
-            found |= part.named(part.objective.predict(part.params(params), part.of(batch)) or {})
-        return found or None
+    def predict(self, params: Any, batch: Batch) -> dict[str, jax.Array] | None:
+        return {name: x for part in self.parts for name, x in part.predict(params, batch).items()} or None
 
-    def show(self, tokenizer, example, found=None):
+    def show(self, tokenizer: Tokenizer, example: Example, found: Example | None = None) -> str:
         return "\n".join(part.show(tokenizer, example, found) for part in self.parts)
 
-    def flops(self):
+    def flops(self) -> float:
         each = [part.objective.flops() for part in self.parts]
         if self.take == "all":
             return sum(each)
@@ -203,7 +207,7 @@ class Multitask(Parts, Objective):
 
 
 def beginning(record: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """Cut a record of a window, and the others in it, to its first tokens."""
+    """Truncate a record of a window, and the other windows in it."""
     others = [beginning(other, length) for other in record.get("others", ())]
     return {k: x[:length] if isinstance(x, np.ndarray) else x for k, x in record.items()} | {"others": others}
 

@@ -3,10 +3,11 @@
     python -m lm.objectives.permuted [--config=configs/xlnet_nano.py]
 """
 
-import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,23 +15,24 @@ from lm.corruption.permutation import NEVER, choose, elsewhere, join, orders, pa
 from lm.data.rows.prompts import Prompt, continued
 from lm.data.rows.records import Windows
 from lm.data.text.words import SENTENCE, WORD
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import check, check_range
 from lm.fields import derived
-from lm.models.heads import cross_entropy
+from lm.models.heads import Head, cross_entropy
 from lm.models.two_stream import TwoStream, XLNet
-from lm.objectives.base import Objective, fit
+from lm.objectives.base import Batch, Example, Objective, Sums
 
-FIRST, SECOND, LAST = 0, 1, 2  # types of the context and A, of B, of <cls>
+FIRST, SECOND, LAST = 0, 1, 2  # token types of the reused context and A, of B, of <cls>
 
 
 @dataclass(frozen=True, kw_only=True)
 class Permuted(Objective):
-    """Predict `predictions` tokens of a row, each from what comes before it in a random order, wherever that stands.
+    """Predict `predictions` tokens of a row, each from its predecessors in a random factorisation order (2.2).
 
-    A row is `reuse` tokens that go on where the row before stopped (and are in the memory of the row after), then
-    A <sep> B <sep> <cls>; an order reaches over `block` positions. `alpha` / `beta` is the context of a span in spans'
-    lengths, 1 to `longest` tokens. `mirrored`: every second row of a batch reads the text from right to left. The
-    label of the pair is in the batch; the release does not use it.
+    A row is `reuse` tokens that continue the row before (and are in the memory of the row after), then A <sep> B <sep>
+    <cls>; an order covers `block` positions. `alpha` / `beta` is the context of a span in span lengths, 1 to `longest`
+    tokens. `mirrored`: every second row of a batch reads the text from right to left. The pair's label is in the batch,
+    but, as in the release, not in the loss.
     """
 
     paper: ClassVar[str] = "Yang et al. 2019 (XLNet)"
@@ -46,8 +48,8 @@ class Permuted(Objective):
     beta: int = 1
     longest: int = 5
     mirrored: bool = True
-    template: bool = False  # a text begins with its first token (published models), not behind the separator
-    separator: int | None = None  # of documents; these three are filled in by `resolve`
+    template: bool = False  # a text starts with its first token (published models), not with the separator
+    separator: int | None = None  # of documents; these three ids are set by `resolve`
     sep: int = 0
     cls: int = 0
     pieces: Any = derived()
@@ -59,7 +61,7 @@ class Permuted(Objective):
         check(rest >= 5, f"reuse={self.reuse} leaves {rest} of context={context}: A <sep> B <sep> <cls> need 5")
         uneven = [half for half in self.halves if half % self.order_size]
         check(not uneven, f"block={self.order_size} must divide both halves of a row, {self.halves}")
-        check(self.asked <= self.halves[0], f"predictions={self.asked} is more than the half of a row has")
+        check(self.count <= self.halves[0], f"predictions={self.count} is more than the half of a row has")
 
     @property
     def halves(self) -> tuple[int, int]:
@@ -68,17 +70,17 @@ class Permuted(Objective):
 
     @property
     def order_size(self) -> int:
-        """Positions that an order reaches over."""
+        """Return the number of positions in one factorisation order."""
         return self.block or self.halves[0]
 
     @property
-    def asked(self) -> int:
-        """Predictions a row."""
+    def count(self) -> int:
+        """Return the number of predictions in a row, P."""
         return self.predictions or self.model.context // 6
 
     @property
     def slack(self) -> int:
-        """Tokens read beyond a row, so that the text at its end can be cut to sentences."""
+        """Return the number of tokens read beyond a row, so that its last sentence can be whole."""
         return self.halves[1] // 4
 
     @property
@@ -87,33 +89,29 @@ class Permuted(Objective):
         return Windows(length=length, stride=self.halves[0], others=1, order="reading", mirrored=self.mirrored)
 
     @property
-    def special(self):
+    def special(self) -> tuple[str, ...]:
         return "<sep>", "<cls>"
-
-    def resolve(self, tokenizer):
-        sep, cls = (tokenizer.special_id(name) for name in self.special)
-        ids = {"separator": tokenizer.separator, "sep": sep, "cls": cls}
-        return dataclasses.replace(self, model=fit(self.model, tokenizer), pieces=tokenizer.piece_table(), **ids)
 
     # -- on the host -----------------------------------------------------------------------------------------------------
 
-    def corrupt(self, rng, record):
+    def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Example:
         reuse, length = self.halves[0], self.model.context
         tokens, starts, types, real_T, label = self.compose(rng, record)
         free = (tokens != self.sep) & (tokens != self.cls)
         target, parts = np.zeros(length, bool), []
-        turn = -1 if record["backward"] else 1  # spans begin at the first piece of a word whichever way a row is read
-        for low, high, goal in ((0, reuse, self.asked - self.asked // 2), (reuse, length, self.asked // 2)):
+        turn = -1 if record["backward"] else 1  # spans start at the first piece of a word in either direction
+        # Each half has an order of its own, as in the release: the first one becomes memory, so it must not see the second.
+        for low, high, goal in ((0, reuse, self.count - self.count // 2), (reuse, length, self.count // 2)):
             half = slice(low, high)
             allowed = (free & real_T)[half]
             chosen = choose(rng, starts[half][::turn], allowed[::turn], goal, self.alpha, self.beta, self.longest)
             target[half] = chosen[::turn]
             parts.append(ranks(orders(rng, high - low, self.order_size), target[half], (real_T & ~free)[half]))
         rank, reach = join(*parts)
-        rank[~real_T] = NEVER
-        found = np.flatnonzero(target)
-        places, targets = np.zeros((2, self.asked), np.int32)
-        places[: len(found)], targets[: len(found)] = found, tokens[found]
+        rank[~real_T] = NEVER  # padding is attended to by no position
+        positions = np.flatnonzero(target)
+        places, targets = np.zeros((2, self.count), np.int32)
+        places[: len(positions)], targets[: len(positions)] = positions, tokens[positions]
         return {
             "tokens": tokens,
             "types": types,
@@ -121,19 +119,21 @@ class Permuted(Objective):
             "reach": reach,
             "places": places,
             "targets": targets,
-            "weights": (np.arange(self.asked) < len(found)).astype(np.float32),
+            "weights": (np.arange(self.count) < len(positions)).astype(np.float32),
             "backward": np.int32(record["backward"]),
             "pair": np.int32(label),
         }
 
-    def compose(self, rng, record):
-        """Lay a row out: tokens, whether a word starts, types, whether it is text at all, each (T,), and the label."""
+    def compose(
+        self, rng: np.random.Generator, record: Mapping[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
+        """Lay a row out: tokens, word starts, types, a mask of text as opposed to padding, each (T,), and the pair's label."""
         reuse, limit = self.halves[0], self.halves[1] - 3
         real = int(np.count_nonzero(record["segments"]))
         source, borders = self.read(record)
         cut, end, label = pair(rng, borders[reuse : max(reuse, real)], limit)
         second, low, high = source, reuse + cut, reuse + end
-        if not label:
+        if not label:  # B is from another window
             second, other = self.read(record["others"][0])
             low, high = elsewhere(other, self.slack, max(1, limit - cut))
         size_a, size_b = trim(cut, high - low, limit)
@@ -144,10 +144,10 @@ class Permuted(Objective):
         real_T = np.repeat([True, False, True, False], (min(real, reuse), max(0, reuse - real), sum(sizes[:3]) - reuse, rest))
         return tokens, starts > 0, np.repeat(np.int32([FIRST, SECOND, LAST, FIRST]), sizes), real_T, label
 
-    def read(self, record) -> tuple[np.ndarray, np.ndarray]:
-        """Return tokens and word starts of a window, (2, length), and where a sentence begins as the row is read.
+    def read(self, record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens and word starts of a window, (2, length), and sentence starts in reading direction, (length,).
 
-        In a row that is read from right to left a sentence begins with its last token.
+        In a mirrored row a sentence starts with its last token.
         """
         turn = -1 if record["backward"] else 1
         tokens, begins = record["tokens"][::turn], np.zeros(len(record["tokens"]) + 1, bool)
@@ -161,25 +161,27 @@ class Permuted(Objective):
 
     # -- on the device ---------------------------------------------------------------------------------------------------
 
-    def prompt(self, tokenizer, text):
-        """The text alone: what of <sep> and <cls> it should have is written in it."""
+    def prompt(self, tokenizer: Tokenizer, text: str) -> Prompt:
+        """Encode the text alone; <sep> and <cls> may be written in it."""
         return Prompt(tokenizer.encode(text, special=True)) if text else continued(tokenizer, text)
 
-    def lead(self, tokenizer):
+    def lead(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         return () if self.template else super().lead(tokenizer)
 
-    def encode(self, tokenizer, texts):
+    def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         return tokenizer.encode_batch(list(texts), special=self.template)
 
-    def init(self, key, batch):
+    def init(self, key: jax.Array, batch: Batch) -> Any:
         return TwoStream(self.model).init(key, batch["tokens"])["params"]
 
-    def initial_memory(self, rows):
+    def initial_memory(self, rows: int) -> Any:
         c = self.model
         return jnp.zeros((rows, c.depth, c.memory, c.width), c.dtype) if c.memory else None
 
-    def states(self, params, batch, memory, keys_B):
-        """Return query states (B, P, D), the head, and the memory of the next batch."""
+    def states(
+        self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None
+    ) -> tuple[jax.Array, Head, Any]:
+        """Return query-stream states (B, P, D), the vocabulary head, and the memory of the next batch."""
         variables = {"params": params}
         _, g_BPD, memory = TwoStream(self.model).apply(
             variables,
@@ -195,17 +197,17 @@ class Permuted(Objective):
         )
         return g_BPD, TwoStream(self.model).apply(variables, method="head"), memory
 
-    def loss(self, params, batch, memory, keys_B):
+    def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
         g_BPD, head, memory = self.states(params, batch, memory, keys_B)
         sums = cross_entropy(g_BPD, head, batch["targets"], batch["weights"])
         count = batch["weights"].sum()
         return {"loss": (sums["total"], count), "accuracy": (sums["hits"], count)}, memory
 
-    def predict(self, params, batch):
+    def predict(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
         g_BPD, head, _ = self.states(params, batch, None, None)
         return {"guess": head.logits(g_BPD).argmax(-1).astype(jnp.int32)}
 
-    def show(self, tokenizer, example, found=None):
+    def show(self, tokenizer: Tokenizer, example: Example, found: Example | None = None) -> str:
         counted, real = example["weights"] > 0, example["rank"] != NEVER
         places, targets = example["places"][counted], example["targets"][counted]
         turn = -1 if example["backward"] else 1
@@ -224,16 +226,16 @@ class Permuted(Objective):
         return "\n".join(lines)
 
     def flops(self) -> float:
-        """Count 6 operations a product of a parameter or a score: both streams, the memory's keys and values.
+        """Count 6 operations a product in both streams, with the memory's keys and values.
 
-        The projection of distances is shared by the rows of a batch and not counted.
+        The projection of relative positions is shared by the rows of a batch and not counted.
         """
         c = self.model
-        inner, queries, keys = c.heads * c.head_size, c.context + self.asked, c.memory + c.context
+        inner, queries, keys = c.heads * c.head_size, c.context + self.count, c.memory + c.context
         projections = c.width * inner * (2 * queries + 2 * keys)
         scores = inner * queries * (2 * keys + keys + c.context)
         feed = 2 * c.width * c.mlp_size * queries
-        return 6.0 * (c.depth * (projections + scores + feed) + self.asked * c.vocab * c.width)
+        return 6.0 * (c.depth * (projections + scores + feed) + self.count * c.vocab * c.width)
 
 
 if __name__ == "__main__":

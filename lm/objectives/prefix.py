@@ -5,26 +5,28 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
 from lm.corruption.layouts import Layout, Line, Sides, Symbols, capacity, draw
 from lm.corruption.spans import Denoiser
 from lm.data.rows.prompts import Prompt, answered, continued, encode
 from lm.data.rows.records import Windows
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import check, check_range
-from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
-from lm.models.model import Model
+from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.transformer import Transformer
-from lm.objectives.base import Objective, fit
-from lm.objectives.rows import guess, read, row_flops
-from lm.objectives.span import denoised, sentinel_names, show
+from lm.objectives.base import Batch, Example, Objective, Sums, fit
+from lm.objectives.rows import SourceTarget
+from lm.objectives.span import denoised, sentinel_names, show_documents
 
 
 def ul2(regular: float = 2 / 7, extreme: float = 4 / 7, sequential: float = 1 / 7) -> tuple[Denoiser, ...]:
-    """Return UL2's seven denoisers, all alike by default; the shares are those of the R, X and S ones together.
+    """Return UL2's seven denoisers, of equal weight by default; the arguments are the total weights of R, X and S.
 
     Tay et al. 2022, table 1, where S is the last quarter of the text. Public reimplementations use 0.4, 0.4 and 0.2.
     """
@@ -36,15 +38,14 @@ def ul2(regular: float = 2 / 7, extreme: float = 4 / 7, sequential: float = 1 / 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefix(Objective):
-    """Inputs that see each other, then targets left to right; what is input and what target, `denoisers` say.
+class Prefix(SourceTarget, Objective):
+    """Split a text into inputs, attended to in both directions, and targets, written left to right, by `denoisers`.
 
-    The default cuts the text in two at a uniformly random place. A denoiser is drawn by weight for each row, or for each
-    document with data.packing="documents". In a decoder alone one row holds the inputs and then the targets, and every
+    The default splits at a uniformly random position (Raffel et al. 2020, 3.2.1). A denoiser is drawn by weight for each
+    row, or for each document with data.packing="documents". A decoder alone reads inputs and targets in one row, and each
     denoiser takes as much text as fills `model.context`. An encoder-decoder takes as much as fits both contexts, which
-    leaves its decoder partly empty where little is asked for; `waste` says how much. A record is long enough for every
-    denoiser: those that need less take a random stretch of it, and records overlap so that an epoch still reads each
-    token about once.
+    leaves its decoder partly empty where targets are short. A record is long enough for every denoiser: one that
+    needs less takes a random stretch of it, and records overlap so that an epoch reads each token about once.
     """
 
     paper: ClassVar[str] = "Liu et al. 2018; Raffel et al. 2020 (prefix-LM); Tay et al. 2022 (UL2)"
@@ -60,7 +61,7 @@ class Prefix(Objective):
     z_loss: float = 0.0
     smoothing: float = 0.0
     chunk: int = 0
-    # Filled in by `resolve`.
+    # Ids, set by `resolve`.
     separator: int | None = None
     end: int | None = None
     pad: int = 0
@@ -81,6 +82,10 @@ class Prefix(Objective):
             return Sides(self.model.encoder.context, self.model.decoder.context)
         return Line(self.model.context)
 
+    @property
+    def limits(self) -> tuple[int, ...]:
+        return self.layout.room
+
     @functools.cached_property
     def shares(self) -> np.ndarray:
         weights = np.array([denoiser.weight for denoiser in self.denoisers])
@@ -88,7 +93,7 @@ class Prefix(Objective):
 
     @functools.cached_property
     def raw(self) -> tuple[int, ...]:
-        """Tokens of text in a row, for each denoiser."""
+        """Return the number of text tokens in a row, for each denoiser."""
         return tuple(capacity(self.layout, denoiser) for denoiser in self.denoisers)
 
     @functools.cached_property
@@ -106,7 +111,7 @@ class Prefix(Objective):
 
     @property
     def plain(self) -> bool:
-        """Running text in a decoder alone: no token is needed that the text has not."""
+        """Return whether no special token is needed: plain splits, in a decoder alone."""
         return isinstance(self.layout, Line) and all(d.kind == "split" and not d.mode for d in self.denoisers)
 
     @property
@@ -116,66 +121,53 @@ class Prefix(Objective):
         sentinels = max(d.sentinels(raw) for d, raw in zip(self.denoisers, self.raw))
         return ("[PAD]", "[SEP]", *self.mode_names, *sentinel_names(sentinels))
 
-    def resolve(self, tokenizer):
-        found = {"model": fit(self.model, tokenizer), "separator": tokenizer.separator, "end": tokenizer.separator}
+    def resolve(self, tokenizer: Tokenizer) -> "Prefix":
+        ids = {"separator": tokenizer.separator, "end": tokenizer.separator}
+        # A plain split needs no token beside the separator; all else has padding, an end, modes and sentinels.
         if not self.plain:
             pad, end, *rest = map(tokenizer.special_id, self.special)
             modes = len(self.mode_names)
-            found |= {"pad": pad, "end": end, "modes": tuple(rest[:modes]), "sentinels": tuple(rest[modes:])}
-        return dataclasses.replace(self, **found)
+            ids |= {"pad": pad, "end": end, "modes": tuple(rest[:modes]), "sentinels": tuple(rest[modes:])}
+        return dataclasses.replace(self, model=fit(self.model, tokenizer), **ids)
 
-    def corrupt(self, rng, record):
+    def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Example:
         return draw(rng, record, self.denoisers, self.layout, self.symbols, self.separator)
 
     @property
-    def writes(self):
+    def writes(self) -> str:
         return "text" if isinstance(self.layout, Line) else "answer"
 
-    def prompt(self, tokenizer, text):
-        """Ask for what follows, as the first denoiser that takes the end of a text away does (UL2's S).
+    def prompt(self, tokenizer: Tokenizer, text: str) -> Prompt:
+        """Lay the text out as the first denoiser whose targets end the text (UL2's S), to continue it.
 
-        Behind its mode token the text ends in a sentinel, which the answer then begins with. An empty text begins with
-        the separator, as some rows of training do.
+        The mode token comes first; a sentinel ends the text, and starts the answer. An empty text starts with the
+        separator, as some rows of training do.
         """
         if self.writes == "answer":
             mode, hole = self.around
-            found = answered(tokenizer, text, start=self.pad, begin=mode, end=[*hole, self.end])
-            return Prompt(np.append(found.tokens, hole).astype(np.int32), found.source)
+            prompt = answered(tokenizer, text, start=self.pad, begin=mode, end=[*hole, self.end])
+            return Prompt(np.append(prompt.tokens, hole).astype(np.int32), prompt.source)
         return self.given(encode(tokenizer, text, False) if text else continued(tokenizer, text).tokens)
 
     @property
     def around(self) -> tuple[list[int], list[int]]:
-        """Ids before the text and, for the part that is missing, behind it."""
-        asks = next((d for d in self.denoisers if d.kind in ("split", "end")), self.denoisers[0])
-        mode = [self.symbols.modes[asks.mode]] if asks.mode else []
-        return mode, [] if asks.kind == "split" else [self.sentinels[0]]
+        """Return the mode id before the text and the sentinel of the missing end behind it, where there are such."""
+        denoiser = next((d for d in self.denoisers if d.kind in ("split", "end")), self.denoisers[0])
+        mode = [self.symbols.modes[denoiser.mode]] if denoiser.mode else []
+        return mode, [] if denoiser.kind == "split" else [self.sentinels[0]]
 
-    def given(self, ids):
+    def given(self, ids: np.ndarray) -> Prompt:
         mode, hole = self.around
         return Prompt(np.concatenate([mode, ids, *[hole, [self.end], hole] * bool(hole)]).astype(np.int32))
 
-    def lead(self, tokenizer):
+    def lead(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         return ()
 
-    def stops(self, tokenizer):
-        return () if self.end is None else (self.end,)
-
-    def init(self, key, batch):
-        if isinstance(self.model, EncoderDecoder):
-            return Seq2Seq(self.model).init(key, batch["source"], batch["tokens"])["params"]
-        return Model(self.model).init(key, batch["tokens"])["params"]
-
-    def loss(self, params, batch, memory, keys_B):
+    def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
         return denoised(self, params, batch, keys_B), memory
 
-    def predict(self, params, batch):
-        return guess(*read(self.model, params, batch, None))
-
-    def show(self, tokenizer, example, found=None):
-        return show(tokenizer, example, found, self.sentinels)
-
-    def flops(self):
-        return row_flops(self.model, *self.layout.room)
+    def show(self, tokenizer: Tokenizer, example: Example, found: Example | None = None) -> str:
+        return show_documents(tokenizer, example, found, self.sentinels)
 
 
 if __name__ == "__main__":

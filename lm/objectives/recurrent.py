@@ -1,27 +1,29 @@
-"""Next-token prediction with a memory of earlier segments: Transformer-XL (Dai et al. 2019).
+"""Next-token prediction with segment-level recurrence: Transformer-XL (Dai et al. 2019).
 
     python -m lm.objectives.recurrent [--config=configs/xl_nano.py]
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.rows.prompts import continued
+from lm.data.rows.prompts import Prompt, continued
 from lm.data.rows.records import Windows
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import check, check_choices, check_range
 from lm.models.adaptive import adaptive_cross_entropy
 from lm.models.memory import MemoryModel, TransformerXL, empty_memory
-from lm.objectives.base import Objective, fit
+from lm.objectives.base import Batch, Example, Objective, Sums
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """How held-out text is read, where not as in training: the table in the paper's scripts (tgt, mem, clamp)."""
+    """Lengths for held-out text, where they differ from training: tgt_len, mem_len, clamp_len of the paper's scripts."""
 
     context: int
     memory: int
@@ -35,12 +37,12 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Recurrent(Objective):
-    """Cross-entropy of each token given its segment and the memory; the rows of a batch go on in the next one.
+    """Cross-entropy of each token given its segment and a memory of earlier ones; rows continue in the next batch.
 
-    `borders` "cross": attention, memory and targets run over the ends of documents, the corpus being one text, as in the
-    paper. "stop": a document sees itself only, in the memory too, so that rows do not matter to it. Both read the
-    borders from the separators; the choice replaces `data.packing`, which makes no difference here.
-    `evaluation` are the lengths for held-out text; None: those of the model.
+    `borders` "cross": attention, memory and targets cross document borders, the corpus being one text, as in the paper.
+    "stop": a document attends to itself alone, in the memory too, so that the split into rows does not matter. Both find
+    the borders by the separators; the choice replaces `data.packing`, which has no effect here. `evaluation`: lengths for
+    held-out text; None: those of the model.
     """
 
     paper: ClassVar[str] = "Dai et al. 2019 (Transformer-XL)"
@@ -51,9 +53,9 @@ class Recurrent(Objective):
     model: TransformerXL
     borders: Literal["cross", "stop"] = "cross"
     evaluation: Lengths | None = None
-    chunk: int = 0  # tokens a device that go through a cluster of the vocabulary at once; 0: chosen
-    template: bool = False  # texts are encoded as the tokenizer's own files say (published models)
-    separator: int | None = None  # the tokenizer's end-of-document token, filled in by `resolve`
+    chunk: int = 0  # tokens a device whose logits of a vocabulary cluster are computed at once; 0: chosen
+    template: bool = False  # texts are encoded by the tokenizer's template (published models)
+    separator: int | None = None  # end-of-document id, set by `resolve`
 
     def __post_init__(self):
         check_choices(self)
@@ -63,43 +65,43 @@ class Recurrent(Objective):
     def records(self) -> Windows:
         return Windows(length=self.model.context + 1, stride=self.model.context, order="reading")
 
-    def resolve(self, tokenizer):
+    def resolve(self, tokenizer: Tokenizer) -> "Recurrent":
         check(
             self.borders == "cross" or tokenizer.separator is not None,
             "borders='stop' needs a tokenizer with a separator between documents; take borders='cross'",
         )
-        return dataclasses.replace(self, model=fit(self.model, tokenizer), separator=tokenizer.separator)
+        return super().resolve(tokenizer)
 
     def measured(self) -> "Recurrent":
-        """Read held-out text in `evaluation`'s lengths; the parameters are the same."""
+        """Return the objective with the lengths of `evaluation`; the parameters are the same."""
         if self.evaluation is None:
             return self
         model = dataclasses.replace(self.model, **dataclasses.asdict(self.evaluation))
         return dataclasses.replace(self, model=model, evaluation=None)
 
     def without_memory(self) -> "Recurrent":
-        """Read every segment by itself: what the memory is worth is the difference."""
+        """Return the objective without memory, to measure the gain from it."""
         model = dataclasses.replace(self.model, memory=0)
         return dataclasses.replace(self, model=model, evaluation=None)
 
-    def corrupt(self, rng, record):
+    def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Example:
         tokens, real = record["tokens"], (record["segments"] > 0)[:-1]
         segments = real.astype(np.int32)
         if self.borders == "stop":
-            # A document begins at the separator before it: 1 is the one that goes on from the row before.
+            # A document starts at the separator before it: number 1 continues from the row before.
             segments = segments * (1 + np.cumsum(tokens[:-1] == self.separator, dtype=np.int32))
         return {"tokens": tokens[:-1], "targets": tokens[1:], "weights": record["weights"][1:], "segments": segments}
 
-    def prompt(self, tokenizer, text):
+    def prompt(self, tokenizer: Tokenizer, text: str) -> Prompt:
         return continued(tokenizer, text, self.template)
 
-    def init(self, key, batch):
+    def init(self, key: jax.Array, batch: Batch) -> Any:
         return MemoryModel(self.model).init(key, batch["tokens"])["params"]
 
-    def initial_memory(self, rows):
+    def initial_memory(self, rows: int) -> Any:
         return empty_memory(self.model, rows)
 
-    def loss(self, params, batch, memory, keys_B):
+    def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
         model, variables = MemoryModel(self.model), {"params": params}
         h_BTD, memory = model.apply(variables, batch["tokens"], batch["segments"], memory, keys_B=keys_B)
         head = model.apply(variables, method="head")
@@ -107,14 +109,15 @@ class Recurrent(Objective):
         count = batch["weights"].sum()
         return {"loss": (sums["total"], count), "accuracy": (sums["hits"], count)}, memory
 
-    def predict(self, params, batch):
+    def predict(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
         model, variables = MemoryModel(self.model), {"params": params}
         h_BTD, _ = model.apply(variables, batch["tokens"], batch["segments"])
         head = model.apply(variables, method="head")
-        guess = jax.lax.map(lambda h_TD: jnp.argmax(head.logits(h_TD), -1), h_BTD)  # all logits of one row at a time
+        # A row at a time, to bound the logits in memory.
+        guess = jax.lax.map(lambda h_TD: jnp.argmax(head.logits(h_TD), -1), h_BTD)
         return {"guess": guess.astype(jnp.int32)}
 
-    def show(self, tokenizer, example, found=None):
+    def show(self, tokenizer: Tokenizer, example: Example, found: Example | None = None) -> str:
         counted = example["weights"] > 0
         lines = [f"reads   {tokenizer.decode(example['tokens'], special=True)!r}"]
         lines += [f"writes  {tokenizer.decode(example['targets'][counted], special=True)!r}"]
@@ -125,9 +128,9 @@ class Recurrent(Objective):
         return "\n".join(lines)
 
     def flops(self) -> float:
-        """Count 6 operations a parameter that a token passes, the memory's keys and values, distances and scores.
+        """Count 6 operations a parameter and token, with the memory's keys and values, relative positions and scores.
 
-        Of a tail cluster only its tokens pass, how many the text says; it is not counted.
+        Tail clusters of the vocabulary are not counted: how many tokens reach them depends on the text.
         """
         c = self.model
         inner, keys = c.heads * c.head_size, c.memory + c.context

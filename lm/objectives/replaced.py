@@ -2,11 +2,11 @@
 
     python -m lm.objectives.replaced [--config=configs/electra_nano.py]
 
-A small generator fills masked tokens by sampling; the discriminator says of every token whether it is the original.
+A small generator fills masked tokens by sampling; the discriminator classifies every token as original or replaced.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ import numpy as np
 from lm.corruption.masking import budget
 from lm.corruption.sentences import sentences
 from lm.data.rows.records import Windows
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import check, check_range
 from lm.fields import derived
 from lm.models.electra import Electra, generator_of
@@ -24,19 +25,19 @@ from lm.models.flops import train_flops
 from lm.models.heads import Head, cross_entropy
 from lm.models.layers import fold
 from lm.models.transformer import Transformer
-from lm.objectives.base import Objective, fit
+from lm.objectives.base import Batch, Example, Objective, Sums
 
-SHORTEST = 5  # of the random target lengths, and the least room in which a row takes one more example
+SHORTEST = 5  # random target length, and the remaining length for which a row takes another example
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replaced(Objective):
-    """Masked language modelling for the generator, a binary question a token for the discriminator; constants of the paper.
+    """Masked language modelling for the generator, binary classification of each token for the discriminator.
 
-    `model` is the discriminator, the generator its shrunken copy. Each document of a window is cut into examples
-    [CLS] A [SEP] B [SEP] as in the authors' code; a row holds as many of them as fit, each in a segment of its own, where
-    theirs pads. Tokens to predict are drawn with replacement: one drawn twice counts twice in the generator's loss, and
-    the sample of its first draw is the one that is written.
+    Constants of the paper. `model` is the discriminator, the generator its smaller copy. Each document of a window is cut
+    into examples [CLS] A [SEP] B [SEP] as in the authors' code; a row packs as many as fit, each in its own segment, in
+    place of their padding. Tokens to predict are drawn with replacement: one drawn twice counts twice in the generator's
+    loss, and its first sample is the one inserted.
     """
 
     paper: ClassVar[str] = (
@@ -51,15 +52,15 @@ class Replaced(Objective):
     headless: ClassVar[bool] = True  # an export has the discriminator
 
     model: Transformer
-    generator_width: float = 0.25  # share of the discriminator's; 1/3 in base, 1 in the released small
+    generator_width: float = 0.25  # fraction of the discriminator's; 1/3 in base, 1 in the released small
     generator_depth: float = 1.0
     rate: float = 0.15  # 0.25 in large
-    mask_share: float = 0.85  # of the tokens to predict; the others stay as they are
+    mask_share: float = 0.85  # of the tokens to predict; the others are kept
     single: float = 0.1  # examples of one segment
     short: float = 0.05  # examples of a random target length
     generator_scale: float = 1.0
     discriminator_scale: float = 50.0
-    cls: int | None = None  # these are filled in by `resolve`
+    cls: int | None = None  # ids, set by `resolve`
     sep: int | None = None
     mask: int | None = None
     pad: int | None = None
@@ -79,15 +80,15 @@ class Replaced(Objective):
         )
 
     @property
-    def special(self):
+    def special(self) -> tuple[str, ...]:
         return "[PAD]", "[CLS]", "[SEP]", "[MASK]"
 
     @property
-    def records(self):
+    def records(self) -> Windows:
         return Windows(length=self.model.context - 3, stride=self.model.context - 3)  # three specials an example
 
     @property
-    def scales(self):
+    def scales(self) -> Mapping[str, float]:
         return {"generator": self.generator_scale, "discriminator": self.discriminator_scale}
 
     @property
@@ -96,46 +97,41 @@ class Replaced(Objective):
 
     @property
     def predictions(self) -> int:
-        """Places P of a row."""
+        """Return the number of predictions in a row, P."""
         return max(1, int((self.rate + 0.005) * self.model.context))
 
-    def resolve(self, tokenizer):
-        ids = {name[1:-1].lower(): tokenizer.special_id(name) for name in self.special}
-        model, pieces = fit(self.model, tokenizer), tokenizer.piece_table()
-        return dataclasses.replace(self, model=model, pieces=pieces, separator=tokenizer.separator, **ids)
-
-    def corrupt(self, rng, record):
+    def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Example:
         length, most = self.model.context, self.predictions
         row = {name: np.zeros(length, np.int32) for name in ("original", "types", "segments", "positions")}
         row["original"][:] = self.pad
-        masked, places, at = [], [], 0
+        masked, places, at = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
         for number, (first, second) in enumerate(self.examples(rng, record), 1):
+            # Truncated at the row's end, with space for the special tokens.
             first = first[: max(0, length - at - 2)]
             second = second[: max(0, length - at - 3 - len(first))]
             tail = [second, [self.sep]] if len(second) else []
             ids = np.concatenate([[self.cls], first, [self.sep], *tail])
-            here = slice(at, at + len(ids))
-            row["original"][here], row["segments"][here], row["positions"][here] = ids, number, np.arange(len(ids))
-            row["types"][at + len(first) + 2 : here.stop] = 1
+            span = slice(at, at + len(ids))
+            row["original"][span], row["segments"][span], row["positions"][span] = ids, number, np.arange(len(ids))
+            row["types"][at + len(first) + 2 : span.stop] = 1
+            # The row's P predictions go to its examples in order, to each by its own length.
             drawn = at + self.draw(rng, ids, most - sum(map(len, places)))
             places.append(drawn)
             masked.append(drawn[rng.random(len(drawn)) < self.mask_share])
-            at = here.stop
+            at = span.stop
             if length - at < SHORTEST:
                 break
         tokens = row["original"].copy()
-        places, masked = (
-            np.concatenate([np.zeros(0, np.int32), *found]).astype(np.int32) for found in (places, masked)
-        )
-        tokens[masked] = self.mask
+        tokens[np.concatenate(masked).astype(np.int32)] = self.mask
+        places = np.concatenate(places).astype(np.int32)
         weights = (np.arange(most) < len(places)).astype(np.float32)
         places = np.pad(places, (0, most - len(places)))
         targets = np.where(weights > 0, row["original"][places], 0).astype(np.int32)
         seed = np.int32(rng.integers(2**31))
         return {"tokens": tokens, **row, "places": places, "targets": targets, "weights": weights, "seed": seed}
 
-    def examples(self, rng, record) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Give the two segments of each example: whole sentences of one document up to a target length."""
+    def examples(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield both segments of each example: whole sentences of one document up to a target length."""
         tokens, begins, ends, documents = sentences(record, self.pieces.ends_sentence, self.separator)
         at = 0
         while at < len(begins):
@@ -149,19 +145,19 @@ class Replaced(Objective):
             yield ids[~second], ids[second]
             at = stop
 
-    def assign(self, rng, sizes: list[int], target: int) -> list[bool]:
-        """Tell of each sentence whether it goes to the second segment, as the authors' code does."""
+    def assign(self, rng: np.random.Generator, sizes: list[int], target: int) -> list[bool]:
+        """Return of each sentence whether it goes into the second segment, as in the authors' code."""
         goal = float("inf") if rng.random() < self.single else (target - 3) // 2
         first, seconds = 0, []
         for size in sizes:
             fits = first == 0 or first + size < goal
-            mine = fits or (not any(seconds) and first < goal and rng.random() < 0.5)
-            seconds.append(not mine)
-            first += size * mine
+            is_first = fits or (not any(seconds) and first < goal and rng.random() < 0.5)
+            seconds.append(not is_first)
+            first += size * is_first
         return seconds
 
-    def draw(self, rng, ids: np.ndarray, most: int) -> np.ndarray:
-        """Draw the tokens of an example to predict, in order, with replacement."""
+    def draw(self, rng: np.random.Generator, ids: np.ndarray, most: int) -> np.ndarray:
+        """Draw the positions to predict in an example, sorted, with replacement."""
         open = np.flatnonzero((ids != self.cls) & (ids != self.sep) & (ids != self.mask) & (ids != self.pad))
         count = budget(len(ids), self.rate, most) if len(open) else 0
         return np.sort(open[rng.integers(0, len(open), count)]) if count > 0 else open[:0]
@@ -170,54 +166,58 @@ class Replaced(Objective):
     def network(self) -> Electra:
         return Electra(self.generator, self.model)
 
-    def masked_network(self):
-        return Electra(self.generator, self.model)
+    def masked_network(self) -> Electra:
+        return self.network
 
-    def init(self, key, batch):
+    def init(self, key: jax.Array, batch: Batch) -> Any:
         return self.network.init(key, batch["tokens"], batch["places"])["params"]
 
-    def weights(self, batch):
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
         return {"generator": batch["weights"].sum(), "discriminator": jnp.sum(batch["segments"] > 0, dtype=jnp.float32)}
 
-    def loss(self, params, batch, memory, keys_B):
+    def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
         (h_BPE, head), fake_BT, logits_BT = self.play(params, batch, keys_B)
-        found = cross_entropy(h_BPE, head, batch["targets"], batch["weights"])
+        generator = cross_entropy(h_BPE, head, batch["targets"], batch["weights"])
         real_BT = (batch["segments"] > 0).astype(jnp.float32)
-        replaced_BT, said_BT = fake_BT != batch["original"], logits_BT > 0
+        # A sample equal to the original counts as original (section 2.2).
+        replaced_BT, flagged_BT = fake_BT != batch["original"], logits_BT > 0
         counts = self.weights(batch)
         nll = jnp.sum(real_BT * (jax.nn.softplus(logits_BT) - logits_BT * replaced_BT))
-        said, truly, both = (jnp.sum(real_BT * x) for x in (said_BT, replaced_BT, said_BT & replaced_BT))
+        flagged, replaced, both = (jnp.sum(real_BT * x) for x in (flagged_BT, replaced_BT, flagged_BT & replaced_BT))
         return {
-            "generator": (found["total"], counts["generator"]),
-            "generator_accuracy": (found["hits"], counts["generator"]),
+            "generator": (generator["total"], counts["generator"]),
+            "generator_accuracy": (generator["hits"], counts["generator"]),
             "discriminator": (nll, counts["discriminator"]),
-            "accuracy": (jnp.sum(real_BT * (said_BT == replaced_BT)), counts["discriminator"]),
-            "replaced": (truly, counts["discriminator"]),
-            "precision": (both, said),
-            "recall": (both, truly),
-            "f1": (2 * both, said + truly),
+            "accuracy": (jnp.sum(real_BT * (flagged_BT == replaced_BT)), counts["discriminator"]),
+            "replaced": (replaced, counts["discriminator"]),
+            "precision": (both, flagged),
+            "recall": (both, replaced),
+            "f1": (2 * both, flagged + replaced),
         }, memory
 
-    def play(self, params, batch, keys_B):
-        """Run both networks: the generator's (states, head), the row with its samples (B, T), the judgements (B, T)."""
-        place = batch["positions"], batch["segments"], batch["types"]
+    def play(
+        self, params: Any, batch: Batch, keys_B: jax.Array | None
+    ) -> tuple[tuple[jax.Array, Head], jax.Array, jax.Array]:
+        """Run both networks; return the generator's (states, head), the row with its samples and the logits, (B, T)."""
+        layout = batch["positions"], batch["segments"], batch["types"]
         apply = self.network.apply
-        guess = apply({"params": params}, batch["tokens"], batch["places"], *place, keys_B, method="guess")
-        # Without keys the samples still must be drawn: from the row's own seed, so that they never change.
+        guess = apply({"params": params}, batch["tokens"], batch["places"], *layout, keys_B, method="guess")
+        # Evaluation still samples, from the row's own seed, so that its figures are deterministic.
         keys = jax.vmap(jax.random.key)(batch["seed"]) if keys_B is None else fold(keys_B, 3)
+        # No gradient flows through sampling: the generator learns from its own loss alone (section 2.2).
         sampled_BP = sample(*jax.lax.stop_gradient(guess), keys)
-        fake_BT = write(batch, sampled_BP)
-        logits_BT, _ = apply({"params": params}, fake_BT, *place, keys_B, method="judge")
+        fake_BT = insert_samples(batch, sampled_BP)
+        logits_BT, _ = apply({"params": params}, fake_BT, *layout, keys_B, method="judge")
         return guess, fake_BT, logits_BT
 
-    def predict(self, params, batch):
+    def predict(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
         _, fake_BT, logits_BT = self.play(params, batch, None)
         return {"fake": fake_BT, "chance": jax.nn.sigmoid(logits_BT)}
 
-    def show(self, tokenizer, example, found=None):
+    def show(self, tokenizer: Tokenizer, example: Example, found: Example | None = None) -> str:
         real = example["segments"] > 0
 
-        def text(ids, marks=None, sides="[]"):
+        def text(ids: np.ndarray, marks: np.ndarray | None = None, sides: str = "[]") -> str:
             pieces = [tokenizer.decode([i], special=True).strip() for i in ids[real]]
             marks = np.zeros(len(pieces), bool) if marks is None else marks[real]
             shown = [f"{sides[0]}{piece}{sides[1]}" if mark else piece for piece, mark in zip(pieces, marks)]
@@ -231,7 +231,7 @@ class Replaced(Objective):
             lines += [f"discriminator  {text(found['fake'], found['chance'] > 0.5, '<>')}"]
         return "\n".join(lines)
 
-    def flops(self):
+    def flops(self) -> float:
         length, small = self.model.context, self.generator
         stacks = sum(train_flops(dataclasses.replace(c, vocab=0), length) for c in (self.model, small))
         head = 8 * self.model.vocab * self.model.embed_size  # forward and backward, and forward again to sample
@@ -239,25 +239,27 @@ class Replaced(Objective):
 
 
 def sample(h_BPE: jax.Array, head: Head, keys_B: jax.Array, chunk: int = 2**24) -> jax.Array:
-    """Draw a token for each state, (B, P), by adding Gumbel noise to the logits; about `chunk` logits at a time."""
+    """Sample a token for each state, (B, P), by the Gumbel-max trick; about `chunk` logits at a time."""
     rows, places, _ = h_BPE.shape
     size = head.table_VD.shape[0]
 
-    def one(state):
+    def draw(state: tuple[jax.Array, jax.Array]) -> jax.Array:
         h_BE, place = state
         uniform_BV = jax.vmap(lambda key: jax.random.uniform(key, (size,)))(fold(keys_B, place))
+        # The constants are those of the authors' code.
         noise_BV = -jnp.log(-jnp.log(uniform_BV + 1e-9) + 1e-9)
         return jnp.argmax(head.logits(h_BE) + noise_BV, -1).astype(jnp.int32)
 
+    # In chunks of positions: noise and logits (B, P, V) at once would dominate memory.
     at_once = max(1, min(places, chunk // (rows * size)))
-    return jax.lax.map(one, (h_BPE.swapaxes(0, 1), jnp.arange(places)), batch_size=at_once).T
+    return jax.lax.map(draw, (h_BPE.swapaxes(0, 1), jnp.arange(places)), batch_size=at_once).T
 
 
-def write(batch, sampled_BP: jax.Array) -> jax.Array:
-    """Put the samples in the original row: where a place was drawn more than once, its first one."""
+def insert_samples(batch: Batch, sampled_BP: jax.Array) -> jax.Array:
+    """Insert the samples into the original row; of a position drawn more than once, the first."""
     places_BP, length = batch["places"], batch["original"].shape[1]
-    again_BP = jnp.pad(places_BP[:, 1:] == places_BP[:, :-1], ((0, 0), (1, 0)))
-    places_BP = jnp.where((batch["weights"] > 0) & ~again_BP, places_BP, length)
+    repeated_BP = jnp.pad(places_BP[:, 1:] == places_BP[:, :-1], ((0, 0), (1, 0)))
+    places_BP = jnp.where((batch["weights"] > 0) & ~repeated_BP, places_BP, length)  # length: out of range, dropped
     return jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))(batch["original"], places_BP, sampled_BP)
 
 

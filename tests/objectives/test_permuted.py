@@ -272,7 +272,7 @@ def test_choices(tokenizer, objective):
     assert objective.resolve(tokenizer) == objective
     assert tokenizer.pieces([objective.sep, objective.cls]) == ["<sep>", "<cls>"]
     published = Permuted(model=XLNet())
-    assert (published.halves, published.order_size, published.asked) == ((256, 256), 256, 85)
+    assert (published.halves, published.order_size, published.count) == ((256, 256), 256, 85)
     assert published.records.stride == 256
     with pytest.raises(UserError, match="need 5"):
         Permuted(model=MODEL, reuse=29)

@@ -171,7 +171,7 @@ def test_write_takes_the_first_draw():
         "places": jnp.array([[1, 1, 3, 0]]),
         "weights": jnp.array([[1.0, 1, 1, 0]]),
     }
-    np.testing.assert_array_equal(replaced.write(batch, jnp.array([[20, 30, 40, 50]])), [[1, 20, 8, 40, 2]])
+    np.testing.assert_array_equal(replaced.insert_samples(batch, jnp.array([[20, 30, 40, 50]])), [[1, 20, 8, 40, 2]])
 
 
 # -- transformers ------------------------------------------------------------------------------------------------------
