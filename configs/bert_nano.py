@@ -3,9 +3,9 @@
     python -m lm.main --config=configs/bert_nano.py
     python -m lm.main --config=configs/bert_nano.py:text=my_text.txt,system=roberta
 
-`system` picks what is asked: bert (Devlin et al. 2019), wwm (its whole-word models), roberta (Liu et al. 2019), albert
+`system` selects the objective: bert (Devlin et al. 2019), wwm (its whole-word models), roberta (Liu et al. 2019), albert
 (Lan et al. 2020, masks and sentence order), macbert (Cui et al. 2020). Norms come first and Muon takes the steps, which
-learns in minutes what the papers' recipe takes hours for.
+learns in minutes, where the papers' recipe takes hours.
 """
 
 from typing import Literal

@@ -4,7 +4,7 @@
     python -m lm.main --config=configs/choice_nano.py:text=race.jsonl,question=question,start=HF_DIR
 
 With `start=RUN` or `start=HF_DIR` the network and its tokenizer are that folder's, and only the head is new; `causal=yes`
-where it reads from left to right (GPT). Without it a network of 3 x 128 begins with nothing.
+for a decoder (GPT). Without a start a network of 3 x 128 learns from scratch.
 A line of the file: {"context": ..., "question": ..., "options": [...], "label": 0}. Chance is a quarter, and a network
 without pre-training stays there (0.27 after 100 steps); counting the words that name and text share gives a half.
 """

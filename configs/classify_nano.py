@@ -5,7 +5,7 @@
     python -m lm.main --config=configs/classify_nano.py:data=tfds:glue/sst2,held_out=tfds:glue/sst2:validation,fields=sentence
 
 With `start=RUN` or `start=HF_DIR` the network and its tokenizer are that folder's, and only the head is new; `causal=yes`
-where it reads from left to right (GPT). Without it a network of 3 x 128 learns from nothing but the examples. `kind=number`
+for a decoder (GPT). Without a start a network of 3 x 128 learns from the examples alone. `kind=number`
 learns scores, `language` is that of XNLI. Look at eval/validation/accuracy: 22 packages, the largest a sixth of them.
 """
 

@@ -4,7 +4,7 @@
     python -m lm.main --config=configs/extract_nano.py:text=train-v2.0.json,held_out=dev-v2.0.json,start=HF_DIR,length=384
 
 With `start=RUN` or `start=HF_DIR` the network and its tokenizer are that folder's, and only the head is new; `causal=yes`
-where it reads from left to right (GPT). Without it a network of 3 x 128 begins with nothing.
+for a decoder (GPT). Without a start a network of 3 x 128 learns from scratch.
 Look at eval/validation/exact: the share of windows with both ends right; a network without pre-training stays at 0.16.
 """
 

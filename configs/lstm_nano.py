@@ -1,4 +1,4 @@
-"""An LSTM on the data of configs/gpt_nano.py and in its time: what a Transformer of three minutes must be compared with.
+"""An LSTM on the data of configs/gpt_nano.py and in its time: the baseline of a Transformer of three minutes.
 
     python -m lm.objectives.baselines [--config=configs/lstm_nano.py:text=my_text.txt]
 

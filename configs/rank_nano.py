@@ -4,7 +4,7 @@
     python -m lm.main --config=configs/rank_nano.py:text=sts-train.tsv,start=RUN
 
 With `start=RUN` or `start=HF_DIR` the network and its tokenizer are that folder's, and only the head is new; `causal=yes`
-where it reads from left to right (GPT). Without it a network of 3 x 128 begins with nothing.
+for a decoder (GPT). Without a start a network of 3 x 128 learns from scratch.
 A file has the columns sentence1, sentence2 and score. Without one: are two sentences from one docstring? A network without
 pre-training learns these 1,330 pairs by heart (squared error 0.005, held out 0.26, where always saying 0.5 has 0.25).
 """

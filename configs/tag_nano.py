@@ -5,7 +5,7 @@
     python -m lm.main --config=configs/tag_nano.py:data=tfds:conll2003,words=tokens,tags=ner,start=HF_DIR
 
 With `start=RUN` or `start=HF_DIR` the network and its tokenizer are that folder's, and only the head is new; `causal=yes`
-where it reads from left to right (GPT). Without it a network of 3 x 128 learns from nothing but the examples.
+for a decoder (GPT). Without a start a network of 3 x 128 learns from the examples alone.
 Look at eval/validation/inside: the accuracy where there is something to tag. Files are columns of words and tags, as
 CoNLL's (.conll); for the People's Daily write source=lm.data.labelled.columns.Entities(path=...) into a config of your own.
 """

@@ -4,9 +4,8 @@
     python -m lm.main --config=configs/text2text_nano.py:text=pairs.jsonl,start=HF_DIR
     python -m lm.main --config=configs/text2text_nano.py:text=news.csv,source='{article} TL;DR:',target='{summary}',decoder=yes
 
-`source` and `target` are templates over the columns of a csv or tsv or the keys of JSON lines. `decoder=yes` asks a network
-that reads from left to right by a prompt. Without a `start` 2 + 2 layers of 128 (3 of a decoder) learn from nothing but the
-pairs. Look at eval/validation/examples/rougeL at the end, and at predictions.jsonl.
+`source` and `target` are templates over the columns of a csv or tsv or the keys of JSON lines. `decoder=yes` prompts a
+decoder. Without a `start` 2 + 2 layers of 128 (3 of a decoder) learn from the pairs alone. Look at eval/validation/examples/rougeL at the end, and at predictions.jsonl.
 """
 
 from configs.start_nano import DECODER, PAIR, examples, finetuning, tuned

@@ -6,7 +6,7 @@
 Tay et al. 2022, 4.1 and table 1: seven denoisers in equal parts, each row told its kind by a mode token; 512 tokens of
 input and 512 of target, batches of 128 for 500,000 steps; Adafactor at 1/sqrt(max(step, 10,000)). With two stacks 44 % of
 the decoder's places are padding, as three of seven denoisers ask for little; a decoder alone has rows without padding.
-SwiGLU is what their code is said to have; the paper's table of sizes does not name it.
+SwiGLU is that of their code, by report; the paper's table of sizes does not name it.
 """
 
 from dataclasses import replace

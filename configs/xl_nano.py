@@ -5,7 +5,7 @@
     python -m lm.main --config=configs/xl_nano.py:memory=0             # the same without memory
 
 Dai et al. 2019. Held-out text is read with a memory twice as long as in training; `Recurrent.without_memory()` reads it
-segment by segment with the same parameters, so that the difference is what the memory is worth.
+segment by segment with the same parameters, so that the difference is the gain of the memory.
 """
 
 from lm.config import Config, Data, Every, Optimizer, Schedule

@@ -3,7 +3,7 @@
     python -m lm.objectives.permuted
     python -m lm.main --config=configs/xlnet_nano.py:text=my_text.txt
 
-Yang et al. 2019. The loss on held-out text is the cross-entropy of the predicted tokens, each given what comes before it in
+Yang et al. 2019. The loss on held-out text is the cross-entropy of the predicted tokens, each given the tokens before it in
 a random order; the trivial guess, the tokens' frequency, costs 6.16 nats and is right in 7 of 100.
 """
 

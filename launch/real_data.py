@@ -1,4 +1,4 @@
-"""Real labelled data out of published packages, as files that `lm.data.examples` reads: train.EXT and held_out.EXT."""
+"""Real labelled data out of published packages, as files that `lm.data.labelled` reads: train.EXT and held_out.EXT."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A record holds twice as many stream tokens as a row takes: a chunk of one document begins with the first sentence of its
 first half. BERT reads its documents from the first sentence to the last instead; here any token of the stream is as likely
-as any other to be in the first half. A sentence here is what lies between two sentence starts, not a grammarian's.
+as any other to be in the first half. A sentence here is the text between two sentence starts, not a grammarian's.
 """
 
 from typing import Literal, NamedTuple
@@ -79,7 +79,7 @@ def sentence_pair(
     """Cut A and B, together at most `limit` tokens (Devlin et al. 2019; "sop": Lan et al. 2020).
 
     Whole sentences are collected up to a target length, which with probability `short_share` is drawn from 2 to `limit`.
-    A is the first few of them, B the rest or, for half of the rows, what follows a random sentence of the other record,
+    A is the first few of them, B the rest or, for half of the rows, the text from a random sentence of the other record,
     of another document than A (records that number their "documents"); so too where there is only one sentence. "sop"
     swaps half of the rows instead. Where all of the other record is of A's document, B is the rest, and empty where there
     is none.

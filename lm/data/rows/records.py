@@ -109,7 +109,7 @@ class WindowStream:
 
     Training windows are full: they go on at the stream's beginning at its end (less than a stride of an epoch is left
     out), and each epoch but the first has an origin of its own. Evaluation meets every token but the first as a
-    target of exactly one record; what fills up the last one has segment 0 and weight 0.
+    target of exactly one record; the padding of the last one has segment 0 and weight 0.
     """
 
     def __init__(self, spec: Windows, tokens: Tokens, packing: str, seed: int):

@@ -6,7 +6,7 @@
 | roberta | <s> A </s> | <s> A </s> </s> B </s> |
 | xlnet | A <sep> <cls> | A <sep> B <sep> <cls>, types 0, 1 and 2 |
 | t5 | A </s> | A </s> B </s> |
-| decoder | A | A, the separator, B; before both what the tokenizer's own template begins with |
+| decoder | A | A, the separator, B; before both the tokenizer's own template |
 """
 
 from __future__ import annotations
