@@ -16,7 +16,7 @@ from lm.data.types import Example
 from lm.errors import UserError
 from lm.evaluation.downstream import Found
 from lm.evaluation.predictions import TAGS
-from lm.predict import answers_of, predict, read, told, write
+from lm.predict import answers_of, predict, read_examples, unlabelled, write_predictions
 from tests.marks import quick
 from tests.test_objective_runs import command
 from tests.test_runs import run
@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
 
 
 def answers(workdir: Path, path: Path | str, task: str | None = None) -> list[dict]:
-    return told(predict(*opened(str(workdir), None), str(path), str(workdir), task))
+    return unlabelled(predict(*opened(str(workdir), None), str(path), str(workdir), task))
 
 
 def left(workdir: Path, name: str = "predictions.jsonl") -> list[dict]:
@@ -143,15 +143,15 @@ def test_questions_give_squads_form_and_the_best_spans(trained, tmp_path):
     path = tmp_path / "q.json"
     path.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": asked}]}]}))
     found = predict(*opened(str(workdir), None), str(path), "run")
-    for one in told(found):
+    for one in unlabelled(found):
         offers = one["candidates"]
         assert [offer["score"] for offer in offers] == sorted((offer["score"] for offer in offers), reverse=True)
         assert all(context[offer["start"] :].startswith(offer["text"]) for offer in offers)
         assert one["start"] is None if one["guess"] == "" else context[one["start"] :].startswith(one["guess"])
-    write(found, tmp_path / "a.json")
+    write_predictions(found, tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == dict.fromkeys("xy", found.predictions[0]["guess"])
     with pytest.raises(UserError, match="not every question has an id of its own"):
-        write(found._replace(predictions=found.predictions[:1] * 2), tmp_path / "b.json")
+        write_predictions(found._replace(predictions=found.predictions[:1] * 2), tmp_path / "b.json")
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_sentences_are_read_in_every_form(file, text, own, words, tmp_path):
     objective, source = learned("tag", **TAGGER)
     path = tmp_path / file
     path.write_text(text, encoding="utf-8")
-    found = read(str(path), objective, own or source)
+    found = read_examples(str(path), objective, own or source)
     assert [one.values["words"] for one in found] == words
     assert [one.values["tags"] for one in found] == [["O"] * len(one) for one in words]  # whatever stood there
     assert all(one.values.get("spaced", True) == (own is not CHARACTERS) for one in found)
@@ -222,7 +222,7 @@ def test_a_sentence_ends_with_its_file(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.conll").write_text("Anna\nlives")
     objective, source = learned("tag", **TAGGER)
-    found = read(str(tmp_path / "*.conll"), objective, source)
+    found = read_examples(str(tmp_path / "*.conll"), objective, source)
     assert [one.values["words"] for one in found] == [["Anna", "lives"]] * 2
 
 
@@ -231,7 +231,7 @@ def test_tables_without_names_are_read_with_labels_and_without(tmp_path):
     own, path = Labelled(path="none.tsv", columns=("label", "text"), quoted=False), tmp_path / "a.tsv"
     for text in ('odd\tA "film\n', 'A "film\n'):
         path.write_text(text)
-        assert [one.values for one in read(str(path), objective, own)] == [{"label": "bad", "text": 'A "film'}]
+        assert [one.values for one in read_examples(str(path), objective, own)] == [{"label": "bad", "text": 'A "film'}]
 
 
 def test_a_label_that_stands_in_for_the_one_not_there_is_of_the_objectives_kind():
@@ -265,7 +265,7 @@ def test_mistakes_are_one_line_with_a_way_out(name, file, text, said, tmp_path):
     path = tmp_path / file
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError) as error:
-        read(str(path), objective, source)
+        read_examples(str(path), objective, source)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -289,7 +289,7 @@ def test_entities_are_spans_of_words():
     def found(labels, **values):
         objective = dataclasses.replace(learned("tag")[0], labels=labels)
         row = {"where": "a:1", "gold": ["O"] * 4, "guess": ["B-PER", "I-PER", "O", "B-LOC"], "right": 0.0, "words": [*"abcd"]}
-        return told(Found(TAGS, objective, [row], [Example(values, "a:1")], [[]]))[0]
+        return unlabelled(Found(TAGS, objective, [row], [Example(values, "a:1")], [[]]))[0]
 
     people = [{"kind": "PER", "start": 0, "stop": 2, "text": "a b"}, {"kind": "LOC", "start": 3, "stop": 4, "text": "d"}]
     assert found(("O", "B-PER", "I-PER", "B-LOC"))["entities"] == people

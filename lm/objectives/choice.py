@@ -1,23 +1,28 @@
-"""The right one of several options: multiple choice (RACE, SWAG, C3).
+"""Multiple choice: the correct one of several options (RACE, SWAG, C3).
 
     python -m lm.objectives.choice [--config=configs/choice_nano.py]
 """
 
 import dataclasses
 import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.data.corpus.corpus import Corpus
 from lm.data.labelled.check import check_tokens, encoded, items_of, refuse_empties, refuse_empty
 from lm.data.rows.examples import row_length
 from lm.data.rows.templates import Laid, cut
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.data.types import Example
 from lm.errors import UserError, check, check_range
-from lm.objectives.base import Answers, Objective
+from lm.models.pooling import Scores
+from lm.objectives.base import Answers, Batch, Objective, Sums
+from lm.objectives.base import Example as Row
 from lm.objectives.finetune import network
 from lm.objectives.finetune.base import Tuned
 from lm.objectives.finetune.network import Head, Rows, Stacks
@@ -25,12 +30,13 @@ from lm.objectives.finetune.network import Head, Rows, Stacks
 
 @dataclass(frozen=True, kw_only=True)
 class Choose(Tuned, Objective):
-    """Score each option beside the context with one number; cross-entropy over the options of an example.
+    """Score each option with its context by one number; cross-entropy over the options of an example.
 
-    `context` names the text that all options share (""; there is none), `question` one that stands before each option,
-    `options` the list of options or one column each. `label`: the number of the right one from 0, its letter from A, or
-    its text; a text that is one option's number or letter and another's text is an error, a number of JSON is a number.
-    Question and option together have at most `longest` tokens (0: no limit). The options of an example lie in one row.
+    `context`: the field of the text that all options share ("": none), `question`: of one before each option, `options`:
+    of a list of options, or one field each. `label`: the correct option, its index from 0, its letter from A, or its
+    text. A string that is the index or letter of one option and the text of another is an error; a number in JSON is an
+    index. Question and option are truncated to `longest` tokens together (0: no limit). The options of an example lie in
+    one row.
     """
 
     paper: ClassVar[str] = "Radford et al. 2018 (GPT); Devlin et al. 2019 (BERT, SWAG)"
@@ -43,11 +49,11 @@ class Choose(Tuned, Objective):
     options: tuple[str, ...] = ("options",)
     label: str = "label"
     longest: int = 0
-    most: int = 0  # options of an example; 0: as many as training has
+    most: int = 0  # maximum options of an example; 0: that of the training and held-out examples
     rows: Rows = Rows()
     head: Head = Head()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range(self, 0, float("inf"), "longest", "most")
         check(len(self.options) > 0, "options: name a list, or a column each")
         check(
@@ -59,150 +65,127 @@ class Choose(Tuned, Objective):
     # -- host ----------------------------------------------------------------------------------------------------------
 
     @property
-    def row(self) -> int:
-        return self.rows.row or network.limit(self.model, self.rows) * max(1, self.most)
+    def texts(self) -> int:
+        return max(1, self.most)
 
-    def study(self, corpus):
-        """Count the options, and choose a row that holds those of one example; refuse empty texts."""
+    def learn(self, training: Sequence[Example], held_out: Sequence[Example]) -> Self:
+        """Set the maximum number of options."""
+        most = self.most or max(len(self.offered(example)) for example in [*training, *held_out])
+        return dataclasses.replace(self, most=most)
+
+    def check_example(self, example: Example) -> None:
+        refuse_empties([example], *filter(None, (self.context, self.question)))
+        self.right(example)
+        options, where = self.offered(example), example.where
+        for k, option in enumerate(options):
+            refuse_empty(option, where, f"option {k}")
+        fits = 1 < len(options) <= self.most
+        check(fits, f"{where}: {len(options)} options where objective.most={self.most}; mend it or raise most")
+
+    def choose_row(self, corpus: Corpus) -> int:
+        """Choose a row that holds all options of the longest example."""
         examples = [*network.examples_of(corpus), *corpus.validation.examples]
-        refuse_empties(examples, *filter(None, (self.context, self.question)))
-        most = self.most or max(len(self.offered(example)) for example in examples)
-        found = dataclasses.replace(self, most=most)
-        for example in examples:
-            found.right(example)
-            options = found.offered(example)
-            for k, option in enumerate(options):
-                refuse_empty(option, example.where, f"option {k}")
-            count = len(options)
-            check(1 < count <= most, f"{example.where}: {count} options where objective.most={most}; mend it or raise most")
-        if self.rows.row:
-            return found
-        sizes = [size for example in examples for size, _ in found.sizes(example)]
+        sizes = [tokens for example in examples for tokens, _ in self.sizes(example)]
         longest = -(-max(sizes) // 8) * 8
-        row = row_length(sizes, longest) if self.rows.pack else longest
-        return dataclasses.replace(found, rows=dataclasses.replace(self.rows, row=row))
+        return row_length(sizes, longest) if self.rows.pack else longest
 
     def offered(self, example: Example) -> list[str]:
-        """Give the texts of the options."""
-        return [one for name in self.options for one in items_of(example, name)]
+        """Return the texts of the options."""
+        return [option for name in self.options for option in items_of(example, name)]
 
     def right(self, example: Example) -> int:
-        """Give the number of the right option; raises UserError where the label names none, or two."""
+        """Return the index of the correct option; raises UserError for a label of none, or of two."""
         value, options = example.get(self.label, (str, int)), [option.strip() for option in self.offered(example)]
         text = str(value).strip()
         letter = string.ascii_uppercase.find(text.upper()) if len(text) == 1 else -1
-        counted = int(text) if text.isdecimal() else letter
-        spelt = options.index(text) if isinstance(value, str) and text in options else -1
-        places = [place for place in (spelt, counted) if 0 <= place < len(options)]
-        said = f"{example.where}: {self.label!r} is {value!r}: "
-        if not places:
-            raise UserError(f"{said}give the option's number from 0, letter or text")
+        by_index = int(text) if text.isdecimal() else letter
+        by_text = options.index(text) if isinstance(value, str) and text in options else -1
+        indices = [index for index in (by_text, by_index) if 0 <= index < len(options)]
+        prefix = f"{example.where}: {self.label!r} is {value!r}: "
+        if not indices:
+            raise UserError(f"{prefix}give the option's number from 0, letter or text")
         kind, other = ("number", "letter") if text.isdecimal() else ("letter", "number")
-        two = f"option {spelt} by its text, option {counted} by its {kind}; give its {other}"
-        check(len(set(places)) == 1, said + two)
-        return places[0]
+        both = f"option {by_text} by its text, option {by_index} by its {kind}; give its {other}"
+        check(len(set(indices)) == 1, prefix + both)
+        return indices[0]
 
     def lay(self, example: Example) -> list[Laid]:
         context = [encoded(self.frame, example, self.context)] if self.context else []
         lead = f"{example.get(self.question)} " if self.question else ""
-        found = []
+        texts = []
         for k, option in enumerate(self.offered(example)):
             text = self.frame.encode(lead + option)
             check_tokens(len(text), option, example.where, f"option {k}")
+            # A long question loses its start: the option behind it is kept.
             text = cut(text, self.longest, "end") if self.longest else text
-            found.append(self.frame.join([*context, text], network.limit(self.model, self.rows)))
-        return found
+            texts.append(self.frame.join([*context, text], self.limit))
+        return texts
 
-    def sizes(self, example: Example) -> list[tuple[int, int]]:
-        return [(sum(len(one.tokens) for one in self.lay(example)), 1)]
+    def target(self, example: Example) -> tuple[np.int32, float]:
+        return np.int32(self.right(example)), 1.0
 
-    def corrupt(self, rng, record):
-        examples, room = [example for example, _ in record["examples"]], record["room"]
-        groups = [self.lay(example) for example in examples]
-        row, begins = network.lay_row([one for group in groups for one in group], self.model, self.frame, self.row)
-        row["places"] = np.zeros((room, self.most), np.int32)
-        row["offered"] = np.zeros((room, self.most), bool)
-        row |= {"targets": np.zeros(room, np.int32), "weights": np.zeros(room, np.float32)}
-        at, last = 0, self.pool == "last"
-        for k, (example, group) in enumerate(zip(examples, groups)):
-            edges = begins[at + 1 : at + len(group) + 1] - 1 if last else begins[at : at + len(group)]
-            row["places"][k, : len(group)], row["offered"][k, : len(group)] = edges, True
-            row["targets"][k], row["weights"][k] = self.right(example), 1
-            at += len(group)
-        return row
-
-    @property
-    def pool(self) -> str:
-        return network.pool_of(self.head, self.model, self.rows, self.frame)
+    def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Row:
+        """Lay out a row; "offered" (P, options) marks the options that an example has."""
+        row = super().corrupt(rng, record)
+        counts = [len(self.offered(example)) for example, _ in record["examples"]]
+        counts += [0] * (len(row["weights"]) - len(counts))
+        return row | {"offered": np.arange(self.most) < np.array(counts)[:, None]}
 
     # -- device --------------------------------------------------------------------------------------------------------
 
     @property
-    def scores(self):
+    def scores(self) -> Scores:
         # RoBERTa's folders too have BERT's head for this task.
         style = "bert" if self.frame.style == "roberta" and not network.is_pair(self.model) else self.frame.style
         return network.scores_of(self.head, self.model, self.rows, style, 1)
 
-    def init(self, key, batch):
-        state = jnp.zeros((1, 1, self.model.width))
-        head = self.scores.init(jax.random.fold_in(key, 1), state)["params"]
-        return {**network.draw(self.model, key, self.rows), **head}
+    def logits(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> jax.Array:
+        """Score the options (B, P, options); absent ones get the lowest float32."""
+        scores = super().logits(params, batch, keys_B).reshape(batch["places"].shape)
+        return jnp.where(batch["offered"], scores, jnp.finfo(jnp.float32).min)
 
-    def logits(self, params, batch, keys_B=None):
-        """Score the options (B, P, options); those that are not there get the lowest number."""
-        h_BTD = network.states(self.model, params, batch, keys_B, self.rows.causal)
-        places = batch["places"]
-        flat = {**batch, "places": places.reshape(len(places), -1)}
-        scores = self.scores.apply({"params": params}, network.pooled(h_BTD, flat, self.pool), keys_B)
-        return jnp.where(batch["offered"], scores.reshape(places.shape), jnp.finfo(jnp.float32).min)
-
-    def loss(self, params, batch, memory, keys_B):
+    def terms(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> Sums:
         logits_BPK, targets, weights_BP = self.logits(params, batch, keys_B), batch["targets"], batch["weights"]
-        right_BP = jnp.take_along_axis(jax.nn.log_softmax(logits_BPK), targets[..., None], -1)[..., 0]
+        gold_BP = jnp.take_along_axis(jax.nn.log_softmax(logits_BPK), targets[..., None], -1)[..., 0]
         count = weights_BP.sum()
         hits = jnp.sum((logits_BPK.argmax(-1) == targets) * weights_BP)
-        nll = -jnp.sum(jnp.where(weights_BP > 0, right_BP, 0) * weights_BP)
-        return {"loss": (nll, count), "accuracy": (hits, count), "filled": network.filled(batch)}, memory
+        nll = -jnp.sum(jnp.where(weights_BP > 0, gold_BP, 0) * weights_BP)
+        return {"loss": (nll, count), "accuracy": (hits, count)}
 
-    def predict(self, params, batch):
-        """Give each option's probability (B, P, options)."""
+    def predict(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Return the "probabilities" of the options (B, P, options)."""
         return {"probabilities": jax.nn.softmax(self.logits(params, batch))}
 
-    # -- for people ----------------------------------------------------------------------------------------------------
+    # -- after training ------------------------------------------------------------------------------------------------
 
     @property
-    def answers(self):
+    def answers(self) -> Answers:
         return Answers("options", "chooser", (*filter(None, (self.context, self.question)), *self.options))
 
-    def placeholder(self, example):
+    def placeholder(self, example: Example) -> dict[str, Any]:
         return {self.label: 0}
 
-    def unbounded(self, tokenizer, examples):
+    def unbounded(self, tokenizer: Tokenizer, examples: Sequence[Example]) -> Self:
         known = self.resolve(tokenizer)
         most = max(len(known.offered(example)) for example in examples)
         if most > known.most or max(size for example in examples for size, _ in known.sizes(example)) > known.row:
             return dataclasses.replace(self, most=0, rows=dataclasses.replace(self.rows, row=0))
         return self
 
-    def outcomes(self, record, found) -> list[dict[str, Any]]:
-        """Say of each example of a record which option the network takes."""
-        rows = []
-        for k, (example, _) in enumerate(record["examples"]):
-            shares = found["probabilities"][k][: len(self.offered(example))]
-            guess = {"gold": self.right(example), "guess": int(shares.argmax()), "probabilities": list(map(float, shares))}
-            rows.append({"where": example.where, **guess})
-        return rows
+    def outcome(self, example: Example, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        shares = outputs["probabilities"][: len(self.offered(example))]
+        return {"gold": self.right(example), "guess": int(shares.argmax()), "probabilities": list(map(float, shares))}
 
-    def show(self, tokenizer, example, found=None):
-        texts, lines, at = network.texts_of(tokenizer, example), [], 0
-        for k in np.flatnonzero(example["weights"]):
-            guess = None if found is None else int(found["probabilities"][k].argmax())
-            for option in range(int(example["offered"][k].sum())):
-                sign = "right" if option == example["targets"][k] else "wrong"
-                chosen = f" {'>' if option == guess else ' '} {found['probabilities'][k][option]:4.0%}" if found else ""
-                lines.append(f"{sign}{chosen}  {texts[at]}")
-                at += 1
-        return "\n".join(lines) or network.EMPTY
+    def lines(self, tokenizer: Tokenizer, row: Row, outputs: Row | None) -> list[str]:
+        texts, lines, number = network.texts_of(tokenizer, row), [], 0
+        for k in np.flatnonzero(row["weights"]):
+            guess = None if outputs is None else int(outputs["probabilities"][k].argmax())
+            for option in range(int(row["offered"][k].sum())):
+                sign = "right" if option == row["targets"][k] else "wrong"
+                mark = f" {'>' if option == guess else ' '} {outputs['probabilities'][k][option]:4.0%}" if outputs else ""
+                lines.append(f"{sign}{mark}  {texts[number]}")
+                number += 1
+        return lines
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def test_numbers_cost_their_squared_error():
 def test_long_texts_keep_what_is_asked(keep, expected):
     text = "one two three four five six seven eight"
     objective, found = ready([{"text": text, "label": "a"}, {"text": "one", "label": "b"}], keep=keep, rows=Rows(length=5))
-    laid = objective.lay(found.train[0][1].examples[0]).tokens
+    laid = objective.lay(found.train[0][1].examples[0])[0].tokens
     np.testing.assert_array_equal(laid[1:-1], found.tokenizer.encode(expected))
 
 

@@ -1,6 +1,6 @@
-"""What the objectives of fine-tuning share: rows of labelled examples, a pre-trained network's states of them, heads.
+"""The pre-trained network of a fine-tuning objective: the rows it reads, its states, the head on them.
 
-Parameters of the network have the names that pre-training gives them, without its vocabulary.
+Its parameters keep the names of pre-training; those that serve the vocabulary alone are left out.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.corruption.permutation import NEVER
-from lm.data.rows.examples import row_length
 from lm.data.rows.templates import SPECIAL, Frame, Laid, Style, style_of
 from lm.data.types import ExampleSet
 from lm.errors import UserError, check, check_choices, check_range
@@ -35,17 +34,17 @@ VOCABULARY = ("transform", "head_bias", "output", "query")  # parameters that se
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """How texts become rows.
+    """Layout of texts in rows.
 
-    `length`: tokens of an example at most (0: the model's context); what is longer is cut or read in windows, as the
-    objective says. `row`: tokens of a row, in which several examples lie that see nothing of each other (0: `length`, or
-    two or four times that where it would be badly filled). `pack=False` gives each a row of its own, which XLNet needs.
-    `causal`: the network reads from left to right (GPT). `style`: the special tokens (`lm.data.rows.templates`), "auto": those
-    of the network and its vocabulary.
+    `length`: maximum tokens of an example (0: the model's context); longer ones are truncated or read in windows, by the
+    objective. `row`: tokens of a row of several examples that do not attend to each other (0: `length`, or two or four
+    times that where rows would have much padding). `pack=False`: one example a row, which XLNet needs. `causal`: the
+    network reads from left to right (GPT). `style`: the special tokens (`lm.data.rows.templates`), "auto": those of the
+    network and its vocabulary.
 
-    `mix` gives heads, in place of the last states, a learned sum of those after the embeddings and after every layer,
-    scale x sum of softmax(weights)_l h_l (Peters et al. 2018, eq. 1; Tenney et al. 2019). It begins as their mean. The
-    last of them has the norm that ends the stack; of an encoder-decoder they are the decoder's.
+    `mix`: heads read a learned sum of the states after the embeddings and after every layer instead of the last ones,
+    scale x sum of softmax(weights)_l h_l (Peters et al. 2018, eq. 1; Tenney et al. 2019), initially their mean. The last
+    states have the stack's final norm; those of an encoder-decoder are the decoder's.
     """
 
     length: int = 0
@@ -55,27 +54,27 @@ class Rows:
     style: Literal["auto", Style] = "auto"
     mix: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choices(self)
         check_range(self, 0, float("inf"), "length", "row")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What is between a sequence's state and its scores.
+    """Layers between the state of a sequence and its scores.
 
-    `inner`: "pooler" (BERT), "summary" (XLNet), "dense" (RoBERTa, ELECTRA, BART), "none"; "auto": as the network's
-    family has it. `pool`: the state of the "first" or "last" token, or the "mean" over all. `activation` is that of
-    "summary" and "dense" (ELECTRA: gelu). `dropout` before each linear layer. `bias` of the last one: GPT's has none.
+    `inner`: "pooler" (BERT), "summary" (XLNet), "dense" (RoBERTa, ELECTRA, BART), "none"; "auto": that of the network's
+    family. `pool`: the state of the "first" or "last" token, or the "mean" over all. `activation`: of "summary" and
+    "dense" (ELECTRA: gelu). `dropout`: before each linear layer. `bias`: of the last layer; GPT's has none.
     """
 
     inner: Literal["auto", Inner] = "auto"
     pool: Literal["auto", "first", "last", "mean"] = "auto"
     activation: Literal["tanh", "gelu", "relu"] = "tanh"
     dropout: float = 0.0
-    bias: bool | None = None  # None: but for causal networks
+    bias: bool | None = None  # None: unless the network is causal
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choices(self)
         check_range(self, 0, 1, "dropout")
 
@@ -84,7 +83,7 @@ class Head:
 
 
 def limit(model: Trunk, rows: Rows) -> int:
-    """Tokens of an example at most."""
+    """Return the maximum tokens of an example."""
     context = model.encoder.context if isinstance(model, EncoderDecoder) else model.context
     length = rows.length or context
     check(length <= context, f"rows.length={length} is more than the model's context={context}")
@@ -92,7 +91,7 @@ def limit(model: Trunk, rows: Rows) -> int:
 
 
 def check_rows(model: Trunk, rows: Rows) -> None:
-    """Raise UserError where rows and network do not fit."""
+    """Raise UserError for rows that the network cannot read."""
     longest = limit(model, rows)
     check(not rows.row or rows.row >= longest, f"rows.row={rows.row} is shorter than an example, {longest}")
     if isinstance(model, XLNet):
@@ -103,18 +102,19 @@ def check_rows(model: Trunk, rows: Rows) -> None:
 
 
 def is_pair(model: Trunk) -> bool:
-    """Tell an encoder-decoder from a single stack."""
+    """Return whether the network is an encoder-decoder."""
     return isinstance(model, EncoderDecoder)
 
 
 def family(model: Trunk, rows: Rows) -> str:
+    """Return the kind of network by which `lm.data.rows.templates.style_of` selects special tokens."""
     if isinstance(model, XLNet):
         return "xlnet"
     return "pair" if isinstance(model, EncoderDecoder) else "decoder" if rows.causal else "encoder"
 
 
 def special(model: Trunk, rows: Rows) -> tuple[str, ...]:
-    """Special tokens that the tokenizer must have."""
+    """List the special tokens that the tokenizer must have."""
     style = rows.style
     if style == "auto":
         style = "xlnet" if isinstance(model, XLNet) else "decoder" if rows.causal else "bert"
@@ -124,50 +124,40 @@ def special(model: Trunk, rows: Rows) -> tuple[str, ...]:
 
 
 def frame(model: Trunk, rows: Rows, tokenizer: Any) -> Frame:
+    """Return the template of special tokens around texts."""
     style = style_of(tokenizer.core, family(model, rows)) if rows.style == "auto" else rows.style
     return Frame(tokenizer, style)
 
 
-def settled(objective: Any, corpus: Any, most: int = 2000) -> Rows:
-    """Choose the length of a row by the first examples, where it is left open."""
-    rows, model = objective.rows, objective.model
-    if rows.row:
-        return rows
-    if not rows.pack:
-        return dataclasses.replace(rows, row=limit(model, rows))
-    examples = [example for _, side in corpus.train for example in side.examples[:most]]
-    sizes = [size for example in examples for size, _ in objective.sizes(example)]
-    return dataclasses.replace(rows, row=row_length(sizes, limit(model, rows), max(sizes, default=1)))
-
-
 def lay_row(sequences: Sequence[Laid], model: Trunk, frame: Frame, length: int) -> tuple[Example, np.ndarray]:
-    """Put sequences into a row of arrays [length]; give it and where each begins, int64 [n + 1], the end last."""
-    tokens = [one.tokens for one in sequences]
-    begins = np.cumsum([0, *map(len, tokens)])
-    if begins[-1] > length:
-        raise ValueError(f"{begins[-1]} tokens for a row of {length}")
-    read, segments, positions = lay(tokens, length)
-    row = {"tokens": read, "segments": segments, "positions": positions}
-    if isinstance(model, EncoderDecoder):  # the decoder reads the source once more, one token later
-        shifted = lay([np.concatenate([[frame.start], one[:-1]]) for one in tokens], length)[0].astype(np.int32)
-        return row | {"tokens": shifted, "source": read, "source_segments": segments, "source_positions": positions}, begins
+    """Pack sequences into a row of arrays [length]; return it and where each starts, int64 [n + 1], the end last."""
+    tokens = [sequence.tokens for sequence in sequences]
+    starts = np.cumsum([0, *map(len, tokens)])
+    if starts[-1] > length:
+        raise ValueError(f"{starts[-1]} tokens for a row of {length}")
+    packed, segments, positions = lay(tokens, length)
+    row = {"tokens": packed, "segments": segments, "positions": positions}
+    if isinstance(model, EncoderDecoder):  # as in BART, the decoder reads the source too, shifted right by one token
+        shifted = lay([np.concatenate([[frame.start], ids[:-1]]) for ids in tokens], length)[0].astype(np.int32)
+        source = {"source": packed, "source_segments": segments, "source_positions": positions}
+        return row | {"tokens": shifted} | source, starts
     if isinstance(model, XLNet) or model.types:
-        row["types"] = lay([one.types for one in sequences], length)[0]
-    return row, begins
+        row["types"] = lay([sequence.types for sequence in sequences], length)[0]
+    return row, starts
 
 
 EMPTY = "no example in this row"
 
 
 def texts_of(tokenizer: Any, row: Example) -> list[str]:
-    """Write each sequence of a row on one line."""
+    """Decode each sequence of a row, on one line."""
     side, tokens = ("source_segments", "source") if "source" in row else ("segments", "tokens")
     parts = [row[tokens][row[side] == k] for k in range(1, int(row[side].max(initial=0)) + 1)]
     return [" ".join(tokenizer.decode(part, special=True).split()) for part in parts]
 
 
 def examples_of(corpus: Any) -> list[Any]:
-    """Give all training examples; raises UserError for a corpus of running text."""
+    """Return all training examples; raises UserError for a corpus of running text."""
     for _, side in corpus.train:
         check(
             isinstance(side, ExampleSet),
@@ -181,7 +171,7 @@ def examples_of(corpus: Any) -> list[Any]:
 
 
 def bare(model: Trunk) -> Trunk:
-    """Take away what serves the vocabulary."""
+    """Return the network without output layers on the vocabulary."""
     if isinstance(model, EncoderDecoder):
         return dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, tied=True, head_bias=False))
     if isinstance(model, Transformer):
@@ -190,26 +180,24 @@ def bare(model: Trunk) -> Trunk:
 
 
 def draw(model: Trunk, key: jax.Array, rows: Rows = Rows()) -> dict[str, Any]:
-    """Draw the network's parameters, without those that serve the vocabulary alone, and what mixes its layers."""
+    """Draw the network's parameters, without those that serve the vocabulary alone, and the weights of `Rows.mix`."""
     tokens = jnp.zeros((1, 8), jnp.int32)
     if isinstance(model, EncoderDecoder):
         params = Seq2Seq(bare(model)).init(key, tokens, tokens)["params"]
     else:
         module = TwoStream(model) if isinstance(model, XLNet) else Model(bare(model))
         params = module.init(key, tokens)["params"]
-    found = {name: tree for name, tree in params.items() if name not in VOCABULARY}
+    kept = {name: tree for name, tree in params.items() if name not in VOCABULARY}
     if rows.mix:
-        found["mix"] = {"weights": Named(jnp.zeros(stack_of(model).depth + 1), (None,)), "scale": Named(jnp.ones(()), ())}
-    return found
+        kept["mix"] = {"weights": Named(jnp.zeros(stack_of(model).depth + 1), (None,)), "scale": Named(jnp.ones(()), ())}
+    return kept
 
 
 def states(model: Trunk, params: Any, batch: Batch, keys_B: jax.Array | None, causal: bool) -> jax.Array:
-    """Return the states of all tokens (B, T, D): the last layer's, of an encoder-decoder the decoder's.
-
-    Where the parameters have a mix of layers, it is that (`Rows.mix`).
-    """
+    """Return the states of all tokens (B, T, D): the (decoder's) last layer's, or the mix of layers (`Rows.mix`)."""
     tokens, positions, segments = batch["tokens"], batch["positions"], batch["segments"]
     if isinstance(model, XLNet):
+        # Equal ranks are no permutation: every real token sees every other, and padding, ranked last, is seen by none.
         unused = {"query": jnp.zeros(model.width), "head_bias": jnp.zeros(model.rows)}
         ranks = jnp.where(segments > 0, 0, NEVER)
         more = {"types_BT": batch["types"], "rank_BT": ranks, "keys_B": keys_B}
@@ -218,35 +206,35 @@ def states(model: Trunk, params: Any, batch: Batch, keys_B: jax.Array | None, ca
     if isinstance(model, EncoderDecoder):
         places = {"positions_BT": positions, "segments_BT": segments, "keys_B": keys_B}
         places |= {f"source_{name}_BS": batch[f"source_{name}"] for name in ("positions", "segments")}
-        found = Seq2Seq(bare(model)).apply(variables, batch["source"], tokens, **places, collect=mix is not None)
-        return found if mix is None else mixed(mix, *found)
+        result = Seq2Seq(bare(model)).apply(variables, batch["source"], tokens, **places, collect=mix is not None)
+        return result if mix is None else mixed(mix, *result)
     types_BT, collect = batch.get("types"), mix is not None
-    found = Model(bare(model)).apply(
+    result = Model(bare(model)).apply(
         variables, tokens, positions, segments, types_BT=types_BT, keys_B=keys_B, causal=causal, collect=collect
     )
-    return found[0] if mix is None else mixed(mix, *found)
+    return result[0] if mix is None else mixed(mix, *result)
 
 
 def mixed(mix: Any, last_BTD: jax.Array, states_LBTD: jax.Array) -> jax.Array:
-    """Add up the states before and after every layer, the last of them as the stack gives it (B, T, D)."""
+    """Return the weighted sum of the states after the embeddings and every layer, the last behind the final norm (B, T, D)."""
     shares_L = (mix["scale"] * jax.nn.softmax(mix["weights"])).astype(last_BTD.dtype)
     return jnp.einsum("l,lbtd->btd", shares_L[:-1], states_LBTD[:-1]) + shares_L[-1] * last_BTD
 
 
 def stack_of(model: Trunk) -> Any:
-    """The stack whose states these are, for the init of heads."""
+    """Return the stack whose states a head reads; it sets the initialisation of the head."""
     return model.decoder if isinstance(model, EncoderDecoder) else model
 
 
 def pool_of(head: Head, model: Trunk, rows: Rows, frame: Frame) -> str:
-    """Say which state stands for a sequence."""
+    """Return the pooling of a sequence: "first", "last" or "mean"."""
     if head.pool != "auto":
         return head.pool
     return "last" if rows.causal or isinstance(model, EncoderDecoder) else frame.pooled
 
 
 def scores_of(head: Head, model: Trunk, rows: Rows, style: Style, outputs: int) -> Scores:
-    """Make the module from pooled states to scores."""
+    """Return the module from pooled states to scores."""
     inner = head.inner
     if inner == "auto":
         usual = {"bert": "pooler", "roberta": "dense", "t5": "dense", "xlnet": "summary", "decoder": "none"}
@@ -263,7 +251,7 @@ def scores_of(head: Head, model: Trunk, rows: Rows, style: Style, outputs: int) 
 
 
 def pooled(h_BTD: jax.Array, batch: Batch, pool: str) -> jax.Array:
-    """Return the state of each sequence (B, P, D): at its place, or the mean over the segment that the place is in."""
+    """Return the state of each sequence (B, P, D): at its position, or the mean over the segment of that position."""
     places_BP = batch["places"]
     if pool != "mean":
         return gather(h_BTD, places_BP)
@@ -275,13 +263,13 @@ def pooled(h_BTD: jax.Array, batch: Batch, pool: str) -> jax.Array:
 
 
 def filled(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Count real tokens, and the tokens of rows that hold any."""
+    """Count the real tokens, and all positions of rows that are not empty: the share is the packing's efficiency."""
     real_BT = batch["segments"] > 0
     return real_BT.sum(dtype=jnp.float32), (real_BT.any(1).sum() * real_BT.shape[1]).astype(jnp.float32)
 
 
 def step_flops(model: Trunk, length: int) -> float:
-    """Operations of a training step on one row, heads not counted."""
+    """Count the operations of a training step on one row, without the head."""
     if isinstance(model, EncoderDecoder):
         return row_flops(sized(model, 0), length, length)
     if isinstance(model, Transformer):
@@ -291,10 +279,10 @@ def step_flops(model: Trunk, length: int) -> float:
     return 6.0 * length * model.depth * (projections + scores + 2 * model.width * model.mlp_size)
 
 
-def refuse(where: str, what: str, known: Sequence[str]) -> UserError:
-    """Word the error for a label that training does not know."""
+def unknown_label(where: str, label: str, known: Sequence[str]) -> UserError:
+    """Return the error for a held-out label that no training example has."""
     listed = ", ".join(known[:12]) + (" ..." if len(known) > 12 else "")
     return UserError(
-        f"{where}: label {what!r} is not among those of the training examples ({listed}); mend it, add an example to the "
+        f"{where}: label {label!r} is not among those of the training examples ({listed}); mend it, add an example to the "
         "training side, list all in objective.labels, or set objective.unknown=skip to leave such examples out"
     )
