@@ -79,6 +79,14 @@ def announce(run: Run, abstract: TrainState, start: int, say: Callable[[str], No
             )
 
 
+def profile(run: Run, count: int) -> None:
+    """Trace `Config.profile` steps after the first ten of a sitting, for TensorBoard or Perfetto."""
+    if run.config.profile and count == 11:
+        jax.profiler.start_trace(run.workdir / "profile")
+    elif run.config.profile and count == 11 + run.config.profile:
+        jax.profiler.stop_trace()
+
+
 def changes(old: Any, new: Any, path: str = "") -> list[str]:
     """List the fields in which two configs differ: `optimizer.lr: 0.001 -> 0.0003`."""
     if type(old) is not type(new) or not dataclasses.is_dataclass(old):

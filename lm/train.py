@@ -27,10 +27,10 @@ from lm.looks import check_figure, conclude, done, due, look, open_tasks, rehear
 from lm.objectives.base import Batch, Objective, Sums, resolve, training_batches
 from lm.outputs import replace_file
 from lm.preemption import Stop
-from lm.progress import Meter, Run, announce, changes, summary
+from lm.progress import Meter, Run, announce, changes, profile, summary
 from lm.runs import owned
 from lm.sharding import local_rows, make_mesh, place
-from lm.training import dp_budget, dp_gradients, parameters
+from lm.training import dp_budget, parameters
 from lm.training.checkpoint import Checkpoints
 from lm.training.schedules import factor
 from lm.training.state import (
@@ -59,7 +59,9 @@ def train_step(
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(row_key, jnp.arange(config.batch))
     grads, sums, memory = gradients(config, state.params, batch, state.memory, keys_B)
     if config.optimizer.private.noise:
-        grads = dp_gradients.noised(config, grads, state.step)
+        from lm.training.dp_gradients import noised
+
+        grads = noised(config, grads, state.step)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
 
@@ -89,7 +91,7 @@ def gradients(
     """Return (gradients, sums, memory) of the batch, computed in `micro_batches` parts one after another.
 
     Where rows are compared with each other (`Objective.peers`), their states are computed first for the rows of all parts. With
-    `optimizer.private`, gradients are clipped per row; `dp_gradients.noised` adds the noise.
+    `optimizer.private`, gradients are clipped per row (`lm.training.dp_gradients`); the noise is added by `train_step`.
     """
     objective, parts, clip = config.objective, config.micro_batches, config.optimizer.private.clip
     # Frozen parameters stay outside of differentiation: no gradient of theirs is computed or stored.
@@ -108,7 +110,9 @@ def gradients(
 
     def part_gradients(batch, memory, keys_B):
         if clip:
-            return dp_gradients.clipped(row_loss, trained, batch, keys_B, clip, config.batch), None
+            from lm.training.dp_gradients import clipped
+
+            return clipped(row_loss, trained, batch, keys_B, clip, config.batch), None
         (total, (sums, memory)), grads = jax.value_and_grad(loss, has_aux=True)(trained, batch, memory, keys_B)
         return (grads, sums, total), memory
 
@@ -274,14 +278,6 @@ def loop(
         if ending or watch.over:
             break
     return step
-
-
-def profile(run: Run, count: int) -> None:
-    """Trace `Config.profile` steps after the first ten of a sitting, for TensorBoard or Perfetto."""
-    if run.config.profile and count == 11:
-        jax.profiler.start_trace(run.workdir / "profile")
-    elif run.config.profile and count == 11 + run.config.profile:
-        jax.profiler.stop_trace()
 
 
 def abstract_batch(batch: Batch) -> Mapping[str, jax.ShapeDtypeStruct]:

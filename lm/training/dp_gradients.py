@@ -19,10 +19,7 @@ from lm.training.settings import Run
 
 def check_rows(config: Run, params: Any, batch: Mapping[str, Any]) -> None:
     """Raise UserError where a row holds more than one example or its loss depends on other rows."""
-    objective = config.objective
-    if not config.optimizer.private.clip:
-        return
-    records = objective.records
+    objective, records = config.objective, config.objective.records
     check(not config.data.augment, "optimizer.private protects a row; data.augment makes several of an example: leave it out")
     check(not objective.apart, "optimizer.private: batches of one task among several have no accountant here; train "
           "one task, or set optimizer.private.clip=0")  # fmt: skip

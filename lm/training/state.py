@@ -13,7 +13,6 @@ from lm.errors import check
 from lm.models import lora
 from lm.sharding import Named, is_named, shardings, unbox
 from lm.sizes import check_memory, readable
-from lm.training import dp_gradients
 from lm.training import optimizer as optimizers
 from lm.training.parameters import flat
 from lm.training.settings import Run
@@ -67,7 +66,10 @@ def abstract_state(config: Run, batch: Mapping[str, Any], mesh: jax.sharding.Mes
     """
     boxed = abstract_params(config.objective, batch)
     params = unbox(boxed)
-    dp_gradients.check_rows(config, params, batch)
+    if config.optimizer.private.clip:
+        from lm.training.dp_gradients import check_rows
+
+        check_rows(config, params, batch)
     optimizer = chain(config, boxed)
     state = jax.eval_shape(lambda p: create(config, optimizer, p), params)
     slots = name_slots(state.opt_state, boxed)
