@@ -5,7 +5,8 @@
     python -m lm.main --config=configs/text2text_nano.py:text=news.csv,source='{article} TL;DR:',target='{summary}',decoder=yes
 
 `source` and `target` are templates over the columns of a csv or tsv or the keys of JSON lines. `decoder=yes` prompts a
-decoder. Without a `start` 2 + 2 layers of 128 (3 of a decoder) learn from the pairs alone. Look at eval/validation/examples/rougeL at the end, and at predictions.jsonl.
+decoder. Without a `start` 2 + 2 layers of 128 (3 of a decoder) learn from the
+pairs alone. Look at eval/validation/examples/rougeL at the end, and at predictions.jsonl.
 """
 
 from configs.start_nano import DECODER, PAIR, examples, finetuning, tuned

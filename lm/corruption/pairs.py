@@ -13,7 +13,7 @@ Sentence = Literal["none", "nsp", "sop", "consecutive"]
 Span = tuple[int, int, int]  # number of the record (0: the one given, 1: the other), first token, one past the last
 
 
-class Pair(NamedTuple):
+class SentencePair(NamedTuple):
     """Two spans and the label: "nsp" 1 = B is from elsewhere, "sop" 1 = swapped or elsewhere, "consecutive" 1 = B follows."""
 
     a: Span
@@ -75,7 +75,7 @@ def sentence_pair(
     sentence: Sentence,
     short_share: float = 0.1,
     separator: int | None = None,
-) -> Pair:
+) -> SentencePair:
     """Cut A and B, together at most `limit` tokens (Devlin et al. 2019; "sop": Lan et al. 2020).
 
     Whole sentences are collected up to a target length, which with probability `short_share` is drawn from 2 to `limit`.
@@ -92,13 +92,14 @@ def sentence_pair(
     other = rng.random() < 0.5
     a, b = (0, low, middle), (0, middle, int(ends[-1]))
     if alone or (other and sentence != "sop"):
-        found = elsewhere(rng, records[1], starts[1], target - (middle - low), separator, documents_of(records, low, middle))
-        alone, other, b = (alone, other, found) if found else (False, False, b)
+        excluded = documents_of(records, low, middle)
+        span = sentences_of_other(rng, records[1], starts[1], target - (middle - low), separator, excluded)
+        alone, other, b = (alone, other, span) if span else (False, False, b)
     a, b = truncate(rng, a, b, limit)
     differs = alone or other
     if sentence == "sop" and other and not alone:
         a, b = b, a
-    return Pair(a, b, int(differs != (sentence == "consecutive")))
+    return SentencePair(a, b, int(differs != (sentence == "consecutive")))
 
 
 def documents_of(records: tuple[dict, dict], low: int, high: int) -> np.ndarray | None:
@@ -109,17 +110,17 @@ def documents_of(records: tuple[dict, dict], low: int, high: int) -> np.ndarray 
     return there == mine[0] if mine.min() == mine.max() else np.isin(there, mine)
 
 
-def elsewhere(
+def sentences_of_other(
     rng: np.random.Generator, record: dict, starts: np.ndarray, wanted: int, separator: int | None, own: np.ndarray | None
 ) -> Span | None:
     """Select sentences of the other record, from a random one on, with at least `wanted` tokens and one sentence.
 
     None from A's `own` documents; returns None where there is nothing else.
     """
-    found = chunk(rng, record, starts, separator, own)
-    if found is None:
+    part = chunk(rng, record, starts, separator, own)
+    if part is None:
         return None
-    low, ends = found
+    low, ends = part
     begins = int(ends[:-1].searchsorted(len(starts) // 2))  # those in the first half have room after them
     skipped = int(rng.random() * (begins + 1))
     low = int(ends[skipped - 1]) if skipped else low

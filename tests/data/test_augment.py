@@ -12,11 +12,11 @@ import pytest
 from lm.config import Data, from_json, load, to_json
 from lm.data.corpus.augment import CodeSwitch, Edits, Paraphrases, SpanCutoff, augmented, chosen
 from lm.data.corpus.prepare import prepare
-from lm.data.corpus.rewording import Tagged, Text
+from lm.data.corpus.rewording import EditableText, EditableWords
 from lm.data.labelled.columns import Columns
 from lm.data.labelled.files import Labelled
 from lm.data.sources import Mixture
-from lm.data.text.files import Text as RunningText
+from lm.data.text.files import Text
 from lm.data.tokenizer.tokenizer import Bytes
 from lm.data.types import Example
 from lm.errors import UserError
@@ -83,18 +83,18 @@ def test_each_edit_changes_its_share_of_the_words(tmp_path):
 
 
 def test_words_and_spaces():
-    text = Text({"text": "“Don't” 看电影, मिली हिन्दी 3.5 e-mail…"}, "text")
+    text = EditableText({"text": "“Don't” 看电影, मिली हिन्दी 3.5 e-mail…"}, "text")
     assert text.words == ["Don't", "看", "电", "影", "मिली", "हिन्दी", "3.5", "e-mail"]
     assert text.written() == {"text": "“Don't” 看电影, मिली हिन्दी 3.5 e-mail…"}
     for i, left in ((0, "b c, d."), (1, "a c, d."), (2, "a b, d."), (3, "a b c, .")):
-        line = Text({"text": "a b c, d."}, "text")
+        line = EditableText({"text": "a b c, d."}, "text")
         line.remove(i)
         assert line.written()["text"] == left
-    line = Text({"text": "a b."}, "text")
+    line = EditableText({"text": "a b."}, "text")
     line.insert(2, "y")
     line.insert(0, "x")
     assert line.written()["text"] == "x a b y."
-    line = Text({"text": "北京。"}, "text")
+    line = EditableText({"text": "北京。"}, "text")
     line.insert(1, "x")
     assert line.written()["text"] == "北x京。"
 
@@ -188,10 +188,10 @@ def test_tags_stay_with_their_words(tmp_path):
 
 
 def test_an_o_between_entities_stays():
-    line = Tagged({"words": list("abcdef"), "tags": ["I-X", "O", "I-X", "O", "O", "B-X"]}, "words")
+    line = EditableWords({"words": list("abcdef"), "tags": ["I-X", "O", "I-X", "O", "O", "B-X"]}, "words")
     assert line.removable() == [3, 4]
     assert not line.fits(0, "two words")
-    assert not Tagged({"words": ["北"], "tags": ["O"], "spaced": False}, "words").fits(0, "北京")
+    assert not EditableWords({"words": ["北"], "tags": ["O"], "spaced": False}, "words").fits(0, "北京")
 
 
 QUESTION = {"id": "1", "question": "Where was Ana born ?", "context": "Ana was born in Rome.", "answers": ["Rome"],
@@ -254,8 +254,8 @@ MISTAKES = {
     "nothing": (lambda p: copies([Example({"text": "word"}, "")], Edits()), "Edits made no copy of any example: no text has"),
     "unmasked tags": (lambda p: copies(tagged(1), SpanCutoff(mask="")), "f:0: words with tags keep their number"),
     "no tuple": (lambda p: Data(source=Labelled(path="a.csv"), augment=Edits()), "give a tuple of values"),
-    "running text": (lambda p: Data(source=RunningText(path="a.txt"), augment=(Edits(),)), "augment is for labelled examples"),
-    "a mixture": (lambda p: Data(source=Mixture(sources=(Labelled(path="a.csv"), RunningText(path="a.txt")), weights=(1, 1)),
+    "running text": (lambda p: Data(source=Text(path="a.txt"), augment=(Edits(),)), "augment is for labelled examples"),
+    "a mixture": (lambda p: Data(source=Mixture(sources=(Labelled(path="a.csv"), Text(path="a.txt")), weights=(1, 1)),
                                  augment=(Edits(),)), "augment is for labelled examples"),
 }  # fmt: skip
 

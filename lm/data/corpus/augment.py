@@ -60,7 +60,7 @@ class Edits(Augmentation):
             names = chosen(example, self.fields)
             free = all(line_of(example.values, name).movable for name in names)
             edits = [*[replace] * bool(table), *[insert] * (bool(table) and free), *[swap] * free, remove]
-            rng, first = generator(self.seed, example, number), fingerprint(example) + number
+            rng, first = generator(self.seed, example, number), value_hash(example) + number
             for k in range(len(edits)):
                 values = dict(example.values)
                 for line in [line_of(values, name) for name in names]:
@@ -247,14 +247,14 @@ def chosen(example: Example, fields: Sequence[str]) -> list[str]:
     return names
 
 
-def fingerprint(example: Example) -> int:
+def value_hash(example: Example) -> int:
     """Hash the values, 64 bits."""
     text = json.dumps(example.values, sort_keys=True, ensure_ascii=False)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def generator(seed: int, example: Example, number: int) -> np.random.Generator:
-    return np.random.default_rng([seed % 2**32, number, fingerprint(example)])
+    return np.random.default_rng([seed % 2**32, number, value_hash(example)])
 
 
 def augmented(sides: Sequence[Sequence[Example]], kinds: Sequence[Augmentation]) -> list[list[Example]]:

@@ -24,7 +24,7 @@ KANA = ((0x3041, 0x309F), (0x30A1, 0x30FA), (0x30FC, 0x30FF))
 Table = Mapping[str, Sequence[str]]  # a word in lower case and its substitutes
 
 
-class Text:
+class EditableText:
     """A text to edit: words[i] stands behind gaps[i], the last gap behind all."""
 
     movable = True
@@ -64,7 +64,7 @@ class Text:
         return {self.name: "".join(part for pair in pairs for part in pair)}
 
 
-class Tagged:
+class EditableWords:
     """Tagged words to edit; every list as long as the words is edited with them.
 
     Words stay in their order. A substitute is a single word; where words are not `spaced`, one of as many characters.
@@ -97,12 +97,12 @@ class Tagged:
         return dict(self.lists)
 
 
-Line = Text | Tagged
+Line = EditableText | EditableWords
 
 
 def line_of(values: Mapping[str, Any], name: str) -> Line:
     """Copy a value for editing."""
-    return Tagged(values, name) if isinstance(values[name], list) else Text(values, name)
+    return EditableWords(values, name) if isinstance(values[name], list) else EditableText(values, name)
 
 
 @functools.cache

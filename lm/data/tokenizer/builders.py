@@ -263,7 +263,7 @@ def settings(folder: Path) -> dict:
     return load_json(file, dict) if file.exists() else {}
 
 
-def separators(folder: Path) -> Sequence[str]:
+def separator_names(folder: Path) -> Sequence[str]:
     """Return the names of the token that separates documents, in the order tried; none where the folder disables it."""
     saved = settings(folder)
     if "separator" in saved:

@@ -251,7 +251,7 @@ class Tokenizer:
         """Read a tokenizer.json or a model folder."""
         path = Path(path).expanduser()
         folder = path if path.is_dir() else path.parent
-        return Tokenizer(builders.load_core(path), builders.separators(folder), builders.named(folder, "bos_token"))
+        return Tokenizer(builders.load_core(path), builders.separator_names(folder), builders.named(folder, "bos_token"))
 
     def sha256(self) -> str:
         return hashlib.sha256(self.core.to_str().encode()).hexdigest()
