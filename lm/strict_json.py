@@ -12,7 +12,8 @@ from lm.errors import UserError, check, one_line
 
 DEPTH = 200  # levels of nesting; configs, tokenizers and annotations have fewer than twenty
 BYTES = 2 << 30  # of one document; larger data belong into JSON lines
-WORDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+WORDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", bool: "true or false",
+         type(None): "null"}  # fmt: skip
 
 
 def parse_json(text: str | bytes, where: str, kind: type | tuple[type, ...] | None = None) -> Any:
@@ -43,7 +44,7 @@ def parse_json(text: str | bytes, where: str, kind: type | tuple[type, ...] | No
         # bool is a subclass of int in Python, not in JSON.
         fits = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
         words = " or ".join(WORDS.get(one, one.__name__) for one in kinds)
-        check(fits, f"{where}: {words} is needed, not {WORDS.get(type(value), 'null')}")
+        check(fits, f"{where}: {words} is needed, not {WORDS[type(value)]}")
     return value
 
 
