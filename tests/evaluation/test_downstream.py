@@ -95,7 +95,7 @@ def example(where: str = "a:1", **values) -> Example:
 
 
 def classifier(labels=("a", "b", "c"), **more):
-    return SimpleNamespace(labels=labels, names=lambda one: [str(one.values["label"])], fields=("text",), **more)
+    return SimpleNamespace(labels=labels, names=lambda one: [str(one.values["label"])], answers=SimpleNamespace(reads=("text",)), **more)
 
 
 def made(name, objective, rows, examples) -> Found:
@@ -161,7 +161,7 @@ def test_several_labels_are_measured_as_scikit_learn_does():
         [{"where": "", "gold": [], "guess": [n for n, q in zip(labels, p) if q > 0.5], "probabilities": dict(zip(labels, p))}]
         for p in shares.tolist()
     ]
-    objective = SimpleNamespace(labels=labels, names=lambda one: one.values["topics"], fields=("text",))
+    objective = SimpleNamespace(labels=labels, names=lambda one: one.values["topics"], answers=SimpleNamespace(reads=("text",)))
     figures = made("labels", objective, rows, examples).figures()
     for how in ("micro", "macro"):
         assert figures[f"f1/{how}"].value == pytest.approx(metrics.f1_score(gold, shares > 0.5, average=how))

@@ -167,7 +167,7 @@ def test_malformed_rows_are_told_with_their_line(tmp_path, key, text, words):
 def test_other_mistakes_are_told(tmp_path, key):
     bad = tmp_path / "bad.csv"
     bad.write_bytes(b"row,preference,comment\n\xe4\xf6")
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match=r"bad\.csv:2: .* is not UTF-8"):
         read_sheet([bad], key)
     with pytest.raises(UserError, match="no sheet"):
         read_sheet([tmp_path / "none.csv"], key)

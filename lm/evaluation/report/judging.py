@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from lm.errors import UserError, check
+from lm.data.files import decode
+from lm.errors import check
 from lm.evaluation.metrics.agreement import counts_of, fleiss_kappa, krippendorff_alpha
 from lm.evaluation.metrics.statistics import Figure, Figures, mean, proportion
 from lm.evaluation.report.pages import render
@@ -162,10 +163,7 @@ def read_key(path: Path) -> dict[str, dict[str, Any]]:
 def _cells(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (first line number, cells by column) of each row; spreadsheets separate by commas, semicolons or tabs."""
     check(path.exists(), f"no sheet {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}): save it as 'CSV UTF-8'") from error
+    text = decode(path.read_bytes(), str(path)).removeprefix("\ufeff")
     header = text.partition("\n")[0]
     csv.field_size_limit(sys.maxsize)  # the default limit is 131,072 characters a cell
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
