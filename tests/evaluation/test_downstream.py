@@ -95,7 +95,8 @@ def example(where: str = "a:1", **values) -> Example:
 
 
 def classifier(labels=("a", "b", "c"), **more):
-    return SimpleNamespace(labels=labels, names=lambda one: [str(one.values["label"])], answers=SimpleNamespace(reads=("text",)), **more)
+    answers = SimpleNamespace(reads=("text",))
+    return SimpleNamespace(labels=labels, names=lambda one: [str(one.values["label"])], answers=answers, **more)
 
 
 def made(name, objective, rows, examples) -> Found:
