@@ -13,8 +13,11 @@ import pytest
 
 from lm.config import Config, from_json, load, to_json
 from lm.data.corpus.prepare import prepare
+from lm.data.tokenizer.tokenizer import Bytes
+from lm.errors import UserError
+from lm.models.transformer import Transformer
 from lm.objectives.__main__ import default, objectives
-from lm.objectives.base import resolve, training_batches
+from lm.objectives.base import Objective, resolve, training_batches
 from lm.sharding import AXES, make_mesh, place, shardings, unbox
 from lm.train import gradients
 from lm.training import metrics
@@ -213,3 +216,25 @@ def test_says_what_it_is(objective):
     assert objective.paper
     assert objective.holds
     assert Path(default(objective)).is_file(), default(objective)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Declares(Objective):
+    model: Transformer
+    cls: int | None = None
+    separator: int | None = None
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        return "[CLS]", "[SEP]"
+
+
+def test_resolve_sets_the_vocabulary_and_the_ids_that_an_objective_declares():
+    tokenizer = Bytes().build(lambda: ()).with_special(("[CLS]", "[SEP]"))
+    objective = Declares(model=Transformer(context=8, width=8, depth=1, heads=1))
+    resolved = objective.resolve(tokenizer)
+    assert (resolved.model.vocab, resolved.separator) == (tokenizer.vocab, tokenizer.separator)
+    assert resolved.cls == tokenizer.special_id("[CLS]")
+    assert resolved.resolve(tokenizer) == resolved
+    with pytest.raises(UserError, match="vocab=5 is smaller"):
+        dataclasses.replace(objective, model=dataclasses.replace(objective.model, vocab=5)).resolve(tokenizer)
