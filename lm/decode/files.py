@@ -11,6 +11,7 @@ from typing import Any, Protocol, TextIO
 
 from lm.data.rows.prompts import Prompt
 from lm.decode.generate import occurrences
+from lm.decode.results import Filled, Sample, as_object
 from lm.errors import UserError, check
 from lm.outputs import Claim, replace_file
 from lm.strict_json import dump_json, parse_json
@@ -24,10 +25,10 @@ class Job(Protocol):
     def encode(self, record: Mapping[str, Any]) -> Prompt:
         """Read {"prompt"} or {"messages"}; raise UserError for one that cannot be continued."""
 
-    def objects(
+    def samples(
         self, prompts: list[tuple[str, Prompt]], numbers: list[int]
-    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Yield (index into `prompts`, its samples as JSON objects) in any order; `numbers`: equal prompts before each."""
+    ) -> Iterator[tuple[int, list[Sample] | list[Filled]]]:
+        """Yield (index into `prompts`, its samples) in any order; `numbers`: equal prompts before each."""
 
 
 class Progress(Protocol):
@@ -41,13 +42,9 @@ class Progress(Protocol):
 
 
 def complete(
-    job: Job,
-    path: Path,
-    output: Path,
-    settings: Mapping[str, Any],
-    progress: Callable[[int, int], Progress] | None = None,
+    job: Job, path: Path, output: Path, settings: Mapping[str, Any], progress: Callable[[int, int], Progress] | None = None,
     overwrite: bool = False,
-) -> int:
+) -> int:  # fmt: skip
     """Write the samples of all prompts of a file, in its order, as JSON lines with their "index"; return their number.
 
     Until the end they are in OUTPUT.partial, in the order in which they finished; the same command resumes from there, one
@@ -60,6 +57,7 @@ def complete(
     with Claim(partial, "name another --output"):
         check(overwrite or not output.exists(), f"{output} is there already; name another --output or add --overwrite")
         settings = {"prompts": hashlib.sha256(path.read_bytes()).hexdigest(), **settings}
+        # All lines are encoded before the first is decoded: a mistake in the last one costs no work.
         count = sum(1 for _ in encoded(job, path))
         check(count > 0, f"{path} holds no prompts")
         done = resume(partial, settings)
@@ -80,14 +78,14 @@ def work(job: Job, path: Path, file: TextIO, done: set[int], progress: Progress 
     for low, window in windows(encoded(job, path)):
         numbers = occurrences([prompt for _, prompt in window], seen)
         remaining = [i for i in range(len(window)) if low + i not in done]
-        for at, samples in job.objects([window[i] for i in remaining], [numbers[i] for i in remaining]):
+        for at, samples in job.samples([window[i] for i in remaining], [numbers[i] for i in remaining]):
             index = low + remaining[at]
             # The seal comes last: a kill in between leaves samples that do not count.
-            lines = (dump_json({"index": index, **sample}) for sample in samples)
+            lines = (dump_json({"index": index, **as_object(sample)}) for sample in samples)
             file.write("".join(f"{line}\n" for line in (*lines, dump_json({"done": index}))))
             file.flush()
             if progress:
-                progress.add(sum(len(sample["tokens"]) for sample in samples))
+                progress.add(sum(len(sample.tokens) for sample in samples))
 
 
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Jobs: what a command does with each record of its input, continue or answer it token by token, or fill its masks."""
+"""Jobs of a command on each record of its input: continue or answer it token by token, or fill its masks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,11 @@ from lm.decode.chat import Chat
 from lm.decode.generate import ROWS, decode_batches, to_sample
 from lm.decode.infilling import Filler, Infilling
 from lm.decode.prefill import batch_prompts, bucket, fits
-from lm.decode.results import Filled, Sample, as_object
+from lm.decode.results import Filled, Sample
 from lm.decode.strategies import Strategy
 from lm.decode.writer import Request, Watch, Writer
 from lm.errors import check
 from lm.sizes import check_memory
-
-Objects = Iterator[tuple[int, list[dict[str, Any]]]]  # (index of the prompt, its samples as JSON objects)
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,6 @@ class LeftToRight:
         for i, rows in decode_batches(self.writer, self.strategy, self.request, encoded, numbers, watch):
             yield i, [to_sample(self.writer.tokenizer, prompts[i][0], *row, self.request.stop) for row in rows]
 
-    def objects(self, prompts: Sequence[tuple[str, Prompt]], numbers: Sequence[int]) -> Objects:
-        return ((i, [*map(as_object, samples)]) for i, samples in self.samples(prompts, numbers))
-
 
 @dataclass(frozen=True)
 class Infill:
@@ -74,9 +69,6 @@ class Infill:
     ) -> Iterator[tuple[int, list[Sample] | list[Filled]]]:
         """Yield (index of the prompt, its samples); a repeated prompt has the same samples, whatever `numbers`."""
         return enumerate(self.strategy.fill(self.filler, prompts))
-
-    def objects(self, prompts: Sequence[tuple[str, Prompt]], numbers: Sequence[int]) -> Objects:
-        return ((i, [*map(as_object, samples)]) for i, samples in self.samples(prompts, numbers))
 
 
 def check_rows(writer: Writer, strategy: Strategy, request: Request) -> None:

@@ -77,16 +77,16 @@ class Killed:
     """A job that is stopped after some prompts."""
 
     def __init__(self, job, after):
-        self.job, self.left, self.encode = job, after, job.encode
-        self.asked = 0
+        self.job, self.remaining, self.encode = job, after, job.encode
+        self.done = 0
 
-    def write(self, prompts, numbers):
-        for found in self.job.write(prompts, numbers):
-            if not self.left:
+    def samples(self, prompts, numbers):
+        for samples in self.job.samples(prompts, numbers):
+            if not self.remaining:
                 raise KeyboardInterrupt
-            self.left -= 1
-            self.asked += 1
-            yield found
+            self.remaining -= 1
+            self.done += 1
+            yield samples
 
 
 def test_goes_on_after_a_kill(tmp_path, monkeypatch, capsys):
@@ -106,7 +106,7 @@ def test_goes_on_after_a_kill(tmp_path, monkeypatch, capsys):
             file.write(junk)
     last = Killed(job(samples=2), 1000)
     complete(last, path, output, {"seed": 4}, FileProgress)
-    assert last.asked == 100 - 55
+    assert last.done == 100 - 55
     assert "going on behind 55 of 100 prompts" in capsys.readouterr().out
     assert [s["tokens"] for s in read(output)] == [s["tokens"] for s in read(whole)]
     assert [s["index"] for s in read(output)] == [s["index"] for s in read(whole)]

@@ -157,6 +157,7 @@ def refine(
     source = {"source_BSD": encoded.source_BSD, "source_segments_BS": encoded.segments_BS}
     free_B1 = free_BT.sum(1, keepdims=True)
 
+    # Predict the masked tokens in parallel; the others keep their token and log-probability.
     def guess(
         tokens_BT: jax.Array, logprobs_BT: jax.Array, masked_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:

@@ -44,7 +44,7 @@ def place_logits(
 def fill_masks(
     objective: Objective, params: Any, tokenizer: Tokenizer, texts: Sequence[str], *, top_k: int = 5, order: Order = "once",
 ) -> list[Filled]:  # fmt: skip
-    """Fill the masks of each text: [MASK], or what the tokenizer calls it; other special tokens may be written too.
+    """Fill the masks of each text: [MASK], or the tokenizer's own name; other special tokens may be written too.
 
     `objective`: of masked tokens (BERT and its line; ELECTRA, whose generator fills).
     `order`: "once" predicts every mask in one pass, independently (as Hugging Face's fill-mask); else one mask after
@@ -178,6 +178,8 @@ def gibbs(
     mask, head = tokenizer.special_id("[MASK]"), tokenizer.encode(prefix, special=True)
     ids = framed(tokenizer, np.concatenate([head, np.full(length, mask)]), objective)
     tokens_BT, segments_BT = padded([ids] * count)
+
+    # Two stages of one compiled chain, as top-k is a static setting.
     keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(count))
     whole = Sampling(temperature=temperature)
     stages = (whole, min(burn_in, iterations)), (dataclasses.replace(whole, top_k=top_k), iterations)
