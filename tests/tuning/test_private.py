@@ -75,7 +75,8 @@ def found(parts: int = 1, train: tuple[str, ...] = (), clip: float = 0.0):
     """The loop's gradients before noise, and its sums."""
     config, _, batches, params = subject()
     config = asked(config, parts, train, clip=clip)
-    call = jax.jit(lambda params, batch: gradients(config, params, batch, None, keys()))
+    keys_B = keys()  # not inside: cached under a trace, the keys of later tests would be its tracers
+    call = jax.jit(lambda params, batch: gradients(config, params, batch, None, keys_B))
     grads, sums, _ = call(params, batches[0])
     return parameters.flat(grads), sums
 
