@@ -9,7 +9,7 @@ A line of the file: {"context": ..., "question": ..., "options": [...], "label":
 without pre-training stays there (0.27 after 100 steps); counting the words that name and text share gives a half.
 """
 
-from configs.start_nano import examples, finetuning, small
+from configs import examples, finetuning, small
 from lm.config import Config
 from lm.objectives.choice import Choose
 from lm.objectives.finetune.network import Head, Rows

@@ -11,7 +11,7 @@ learns scores, `language` is that of XNLI. Look at eval/validation/accuracy: 22 
 
 from typing import Literal
 
-from configs.start_nano import examples, finetuning, small
+from configs import examples, finetuning, small
 from lm.config import Config
 from lm.objectives.classify import Classify
 from lm.objectives.finetune.network import Head, Rows

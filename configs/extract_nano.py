@@ -8,7 +8,7 @@ for a decoder (GPT). Without a start a network of 3 x 128 learns from scratch.
 Look at eval/validation/exact: the share of windows with both ends right; a network without pre-training stays at 0.16.
 """
 
-from configs.start_nano import examples, finetuning, small
+from configs import examples, finetuning, small
 from lm.config import Config
 from lm.objectives.extract import Extract
 from lm.objectives.finetune.network import Rows

@@ -9,7 +9,7 @@ A file has the columns sentence1, sentence2 and score. Without one: are two sent
 pre-training learns these 1,330 pairs by heart (squared error 0.005, held out 0.26, where always saying 0.5 has 0.25).
 """
 
-from configs.start_nano import examples, finetuning, small
+from configs import examples, finetuning, small
 from lm.config import Config
 from lm.objectives.finetune.network import Rows
 from lm.objectives.rank import Rank

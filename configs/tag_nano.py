@@ -10,7 +10,7 @@ Look at eval/validation/inside: the accuracy where there is something to tag. Fi
 CoNLL's (.conll); for the People's Daily write source=lm.data.labelled.columns.Entities(path=...) into a config of your own.
 """
 
-from configs.start_nano import examples, finetuning, small
+from configs import examples, finetuning, small
 from lm.config import Config
 from lm.objectives.finetune.network import Rows
 from lm.objectives.tag import Tag

@@ -9,7 +9,7 @@ and eval/validation/examples/marks/f1 beside configs/tag_nano.py. `start=RUN` or
 tokenizer; a run of this config is a start for any single task on the same network.
 """
 
-from configs.start_nano import finetuning, small
+from configs import finetuning, small
 from lm.config import Config, Data
 from lm.data.labelled.sources import examples_from
 from lm.data.sources import Mixture

@@ -9,7 +9,8 @@ decoder. Without a `start` 2 + 2 layers of 128 (3 of a decoder) learn from the
 pairs alone. Look at eval/validation/examples/rougeL at the end, and at predictions.jsonl.
 """
 
-from configs.start_nano import DECODER, PAIR, examples, finetuning, tuned
+from configs import examples, finetuning
+from configs.start_nano import DECODER, PAIR, tuned
 from lm.config import Config
 from lm.data.tokenizer.tokenizer import BytePair
 from lm.models.presets import twice
