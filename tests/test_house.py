@@ -209,3 +209,30 @@ def test_constants_are_not_mutated():
     """No global state: no `global` statement anywhere."""
     for module, tree in TREES.items():
         assert not [n for n in ast.walk(tree) if isinstance(n, ast.Global)], module
+
+
+# -- figures that may only fall, or only rise: mend the code, not the number -------------------------------------------
+
+
+def functions() -> list[ast.FunctionDef]:
+    return [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def test_docstrings_name_things_by_nouns():
+    """Clauses with "what" stand where the field has a noun: targets, inputs, options; 8.4 per 1,000 words once, now 0.1."""
+    nodes = [node for tree in TREES.values() for node in ast.walk(tree)]
+    texts = [ast.get_docstring(node) or "" for node in nodes if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)]
+    words = sum(len(re.findall(r"\w+", text)) for text in texts)
+    assert 1000 * sum(len(re.findall(r"\bwhat\b", text, re.IGNORECASE)) for text in texts) < 0.5 * words
+
+
+def test_arguments_are_annotated():
+    arguments = [a for node in functions() for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")]
+    assert sum(a.annotation is not None for a in arguments) >= 0.97 * len(arguments)
+
+
+def test_escape_hatches_become_fewer():
+    within = [inner for node in functions() for inner in ast.walk(node) if isinstance(inner, ast.ImportFrom)]
+    assert sum(inside(inner.module, "lm") for inner in within) <= 117  # imports inside functions
+    assert sum(len(re.findall(r": Any\b", path.read_text())) for path in FILES) <= 474
+    assert sum(node.name in ("read", "write", "fill") for node in functions()) <= 34
