@@ -1,6 +1,5 @@
 """Put the tokens of a text back in order: a whole objective in one file, as the README's example."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,12 +9,12 @@ from lm.data.rows.records import Windows
 from lm.models.heads import cross_entropy
 from lm.models.model import Model
 from lm.models.transformer import Transformer
-from lm.objectives.base import Objective, fit
+from lm.objectives.base import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shuffled(Objective):
-    """Move tokens by at most `distance` places within their document; ask what stood where another stands now."""
+    """Move tokens by at most `distance` positions within their document; predict the original token where another stands now."""
 
     paper: ClassVar[str] = "Lample et al. 2018, 3.2.1 (the noise)"
     holds: ClassVar[str] = "tokens targets weights segments positions (B, T)"
@@ -27,13 +26,6 @@ class Shuffled(Objective):
     def records(self):
         return Windows(length=self.model.context, stride=self.model.context)
 
-    @property
-    def scales(self):
-        return {"loss": 1.0}
-
-    def resolve(self, tokenizer):
-        return dataclasses.replace(self, model=fit(self.model, tokenizer))
-
     def corrupt(self, rng, record):
         place = np.arange(self.model.context) + rng.uniform(0, self.distance + 1, self.model.context)
         document = np.cumsum(record["positions"] == 0)
@@ -44,9 +36,6 @@ class Shuffled(Objective):
 
     def init(self, key, batch):
         return Model(self.model).init(key, batch["tokens"])["params"]
-
-    def weights(self, batch):
-        return {"loss": batch["weights"].sum()}
 
     def loss(self, params, batch, memory, keys_B):
         model, text = Model(self.model), (batch["tokens"], batch["positions"], batch["segments"])
