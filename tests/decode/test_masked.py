@@ -155,7 +155,7 @@ def test_mistakes_are_told(bert):
     with pytest.raises(UserError, match="did you mean 'confident'"):
         run(loaded, ["[MASK]"], order="confidence")
     with pytest.raises(UserError, match="Causal fills no masks"):
-        (Causal(model=loaded.objective.model))
+        Causal(model=loaded.objective.model).masked_network()
 
 
 # -- Gibbs sampling ----------------------------------------------------------------------------------------------------
