@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from lm.config import Config, read_config, to_json
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import UserError, check
 from lm.outputs import Claim
 from lm.sharding import unbox
@@ -54,7 +55,8 @@ def load_params(config: Config, workdir: Path, step: str, tokenizer: str = "") -
         check_tokenizer(notes, tokenizer, workdir)
         # config.json is a file that people edit: equal digests spare tracing the network.
         if digest_of(read_config(workdir).objective) != notes.get("objective"):
-            check_objective(config.objective, notes, part, checkpoints.folder(number))
+            resolved = config.objective.resolve(Tokenizer.load(workdir / "tokenizer.json"))  # heads depend on special tokens
+            check_objective(resolved, notes, part, checkpoints.folder(number))
         stored = checkpoints.stored(number)
         check(part in stored, f"checkpoint {checkpoints.folder(number)} has no '{part}': config.json is of another run")
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype, sharding=place), stored[part])

@@ -139,6 +139,9 @@ def saves() -> list[Case]:
         Case(RUN, "metrics.jsonl a folder", RESUME, "2 metrics.jsonl", damage=folder_for("RUN/metrics.jsonl")),
         Case(RUN, "tensorboard a file", RESUME, "02 ", damage=lambda f: (remove("RUN/tensorboard")(f), put(f / "RUN/tensorboard", "x"))),
         Case(RUN, "summary.json garbage", RESUME, "0 ", damage=write("RUN/summary.json", "{")),
+        # A field that no parameter depends on: the network is traced and found to be the checkpoint's.
+        Case(RUN, "config edited by hand", "lm.evaluate --workdir=CLS", "0 accuracy",
+             damage=lambda f: put(f / "CLS/config.json", (f / "CLS/config.json").read_text().replace('"smoothing": 0.0', '"smoothing": 0.1')), quick=True),
         Case(RUN, "workdir a file", f"lm.main --config={TINY} --workdir=notes.txt", "2 notes.txt"),
         Case(RUN, "workdir below a file", f"lm.main --config={TINY} --workdir=notes.txt/w", "2 notes.txt"),
         Case(RUN, "workdir of 300 letters", f"lm.main --config={TINY} --workdir={'w' * 300}", "2 long"),
