@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lm.config import Data
-from lm.data.corpus.gather import split
+from lm.data.corpus.gather import hold_out_share
 from lm.data.corpus.prepare import prepare
 from lm.data.demo import Documented
 from lm.data.labelled.columns import Columns, Entities
@@ -238,7 +238,7 @@ def test_bytes_that_are_not_utf8_have_a_line(mark, tmp_path):
 
 def test_a_share_is_held_out_the_same_way_whatever_the_order(tmp_path):
     lines = [json.dumps({"text": f"text {i}", "label": i % 3}) for i in range(200)]
-    found = [split(Labelled(path=write(tmp_path / f"{k}.jsonl", "\n".join(order))).open(), 0.15)
+    found = [hold_out_share(Labelled(path=write(tmp_path / f"{k}.jsonl", "\n".join(order))).open(), 0.15)
              for k, order in enumerate((lines, lines[::-1]))]  # fmt: skip
     sides = [[{e.values["text"] for e in side} for side in one] for one in found]
     assert sides[0] == sides[1]
@@ -248,7 +248,7 @@ def test_a_share_is_held_out_the_same_way_whatever_the_order(tmp_path):
 def test_a_text_is_on_one_side_whatever_its_number_and_label(tmp_path):
     rows = [f"text {i % 60},{'ab'[i % 7 % 2]},{i},{i}" for i in range(120)]
     read = Labelled(path=write(tmp_path / "a.csv", "\n".join(["text,label,idx,question_id", *rows]))).open()
-    train, held_out = split(read, 0.2)
+    train, held_out = hold_out_share(read, 0.2)
     assert not {e.values["text"] for e in train} & {e.values["text"] for e in held_out}
     assert len(held_out) == 24
 
@@ -256,7 +256,7 @@ def test_a_text_is_on_one_side_whatever_its_number_and_label(tmp_path):
 def test_without_doubles_the_same_are_held_out_as_ever(tmp_path):
     """Runs that go on keep their split: this one is of the time before doubles were looked for."""
     lines = [json.dumps({"text": f"text {i}", "label": i % 3}) for i in range(40)]
-    _, held_out = split(Labelled(path=write(tmp_path / "a.jsonl", "\n".join(lines))).open(), 0.1)
+    _, held_out = hold_out_share(Labelled(path=write(tmp_path / "a.jsonl", "\n".join(lines))).open(), 0.1)
     assert [e.values["text"] for e in held_out] == ["text 4", "text 12", "text 23", "text 26"]
 
 
@@ -264,7 +264,7 @@ def test_questions_of_one_paragraph_stay_together(tmp_path):
     many = {"data": [{"paragraphs": [
         {"context": f"Paragraph {i}.", "qas": [{"id": f"{i}-{k}", "question": f"{k}?", "answers": []} for k in range(5)]}
         for i in range(20)]}]}  # fmt: skip
-    train, held_out = split(Questions(path=write(tmp_path / "a.json", json.dumps(many))).open(), 0.2)
+    train, held_out = hold_out_share(Questions(path=write(tmp_path / "a.json", json.dumps(many))).open(), 0.2)
     assert not {e.group for e in train} & {e.group for e in held_out}
     assert len(held_out) == 20
 
