@@ -14,7 +14,7 @@ from lm.objectives.base import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Shuffled(Objective):
-    """Move tokens by at most `distance` positions within their document; predict the original token where another stands now."""
+    """Move tokens by at most `distance` positions within their document; predict the original tokens."""
 
     paper: ClassVar[str] = "Lample et al. 2018, 3.2.1 (the noise)"
     holds: ClassVar[str] = "tokens targets weights segments positions (B, T)"
