@@ -1,4 +1,4 @@
-"""Questions made out of running text, to learn answering from before those that people asked (`lm.data.labelled.cloze`).
+"""Cloze questions of running text, to pre-train extractive question answering on (`lm.data.labelled.cloze`).
 
     python -m lm.main --config=configs/extract_cloze.py:text='articles/*.txt',start=RUN --workdir=runs/cloze
     python -m lm.main --config=configs/extract_xquad.py:start=runs/cloze

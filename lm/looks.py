@@ -150,7 +150,7 @@ def sampled(run: Run, params: Any) -> list[tuple[str, str]]:
     if jax.process_count() > 1:
         return []
     config, tokenizer = run.config, run.corpus.tokenizer
-    # An objective that continues no text shows what it predicts for held-out rows instead.
+    # Objectives without left-to-right generation show predictions for held-out rows instead.
     if config.objective.writes != "text":
         rows = run.held_out.show(params, tokenizer) if run.held_out else []
         return [(f"held-out row {i + 1}", text) for i, text in enumerate(rows)]

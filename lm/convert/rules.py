@@ -62,14 +62,14 @@ class Rule(NamedTuple):
         check(theirs <= shape[0] or not self.padded, f"'{self.theirs}' has {theirs:,} numbers where {shape} are asked for")
         return theirs if self.padded else shape[0]
 
-    def give(self, array: np.ndarray) -> np.ndarray:
+    def exported(self, array: np.ndarray) -> np.ndarray:
         """Convert ours to theirs, or to its part of theirs, outputs last."""
         if self.form == "vector":
             return array.reshape(-1)
         return array if self.form == "same" else array.reshape(math.prod(array.shape[: self.inputs]), -1)
 
     def finish(self, array: np.ndarray) -> np.ndarray:
-        """Convert the concatenated results of `give` to the layout of the file."""
+        """Convert the concatenated parts, as `exported` returns them, to the layout of the file."""
         array = array.T if self.form == "linear" else array
         return np.ascontiguousarray(array.reshape(*[1] * self.lead, *array.shape))
 
@@ -146,7 +146,7 @@ def write(rules: Iterable[Rule], leaves: Mapping[str, np.ndarray]) -> Iterator[t
         parts = sorted(parts, key=lambda rule: rule.part)
         check(len(parts) == parts[0].part[1], f"'{parts[0].theirs}' has {parts[0].part[1]} parts; {len(parts)} are at hand")
         for i in range(len(leaves[parts[0].ours])) if parts[0].layered else (0,):
-            arrays = [rule.give(leaves[rule.ours][i] if rule.layered else leaves[rule.ours]) for rule in parts]
+            arrays = [rule.exported(leaves[rule.ours][i] if rule.layered else leaves[rule.ours]) for rule in parts]
             yield parts[0].name(i), parts[0].finish(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1))
 
 

@@ -179,8 +179,9 @@ def labels_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the classes, as many as `Folder` counted; LABEL_7 where config.json has none."""
     given = {str(i): str(name) for i, name in (settings.get("id2label") or {}).items()}
     count = settings.get("num_labels") or len(given) or 2
-    found = tuple(given.get(str(i), f"LABEL_{i}") for i in range(count))
-    return found if len(set(found)) == count else tuple(f"LABEL_{i}" for i in range(count))
+    unnamed = tuple(f"LABEL_{i}" for i in range(count))
+    names = tuple(given.get(str(i), name) for i, name in enumerate(unnamed))
+    return names if len(set(names)) == count else unnamed
 
 
 def problem_of(settings: Mapping[str, Any]) -> str:

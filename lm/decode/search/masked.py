@@ -216,7 +216,7 @@ def chain(
     rows = jnp.arange(len(tokens_BT))[:, None]
 
     def step(i: jax.Array, carry: tuple[jax.Array, jax.Array], sampling: Sampling) -> tuple[jax.Array, jax.Array]:
-        # Indices, among the drawn tokens, of those that this iteration draws again.
+        # Indices of the drawn tokens that this iteration resamples.
         tokens_BT, logprobs_BL = carry
         now_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
         if walk == "parallel":

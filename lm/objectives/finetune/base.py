@@ -25,7 +25,7 @@ SAMPLE = 2000  # examples of each source by which the length of a row is chosen
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """Base of fine-tuning objectives, with defaults for those that score one pooled state of each text of an example.
+    """Base of fine-tuning objectives; by default they score one pooled state per text.
 
     A subclass has the fields `model: Trunk` and `rows: Rows` and, to score texts, `head: Head`. It implements `learn`,
     `check_example`, `lay`, `target`, `outputs`, `terms`, `predict`, `outcome`, `lines`, `answers` and `placeholder`. One

@@ -1,6 +1,6 @@
 """The pre-trained network of a fine-tuning objective: the rows it reads, its states, the head on them.
 
-Its parameters keep the names of pre-training; those that serve the vocabulary alone are left out.
+Parameters keep their names of pre-training; those of the vocabulary head are left out.
 """
 
 import dataclasses
