@@ -27,7 +27,7 @@ class Out(Rule):
     def take(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return super().take(np.moveaxis(array, 0, -1), shape)
 
-    def give(self, array: np.ndarray) -> np.ndarray:
+    def exported(self, array: np.ndarray) -> np.ndarray:
         return np.moveaxis(array, -1, 0)
 
 
@@ -95,7 +95,6 @@ class XLNet(Family):
         ]
         found += [Rule(f"{ours}/attention/{name}/kernel", f"{layer}.rel_attn.{part}") for name, part in PARTS.items()]
         return found + [Rule(f"{ours}/attention/{name}", f"{layer}.rel_attn.{part}") for name, part in VECTORS.items()]
-
 
     def unread(self, objective: Any) -> dict[str, np.ndarray]:
         """The query of predicted tokens, which their classes for tasks have too."""
