@@ -68,7 +68,7 @@ def step(config: Config, corpus: Any, rate: float) -> dict[str, float]:
     from lm.models import flops
     from lm.objectives.base import training_batches
     from lm.sharding import make_mesh, place
-    from lm.train import abstract_batch, compile_step
+    from lm.train import abstract_batch, compile_step, numbers_of
     from lm.training.state import abstract_state, initialise
 
     batches = training_batches(config, corpus)
@@ -77,12 +77,12 @@ def step(config: Config, corpus: Any, rate: float) -> dict[str, float]:
         batch = place(batches[0], mesh, config.batch)
         abstract = abstract_state(config, abstract_batch(batch), mesh)
         start = time.perf_counter()
-        function = compile_step(config, abstract, abstract_batch(batch))
+        function, numbers = compile_step(config, abstract, abstract_batch(batch)), jax.device_put(numbers_of(config))
         compiled = time.perf_counter() - start
         box = [initialise(config, abstract_batch(batch), abstract)]
 
         def once():
-            box[0], sums = function(box[0], batch)
+            box[0], sums = function(box[0], batch, numbers)
             jax.block_until_ready((box[0], sums))
 
         median = seconds(once, STEPS.value)

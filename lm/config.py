@@ -6,6 +6,7 @@ pairs joined by commas and becomes that function's keyword arguments. `--config.
 
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import importlib.util
 import json
@@ -39,10 +40,10 @@ class Config:
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     mesh: Mesh = Mesh()
-    steps: int = 1000
+    steps: int = 1000  # updates of the parameters
     batch: int = 32
-    micro_batches: int = 1
-    seed: int = 0
+    micro_batches: int = 1  # parts of a batch computed one after another: less memory
+    seed: int = 0  # of initial values, data order and everything drawn
     evaluate: tuple[str, ...] = ()  # tasks of lm.evaluate, measured at every.evaluate beside the held-out loss
     evaluate_batches: int = 0  # 0: the whole held-out split
     every: Every = Every()
@@ -52,7 +53,7 @@ class Config:
     start: str | None = None  # folder of a run or published model whose parameters initialise this run
     skip_limit: int = 20  # non-finite steps in a row before the run stops
     profile: int = 0  # steps to trace, after the first ten
-    wandb: bool = False
+    wandb: bool = False  # log to Weights & Biases too
 
     def __post_init__(self):
         check_range(self, 1, 2**31, "steps", "batch", "micro_batches", "skip_limit")  # counted in int32
@@ -74,9 +75,9 @@ class Config:
 
 
 def load(spec: str) -> Config:
-    """Run the config file of `FILE.py[:ARG]` and return its Config; RUN/config.json returns a run's."""
+    """Run the config file of `FILE.py[:ARG]`, or of a NAME in `configs/`, and return its Config; RUN/config.json is a run's."""
     path, _, arg = spec.partition(":")
-    check(os.path.isfile(path), f"config file '{path}' not found")
+    path = named(path)
     # A run's own config is a config file, too: the way to train the same again with some fields replaced.
     if path.endswith(".json"):
         check(not arg, f"config file '{path}' takes no arguments: replace single fields by --config.a.b=value")
@@ -93,6 +94,19 @@ def load(spec: str) -> Config:
         config = module.config(**values)
     check(isinstance(config, Config), f"config() of '{path}' gives {type(config).__name__}, not a Config")
     return config
+
+
+def named(name: str) -> str:
+    """Return the path of a config file: `name` itself, or configs/NAME.py, here or beside `lm`."""
+    if os.path.isfile(name):
+        return name
+    folders = [Path("configs"), Path(__file__).parent.parent / "configs"]
+    for folder in folders if name.isidentifier() else ():
+        if (folder / f"{name}.py").is_file():
+            return str(folder / f"{name}.py")
+    known = {path.stem for folder in folders for path in folder.glob("*.py")}
+    close = difflib.get_close_matches(Path(name).stem, sorted(known), 1)
+    raise UserError(f"config file '{name}' not found" + (f"; did you mean {close[0]}?" if close else ""))
 
 
 @contextlib.contextmanager

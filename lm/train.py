@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.config import Config, read_config, to_json
 from lm.data.corpus.corpus import Corpus
@@ -32,7 +33,7 @@ from lm.runs import owned
 from lm.sharding import local_rows, make_mesh, place
 from lm.training import dp_budget, parameters
 from lm.training.checkpoint import Checkpoints
-from lm.training.schedules import factor
+from lm.training.schedules import Numbers, factor
 from lm.training.state import (
     TrainState,
     abstract_params,
@@ -47,26 +48,29 @@ from lm.training.writers import Writers
 
 
 def train_step(
-    config: Config, optimizer: optax.GradientTransformation, state: TrainState, batch: Batch
+    config: Config, optimizer: optax.GradientTransformation, state: TrainState, batch: Batch, numbers: Numbers | None = None
 ) -> tuple[TrainState, Sums]:
-    """Update the state once: (state, batch) -> (state, sums), pure, the same for every objective.
+    """Update the state once: (state, batch, numbers) -> (state, sums), pure, the same for every objective.
+
+    `numbers` stand in for those of the config, which are constants of the program where they are left out.
 
     Gradients are those of sum_k scales[k] * sums[k] / weights[k] over the whole batch, however it is cut into micro-batches. A
     step whose loss or gradient is not finite leaves parameters and optimizer unchanged and is counted in `state.skipped`.
     """
     # One key per row, of (seed, step, row): neither the mesh nor micro-batches nor a resume change what a row draws.
-    row_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
+    numbers = numbers or numbers_of(config)
+    row_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(numbers.seed), 1), state.step)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(row_key, jnp.arange(config.batch))
     grads, sums, memory = gradients(config, state.params, batch, state.memory, keys_B)
     if config.optimizer.private.noise:
         from lm.training.dp_gradients import noised
 
-        grads = noised(config, grads, state.step)
+        grads = noised(config, grads, numbers.seed, state.step)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
 
     # The rate multiplies outside the chain, as a function of the step alone: the same for every rule (`lm.training.optimizer`).
-    lr = config.optimizer.lr * factor(config.schedule, config.steps, state.step)
+    lr = numbers.lr * factor(config.schedule.shape, numbers, state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + lr * u, state.params, updates)
     average = state.average
@@ -150,17 +154,23 @@ def denominators(objective: Objective, batch: Batch) -> dict[str, jax.Array]:
     return {k: jnp.where(w == 0, 1, w) for k, w in objective.weights(batch).items()}
 
 
+def numbers_of(config: Config) -> Numbers:
+    """Return the arguments of a compiled step that hold for a whole run."""
+    return Numbers.of(config.seed, config.optimizer.lr, config.schedule, config.steps)
+
+
 def compile_step(config: Config, abstract: TrainState, batch: Batch) -> jax.stages.Compiled:
-    """Compile the train step for abstract arrays with shardings, the state's buffers donated; raises UserError where a step
-    needs more memory than a device has.
+    """Compile (state, batch, numbers) -> (state, sums) for abstract arrays with shardings, the state's buffers donated.
+
+    Raises UserError where a step needs more memory than a device has.
     """
     # Donation: old and new state share their buffers, half the memory of the state. Sums are small, wherever they lie.
     optimizer = chain(config, abstract_params(config.objective, batch))
     layout = jax.tree.map(lambda x: x.sharding, abstract)
     step = jax.jit(
-        lambda state, batch: train_step(config, optimizer, state, batch), donate_argnums=0, out_shardings=(layout, None)
+        lambda *arguments: train_step(config, optimizer, *arguments), donate_argnums=0, out_shardings=(layout, None)
     )
-    compiled = step.lower(abstract, batch).compile()
+    compiled = step.lower(abstract, batch, numbers_of(config)).compile()
     if memory := compiled.memory_analysis():
         check_device_memory(
             memory.argument_size_in_bytes + memory.temp_size_in_bytes,
@@ -261,9 +271,10 @@ def loop(
     """Step until the end, a signal or the end of patience; return the number of the last step."""
     config, every = run.config, run.config.every
     step, previous, watch = start, None, meter.watch
+    numbers = jax.device_put(numbers_of(config), NamedSharding(run.mesh, PartitionSpec()))
     for step, batch in enumerate(prefetch(batches, start, start if watch.over else config.steps), start + 1):
         profile(run, step - start)
-        state, sums = step_function(state, place(batch, run.mesh, config.batch))
+        state, sums = step_function(state, place(batch, run.mesh, config.batch), numbers)
         if previous:  # fetched only now: the device already works on the next step
             meter.add(*previous)
         previous = step, sums

@@ -1,6 +1,13 @@
-"""How tests have XLA compile, here and in the commands they start."""
+"""How tests have XLA compile, here and in the commands they start, and how they start them."""
 
+import atexit
+import functools
+import json
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 
 def xla_flags(devices: int) -> str:
@@ -19,3 +26,35 @@ def environment(devices: int = 1, as_users: bool = False) -> dict[str, str]:
     """Give variables for a command of its own; `as_users`: compiled as users have it, on one device."""
     plain = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return plain if as_users else {**plain, "XLA_FLAGS": xla_flags(devices)}
+
+
+def command(
+    module: str,
+    *args: object,
+    devices: int = 1,
+    as_users: bool = False,
+    seconds: float = 600,
+    variables: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess:
+    """Run `python -m module args` in a process of its own, forked from one that has jax imported: seconds less a command."""
+    with tempfile.TemporaryDirectory() as folder:
+        line = [module, *map(str, args)]
+        asked = {"line": line, "folder": os.getcwd(), "files": f"{folder}/command", "seconds": seconds}
+        server = _server(os.getpid())
+        server.stdin.write(json.dumps({**asked, "variables": {**environment(devices, as_users), **(variables or {})}}) + "\n")
+        server.stdin.flush()
+        status = json.loads(server.stdout.readline())
+        out, err = (Path(f"{folder}/command.{ending}").read_text(encoding="utf-8") for ending in ("out", "err"))
+    if status is None:
+        raise subprocess.TimeoutExpired(line, seconds, out, err)
+    return subprocess.CompletedProcess(line, status, out, err)
+
+
+@functools.cache
+def _server(_owner: int) -> subprocess.Popen:
+    """Start the server of forked commands, which ends with this process."""
+    alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # a process with threads cannot fork safely
+    line, pipe = [sys.executable, "-m", "tests.forks"], subprocess.PIPE
+    server = subprocess.Popen(line, env=environment() | alone, stdin=pipe, stdout=pipe, text=True)
+    atexit.register(server.stdin.close)
+    return server

@@ -1,19 +1,12 @@
 """The other commands, as a user starts them."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.processes import environment
+from tests.processes import command as start
 
 TINY = "tests/configs/tiny.py"
-
-
-def start(module: str, *args: str, **kind) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", module, *args]
-    return subprocess.run(command, env=environment(**kind), capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")

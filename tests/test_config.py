@@ -3,10 +3,7 @@
 import ast
 import dataclasses
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +17,13 @@ from lm.config import Config, Every, Optimizer, arguments, from_json, load, over
 from lm.data.rows.records import Documents
 from lm.data.types import labelled
 from lm.errors import UserError
+from lm.fields import chosen
 from lm.flags import split_overrides
+from lm.listing import sentence
 from lm.models.positions import Rotary
 from lm.objectives.causal import Causal
 from tests.models.reference import tiny
+from tests.processes import command
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
@@ -427,53 +427,24 @@ MISTAKES = {
     "stray word": ([f"--config={NANO}", "steps=5"], "'steps=5' is not a flag"),
     "value left out": ([f"--config={NANO}", "--config.steps"], "--config.steps needs a value"),
     "seed": ([f"--config={NANO}", "--seed=x"], "seed"),
-    "no config": ([], "--config=configs/gpt_nano.py"),
+    "no config": ([], "--config=gpt_nano"),
     "wandb": ([f"--config={NANO}", "--config.wandb=true", "--workdir=/nowhere/run"], "wandb"),
 }
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> dict:
-    """Every mistaken command, two at a time."""
-    folder, running, done = tmp_path_factory.mktemp("cli"), {}, {}
-
-    def collect():
-        name = next(iter(running))
-        process = running.pop(name)
-        out, err = process.communicate(timeout=120)
-        done[name] = process.returncode, out, err
-
-    for name, (args, _) in MISTAKES.items():
-        running[name] = subprocess.Popen(
-            [sys.executable, "-m", "lm.main", f"--workdir={folder}/{name}", *args],
-            cwd=ROOT,
-            env={**os.environ, "LM_CACHE": str(folder / "cache")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if len(running) == 2:
-            collect()
-    while running:
-        collect()
-    assert list(folder.iterdir()) == []  # nothing was written
-    return done
-
-
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_one_line_and_status_2(name, answers):
-    status, out, err = answers[name]
-    assert status == 2, err
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1, err
-    assert MISTAKES[name][1] in err
+def test_mistakes_are_one_line_and_status_2(name, tmp_path):
+    args, words = MISTAKES[name]
+    done = command("lm.main", f"--workdir={tmp_path / 'run'}", *args, variables={"LM_CACHE": str(tmp_path / "cache")})
+    assert list(tmp_path.iterdir()) == []  # nothing was written
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert words in done.stderr
 
 
 def test_help_explains_each_flag():
-    done = subprocess.run(
-        [sys.executable, "-m", "lm.main", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = command("lm.main", "--help")
     assert "Traceback" not in done.stderr
     for flag in ("--config", "--workdir", "--seed"):
         assert flag in done.stdout
@@ -524,3 +495,43 @@ def test_the_config_of_a_run_starts_the_same_again(tmp_path):
     assert load(str(tmp_path / "config.json")) == BASE
     with pytest.raises(UserError, match="takes no arguments"):
         load(f"{tmp_path / 'config.json'}:steps=3")
+
+
+def parts(value):
+    """Every dataclass of a config tree, those in tuples too."""
+    if dataclasses.is_dataclass(value):
+        yield value
+        for field in chosen(value):
+            yield from parts(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from parts(one)
+
+
+def test_every_field_of_every_config_has_a_sentence():
+    files = [*FILES, *Path("tests/configs").glob("tiny*.py")]
+    classes = {type(part): part for path in files for part in parts(load(str(path)))}
+    assert len(classes) > 40
+    bare = [f"{cls.__name__}.{field.name}" for cls, part in classes.items() for field in chosen(part)
+            if not sentence(cls, field.name) and not dataclasses.is_dataclass(getattr(part, field.name))]  # fmt: skip
+    assert bare == []
+
+
+def test_show_config_lists_fields_with_values_types_and_meaning():
+    done = command("lm.main", "--config=gpt_nano:steps=7", "--config.batch=3", "--show_config")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for line in ("--config.steps=7  [int]", "--config.batch=3  [int]", "--config.optimizer.betas=0.9,0.98  [float,float]"):
+        assert line in lines
+    place = lines.index("--config.objective.model.activation=gelu_tanh  [str]")
+    assert "swiglu" in lines[place + 1]
+    for word in ("RoPE", "GQA", "rms", "qk_norm", "windows", "muP", "[pre | post | sandwich]"):
+        assert word in done.stdout
+
+
+def test_a_config_is_found_by_its_name(tmp_path, monkeypatch):
+    assert load("gpt_nano:steps=9") == load("configs/gpt_nano.py:steps=9")
+    monkeypatch.chdir(tmp_path)
+    assert load("gpt_nano") == load(str(ROOT / "configs" / "gpt_nano.py"))
+    with pytest.raises(UserError, match="'gpt_nanno' not found; did you mean gpt_nano"):
+        load("gpt_nanno")

@@ -16,7 +16,7 @@ from lm.errors import UserError
 from lm.training.checkpoint import Checkpoints
 from lm.training.state import TrainState
 from lm.training.stopping import EarlyStop, Watch
-from tests.test_objective_runs import command
+from tests.processes import command
 from tests.test_runs import parameters, run
 
 CONFIG = "tests/configs/tiny_classify.py"

@@ -16,9 +16,9 @@ from lm.explain import page as pages
 from lm.explain.attribution import Inputs, Network, gradient_times_input, integrated_gradients, observe, rollout
 from lm.explain.explain import explain, numbers
 from lm.models.model import Model
-from tests.convert.test_command import start
 from tests.marks import quick
 from tests.models.reference import draw, stirred, tiny
+from tests.processes import command as start
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -13,8 +13,7 @@ from lm.config import load, override, to_json
 from lm.data.corpus.prepare import prepare
 from lm.errors import UserError
 from lm.objectives.base import resolve
-from tests.processes import xla_flags
-from tests.test_objective_runs import command
+from tests.processes import command, xla_flags
 
 CONFIG = "tests/configs/tiny_classify.py"
 FLAGS = folds.VALUES

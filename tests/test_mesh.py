@@ -11,7 +11,7 @@ from lm.config import Config, Mesh, Optimizer
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 from lm.sharding import make_mesh, place
-from lm.train import abstract_batch, compile_step
+from lm.train import abstract_batch, compile_step, numbers_of
 from lm.training.state import abstract_state, initialise
 from tests.marks import quick
 
@@ -55,7 +55,7 @@ def run(mesh: Mesh, micro_batches: int = 1, dropout: float = 0.1, steps: int = 3
         state, step, losses = initialise(config, batch, abstract), compile_step(config, abstract, batch), []
         first = jax.device_get(state.params)
         for i in range(steps):
-            state, sums = step(state, place(rows(i), found, ROWS))
+            state, sums = step(state, place(rows(i), found, ROWS), numbers_of(config))
             losses.append(float(sums["loss"][0] / sums["loss"][1]))
         return losses, first, jax.device_get(state.params), step.as_text()
 

@@ -9,7 +9,7 @@ import pytest
 
 from lm.config import load
 from tests.marks import quick
-from tests.processes import environment
+from tests.processes import command, environment
 from tests.test_runs import identical, losses, run
 
 STEPS = ("--config.steps=4", "--config.every.save=2", "--config.every.evaluate=4", "--config.every.log=1")
@@ -50,12 +50,6 @@ def test_masked_tokens_are_shown_and_measured(tmp_path):
     (text,) = json.loads(output.read_text())["text"]  # each token hidden in turn
     assert len(text["logprobs"]) == len(text["ids"])
     assert max(text["logprobs"]) < 0
-
-
-def command(module: str, *args: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", module, *args], env=environment(), capture_output=True, text=True, timeout=600
-    )
 
 
 def test_a_dry_run_shows_rows_and_trains_nothing(tmp_path):

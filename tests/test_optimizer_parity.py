@@ -9,13 +9,13 @@ from lm.config import Config, Optimizer, Schedule
 from lm.convert.convert import flat, load
 from lm.train import train_step
 from lm.training import optimizer as optimizers
-from lm.training.schedules import factor
 from lm.training.state import abstract_params, chain, create
 from tests import test_optimizer
 from tests.marks import quick
 from tests.models import test_mup
 from tests.models.reference import stirred
 from tests.test_optimizer import AXES, MATRICES, SHAPES, follow, run, same, trees
+from tests.test_schedules import factors
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -289,5 +289,5 @@ def test_lamb_under_mup():
 
 def test_schedules_of_the_released_code():
     """A drop where the warm-up ends, then the line to 0 at the last step."""
-    found = [float(factor(Schedule(shape="linear_bert", warmup=20), 100, t)) for t in (0, 19, 20, 50, 100)]
+    found = factors(Schedule(shape="linear_bert", warmup=20), 100, np.array([0, 19, 20, 50, 100]))
     np.testing.assert_allclose(found, [1 / 21, 20 / 21, 0.8, 0.5, 0], atol=1e-6)

@@ -18,7 +18,7 @@ from lm.evaluation.downstream import Found
 from lm.evaluation.predictions import TAGS
 from lm.predict import answers_of, predict, read_examples, unlabelled, write_predictions
 from tests.marks import quick
-from tests.test_objective_runs import command
+from tests.processes import command
 from tests.test_runs import run
 
 CONFIGS = Path(__file__).parent / "configs"

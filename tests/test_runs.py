@@ -19,6 +19,7 @@ from lm.config import Keep, read_config
 from lm.looks import attempted
 from lm.preemption import Stop
 from lm.training.checkpoint import Checkpoints
+from tests import processes
 from tests.processes import environment
 
 TINY = "tests/configs/tiny.py"
@@ -39,9 +40,7 @@ def command(*args: str, config: str = TINY) -> list[str]:
 
 
 def run(*args: str, config: str = TINY, devices: int = 1) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(*args, config=config), env=environment(devices), capture_output=True, text=True, timeout=600
-    )
+    return processes.command("lm.main", f"--config={config}", *args, devices=devices)
 
 
 def losses(workdir: Path) -> dict[int, float]:
@@ -93,11 +92,13 @@ def test_a_run_leaves_what_the_interface_promises(straight, text):
 
 
 def test_the_same_command_on_a_finished_run_changes_nothing(straight, text):
+    """Nor does the folder alone, whose config it takes."""
     before = (straight / "metrics.jsonl").read_text()
-    done = run(f"--workdir={straight}", config=f"{TINY}:text={text}")
-    assert done.returncode == 0, done.stderr
-    assert "12" in done.stdout
-    assert (straight / "metrics.jsonl").read_text() == before
+    for config in ([f"--config={TINY}:text={text}"], []):
+        done = processes.command("lm.main", f"--workdir={straight}", *config)
+        assert done.returncode == 0, done.stderr
+        assert "all its 12 steps" in done.stdout
+        assert (straight / "metrics.jsonl").read_text() == before
 
 
 def interrupt(workdir: Path, text: Path, number: int, after: int, *args: str) -> int:
@@ -361,9 +362,7 @@ def test_a_process_killed_at_work_ends_the_other_in_a_line(text, tmp_path, victi
 
 
 def evaluate(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "lm.evaluate", *args], env=environment(), capture_output=True, text=True, timeout=600
-    )
+    return processes.command("lm.evaluate", *args)
 
 
 def test_evaluate_repeats_the_figures_of_the_run(straight, tmp_path):

@@ -119,12 +119,12 @@ class Denoiser:
     token before the input.
     """
 
-    kind: Literal["spans", "iid", "end", "split"] = "spans"
+    kind: Literal["spans", "iid", "end", "split"] = "spans"  # of noise
     rate: float = 0.15
     mean: float = 3.0
     roll: bool = False
     mode: str = ""
-    weight: float = 1.0
+    weight: float = 1.0  # share among denoisers, relative
 
     def __post_init__(self):
         check_choices(self)

@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib.util
 import itertools
+import os
 import re
 import sys
 import sysconfig
@@ -46,7 +47,7 @@ class DocumentationReader:
     @functools.cached_property
     def documents(self) -> list[str]:
         seen: set[str] = set()
-        modules = [_module(name, path, seen) for name, path in self._files()]
+        modules = [_module(name, path, seen) for name, path in self.files]
         return [text for text in modules if text] + _topics()
 
     def __len__(self) -> int:
@@ -56,21 +57,30 @@ class DocumentationReader:
         return Piece(self.documents[i])
 
     def signature(self) -> str:
-        stats = [path.stat() for _, path in self._files()]
+        stats = [path.stat() for _, path in self.files]
         size, newest = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
         return f"{self.name} {sys.version} files={len(stats)} bytes={size} newest={newest}"
 
     def inputs(self) -> list[str]:
-        return [str(path) for _, path in self._files()]
+        return [str(path) for _, path in self.files]
 
-    def _files(self) -> list[tuple[str, Path]]:
-        files = []
+    @functools.cached_property
+    def files(self) -> list[tuple[str, Path]]:
+        """(dotted name, path) of every module, in the order of paths."""
+        found = []
         for package, root in self.roots:
-            for path in [root] if root.is_file() else sorted(root.rglob("*.py")):
+            for path in [root] if root.is_file() else sorted(_modules(root)):
                 parts = path.relative_to(root).with_suffix("").parts
                 if not SKIPPED.intersection(parts):
-                    files.append((".".join(p for p in (package, *parts) if p and p != "__init__"), path))
-        return files
+                    found.append((".".join(p for p in (package, *parts) if p and p != "__init__"), path))
+        return found
+
+
+def _modules(root: Path) -> Iterator[Path]:
+    """Walk the Python files below a folder, past the skipped ones: site-packages alone takes seconds to list."""
+    for folder, names, files in os.walk(root):
+        names[:] = [name for name in names if name not in SKIPPED]
+        yield from (Path(folder, name) for name in files if name.endswith(".py"))
 
 
 def _folder(package: str) -> Path:
@@ -139,7 +149,7 @@ class Documented(ExampleSource):
     "summary": the paragraphs of a docstring and its first line.
     """
 
-    task: Task = "topic"
+    task: Task = "topic"  # kind of examples
 
     def __post_init__(self):
         check_choices(self)

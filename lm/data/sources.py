@@ -62,7 +62,7 @@ class Mixture(TextSource):
     the power 1 / T: the higher, the more alike (Arivazhagan et al. 2019; Raffel et al. 2020, 3.5.2).
     """
 
-    sources: tuple[TextSource | ExampleSource, ...]
+    sources: tuple[TextSource | ExampleSource, ...]  # text, or labelled examples, but not both
     weights: tuple[float, ...] = ()
     temperature: float = 1.0
 

@@ -22,7 +22,7 @@ class Adapter:
 
     size: int = 0
     after: Literal["both", "mlp"] = "both"
-    activation: Literal["gelu", "relu"] = "gelu"
+    activation: Literal["gelu", "relu"] = "gelu"  # between the two matrices
 
     def __post_init__(self):
         check_choices(self)

@@ -27,7 +27,7 @@ class LSTM(Shape):
     vocab: int = 0  # 0: the tokenizer's size
     pad_vocab: int = 1  # the table's rows are a multiple of this; the extra logits are masked
     context: int = 128  # tokens of a row: the truncation of backpropagation through time
-    width: int = 512
+    width: int = 512  # of the embedding and of every layer
     depth: int = 2
     tied: bool = True
     dropout: float = 0.0

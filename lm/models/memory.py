@@ -53,7 +53,7 @@ class TransformerXL(Shape):
     attention_dropout: float = 0.0
     position_dropout: float = 0.0  # of the sinusoids
     init: float = 0.02
-    init_projections: float = 0.01
+    init_projections: float = 0.01  # standard deviation of the projections of adaptive embeddings
     dtype: Literal["float32", "bfloat16"] = "float32"
     unroll: int = 1
     remat: Literal["none", "dots", "full"] = "none"

@@ -16,7 +16,7 @@ from lm.models.layers import Embed, named
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary:
-    """Rotary position embedding (Su et al. 2021) and the stretching of its angles for longer contexts.
+    """Rotary position embedding (RoPE, Su et al. 2021) and the stretching of its angles for longer contexts.
 
     `share` is the rotated fraction of each head. `scaling`: "linear" divides positions by `factor` (Chen et al. 2023);
     "ntk" raises the base instead; "llama3" divides low frequencies only, with a ramp between wavelengths
@@ -25,13 +25,13 @@ class Rotary:
     with a window, which are not stretched (Gemma team 2025, Gemma 3).
     """
 
-    base: float = 10_000.0
+    base: float = 10_000.0  # of the wavelengths
     share: float = 1.0
     scaling: Literal["none", "linear", "ntk", "llama3", "yarn"] = "none"
     factor: float = 1.0
     low: float = 1.0
     high: float = 4.0
-    original: int = 8192
+    original: int = 8192  # context that the model was trained on, in tokens
     local: float = 0.0
 
     def __post_init__(self):

@@ -28,7 +28,7 @@ class Transformer(Shape):
     before the vocabulary (BERT's masked-LM head). `share`: one set of parameters for all layers (ALBERT).
 
     `windows` is repeated over the layers: (4096, 0) alternates a sliding window with full attention. `mup_base` > 0: the
-    width at which the learning rate was tuned, for maximal-update parametrisation (Yang et al. 2022, table 8).
+    width at which the learning rate was tuned, for maximal-update parametrisation (muP; Yang et al. 2022, table 8).
     `init_scale_depth` divides the init of residual outputs by sqrt(2 depth) (Radford et al. 2019); `init_fan_in` draws
     each matrix with 1/sqrt(inputs), queries with the attention's scale in them, embeddings with `init` (T5, where it is
     1); `init_truncate` truncates the normal distribution at two standard deviations (BERT). `unroll` (0: all) trades
@@ -42,7 +42,7 @@ class Transformer(Shape):
     embed: int = 0  # 0: width
     depth: int = 12
     heads: int = 12
-    kv_heads: int = 0  # 0: as many as heads
+    kv_heads: int = 0  # of grouped-query attention (GQA; 1: multi-query), 0: as many as heads
     head: int = 0  # 0: width / heads
     mlp: int = 0  # 0: 4 x width
     activation: str = "gelu_tanh"  # of lm.models.mlp.ACTIVATIONS
@@ -51,29 +51,29 @@ class Transformer(Shape):
     eps: float = 1e-5
     parallel: bool = False  # attention and feed-forward side by side from one norm
     types: int = 0  # rows of a token-type table, 0: none
-    embed_norm: bool = False
-    embed_scale: float = 1.0
+    embed_norm: bool = False  # a norm behind the sum of embeddings (BERT)
+    embed_scale: float = 1.0  # factor on token embeddings (sqrt(width) in the Transformer)
     positions: str = "learned"  # of lm.models.positions.POSITIONS
     offset: int = 0
     rotary: Rotary = Rotary()
     windows: tuple[int, ...] = (0,)
-    bias: bool = True
+    bias: bool = True  # biases in dense layers and norms
     qkv_bias: bool | None = None  # None: as bias
-    qk_norm: bool = False
+    qk_norm: bool = False  # norm of queries and keys, per head
     scale: float = 0.0  # on attention scores; 0: 1/sqrt(head)
     share: bool = False
     tied: bool = True
     transform: bool = False
-    head_bias: bool = False
-    logit_scale: float = 1.0
-    logit_cap: float = 0.0
-    attention_cap: float = 0.0
+    head_bias: bool = False  # a bias per token on the logits (BERT)
+    logit_scale: float = 1.0  # factor on the logits
+    logit_cap: float = 0.0  # c: logits are c tanh(logits / c), 0: not capped (Gemma 2)
+    attention_cap: float = 0.0  # the same of attention scores
     dropout: float = 0.0
     attention_dropout: float = 0.0
     mlp_dropout: float = 0.0  # inside the feed-forward, after its activation
     last_dropout: bool = False  # after the stack's last norm too (T5)
     init: float = 0.02
-    init_positions: float = 0.01
+    init_positions: float = 0.01  # standard deviation of the position table
     init_scale_depth: bool = True
     init_fan_in: bool = False
     init_truncate: bool = False

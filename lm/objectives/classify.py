@@ -52,7 +52,7 @@ class Classify(Tuned, Objective):
     model: Trunk
     fields: tuple[str, ...] = ("text",)
     label: str = "label"
-    keep: Keep = "start"
+    keep: Keep = "start"  # part of a text that is kept where it exceeds a row
     kind: Literal["one", "several", "number"] = "one"
     labels: tuple[str, ...] = ()
     between: str = ","

@@ -51,7 +51,7 @@ class Contrastive(Objective):
     shortest: int = 4  # shorter ones (headings, numbers) recur in a batch, as false negatives
     pooling: Literal["cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last"] = "cls"
     mlp_only_train: bool = True  # the paper's choice without labels
-    temperature: float = 0.05
+    temperature: float = 0.05  # divides the similarities
     hard_weight: float = 0.0
     mlm: float = 0.0  # 0.1 in the paper
     rate: float = 0.15

@@ -40,9 +40,9 @@ class Denoise(SourceTarget, Objective):
 
     model: EncoderDecoder
     share: float = 0.3
-    units: Literal["spans", "words", "tokens"] = "spans"
+    units: Literal["spans", "words", "tokens"] = "spans"  # of the noise
     poisson: float = 3.0
-    replace: noise.Replace = "one"
+    replace: noise.Replace = "one"  # masks put in place of a span
     permute: float = 1.0
     random: float = 0.0
     insert: float = 0.0

@@ -26,9 +26,9 @@ class Lengths:
     """Lengths for held-out text, where they differ from training: tgt_len, mem_len, clamp_len of the paper's scripts."""
 
     context: int
-    memory: int
-    clamp: int = 0
-    same_length: bool = True
+    memory: int  # tokens attended to before the segment
+    clamp: int = 0  # longest distance, 0: none
+    same_length: bool = True  # every query has as many keys
 
     def __post_init__(self):
         check_range(self, 1, float("inf"), "context")

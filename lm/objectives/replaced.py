@@ -53,13 +53,13 @@ class Replaced(Objective):
 
     model: Transformer
     generator_width: float = 0.25  # fraction of the discriminator's; 1/3 in base, 1 in the released small
-    generator_depth: float = 1.0
+    generator_depth: float = 1.0  # fraction of the discriminator's
     rate: float = 0.15  # 0.25 in large
     mask_share: float = 0.85  # of the tokens to predict; the others are kept
     single: float = 0.1  # examples of one segment
     short: float = 0.05  # examples of a random target length
-    generator_scale: float = 1.0
-    discriminator_scale: float = 50.0
+    generator_scale: float = 1.0  # coefficient of the generator's loss
+    discriminator_scale: float = 50.0  # coefficient of the discriminator's loss
     cls: int | None = None  # ids, set by `resolve`
     sep: int | None = None
     mask: int | None = None

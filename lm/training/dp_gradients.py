@@ -60,9 +60,9 @@ def clipped(loss: Callable, params: Any, batch: Any, keys_B: jax.Array, clip: fl
     return grads, {**sums, "clipped": clipped}, totals.sum() / rows
 
 
-def noised(config: Run, grads: Any, step: jax.Array) -> Any:
+def noised(config: Run, grads: Any, seed: jax.Array, step: jax.Array) -> Any:
     """Add noise of deviation `noise` x `clip` / batch to the gradients of trained parameters; the same on every mesh."""
-    private, key = config.optimizer.private, jax.random.fold_in(jax.random.key(config.seed), 2)
+    private, key = config.optimizer.private, jax.random.fold_in(jax.random.key(seed), 2)
     trained, frozen = parameters.split(config.optimizer.groups, grads)
     noisy = noise(trained, private.noise * private.clip / config.batch, jax.random.fold_in(key, step))
     return parameters.nested({**frozen, **noisy})

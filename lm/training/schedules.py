@@ -1,13 +1,37 @@
 """Learning-rate schedules: the factor in [0, 1] on the peak rate at every step."""
 
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lm.training.settings import Schedule
 
 
-def factor(schedule: Schedule, steps: int, step: jax.Array) -> jax.Array:
-    """Return the factor at update `step`, counted from 0, of `steps`; float32 ().
+class Numbers(NamedTuple):
+    """Numbers of a run that its compiled step takes as arguments: another seed, rate or schedule compiles nothing anew.
+
+    Scalars: `seed` int32, the others float32. `length` is the number of updates in the last phase of "wsd".
+    """
+
+    seed: Any
+    lr: Any
+    steps: Any
+    warmup: Any
+    final: Any
+    length: Any
+
+    @classmethod
+    def of(cls, seed: int, lr: float, schedule: Schedule, steps: int) -> Numbers:
+        length = max(round(schedule.decay * steps), 1)
+        return cls(np.int32(seed), *map(np.float32, (lr, steps, schedule.warmup, schedule.final, length)))
+
+
+def factor(shape: str, numbers: Numbers, step: jax.Array) -> jax.Array:
+    """Return the factor at update `step`, counted from 0, of `numbers.steps`; float32 ().
 
     Warm-up rises linearly and reaches the peak at `step == warmup`. "cosine" and "linear" then fall to `final` at
     `step == steps`, one past the last update; "rsqrt" is sqrt(warmup / step) (Vaswani et al. 2017), "flat_rsqrt" the same
@@ -16,20 +40,19 @@ def factor(schedule: Schedule, steps: int, step: jax.Array) -> jax.Array:
     at the peak and falls linearly over the last share `decay` of the steps (Hu et al. 2024).
     """
     t = jnp.asarray(step, jnp.float32)
-    warmup, final = schedule.warmup, schedule.final
-    rise = jnp.minimum((t + 1) / (warmup + 1), 1.0) if warmup and schedule.shape != "flat_rsqrt" else 1.0
+    _, _, steps, warmup, final, length = numbers
+    rise = 1.0 if shape == "flat_rsqrt" else jnp.minimum((t + 1) / (warmup + 1), 1.0)
     # Every shape is a function of the step alone, so that a resumed run needs no state of the schedule.
-    done = jnp.clip((t - warmup) / max(steps - warmup, 1), 0.0, 1.0)
-    if schedule.shape == "linear":
+    done = jnp.clip((t - warmup) / jnp.maximum(steps - warmup, 1.0), 0.0, 1.0)
+    if shape == "linear":
         fall = final + (1 - final) * (1 - done)
-    elif schedule.shape == "linear_bert":
+    elif shape == "linear_bert":
         fall = jnp.where(t < warmup, 1.0, final + (1 - final) * jnp.clip(1 - t / steps, 0.0, 1.0))
-    elif schedule.shape == "cosine":
+    elif shape == "cosine":
         fall = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
-    elif schedule.shape in ("rsqrt", "flat_rsqrt"):
-        fall = jnp.sqrt(max(warmup, 1) / jnp.maximum(t, max(warmup, 1)))
-    elif schedule.shape == "wsd":
-        length = max(round(schedule.decay * steps), 1)
+    elif shape in ("rsqrt", "flat_rsqrt"):
+        fall = jnp.sqrt(jnp.maximum(warmup, 1.0) / jnp.maximum(t, jnp.maximum(warmup, 1.0)))
+    elif shape == "wsd":
         fall = final + (1 - final) * jnp.clip((steps - t) / length, 0.0, 1.0)
     else:
         fall = 1.0

@@ -14,21 +14,21 @@ from lm.training.parameters import Groups
 class Mesh:
     """Devices along each mesh axis; one of them may be -1: all remaining devices."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    context: int = 1
-    expert: int = 1
+    data: int = -1  # rows
+    fsdp: int = 1  # rows, and parameters, gathered layer by layer
+    tensor: int = 1  # heads, feed-forward columns and vocabulary
+    context: int = 1  # tokens of a row
+    expert: int = 1  # experts of a mixture; rows where there are none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Every:
     """Steps between two logs, evaluations, saves, samples; 0: never. The last step has all three (samples not at 0)."""
 
-    log: int = 50
-    evaluate: int = 1000
-    save: int = 1000
-    sample: int = 0
+    log: int = 50  # training figures
+    evaluate: int = 1000  # held-out figures and tasks
+    save: int = 1000  # a checkpoint
+    sample: int = 0  # texts, or predictions for held-out rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,11 @@ class Optimizer:
     average of the parameters, which evaluation and generation then use (0: none).
     """
 
-    name: Literal["adamw", "adamw_bert", "lamb", "adafactor", "lion", "muon", "sgd"] = "adamw"
+    name: Literal["adamw", "adamw_bert", "lamb", "adafactor", "lion", "muon", "sgd"] = "adamw"  # update rule
     lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)  # decay of the first and second moment
+    eps: float = 1e-8  # added to the denominator
+    momentum: float = 0.9  # of muon and sgd
     decay: float = 0.0
     clip: float = 0.0
     average: float = 0.0
@@ -78,7 +78,7 @@ class Schedule:
     `decay` is the length of the last phase of "wsd" (warm-up, stable, decay) as a share of all steps.
     """
 
-    shape: Literal["constant", "linear", "linear_bert", "cosine", "rsqrt", "flat_rsqrt", "wsd"] = "constant"
+    shape: Literal["constant", "linear", "linear_bert", "cosine", "rsqrt", "flat_rsqrt", "wsd"] = "constant"  # after warm-up
     warmup: int = 0
     final: float = 0.0
     decay: float = 0.2

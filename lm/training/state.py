@@ -1,5 +1,6 @@
 """The training state: its shapes, its shardings on a mesh, and its initialisation."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +36,12 @@ class TrainState(struct.PyTreeNode):
 
 def abstract_params(objective: Any, batch: Mapping[str, Any]) -> Any:
     """Return the shapes and logical axes of the parameters without computing them."""
+    return _abstract_params(objective, tuple((name, x.shape, x.dtype) for name, x in batch.items()))
+
+
+@functools.lru_cache(maxsize=4)  # a start asks three times, and tracing a model takes tenths of a second
+def _abstract_params(objective: Any, arrays: tuple[tuple[str, tuple[int, ...], Any], ...]) -> Any:
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in arrays}
     return jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), batch)
 
 

@@ -1,8 +1,6 @@
 """A published folder as a user meets it: made into a run, sampled, trained on, given back."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -16,16 +14,10 @@ from lm.models.memory import TransformerXL
 from lm.objectives.recurrent import Recurrent
 from lm.sharding import unbox
 from tests.convert.test_families import make
-from tests.processes import environment
+from tests.processes import command as start
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-
-
-def start(module: str, *args: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", module, *args], env=environment(), capture_output=True, text=True, timeout=600
-    )
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ from lm.objectives.recurrent import Recurrent
 from lm.objectives.replaced import Replaced
 from lm.sharding import unbox
 from lm.train import train
-from tests.convert.test_command import start
 from tests.models.reference import draw, tiny
+from tests.processes import command as start
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

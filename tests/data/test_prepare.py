@@ -26,6 +26,7 @@ from lm.data.text.files import JsonLines, Text
 from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters
 from lm.data.types import Piece
 from lm.errors import UserError
+from tests import processes
 
 ROOT = Path(__file__).parents[2]
 SHAKESPEARE = ROOT.parent / "shared" / "data" / "tiny_shakespeare.txt"
@@ -354,8 +355,7 @@ def test_a_cache_that_cannot_be_written(tmp_path):
 
 
 def command(*flags: str):
-    run = [sys.executable, "-m", "lm.data.prepare", *flags]
-    return subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+    return processes.command("lm.data.prepare", *flags)
 
 
 def test_command_line(tmp_path):

@@ -21,13 +21,11 @@ from lm.objectives.causal import Causal
 from lm.sharding import unbox
 from lm.training.checkpoint import Checkpoints
 from lm.training.state import create
+from tests import processes
 
 
 def command(*arguments):
-    environment = os.environ | {"PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, "-m", "lm.generate", *map(str, arguments)], env=environment, capture_output=True, text=True
-    )
+    return processes.command("lm.generate", *arguments)
 
 
 SITTING = """

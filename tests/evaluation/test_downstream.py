@@ -16,7 +16,7 @@ from lm.evaluation.predictions import FORMS
 from lm.evaluation.report import errors_page
 from lm.evaluation.report.learning_curve import learning_curve
 from tests.marks import quick
-from tests.test_objective_runs import command
+from tests.processes import command
 from tests.test_runs import run
 
 RUNS = {

@@ -1,7 +1,5 @@
 """Kneser-Ney against the textbook's formulas written out with dictionaries, and on exactly the Transformer's targets."""
 
-import subprocess
-import sys
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -12,6 +10,7 @@ from lm.data.rows.pipeline import Evaluation
 from lm.evaluation.kneser_ney import KneserNey, Stream, discounts, evaluate
 from lm.objectives.causal import Causal
 from tests.models.reference import tiny
+from tests.processes import command
 
 VOCAB, SEPARATOR = 12, 11
 
@@ -178,12 +177,12 @@ def test_figures_are_those_of_a_network():
 def test_the_command_prints_a_table(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and the dog sat on the log\n" * 50)
-    line = [sys.executable, "-m", "lm.evaluation.kneser_ney", f"--config=tests/configs/tiny.py:text={text}"]
-    done = subprocess.run([*line, "--order=2", "--order=4"], capture_output=True, text=True, timeout=120)
+    line = ["lm.evaluation.kneser_ney", f"--config=tests/configs/tiny.py:text={text}"]
+    done = command(*line, "--order=2", "--order=4")
     assert done.returncode == 0, done.stderr
     rows = [row.split() for row in done.stdout.splitlines()[-2:]]
     assert [row[0] for row in rows] == ["2", "4"]
     assert float(rows[1][4]) < float(rows[0][4])
-    mistaken = subprocess.run([*line, "--order=0"], capture_output=True, text=True, timeout=120)
+    mistaken = command(*line, "--order=0")
     assert mistaken.returncode == 2
     assert "--order=0" in mistaken.stderr

@@ -1,8 +1,7 @@
 """The README's example of an objective: what it says it does, and a run of it from the command line."""
 
+import dataclasses
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from lm.main import preview
 from lm.models.transformer import Transformer
 from lm.sharding import unbox
 from tests.examples.shuffled import Shuffled
+from tests.processes import command
 
 SIZE, SEPARATOR = 100_000, 99_999
 OBJECTIVE = Shuffled(model=Transformer(vocab=SIZE, context=64, width=16, depth=1, heads=2), distance=3)
@@ -81,13 +81,26 @@ def text(tmp_path_factory):
     return path
 
 
+class Seldom(Shuffled):
+    def corrupt(self, rng, record):
+        row = super().corrupt(rng, record)
+        return row if rng.random() < 0.05 else {**row, "tokens": record["tokens"]}
+
+
+def test_a_preview_shows_a_corrupted_row(text):
+    config = load(f"tests/examples/shuffled_config.py:text={text},context=32,width=32,vocab=280,batch=64")
+    config = dataclasses.replace(config, objective=Seldom(**vars(config.objective)))
+    rows = [block.partition("\n")[2] for block in preview(config, 1).partition("batch holds")[0].split("row ")[1:]]
+    halves = [(row[: len(row.rstrip()) // 2], row[len(row.rstrip()) // 2 + 1 :].rstrip()) for row in rows]
+    assert [before == after for before, after in halves] == [True, False]
+
+
 def test_learns_from_the_command_line(text, tmp_path):
     """Copying what stands there would be right nowhere: only places where something else stood count."""
     spec = f"tests/examples/shuffled_config.py:text={text},context=32,width=32,vocab=280,steps=600,batch=16"
     faster = ("--config.schedule.warmup=10", "--config.optimizer.lr=1e-2", "--config.every.sample=0")
-    line = [sys.executable, "-m", "lm.main", f"--config={spec}", *faster]
     assert "cat sat on the mat" in preview(load(spec))
-    done = subprocess.run([*line, f"--workdir={tmp_path}"], capture_output=True, text=True, timeout=300)
+    done = command("lm.main", f"--config={spec}", *faster, f"--workdir={tmp_path}", as_users=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found["eval/validation/accuracy"] > 0.6

@@ -40,7 +40,8 @@ def main() -> int:
     parser.add_argument("--base", default=str(Path(tempfile.gettempdir()) / f"lm-hostile-{os.getuid()}"), help="scratch folder")
     given = parser.parse_args()
     environment()
-    from tests.hostile import forks, world
+    from tests import forks
+    from tests.hostile import jobs, world
     from tests.hostile.case import contents, verdict
     from tests.hostile.tables import CASES
 
@@ -65,7 +66,7 @@ def main() -> int:
             yield (number, folder), folder, work, world.variables(base), case.seconds
 
     counts, found = Counter(), []
-    for (number, folder), outcome in forks.serve(tasks(), given.jobs):
+    for (number, folder), outcome in jobs.serve(tasks(), given.jobs):
         case = cases[number]
         if outcome.status == 2:
             after = contents(folder)

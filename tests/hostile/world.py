@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.hostile.forks import command, serve
+from tests.forks import command
+from tests.hostile.jobs import serve
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = "tests/configs/tiny.py:text=a.txt"

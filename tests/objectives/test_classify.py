@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +26,7 @@ from lm.training import parameters
 from lm.training.parameters import alike
 from lm.training.state import abstract_state, initialise
 from tests.objectives.labelled import model, words
-from tests.processes import environment
+from tests.processes import command
 from tests.test_optimizer import one_device
 
 torch = pytest.importorskip("torch")
@@ -242,8 +240,7 @@ def test_running_text_is_refused():
 def test_a_head_on_the_network_of_another_run(tmp_path):
     """Masked first, then labels: the network is taken, its head is left, a new one is drawn, and all is said."""
     def run(*args):
-        command = [sys.executable, "-m", "lm.main", *args]
-        return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+        return command("lm.main", *args)
 
     first = run("--config=tests/configs/tiny_masked.py", f"--workdir={tmp_path / 'masked'}")
     assert first.returncode == 0, first.stderr
@@ -330,8 +327,7 @@ def test_a_head_on_a_published_network(tmp_path):
     transformers.BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
     tokenizer.save(tmp_path / "bert" / "tokenizer.json")
     spec = f"configs/classify_nano.py:text=tests/configs/reviews.csv,start={tmp_path / 'bert'},steps=2"
-    command = [sys.executable, "-m", "lm.main", f"--config={spec}", f"--workdir={tmp_path / 'run'}", "--config.batch=8"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    done = command("lm.main", f"--config={spec}", f"--workdir={tmp_path / 'run'}", "--config.batch=8")
     assert done.returncode == 0, done.stderr
     assert "drawn anew: classifier/bias, classifier/kernel, pooler/dense" in done.stdout
     assert "left out: head_bias" in done.stdout

@@ -37,7 +37,7 @@ from lm.train import gradients
 from lm.training.parameters import matched
 from lm.training.state import abstract_state, initialise
 from tests.objectives.labelled import configs, prepared
-from tests.test_objective_runs import command
+from tests.processes import command
 from tests.test_runs import identical, run
 
 TINY = configs("tiny_tasks.py")

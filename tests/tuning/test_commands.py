@@ -11,7 +11,7 @@ from lm.convert.convert import load as load_folder
 from lm.convert.runs import export_run, opened
 from lm.models.lora import Lora, merged
 from lm.training import parameters
-from tests.convert.test_command import start
+from tests.processes import command as start
 
 pytest.importorskip("transformers")
 

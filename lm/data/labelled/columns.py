@@ -28,8 +28,8 @@ class Columns(ExampleSource):
     """
 
     path: str
-    word: int = 0
-    tag: int = -1
+    word: int = 0  # column of the word
+    tag: int = -1  # column of its tag
     separator: str = ""
     spaced: bool = True
     comments: bool = False

@@ -24,8 +24,8 @@ class Tfds(TextSource):
     `data_dir` may be the usual root of data sets, or the folder of one prepared set (with dataset_info.json in it).
     """
 
-    name: str
-    split: str = "train"
+    name: str  # of the data set, with its config and version if there are several
+    split: str = "train"  # as TFDS writes it, such as train[:10%]
     field: str = "text"
     data_dir: str | None = None
 

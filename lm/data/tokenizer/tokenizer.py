@@ -83,7 +83,7 @@ class WordPiece:
 
     vocab: int = 8192
     lowercase: bool = True
-    train_bytes: int = 200_000_000
+    train_bytes: int = 200_000_000  # of training text, from its beginning, that the tokenizer is trained on
 
     def __post_init__(self):
         check(100 <= self.vocab <= IDS, f"WordPiece(vocab={self.vocab}): give at least 100 and at most {IDS:,}")
