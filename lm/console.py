@@ -71,8 +71,7 @@ class Console:
         if self.bar:
             words = status({name: value for name, value in values.items() if name != "train/lr"})  # 80 columns
             self.bar.update(self.task, completed=step, status=" ".join(" ".join(words).split()), eta=eta)
-        else:
-            self.say("  ".join([self._step(step), *status(values), eta]).rstrip())
+        self.say("  ".join([self._step(step), *status(values), "" if self.bar else eta]).rstrip())  # stays above the bar
 
     def _step(self, step: int) -> str:
         return f"step {step:>{len(str(self.steps))}}/{self.steps}"

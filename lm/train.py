@@ -6,6 +6,7 @@ Read `train_step` and `gradients` first: the pure step, the same for every objec
 
 import contextlib
 import dataclasses
+import math
 import signal
 import sys
 import time
@@ -251,11 +252,17 @@ def sitting(config: Config, workdir: Path, stop: Stop) -> None:
             checkpoints.wait()
             if step < config.steps and not watch.over:
                 writers.say(f"stopped at step {step} and saved; the same command goes on from here")
-            writers.close(summary(run, abstract, step) | dp_budget.guarantee(config, corpus, batches, step) | results)
+            figures = summary(run, abstract, step) | dp_budget.guarantee(config, corpus, batches, step) | results
+            writers.close(figures)
     if lead:
-        from lm.evaluation.report.learning_curve import curves  # matplotlib: not before the last step
+        # matplotlib, and the families of published models: not before the last step.
+        from lm.closing import closing
+        from lm.evaluation.report.learning_curve import curves
 
         curves(workdir)
+        if step == config.steps or watch.over:
+            best = (watch.since, watch.best) if held_out and math.isfinite(watch.best) else None
+            print("\n".join(closing(config, workdir, figures, best)), flush=True)
 
 
 def loop(

@@ -1,0 +1,56 @@
+"""The last lines of a run: its time, its best held-out figure, its folder, and the commands that come next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lm.config import Config
+from lm.console import duration, number
+from lm.data.types import labelled
+from lm.errors import UserError
+from lm.models.encoder_decoder import EncoderDecoder
+from lm.models.transformer import Transformer
+
+
+def closing(config: Config, workdir: Path, summary: Mapping[str, Any], best: tuple[int, float] | None) -> list[str]:
+    """Return the lines of a run that ended; `best`: (step, value) of the best evaluation by the rule that keeps checkpoints."""
+    parts = [f"{summary['steps']:,} steps in {duration(summary['seconds'])}"]
+    if best is not None:
+        parts.append(f"best validation/{config.stop.metric} {number(best[1])} at step {best[0]:,}")
+    lines = ["  ".join([*parts, f"folder {workdir}"]), "next:"]
+    found = commands(config, workdir, summary["steps"])
+    width = max(len(label) for label, _ in found)
+    return lines + [f"  {label:{width}}  {line}" for label, line in found]
+
+
+def commands(config: Config, workdir: Path, steps: int) -> list[tuple[str, str]]:
+    """List (what for, command line) of what this objective can do next."""
+    objective, run = config.objective.measured(), f"--workdir={shlex.quote(str(workdir))}"
+    stack = isinstance(objective.model, EncoderDecoder if objective.writes == "answer" else Transformer)
+    found = []
+    if objective.writes == "text":
+        found.append(("write", f"python -m lm.generate {run} --prompt='The'"))
+    elif objective.fills:
+        found.append(("fill", f"python -m lm.generate {run} --strategy={objective.fills[0]} --prompt='The [MASK] is here.'"))
+    if labelled(config.data.source):
+        found.append(("answer", f"python -m lm.predict {run} --input=FILE"))
+    found.append(("measure", f"python -m lm.evaluate {run}"))
+    if stack and (objective.writes or "[MASK]" in objective.special) and not objective.task:
+        found.append(("look inside", f"python -m lm.explain {run} --text='A text.'"))
+    found.append(("train on", f"python -m lm.main {run} --config.steps={2 * steps}"))
+    if family := exportable(config):
+        found.append((f"export as {family}", f"python -m lm.convert {run} --output=FOLDER"))
+    return found
+
+
+def exportable(config: Config) -> str:
+    """Return the published family that holds the model, "" without one."""
+    from lm.convert.convert import family_for
+
+    try:
+        return family_for(config.objective.measured())[0].name
+    except UserError:
+        return ""
