@@ -18,7 +18,7 @@ def text(tmp_path_factory):
 
 def test_bench_measures_every_part(text, tmp_path):
     output = tmp_path / "bench.json"
-    done = start("launch.bench", f"--config={TINY}:text={text}", "--steps=2", "--tokens=4", f"--output={output}", as_users=True)
+    done = start("launch.bench", f"--config={TINY}:text={text}", "--steps=2", "--tokens=4", f"--output={output}")
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
     for name in ("matmul_float32_flops", "memory_bytes_per_second", "step_seconds", "batch_tokens_per_second"):

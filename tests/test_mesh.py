@@ -77,7 +77,7 @@ MESHES = [
 ]
 
 
-@pytest.mark.parametrize("mesh", quick(MESHES, (MESHES[1], MESHES[5])), ids=lambda mesh: str(mesh)[5:-1])
+@pytest.mark.parametrize("mesh", quick(MESHES, (MESHES[5],)), ids=lambda mesh: str(mesh)[5:-1])
 def test_a_mesh_changes_neither_loss_nor_parameters(mesh):
     losses, first, last, program = run(mesh)
     expected, expected_first, expected_last, _ = run(ONE)

@@ -42,7 +42,7 @@ OBJECTIVES = {
     "bart, fine-tuned": Seq2seq(model=twice(**BART)),
 }
 PAIRS = [(kind, name) for name in OBJECTIVES for kind in TOKENIZERS if kind != "characters" or name in ("gpt2", "llama")]
-QUICK = [("bytes", "gpt2"), ("characters", "gpt2"), ("bpe", "llama"), ("bpe", "t5"), ("wordpiece", "bert"), ("bpe", "bart"),
+QUICK = [("characters", "gpt2"), ("bpe", "llama"), ("bpe", "t5"), ("wordpiece", "bert"), ("bpe", "bart"),
          ("wordpiece", "roberta")]  # fmt: skip
 TEXTS = ("The quick brown fox", "jumps over a lazy dog.", "Pack my box with five")
 

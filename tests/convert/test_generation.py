@@ -70,7 +70,7 @@ def drawn():
     return [rng.integers(3, 50, n).astype(np.int32) for n in LENGTHS]
 
 
-@pytest.mark.parametrize("name", quick(WRITERS, ("gpt2", "gemma3", "t5", "bart", "xlnet")))
+@pytest.mark.parametrize("name", quick(WRITERS, ("gpt2", "t5", "xlnet")))
 def test_greedy_text_is_theirs(name, tmp_path):
     model, prompts = make(name, tmp_path), drawn()
     loaded = load(tmp_path)

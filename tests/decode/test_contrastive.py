@@ -9,6 +9,7 @@ from lm.decode.processors import Rules
 from lm.decode.search.contrastive import contrastive_search
 from lm.errors import UserError
 from tests.decode.test_beam import MODELS, VOCAB, prompts_for
+from tests.marks import quick
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -71,7 +72,7 @@ def ours(loaded, prompts, top_k, alpha, **options):
     return contrastive_search(steps, prepared, batch_prompts(prompts), top_k=top_k, alpha=alpha, **options)
 
 
-@pytest.mark.parametrize(("top_k", "alpha"), [(4, 0.6), (6, 0.2)])
+@pytest.mark.parametrize(("top_k", "alpha"), quick([(4, 0.6), (6, 0.2)], [(4, 0.6)]))
 def test_texts_are_those_of_a_slow_loop(model, top_k, alpha):
     kind, theirs, loaded = model
     prompts = prompts_for(kind, (5, 2))

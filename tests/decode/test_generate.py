@@ -122,8 +122,8 @@ STRICT = Rules(
 
 @pytest.mark.parametrize(
     ("sampling", "rules"),
-    [(GREEDY, Rules()), (Sampling(temperature=0.9, top_k=20, top_p=0.95), Rules()), (GREEDY, STRICT),
-     (Sampling(typical_p=0.9, min_p=0.01), STRICT)],
+    [pytest.param(GREEDY, Rules(), marks=pytest.mark.slow), (Sampling(temperature=0.9, top_k=20, top_p=0.95), Rules()),
+     pytest.param(GREEDY, STRICT, marks=pytest.mark.slow), (Sampling(typical_p=0.9, min_p=0.01), STRICT)],
 )  # fmt: skip
 def test_a_row_does_not_depend_on_its_batch(sampling, rules):
     prompts, options = prompts_of(3, 12, 21), {"rules": rules, "stops": (9,)}
@@ -267,7 +267,7 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", quick(STRATEGIES, [*STRATEGIES][:2]))
 @pytest.mark.parametrize("value", quick([np.nan, np.inf], [np.nan]))
 def test_a_model_without_finite_scores_writes_nothing(name, value):
     tokenizer = Characters().build(lambda: ["abcdefghijklmnopqrstuvwxyz\n ,."])

@@ -11,6 +11,7 @@ from lm.models import attention
 from lm.models.attention import Mask
 from lm.models.stack import Stack
 from lm.models.transformer import Transformer
+from tests.marks import quick
 from tests.models.reference import documents, draw, tiny, visible
 
 LENGTH = 12
@@ -77,7 +78,10 @@ def test_one_document(name):
     check(influence(tiny(**VARIANTS[name])), visible(LENGTH))
 
 
-@pytest.mark.parametrize(("name", "block"), [*((name, 4) for name in VARIANTS), ("plain", 128), ("bucket", 128)])
+BLOCKS = [*((name, 4) for name in VARIANTS), ("plain", 128), ("bucket", 128)]
+
+
+@pytest.mark.parametrize(("name", "block"), quick(BLOCKS, [pair for pair in BLOCKS if pair[0] in ("plain", "bucket")]))
 def test_documents(name, block, monkeypatch):
     """A row of one document, and one of three and padding; in three blocks of queries and in one."""
     monkeypatch.setattr(attention, "BLOCK", block)

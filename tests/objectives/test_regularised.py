@@ -31,6 +31,7 @@ def tasks():
     return prepared(configs("tiny_tasks.py"), objective=Tasks(parts=parts), data=data)
 
 
+@pytest.mark.slow
 def test_a_mixture_is_made_harder_part_by_part():
     """Around the mixture the ball would be that of a row; around each part its loss is what the part has alone."""
     config, _, batch = tasks()
@@ -49,6 +50,7 @@ def test_a_mixture_is_made_harder_part_by_part():
     assert alone["adversarial/loss"][0] > alone["loss"][0]
 
 
+@pytest.mark.slow
 def test_sources_and_targets_have_texts_of_their_own():
     """On sides of one length, too: every text of either is moved by the radius."""
     config, _, batch = prepared(f"{configs('tiny_text2text.py')}:dropout=0")

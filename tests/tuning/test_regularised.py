@@ -15,6 +15,7 @@ from lm.models.layers import fold
 from lm.objectives.base import resolve, training_batches
 from lm.objectives.regularised import Regularised
 from lm.sharding import unbox
+from tests.marks import quick
 from tests.tuning.test_lora import noisy
 
 
@@ -32,7 +33,7 @@ def sums(objective, params, batch, keys_B):
     return jax.jit(lambda params, keys_B: objective.loss(params, batch, None, keys_B)[0])(params, keys_B)
 
 
-@pytest.mark.parametrize("kind", ["one", "several"])
+@pytest.mark.parametrize("kind", quick(["one", "several"], ["one"]))
 def test_rdrop_is_the_releases(kind):
     """loss = (CE1 + CE2) / 2 + alpha (KL(p, q) + KL(q, p)) / 2, with torch's divergence."""
     torch = pytest.importorskip("torch")
@@ -79,7 +80,7 @@ def norms(x: np.ndarray, batch) -> np.ndarray:
     return found.reshape(-1, 1)
 
 
-@pytest.mark.parametrize("climbs", [1, 3])
+@pytest.mark.parametrize("climbs", quick([1, 3], [3]))
 def test_adversarial_vectors_are_miyatos_and_madrys(climbs):
     objective, batch, params, keys_B = subject()
     assert batch["segments"].max() > 1
