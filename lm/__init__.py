@@ -17,3 +17,20 @@ the run's folder keeps it as config.json. Commands: `python -m lm.main` trains; 
 Modules import only from rooms that stand before their own in `FLOORS` of tests/test_house.py. Files of this folder are the
 ground (errors, flags, files, processes, the mesh), the config, the loop (train, looks, progress) and the commands.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """Give `lm.load`, and the modules `lm.config` and `lm.train`, which are functions too, on first use.
+
+    Importing `lm` alone starts neither jax nor anything else.
+    """
+    if name in ("load", "LanguageModel"):
+        return getattr(importlib.import_module("lm.language_model"), name)
+    if name in ("config", "train"):
+        return importlib.import_module(f"lm.{name}")
+    raise AttributeError(f"module 'lm' has no attribute {name!r}")

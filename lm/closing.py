@@ -1,7 +1,11 @@
-"""The last lines of a run: its time, its best held-out figure, its folder, and the commands that come next."""
+"""The end of a run: its curves, and its last lines: time, best held-out figure, folder, the commands that come next.
+
+Loaded after the last step, with matplotlib and the families of published models.
+"""
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +13,21 @@ from typing import Any
 
 from lm.config import Config
 from lm.console import duration, number
+from lm.convert.convert import family_for
 from lm.data.types import labelled
 from lm.errors import UserError
+from lm.evaluation.report.learning_curve import curves
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.transformer import Transformer
+from lm.training.stopping import Watch
+
+
+def close(config: Config, workdir: Path, summary: Mapping[str, Any], watch: Watch) -> None:
+    """Draw the curves of a run; where it is complete, print its last lines."""
+    curves(workdir)
+    if summary["steps"] == config.steps or watch.over:
+        best = (watch.since, watch.best) if math.isfinite(watch.best) else None
+        print("\n".join(closing(config, workdir, summary, best)), flush=True)
 
 
 def closing(config: Config, workdir: Path, summary: Mapping[str, Any], best: tuple[int, float] | None) -> list[str]:
@@ -48,8 +63,6 @@ def commands(config: Config, workdir: Path, steps: int) -> list[tuple[str, str]]
 
 def exportable(config: Config) -> str:
     """Return the published family that holds the model, "" without one."""
-    from lm.convert.convert import family_for
-
     try:
         return family_for(config.objective.measured())[0].name
     except UserError:

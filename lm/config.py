@@ -9,17 +9,21 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import inspect
 import json
 import os
+import sys
 import traceback
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lm.data.corpus.corpus import Data
 from lm.errors import UserError, check, check_range, one_line, unknown
-from lm.fields import arguments, chosen, described, has_type, hints, override, parse
+from lm.extensions import is_known, register
+from lm.fields import arguments, as_text, chosen, described, has_type, hints, override, parse
 from lm.renamed import current
 from lm.strict_json import parse_json
 from lm.training.settings import Every, Keep, Mesh, Optimizer, Schedule
@@ -83,17 +87,24 @@ def load(spec: str) -> Config:
         check(not arg, f"config file '{path}' takes no arguments: replace single fields by --config.a.b=value")
         return read_config(Path(path).parent)
     check(path.endswith(".py"), f"config file '{path}': name a Python file with a function config(), or a run's config.json")
+    function = config_function(path)
+    values = arguments(function, arg)
+    with errors_of(path):
+        config = function(**values)
+    check(isinstance(config, Config), f"config() of '{path}' gives {type(config).__name__}, not a Config")
+    register(config)
+    return config
+
+
+def config_function(path: str) -> Callable[..., Config]:
+    """Run a config file and return its function `config`."""
     # By path, under a name of its own: a config file need not lie in a package, and two may share a stem.
     with errors_of(path):
         module_spec = importlib.util.spec_from_file_location(f"configs.{Path(path).stem}", path)
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
     check(hasattr(module, "config"), f"config file '{path}' defines no function config()")
-    values = arguments(module.config, arg)
-    with errors_of(path):
-        config = module.config(**values)
-    check(isinstance(config, Config), f"config() of '{path}' gives {type(config).__name__}, not a Config")
-    return config
+    return module.config
 
 
 def named(name: str) -> str:
@@ -168,7 +179,8 @@ def from_json(text: str | bytes, where: str = "config") -> Any:
             if name not in kinds:
                 raise unknown(f"field of {value['type']}", name, list(kinds))
             # A field typed Any names the package of its values in its metadata: `objective` must not be a tokenizer.
-            inside = type(child).__module__.startswith(packages[name])
+            module = type(child).__module__
+            inside = module.startswith(packages[name]) or (is_known(module) and not module.startswith("lm."))
             kind = f"of {packages[name]}" if packages[name] else described(kinds[name])
             field = f"{path}.{name}" if path else name
             check(inside and has_type(child, kinds[name]), f"{where}: {field}={one_line(repr(child), 60)} must be {kind}")
@@ -184,11 +196,13 @@ def from_json(text: str | bytes, where: str = "config") -> Any:
 
 
 def dataclass_named(name: str, where: str) -> type:
-    """Import the dataclass `lm.module.Class`; raises UserError for a class outside of the rooms of configs (DESCRIBING)."""
+    """Import the dataclass `module.Class`, of a room of configs (DESCRIBING) or the user's own; raises UserError for others."""
     module, _, attribute = current(name).rpartition(".")
     parts = module.split(".")
-    known = parts[0] == "lm" and len(parts) > 1 and parts[1] in DESCRIBING and parts[-1] != "__main__"
-    check(known, f"{where} names the class '{name}', which is not part of lm's configs")
+    own = parts[0] == "lm" and len(parts) > 1 and parts[1] in DESCRIBING and parts[-1] != "__main__"
+    way = f"; if the module is yours, give --modules={module}" if module and parts[0] != "lm" else ""
+    known = own or (parts[0] != "lm" and is_known(module))
+    check(known, f"{where} names the class '{name}', which is not part of lm's configs{way}")
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
@@ -204,3 +218,31 @@ def read_config(workdir: Path) -> Config:
     config = from_json(path.read_bytes(), str(path))
     check(isinstance(config, Config), f"'{path}' holds no config of a run")
     return config
+
+
+# -- in Python ---------------------------------------------------------------------------------------------------------
+
+
+def configured(spec: str, changes: Mapping[str, Any]) -> Config:
+    """Load a config with changes: arguments of its file, or fields at dotted paths ("optimizer.lr"), as Python values."""
+    path, _, given = spec.partition(":")
+    path = named(path)
+    if path.endswith(".json"):
+        config, own = load(spec), {}
+    else:
+        function = config_function(path)
+        own = {name: changes[name] for name in inspect.signature(function).parameters if name in changes}
+        with errors_of(path):
+            config = function(**{**arguments(function, given, tuple(own)), **own})
+        register(config)
+    return override(config, [(name, as_text(value)) for name, value in changes.items() if name not in own])
+
+
+class Called(types.ModuleType):
+    """This module, callable: `lm.config("gpt_nano", steps=200, **{"optimizer.lr": 1e-3})`."""
+
+    def __call__(self, spec: str, /, **changes: Any) -> Config:
+        return configured(spec, changes)
+
+
+sys.modules[__name__].__class__ = Called

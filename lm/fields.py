@@ -107,8 +107,13 @@ def override(config: Any, pairs: Sequence[tuple[str, str]], seen: str = "", whol
     return dataclasses.replace(config, **changes)
 
 
-def arguments(function: Callable, arg: str) -> dict[str, Any]:
-    """Parse `key=value,key=value` into keyword arguments of a config function, by its annotations."""
+def as_text(value: object) -> str:
+    """Write a value as the command line takes it: the inverse of `parse`."""
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def arguments(function: Callable, arg: str, given: Sequence[str] = ()) -> dict[str, Any]:
+    """Parse `key=value,key=value` into keyword arguments of a config function, by its annotations; `given`: set elsewhere."""
     parameters = inspect.signature(function, eval_str=True).parameters
     valid = {n: p.annotation for n, p in parameters.items()}
     result, key = {}, None
@@ -123,7 +128,8 @@ def arguments(function: Callable, arg: str) -> dict[str, Any]:
             raise unknown("config argument", name, list(valid))
         key, result[name] = name, text
     for name, parameter in parameters.items():
-        check(parameter.default is not parameter.empty or name in result, f"this config needs {name}=VALUE after its colon")
+        known = parameter.default is not parameter.empty or name in result or name in given
+        check(known, f"this config needs {name}=VALUE after its colon")
     return {name: parse(text, valid[name], name) for name, text in result.items()}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.errors import UserError, check, translate
+from lm.extensions import from_command_line
 from lm.outputs import Output, output_file
 
 BUG = (
@@ -50,6 +51,9 @@ def run(main: Callable[[list[tuple[str, str]]], None], described: type | None = 
         sys.unraisablehook = lambda _: None
 
     try:
+        if "modules" not in flags.FLAGS:
+            flags.DEFINE_list("modules", [], "your own modules to import first: their objectives, sources, tasks, strategies")
+        from_command_line(sys.argv)
         argv, overrides = split_overrides(sys.argv)
         app.run(lambda _: main(overrides), argv=argv, flags_parser=lambda args: parse_flags(flags.FLAGS, args, described))
     except KeyboardInterrupt:
@@ -66,6 +70,15 @@ def run(main: Callable[[list[tuple[str, str]]], None], described: type | None = 
             traceback.print_exc()
         print(f"error: {line}" if line else BUG, file=sys.stderr, flush=True)
         sys.exit(2 if line else 1)
+
+
+def import_own() -> None:
+    """Import the modules of --modules before this command's flags are defined, where these depend on them."""
+    try:
+        from_command_line(sys.argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def define_output(text: str, default: str | None = None) -> Any:

@@ -15,8 +15,10 @@ from absl import flags
 from lm.decode.options import Constraints, Flag, collect_flags, options_of
 from lm.decode.strategies import STRATEGIES
 from lm.errors import UserError, check, unknown
-from lm.flags import define_new_heads, define_output, output, run
+from lm.flags import define_new_heads, define_output, import_own, output, run
 from lm.strict_json import dump_json
+
+import_own()  # strategies of a user's own have flags, too
 
 
 def strategies_with(name: str) -> tuple[str, ...]:

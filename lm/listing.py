@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from lm.fields import UNIONS, chosen, hints
+from lm.fields import UNIONS, as_text, chosen, hints
 
 # Fields that mean the same in every class: one sentence instead of a comment on each.
 COMMON = {
@@ -55,7 +55,7 @@ COMMON = {
 }
 
 
-def listing(config: Any, path: str = "") -> str:
+def listing(config: object, path: str = "") -> str:
     """List every field of a config, or of its part at a dotted path: `--config.PATH=VALUE  type`, and its sentence."""
     lines = [f"{type(config).__name__}: {summary(type(config))}", ""]
     for name, value, kind, text in fields(config, path):
@@ -64,7 +64,7 @@ def listing(config: Any, path: str = "") -> str:
     return "\n".join(lines)
 
 
-def fields(config: Any, path: str = "") -> Iterator[tuple[str, str, str, str]]:
+def fields(config: object, path: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Yield (dotted path, value, type, sentence) of every field of a dataclass tree; a group comes before its fields."""
     kinds = hints(type(config))
     for field in chosen(config):
@@ -74,17 +74,10 @@ def fields(config: Any, path: str = "") -> Iterator[tuple[str, str, str, str]]:
             yield name, type(value).__name__, "", text or summary(type(value))
             yield from fields(value, f"{name}.")
         else:
-            yield name, plain(value), kind_of(kinds[field.name]), text
+            yield name, as_text(value) or "''", kind_of(kinds[field.name]), text
 
 
-def plain(value: Any) -> str:
-    """Format a value as the command line takes it."""
-    if isinstance(value, tuple) and not any(map(dataclasses.is_dataclass, value)):
-        return ",".join(map(str, value)) if value else "()"
-    return str(value)
-
-
-def kind_of(kind: Any) -> str:
+def kind_of(kind: object) -> str:
     """Format an annotated type: the choices of a Literal, else its short name."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:

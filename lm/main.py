@@ -79,11 +79,9 @@ def name(spec: str) -> str:
 
 def work(config: Config, workdir: Path, chosen: list[str]) -> None:
     """Train, or show rows; `chosen`: the fields that the command line sets."""
-    if config.start:  # network and tokenizer come from the folder
-        from lm.start.adopt import adopt
+    from lm.restore import adopted
 
-        config, lines = adopt(config, chosen)
-        print("\n".join(lines))
+    config = adopted(config, chosen)
     if DRY_RUN.value:
         return print(preview(config, ROWS.value))
     from lm.train import train

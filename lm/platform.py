@@ -1,6 +1,7 @@
 """Process settings that must precede jax: glibc's allocator and the compilation cache."""
 
 import ctypes
+import functools
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,16 @@ def prepare() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("LM_CACHE") or Path.home() / ".cache" / "lm") / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+@functools.cache
+def begin() -> None:
+    """Set in Python what commands set at their start: allocator, compilation cache, Orbax's log."""
+    from absl import logging
+
+    keep_freed_memory()
+    logging.set_verbosity(logging.FATAL)  # Orbax logs every file it writes; its errors become UserErrors
+    prepare()
 
 
 def has_accelerator() -> bool:

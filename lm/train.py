@@ -6,10 +6,10 @@ Read `train_step` and `gradients` first: the pure step, the same for every objec
 
 import contextlib
 import dataclasses
-import math
 import signal
 import sys
 import time
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.config import Config, read_config, to_json
-from lm.data.corpus.corpus import Corpus
 from lm.data.corpus.prepare import prepare
 from lm.data.rows.pipeline import Batches, prefetch
 from lm.errors import check
@@ -28,10 +27,13 @@ from lm.evaluation.held_out import held_out_of
 from lm.looks import check_figure, conclude, done, due, look, open_tasks, rehearse
 from lm.objectives.base import Batch, Objective, Sums, resolve, training_batches
 from lm.outputs import replace_file
+from lm.platform import begin
 from lm.preemption import Stop
 from lm.progress import Meter, Run, announce, changes, profile, summary
+from lm.restore import adopted, restore
 from lm.runs import owned
 from lm.sharding import local_rows, make_mesh, place
+from lm.strict_json import load_json
 from lm.training import dp_budget, parameters
 from lm.training.checkpoint import Checkpoints
 from lm.training.schedules import Numbers, factor
@@ -42,7 +44,6 @@ from lm.training.state import (
     chain,
     check_device_memory,
     check_state,
-    initialise,
 )
 from lm.training.stopping import Watch
 from lm.training.writers import Writers
@@ -255,14 +256,9 @@ def sitting(config: Config, workdir: Path, stop: Stop) -> None:
             figures = summary(run, abstract, step) | dp_budget.guarantee(config, corpus, batches, step) | results
             writers.close(figures)
     if lead:
-        # matplotlib, and the families of published models: not before the last step.
-        from lm.closing import closing
-        from lm.evaluation.report.learning_curve import curves
+        from lm.closing import close  # not before the last step
 
-        curves(workdir)
-        if step == config.steps or watch.over:
-            best = (watch.since, watch.best) if held_out and math.isfinite(watch.best) else None
-            print("\n".join(closing(config, workdir, figures, best)), flush=True)
+        close(config, workdir, figures, watch)
 
 
 def loop(
@@ -303,31 +299,15 @@ def abstract_batch(batch: Batch) -> Mapping[str, jax.ShapeDtypeStruct]:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
 
 
-def restore(
-    config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Corpus, abstract: TrainState, batch: Batch
-) -> tuple[TrainState, int, dict[str, Any]]:
-    """Return (state, step, notes of the save): from the workdir, else parameters from `config.start`, else random.
+class Called(types.ModuleType):
+    """This module, callable: `lm.train(config, workdir="runs/mine")`."""
 
-    A damaged checkpoint is set aside for the one before it. Raises UserError when the workdir's run had other data or another
-    model, or when none of its checkpoints is whole.
-    """
-    lead = jax.process_index() == 0
+    def __call__(self, config: Config, workdir: str | Path) -> dict[str, Any]:
+        """Train or resume as `lm.main` does; return the run's summary ({} before its end)."""
+        begin()
+        train(adopted(config), Path(workdir))
+        path = Path(workdir) / "summary.json"
+        return load_json(path, dict) if path.exists() else {}
 
-    def attempt(step: int) -> tuple[TrainState, dict[str, Any]]:
-        notes = checkpoints.notes(step)
-        corpus.check_identity(notes, workdir, "use another --workdir")
-        check(step <= config.steps, f"{workdir} is at step {step} already, past steps={config.steps}")
-        return checkpoints.restore(step, abstract), notes
 
-    # A folder with checkpoints resumes even where `config.start` is set: the start has been taken already.
-    if steps := checkpoints.steps():
-        step, (state, notes) = checkpoints.first_whole(steps[::-1], attempt, lambda line: lead and print(line, flush=True))
-        return state, step, notes
-    state = initialise(config, batch, abstract)
-    if config.start:
-        from lm.start.begin import begin
-
-        state, lines = begin(config, state, abstract)
-        if lead:
-            print("\n".join(lines), flush=True)
-    return state, 0, {"seconds": 0.0}
+sys.modules[__name__].__class__ = Called

@@ -16,20 +16,20 @@ DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 # wherever in it the import stands. A name stands for a module and all below it.
 FLOORS = (
     ("errors", "strict_json", "sizes", "outputs", "console", "platform", "flags", "sharding", "preemption", "suggestions",
-     "processes", "rendezvous"),
+     "processes", "rendezvous", "extensions"),
     ("models",),
     ("data",),
     ("corruption",),
     ("training",),
-    ("config", "fields", "renamed", "runs"),
+    ("config", "fields", "renamed", "runs", "listing"),
     ("objectives",),
     ("convert",),
     ("start",),
     ("decode",),
     ("explain",),
     ("evaluation",),
-    ("train", "looks", "progress"),
-    ("main", "generate", "predict", "evaluate", "compile", "plots"),
+    ("train", "looks", "progress", "closing", "restore"),
+    ("main", "generate", "predict", "evaluate", "compile", "plots", "language_model"),
 )  # fmt: skip
 ENTRIES = FLOORS[-1]
 GROUND = tuple(f"lm.{name}" for name in ("errors", "strict_json", "sizes", "outputs"))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm.training.settings import Schedule
+
+Scalar = jax.Array | np.generic
 
 
 class Numbers(NamedTuple):
@@ -17,12 +19,12 @@ class Numbers(NamedTuple):
     Scalars: `seed` int32, the others float32. `length` is the number of updates in the last phase of "wsd".
     """
 
-    seed: Any
-    lr: Any
-    steps: Any
-    warmup: Any
-    final: Any
-    length: Any
+    seed: Scalar
+    lr: Scalar
+    steps: Scalar
+    warmup: Scalar
+    final: Scalar
+    length: Scalar
 
     @classmethod
     def of(cls, seed: int, lr: float, schedule: Schedule, steps: int) -> Numbers:
