@@ -101,6 +101,8 @@ def config_function(path: str) -> Callable[..., Config]:
     # By path, under a name of its own: a config file need not lie in a package, and two may share a stem.
     with errors_of(path):
         module_spec = importlib.util.spec_from_file_location(f"configs.{Path(path).stem}", path)
+        if module_spec is None or module_spec.loader is None:
+            raise UserError(f"config file '{path}' is no Python file that can be loaded")
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
     check(hasattr(module, "config"), f"config file '{path}' defines no function config()")

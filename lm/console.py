@@ -216,7 +216,7 @@ def side_by_side(
     return columns(lines, starts)
 
 
-def columns(lines: Mapping[str, Sequence[str]], starts: Sequence[bool] | None = None, width: int = WIDTH) -> str:
+def columns(lines: Mapping[str, Sequence[str]], starts: Sequence[bool] | np.ndarray | None = None, width: int = WIDTH) -> str:
     """Align lines of cells, title -> cells, one above the other, wrapped at `width` columns.
 
     All lines have equally many cells. A cell that starts a word (`starts`; None: all) is preceded by a space. Empty lines are
@@ -226,7 +226,9 @@ def columns(lines: Mapping[str, Sequence[str]], starts: Sequence[bool] | None = 
     starts = [True] * len(cells) if starts is None else starts
     widths = [max(map(display_width, cell)) for cell in cells]
     margin = max(map(display_width, lines), default=0)
-    blocks, block, used = [], [], margin + 1
+    blocks: list[list[list[str]]] = []
+    block: list[list[str]] = []
+    used = margin + 1
     for i, cell in enumerate(cells):
         gap = " " if starts[i] else ""
         if block and used + len(gap) + widths[i] > width:

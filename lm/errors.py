@@ -4,7 +4,7 @@ import difflib
 import errno
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 SHORT = 12  # names that an error lists beside the nearest one
@@ -17,13 +17,13 @@ class UserError(Exception):
     """
 
 
-def check(condition: bool, message: str) -> None:
+def check(condition: object, message: str) -> None:
     """Raise `UserError(message)` unless the condition holds."""
     if not condition:
         raise UserError(message)
 
 
-def unknown(kind: str, name: str, valid: Sequence[str], meant: Sequence[str] | None = None) -> UserError:
+def unknown(kind: str, name: str, valid: Collection[str], meant: Sequence[str] | None = None) -> UserError:
     """Return the error for an unknown name: it suggests `meant`, by default the nearest valid name.
 
     Beside a suggestion, a long list of valid names is left out.
@@ -126,7 +126,7 @@ def translate(error: BaseException) -> str | None:
 def os_error(error: OSError) -> str:
     """Return the line for an OSError: file, cause, remedy."""
     where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-    cause, remedy = BY_ERRNO.get(error.errno, (one_line(error.strerror or str(error)) or type(error).__name__, ""))
+    cause, remedy = BY_ERRNO.get(error.errno or 0, (one_line(error.strerror or str(error)) or type(error).__name__, ""))
     if len(where) > 200:
         where = f"{where[:80]}...{where[-40:]}"
     return f"{where + ': ' if where else ''}{cause}{': ' + remedy if remedy else ''}"

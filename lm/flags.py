@@ -25,8 +25,10 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
         name, equals, text = item.lstrip("-").partition("=")
         if item.startswith("-") and name.startswith("config."):
             if not equals:
-                text = next(items, None)
-                check(text is not None, f"--{name} needs a value: --{name}=VALUE")
+                value = next(items, None)
+                if value is None:
+                    raise UserError(f"--{name} needs a value: --{name}=VALUE")
+                text = value
             overrides.append((name.removeprefix("config."), text))
         else:
             rest.append(item)

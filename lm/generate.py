@@ -7,6 +7,7 @@ Strategies: greedy and sample (the default) take one token after another; beam s
 speculative lets a small model (--draft) propose; fill, gibbs (masked models) and mask_predict (conditional ones) fill in.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ SAMPLES = flags.DEFINE_integer(
     "num_samples", None, f"{', '.join(strategies_with('num_samples'))}: texts for each prompt (beam: the best ones)",
     lower_bound=1, upper_bound=1_000_000,
 )  # fmt: skip
-DEFINE = {float: flags.DEFINE_float, tuple[str, ...]: flags.DEFINE_multi_string}
+DEFINE: dict[Any, Callable[..., flags.FlagHolder]] = {
+    float: flags.DEFINE_float, tuple[str, ...]: flags.DEFINE_multi_string,
+}  # fmt: skip
 
 
 def define(name: str, flag: Flag) -> flags.FlagHolder:

@@ -83,12 +83,12 @@ def select_task(config: Config, params: Any, task: str | None) -> tuple[Config, 
 # -- input file --------------------------------------------------------------------------------------------------------
 
 
-def read_examples(path: str, objective: Objective, own: ExampleSource | TextSource) -> list[Example]:
+def read_examples(path: str, objective: Any, own: ExampleSource | TextSource) -> list[Example]:
     """Read the examples of a file whose format is that of the run's `own` source; their labels become placeholders."""
     ending, answers = Path(path).suffix.lower(), objective.answers
     kind, reads, tags = answers.kind, answers.reads, answers.form == TAGS.name
     if tags and (path == "-" or ending in (*WORDS, ".txt")):
-        examples = [
+        examples: Sequence[Example] = [
             example._replace(values={**example.values, objective.words: example.values["words"]})
             for example in sentences(path, objective.labels, own)
         ]
@@ -198,7 +198,7 @@ def entities(objective: Objective, row: Prediction, example: Example, parts: Seq
     return {"entities": [{**span._asdict(), "text": space.join(row["words"][span.start : span.stop])} for span in decoded]}
 
 
-def candidates(objective: Objective, row: Prediction, example: Example, parts: Sequence[Row]) -> dict[str, Any]:
+def candidates(objective: Any, row: Prediction, example: Example, parts: Sequence[Row]) -> dict[str, Any]:
     """Return the best spans, and the first character of the answer in the paragraph."""
     best = objective.merge(example, parts)["candidates"]
     start = next((span["start"] for span in best if span["text"] == row["guess"]), None)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import Any
 
 import jax
 
@@ -9,9 +10,9 @@ import jax
 class Stop:
     """Records a request to end the run; a second Ctrl-C ends it at once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.signal: int | None = None
-        self.before = {}
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
         for number in (signal.SIGTERM, signal.SIGINT):

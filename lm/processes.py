@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lm.errors import UserError, one_line, translate
 from lm.rendezvous import Line, Place, Wait, arrive, gather, read_place
@@ -36,7 +37,7 @@ class Job:
         self.stderr = os.dup(2)
         self.lock, self.ending = threading.Lock(), False
         self.watched = threading.Event()  # set: a process has died, and `end` is about to run
-        self.handler = None
+        self.handler: Any = None  # kept: ctypes does not
 
     def last_save(self) -> str:
         """Format the newest checkpoint on disk, as the advice how to resume."""
@@ -124,15 +125,15 @@ def connect(place: Place | None, timeout: float) -> None:
 
     known = inspect.signature(jax.distributed.initialize).parameters
     seconds = int(timeout)
-    options = {"initialization_timeout": seconds + 30, "heartbeat_timeout_seconds": max(10, min(100, seconds))}
+    options: dict[str, Any] = {"initialization_timeout": seconds + 30, "heartbeat_timeout_seconds": max(10, min(100, seconds))}
     options = {name: value for name, value in options.items() if name in known}
     who = () if place is None else (place.address, place.count, place.index)
     try:
         jax.distributed.initialize(*who, **options)
     except (ValueError, RuntimeError) as error:
         if place is None and "be defined" in str(error):
-            known = "this is no cluster that jax knows (SLURM, Open MPI, TPU, Kubernetes)"
-            raise UserError(f"--distributed=auto: {known}; give HOST:PORT,COUNT,INDEX") from None
+            none = "this is no cluster that jax knows (SLURM, Open MPI, TPU, Kubernetes)"
+            raise UserError(f"--distributed=auto: {none}; give HOST:PORT,COUNT,INDEX") from None
         raise UserError(f"--distributed: jax's processes did not meet: {one_line(str(error))}") from error
 
 
@@ -158,7 +159,8 @@ def joined(distributed: str | None, timeout: float, workdir: Path | None = None)
     except BaseException as error:
         if not isinstance(error, UserError | KeyboardInterrupt):
             # A collective may fail before the connection closes: the watching thread knows the cause, and ends this process.
-            job.watched.wait(3) and time.sleep(10)
+            if job.watched.wait(3):
+                time.sleep(10)
             if any(part in str(error) for part in BROKEN):
                 error = UserError(f"another process of {job.name} is gone ({one_line(str(error), 200)}); {job.last_save()}")
         job.leave(error)

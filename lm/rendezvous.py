@@ -113,8 +113,9 @@ def gather(place: Place, timeout: float) -> dict[int, Line]:
                 for line in peers.values():
                     line.send(f"no {late}")
                 raise UserError(late)
-            for ready in select.select([listener, *strangers, *peers.values()], [], [], 0.5)[0]:
-                if ready is listener:
+            waiting: list[socket.socket | Line] = [listener, *strangers, *peers.values()]
+            for ready in select.select(waiting, [], [], 0.5)[0]:
+                if isinstance(ready, socket.socket):
                     strangers.append(Line(listener.accept()[0], timeout))
                 elif ready in strangers:
                     strangers.remove(ready)

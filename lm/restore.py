@@ -1,6 +1,6 @@
 """Where a run begins: at its newest whole checkpoint, with the parameters of another run, or with random ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import jax
 from lm.config import Config
 from lm.data.corpus.corpus import Corpus
 from lm.errors import check
-from lm.objectives.base import Batch
 from lm.training.checkpoint import Checkpoints
 from lm.training.state import TrainState, initialise
 
@@ -26,7 +25,7 @@ def adopted(config: Config, overridden: Sequence[str] = ()) -> Config:
 
 
 def restore(
-    config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Corpus, abstract: TrainState, batch: Batch
+    config: Config, workdir: Path, checkpoints: Checkpoints, corpus: Corpus, abstract: TrainState, batch: Mapping[str, Any]
 ) -> tuple[TrainState, int, dict[str, Any]]:
     """Return (state, step, notes of the save): from the workdir, else parameters from `config.start`, else random.
 
@@ -43,7 +42,9 @@ def restore(
 
     # A folder with checkpoints resumes even where `config.start` is set: the start has been taken already.
     if steps := checkpoints.steps():
-        step, (state, notes) = checkpoints.first_whole(steps[::-1], attempt, lambda line: lead and print(line, flush=True))
+        step, (state, notes) = checkpoints.first_whole(
+            steps[::-1], attempt, lambda line: print(line, flush=True) if lead else None
+        )
         return state, step, notes
     state = initialise(config, batch, abstract)
     if config.start:

@@ -86,7 +86,7 @@ def axes_of(tree: Any) -> Any:
 
 def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
     """Translate logical axes into a PartitionSpec."""
-    return PartitionSpec(*(RULES.get(a) for a in axes))
+    return PartitionSpec(*(RULES.get(a or "") for a in axes))
 
 
 def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -156,7 +156,7 @@ def local_rows(mesh: jax.sharding.Mesh, batch: int) -> tuple[int, int]:
             f"batch={batch} does not divide among the {devices} devices of the axes {', '.join(RULES['batch'])}"
         )
     # The hull of this process's slices: devices of one process are neighbours along the batch axes.
-    slices = batch_sharding(mesh, 1).addressable_devices_indices_map((batch,)).values()
+    slices = [s for s in batch_sharding(mesh, 1).addressable_devices_indices_map((batch,)).values() if s]
     return min(s[0].start or 0 for s in slices), max(batch if s[0].stop is None else s[0].stop for s in slices)
 
 
@@ -192,7 +192,7 @@ def place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rows: int) -
 
 def local_columns(sharding: NamedSharding, shape: tuple[int, ...]) -> slice:
     """Return the columns of axis 1 on this process's devices: all, unless the context axis spans processes."""
-    slices = sharding.addressable_devices_indices_map(shape).values()
+    slices = [s for s in sharding.addressable_devices_indices_map(shape).values() if s]
     return slice(
         min(s[1].start or 0 for s in slices), max(shape[1] if s[1].stop is None else s[1].stop for s in slices)
     )

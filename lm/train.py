@@ -161,7 +161,7 @@ def numbers_of(config: Config) -> Numbers:
     return Numbers.of(config.seed, config.optimizer.lr, config.schedule, config.steps)
 
 
-def compile_step(config: Config, abstract: TrainState, batch: Batch) -> jax.stages.Compiled:
+def compile_step(config: Config, abstract: TrainState, batch: Mapping[str, Any]) -> jax.stages.Compiled:
     """Compile (state, batch, numbers) -> (state, sums) for abstract arrays with shardings, the state's buffers donated.
 
     Raises UserError where a step needs more memory than a device has.
@@ -201,7 +201,7 @@ def sitting(config: Config, workdir: Path, stop: Stop) -> None:
     rows = local_rows(mesh, config.batch)
     local_rows(mesh, config.batch // config.micro_batches)
     tasks = open_tasks(config)
-    corpus = prepare(config.data, report=lambda line: lead and print(line, flush=True))
+    corpus = prepare(config.data, report=lambda line: print(line, flush=True) if lead else None)
     config, corpus = resolve(config, corpus)
     check(
         not config.stop.patience or corpus.holds_out,

@@ -7,6 +7,7 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -44,7 +45,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     if TOKENIZER.value or ADD_TOKENS.value or PAD_VOCAB.value:
         from lm.convert.vocabulary import convert
 
-        new = {"tokenizer": TOKENIZER.value, "add_tokens": ADD_TOKENS.value, "initialise": INITIALISE.value}
+        new: dict[str, Any] = {"tokenizer": TOKENIZER.value, "add_tokens": ADD_TOKENS.value, "initialise": INITIALISE.value}
         ends = MODEL.value, WORKDIR.value, OUTPUT.value, STEP.value
         return print("\n".join(convert(*ends, **new, multiple=PAD_VOCAB.value or 1, seed=SEED.value)))
     if OUTPUT.value:

@@ -75,14 +75,14 @@ def pairs(loaded: Any, tokens: np.ndarray, outputs: Any) -> Iterator[tuple[str, 
     model = bare(objective.model) if task else objective.model
     logits = outputs.get("prediction_logits", outputs.get("logits"))
     if isinstance(model, EncoderDecoder):
-        apply = Seq2Seq(model).apply
-        h_BSD = jax.jit(lambda v: apply(v, tokens, method="encode"))(variables)
-        h_BTD = jax.jit(lambda v: apply(v, tokens, source_BSD=h_BSD, method="decode"))(variables)
+        pair = Seq2Seq(model)
+        h_BSD = jax.jit(lambda v: pair.apply(v, tokens, method="encode"))(variables)
+        h_BTD = jax.jit(lambda v: pair.apply(v, tokens, source_BSD=h_BSD, method="decode"))(variables)
         yield "encoder", h_BSD, outputs.encoder_last_hidden_state
         yield "decoder", h_BTD, outputs.decoder_hidden_states[-1]
     elif isinstance(model, Transformer):
-        causal, apply = objective.rows.causal if task else objective.writes == "text", Model(model).apply
-        run = jax.jit(lambda v: apply(v, tokens, causal=causal, collect=True))
+        causal, single = objective.rows.causal if task else objective.writes == "text", Model(model)
+        run = jax.jit(lambda v: single.apply(v, tokens, causal=causal, collect=True))
         h_BTD, states = run(variables)
         last = len(outputs.hidden_states) - 1
         for i, theirs in enumerate(outputs.hidden_states):
@@ -95,10 +95,10 @@ def pairs(loaded: Any, tokens: np.ndarray, outputs: Any) -> Iterator[tuple[str, 
         theirs = outputs.logits if task != ANSWER else stacked(outputs.start_logits, outputs.end_logits)
         yield "logits", scores(objective, loaded.params, tokens).reshape(theirs.shape), theirs
     elif isinstance(model, EncoderDecoder):
-        yield "logits", apply(variables, method="head").logits(h_BTD), logits
+        yield "logits", pair.apply(variables, method="head").logits(h_BTD), logits
     elif logits is not None:
-        h_BTE = apply(variables, h_BTD, method="transform")
-        yield "logits", apply(variables, method="head").logits(h_BTE), logits
+        h_BTE = single.apply(variables, h_BTD, method="transform")
+        yield "logits", single.apply(variables, method="head").logits(h_BTE), logits
 
 
 def stacked(*sides: Any) -> Any:

@@ -141,7 +141,8 @@ def names(
     for rule in family.rules(objective):
         layers = range(shapes[rule.ours][0]) if rule.layered and rule.ours in shapes else (0,)
         known |= {rule.name(i) for i in layers}
-    sources, copies = {}, []
+    sources: dict[str, str] = {}
+    copies = []
     for name in folder:
         ours = canonical(name, family, known)
         if ours is None:
@@ -256,7 +257,8 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
     leaves = {name: np.asarray(x)[: rows[name][0]] if rows.get(name) else np.asarray(x) for name, x in params.items()}
 
     # Shards of at most SHARD bytes: one file of a large model would have to fit in memory of whoever reads it.
-    shards, size = [{}], 0
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
     for name, array in chain(write(family.rules(objective), leaves), family.unread(objective).items()):
         if size + array.nbytes > SHARD and shards[-1]:
             shards.append({})

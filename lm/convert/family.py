@@ -25,11 +25,21 @@ class Family:
     """
 
     name: str  # model_type of config.json
-    prefix: str  # of the backbone's tensors in a file with heads; the file of a bare backbone lacks it
     heads: Heads | None  # of fine-tuned models
     copies: tuple[tuple[str, str], ...] = ()
-    buffers: str = r"position_ids$|token_type_ids$"
-    ignored: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the backbone's tensors in a file with heads; the file of a bare backbone lacks it."""
+        raise NotImplementedError
+
+    @property
+    def buffers(self) -> str:
+        return r"position_ids$|token_type_ids$"
+
+    @property
+    def ignored(self) -> str:
+        return ""
 
     def objective(self, settings: Mapping[str, Any]) -> Any:
         """Return the objective that such a model was trained with; UserError names a setting without a counterpart."""

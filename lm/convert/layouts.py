@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lm.data.rows.templates import Style
 from lm.models.pooling import Inner
 
 SEQUENCE, TOKEN, ANSWER, CHOICE = "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"
+
+Activation = Literal["tanh", "gelu", "relu"]
+Pool = Literal["first", "last", "mean"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Layout:
 
     layers: Mapping[str, str]
     inner: Inner = "none"
-    activation: str = "tanh"
-    pool: str = "first"
+    activation: Activation = "tanh"
+    pool: Pool = "first"
     bias: bool = True
     rate: tuple[str, ...] = ()
     usual: float = 0.1
@@ -62,7 +65,7 @@ def encoder(pooler: str, rate: tuple[str, ...] = BEFORE) -> dict[str, Layout]:
     return {SEQUENCE: pooled, TOKEN: Layout(LAST, rate=rate), ANSWER: Layout(SPAN), CHOICE: pooled}
 
 
-def summary(activation: str, pool: str, ours: str) -> Layout:
+def summary(activation: Activation, pool: Pool, ours: str) -> Layout:
     """`sequence_summary`'s dense layer, then the scores."""
     fixed = {"summary_type": pool, "summary_use_proj": True, "summary_activation": activation}
     layers = {"summary": "sequence_summary.summary", "classifier": ours}

@@ -44,7 +44,8 @@ class Rule(NamedTuple):
 
     def take(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Convert theirs to ours, of `shape` (without the layers' axis)."""
-        array = array.reshape(array.shape[self.lead :])
+        own: tuple[int, ...] = array.shape[self.lead :]
+        array = array.reshape(own)
         array = array.T if self.form == "linear" else array
         number, parts = self.part
         if parts > 1:
@@ -121,7 +122,7 @@ def blocks(rule: Rule, tensors: Rows, shape: tuple[int, ...], most: int = PIECE)
         yield 0, read(rule, tensors, shape)
 
 
-def read(rule: Rule, tensors: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
+def read(rule: Rule, tensors: Rows | Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
     """Read one of our leaves, float32 of `shape`; rows that pad a vocabulary are 0."""
     leaf = np.zeros(shape, np.float32)
     if rule.layered:

@@ -111,7 +111,8 @@ def write_run(config: Config, params: Any, tokenizer: Tokenizer, workdir: Path) 
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, config.keep)
     notes = {"seconds": 0.0, "best": 1e30, "corpus": "", "tokenizer": tokenizer.sha256()}
-    checkpoints.save(0, TrainState(np.zeros((), np.int32), params, None, None, None, None), notes)
+    state = TrainState(np.zeros((), np.int32), params, None, None, None, None)  # type: ignore[arg-type]  # on the host
+    checkpoints.save(0, state, notes)
     checkpoints.close()
     tokenizer.save(workdir / "tokenizer.json")
     (workdir / "config.json").write_text(to_json(config), encoding="utf-8")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,9 +23,11 @@ from lm.convert.family import Family, Fields, Network, architecture
 from lm.convert.layouts import ANSWER, CHOICE, SEQUENCE, TOKEN, Layout
 from lm.convert.rules import Rule, dense
 from lm.data.rows.templates import Frame
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import check
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.transformer import Transformer
+from lm.objectives.base import Objective
 from lm.objectives.choice import Choose
 from lm.objectives.classify import Classify
 from lm.objectives.extract import Extract
@@ -42,7 +44,7 @@ OTHERS = (
     r"|logits_proj|sequence_summary|classification_head|start_logits|end_logits|answer_class)\.|(^|\.)pooler\.|mask_emb$|^(model\.)?final_logits_bias$"
 )
 KINDS = {"one": "single_label_classification", "several": "multi_label_classification", "number": "regression"}
-PLAIN = {"tied": True, "head_bias": False, "logit_scale": 1.0, "logit_cap": 0.0}
+PLAIN: dict[str, Any] = {"tied": True, "head_bias": False, "logit_scale": 1.0, "logit_cap": 0.0}
 
 
 def tasked(family: Family, settings: Mapping[str, Any], wanted: str = "") -> Family:
@@ -63,7 +65,7 @@ def tasked(family: Family, settings: Mapping[str, Any], wanted: str = "") -> Fam
     return family
 
 
-def candidates(families: list[Family], objective: Any) -> list[Family]:
+def candidates(families: list[Family], objective: Objective) -> list[Family]:
     """Return the families with a head for an objective's task and direction of reading; all of them without a task.
 
     Raises UserError for a mix of layers: a folder without it would silently score otherwise.
@@ -184,7 +186,7 @@ def labels_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return names if len(set(names)) == count else unnamed
 
 
-def problem_of(settings: Mapping[str, Any]) -> str:
+def problem_of(settings: Mapping[str, Any]) -> Literal["one", "several", "number"]:
     """Return the kind of labels: that of config.json, else by their number."""
     count, problem = len(labels_of(settings)), settings.get("problem_type")
     problem = problem or (KINDS["number"] if count == 1 else KINDS["one"])
@@ -193,7 +195,7 @@ def problem_of(settings: Mapping[str, Any]) -> str:
     return kind
 
 
-def headless(objective: Any) -> bool:
+def headless(objective: Objective) -> bool:
     """Whether no vocabulary head follows the network: tasks, ELECTRA's discriminator, sentence embeddings."""
     return bool(objective.task) or objective.headless
 
@@ -225,6 +227,6 @@ def known_as(family: Family, model: Any, names: Iterable[str]) -> set[str]:
     return {ours.get(name, name) for name in names}
 
 
-def framed(objective: Any, tokenizer: Any) -> Any:
+def framed(objective: Any, tokenizer: Tokenizer) -> Any:
     """Resolve a task's objective with its tokenizer, on which its parameters depend."""
     return objective if objective.rows is None else objective.resolve(tokenizer)

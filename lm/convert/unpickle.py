@@ -98,7 +98,7 @@ def load(stream: Window, where: str) -> Any:
         del stack[at:]
         return items
 
-    for step, (code, value, _) in enumerate(pickletools.genops(stream)):
+    for step, (code, value, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]  # only reads
         name = code.name
         check(step < STEPS, f"{where}: more than {STEPS:,} instructions are no list of tensors")
         # Only the instructions that torch.save emits for a dictionary of tensors; INST, OBJ, NEWOBJ and the like call code.

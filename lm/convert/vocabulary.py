@@ -34,7 +34,7 @@ from lm.data.demo import Documentation
 from lm.data.tokenizer.special import find
 from lm.data.tokenizer.tokenizer import Pretrained, Tokenizer
 from lm.errors import UserError, check
-from lm.objectives.base import sized
+from lm.objectives.base import Objective, sized
 from lm.sharding import axes_of, unbox
 from lm.strict_json import load_json
 
@@ -130,7 +130,7 @@ def normal_like(table: np.ndarray, count: int, rng: np.random.Generator) -> np.n
     return drawn.reshape(count, *table.shape[1:]).astype(np.float32)
 
 
-def drawn(objective: Any) -> Any:
+def drawn(objective: Objective) -> Any:
     """Return shapes and axes of the parameters, without computing any."""
     return jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)), example())
 
@@ -202,7 +202,8 @@ def convert(
           "--workdir with --model)")  # fmt: skip
     target = Path(output or workdir)
     check(not target.exists() or (target.is_dir() and not any(target.iterdir())), f"{target} exists; name a new folder")
-    kind, drawn = "", ()
+    kind = ""
+    drawn: tuple[str, ...]
     if model:  # resolved with the new tokenizer: the old one may lack special tokens (T5's sentinels)
         loaded = whole(load(model), model)
         objective, params, old, data = loaded.objective, loaded.params, loaded.tokenizer, Data(source=Documentation())

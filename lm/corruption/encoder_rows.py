@@ -4,6 +4,7 @@ The rows are those of Devlin et al. 2019 and, for running text, the full sentenc
 the borders of documents. Padding is at the end of a row, in segment 0.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ def blank(length: int, real: int, ids: Ids) -> Row:
     return Row(tokens, segments, counting(length), types, marks, real)
 
 
-def lay_text(record: dict[str, Any], length: int, ids: Ids) -> Row:
+def lay_text(record: Mapping[str, Any], length: int, ids: Ids) -> Row:
     """Lay a window of `length` - 2 tokens out; its segments stay, [CLS] is in its first document and [SEP] in its last.
 
     Positions continue from [CLS] in the first document and restart at the separator before each other one.
@@ -73,7 +74,7 @@ def lay_text(record: dict[str, Any], length: int, ids: Ids) -> Row:
 
 def lay_pair(
     rng: np.random.Generator,
-    record: dict[str, Any],
+    record: Mapping[str, Any],
     length: int,
     ids: Ids,
     ends_sentence: np.ndarray,
@@ -82,7 +83,7 @@ def lay_pair(
 ) -> Row:
     """Cut two sentences out of a record and its other one, and lay them out; `ends_sentence`: bool [V]."""
     records = record, record["others"][0]
-    starts = tuple(sentence_starts(one, ends_sentence, SENTENCE) for one in records)
+    starts = sentence_starts(records[0], ends_sentence, SENTENCE), sentence_starts(records[1], ends_sentence, SENTENCE)
     pair = sentence_pair(rng, records, starts, length - 3, sentence, short_share, ids.separator)
     sizes = [high - low for _, low, high in (pair.a, pair.b)]
     row = blank(length, sum(sizes) + 3 if any(sizes) else 0, ids)

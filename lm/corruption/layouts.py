@@ -5,7 +5,7 @@ each a segment with an end and sentinels of its own.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,7 +112,7 @@ def capacity(layout: Layout, denoiser: Denoiser) -> int:
     return longest(int(max(layout.room) / kept) + 2, fits(layout, denoiser, layout.room))
 
 
-def split_documents(record: dict[str, np.ndarray], separator: int | None) -> list[tuple[np.ndarray, bool]]:
+def split_documents(record: Mapping[str, np.ndarray], separator: int | None) -> list[tuple[np.ndarray, bool]]:
     """Return the tokens of each document of a record, and whether it ends before the record does.
 
     The separators between documents are left out.
@@ -139,7 +139,7 @@ def stretch(rng: np.random.Generator, tokens: np.ndarray, fit: Callable[[int], b
 
 def draw(
     rng: np.random.Generator,
-    record: dict[str, np.ndarray],
+    record: Mapping[str, np.ndarray],
     denoisers: Sequence[Denoiser],
     layout: Layout,
     symbols: Symbols,
@@ -149,7 +149,7 @@ def draw(
 
     No span crosses from one document into the next. A document of one token has no target and is left out.
     """
-    remaining, pairs = layout.room, []
+    remaining, pairs = list(layout.room), []
     bounds = np.cumsum([denoiser.weight for denoiser in denoisers])
     for tokens, ended in split_documents(record, separator):
         chosen = int(bounds.searchsorted(rng.random() * bounds[-1], "right")) if len(denoisers) > 1 else 0
@@ -176,7 +176,8 @@ def framed(pair: Pair, mode: int | None, end: int | None, ends: tuple[bool, bool
 
 def restored(inputs: np.ndarray, targets: np.ndarray, sentinels: Sequence[int]) -> list[int]:
     """Put the spans of the targets back into the inputs, for display; targets without sentinels follow."""
-    known, spans, last = set(sentinels), {}, None
+    known, last = set(sentinels), None
+    spans: dict[int | None, list[int]] = {}
     for token in targets.tolist():
         if token in known:
             last = token

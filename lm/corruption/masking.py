@@ -68,9 +68,9 @@ def fill_ngrams(
     long runs than its shares). Each step of the loop is a run, not a token.
     """
     drawn = np.searchsorted(np.cumsum(shares), rng.random(len(order)), "right").clip(max=len(shares) - 1) + 1
-    free = np.zeros(len(first) + len(shares), bool)
-    free[order] = True
-    free, size = free.tolist(), sizes.tolist()
+    starts = np.zeros(len(first) + len(shares), bool)
+    starts[order] = True
+    free, size = starts.tolist(), sizes.tolist()
     waiting: list[int] = order[::-1].tolist()
     begins, lengths, used = [], [], 0
     for n in drawn.tolist():
@@ -92,8 +92,8 @@ def fill_ngrams(
         waiting += put_back[::-1]
         if used == used_before:
             break
-    lengths = np.array(lengths, np.int64)
-    return np.array(begins, np.int64).repeat(lengths) + ramps(lengths)
+    sizes = np.array(lengths, np.int64)
+    return np.array(begins, np.int64).repeat(sizes) + ramps(sizes)
 
 
 def shorten_run(size: list[int], unit: int, n: int, capacity: int) -> int:

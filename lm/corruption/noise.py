@@ -25,7 +25,7 @@ class Fillers:
     def draw(self, rng: np.random.Generator, flags: np.ndarray) -> np.ndarray:
         """Fill an array like `flags`, bool: a random token where it is true, a mask elsewhere."""
         filled = np.full(len(flags), self.mask, np.int32)
-        if self.random and flags.any():
+        if self.ordinary is not None and self.random and flags.any():
             filled[flags] = rng.choice(self.ordinary, np.count_nonzero(flags))
         return filled
 
@@ -127,9 +127,9 @@ def insert(rng: np.random.Generator, block: np.ndarray, count: int, fillers: Fil
     return result
 
 
-def budget(share: float, words: int) -> int:
+def budget(share: float, words: int | np.integer) -> int:
     """Round `share` of the words up, but not where the product is whole and only its float is not."""
-    return min(words, math.ceil(share * words - 1e-9))
+    return min(int(words), math.ceil(share * words - 1e-9))
 
 
 def infill(

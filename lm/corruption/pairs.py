@@ -5,6 +5,7 @@ first half. BERT reads its documents from the first sentence to the last instead
 as any other to be in the first half. A sentence here is the text between two sentence starts, not a grammarian's.
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ class SentencePair(NamedTuple):
     label: int
 
 
-def sentence_starts(record: dict, ends_sentence: np.ndarray, bit: int) -> np.ndarray:
+def sentence_starts(record: Mapping, ends_sentence: np.ndarray, bit: int) -> np.ndarray:
     """Mark the tokens that start a sentence, bool [T]: by the data's marks, else after a full stop.
 
     `ends_sentence`, bool [V]: pieces that close a sentence; `bit`: the sentence's in `record["marks"]`.
@@ -38,7 +39,7 @@ def sentence_starts(record: dict, ends_sentence: np.ndarray, bit: int) -> np.nda
 
 
 def chunk(
-    rng: np.random.Generator, record: dict, starts: np.ndarray, separator: int | None, own: np.ndarray | None = None
+    rng: np.random.Generator, record: Mapping, starts: np.ndarray, separator: int | None, own: np.ndarray | None = None
 ) -> tuple[int, np.ndarray] | None:
     """Pick the document of a random token of the first half: return the start of its first whole sentence, and all ends.
 
@@ -69,7 +70,7 @@ def chunk(
 
 def sentence_pair(
     rng: np.random.Generator,
-    records: tuple[dict, dict],
+    records: tuple[Mapping, Mapping],
     starts: tuple[np.ndarray, np.ndarray],
     limit: int,
     sentence: Sentence,
@@ -102,7 +103,7 @@ def sentence_pair(
     return SentencePair(a, b, int(differs != (sentence == "consecutive")))
 
 
-def documents_of(records: tuple[dict, dict], low: int, high: int) -> np.ndarray | None:
+def documents_of(records: tuple[Mapping, Mapping], low: int, high: int) -> np.ndarray | None:
     """Mark the tokens of the second record in the documents of the first one's tokens [low, high), bool [T]."""
     if "documents" not in records[0]:
         return None
@@ -111,7 +112,7 @@ def documents_of(records: tuple[dict, dict], low: int, high: int) -> np.ndarray 
 
 
 def sentences_of_other(
-    rng: np.random.Generator, record: dict, starts: np.ndarray, wanted: int, separator: int | None, own: np.ndarray | None
+    rng: np.random.Generator, record: Mapping, starts: np.ndarray, wanted: int, separator: int | None, own: np.ndarray | None
 ) -> Span | None:
     """Select sentences of the other record, from a random one on, with at least `wanted` tokens and one sentence.
 

@@ -1,5 +1,6 @@
 """Cut a window of the stream into sentences; pure numpy."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ class Sentences(NamedTuple):
     documents: np.ndarray
 
 
-def sentences(record: dict[str, Any], ends_sentence: np.ndarray, separator: int | None) -> Sentences:
+def sentences(record: Mapping[str, Any], ends_sentence: np.ndarray, separator: int | None) -> Sentences:
     """Cut at full stops (or the data's own marks) and at documents; the first piece may be the rest of a sentence."""
     tokens, segments = record["tokens"], record["segments"]
     starts = sentence_starts(record, ends_sentence, SENTENCE).copy()

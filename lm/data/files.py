@@ -132,9 +132,10 @@ def table_rows(lines: Iterable[str], path: str, quoted: bool, width: int = 0) ->
 
 def csv_reader(lines: Iterable[str], path: str, quoted: bool):
     """Parse rows; columns are separated by tabs in .tsv and .tab files, else by commas."""
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     delimiter = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
-    return csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    if quoted:
+        return csv.reader(lines, delimiter=delimiter, strict=True)
+    return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
 
 
 def _table_records(path: str, text: str, columns: tuple[str, ...], quoted: bool) -> Iterator[Record]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lm.data.demo import Documentation
 from lm.data.types import ExampleSource, Piece, Reader, TextSource, labelled
@@ -51,7 +52,7 @@ def pairs_from(text: str | None = None) -> TextSource:
         return Table(path=text, fields=("source", "target"))
     from lm.data.text.restored import Restored
 
-    return Restored(source=source_from(text))
+    return Restored(source=source_from(text))  # type: ignore[arg-type]  # its union lists what source_from returns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class Mixture(TextSource):
             raise UserError(f"Mixture weights {self.weights} must all be above 0: leave out a source you do not want")
 
     def open(self) -> Reader:
-        return Concatenation(tuple(source.open() for source in self.sources))
+        return Concatenation(tuple(source.open() for _, source in components(self)))
 
 
 class Concatenation:
@@ -111,7 +112,7 @@ class Concatenation:
         return [path for reader in self.readers for path in reader.inputs()]
 
 
-def components(source: TextSource, sizes: Sequence[int] = ()) -> tuple[tuple[float, TextSource], ...]:
+def components(source: TextSource | ExampleSource, sizes: Sequence[int] = ()) -> tuple[tuple[float, Any], ...]:
     """List (share, source): the parts of a mixture with shares that sum to 1, or the source alone.
 
     `sizes` stand for weights that the mixture leaves out; without them its parts are alike.

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -106,6 +106,9 @@ class Read:
     def __getitem__(self, i: int) -> Example:
         return self.examples[i]
 
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.examples)
+
     def signature(self) -> str:
         return self.signed
 
@@ -156,6 +159,7 @@ class Augmentation:
 
     copies: int
     fields: tuple[str, ...]
+    idle: ClassVar[str]  # causes of no copy at all, for the error
 
     def open(self) -> Rewrite:
         """Read the files it needs; return the function that makes one copy."""

@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # jax and the searches load when a strategy fills
     from lm.data.rows.prompts import Prompt
     from lm.data.tokenizer.tokenizer import Tokenizer
     from lm.decode.writer import Request
-    from lm.objectives.base import Objective
 
 
 LENGTH = 40  # tokens of a text that is drawn whole, unless the request sets another number
@@ -23,7 +22,7 @@ LENGTH = 40  # tokens of a text that is drawn whole, unless the request sets ano
 class Filler:
     """A network that fills masks, and the request; its `new` may be 0: the strategy's own length."""
 
-    objective: Objective
+    objective: Any  # an Objective with the members that the strategy needs
     params: Any
     tokenizer: Tokenizer
     request: Request
@@ -61,7 +60,8 @@ class FillMask(Infilling):
         from lm.decode.search.masked import fill_masks
 
         texts = [text for text, _ in prompts]
-        filled = fill_masks(filler.objective, filler.params, filler.tokenizer, texts, top_k=self.top_k, order=self.order)
+        options: dict[str, Any] = {"top_k": self.top_k, "order": self.order}
+        filled = fill_masks(filler.objective, filler.params, filler.tokenizer, texts, **options)
         return ([text] for text in filled)
 
 

@@ -63,9 +63,8 @@ def bucket(length: int) -> int:
 def batch_prompts(prompts: Sequence[Prompt]) -> Prompts:
     """Pad prompts to a bucket's width: tokens on the left, sources on the right."""
     tokens_BT, segments_BT = pad([prompt.tokens for prompt in prompts], left=True)
-    if prompts[0].source is None:
-        return Prompts(tokens_BT, segments_BT)
-    return Prompts(tokens_BT, segments_BT, *pad([prompt.source for prompt in prompts], left=False))
+    source = () if prompts[0].source is None else pad([prompt.source for prompt in prompts], left=False)
+    return Prompts(tokens_BT, segments_BT, *source)  # type: ignore[arg-type]  # on the host
 
 
 def pad(sequences: Sequence[np.ndarray], left: bool) -> tuple[np.ndarray, np.ndarray]:

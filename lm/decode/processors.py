@@ -215,8 +215,8 @@ def no_repeat_ngram(
 def sequence_bias(scores_BV: jax.Array, history: History, biases: Sequence[tuple[Sequence[int], float]]) -> jax.Array:
     """Add a bias to the last token of each sequence in the rows that end in the tokens before it."""
     for size in sorted({len(ids) for ids, _ in biases}):
-        ids_PT, bias_P = zip(*[(ids, bias) for ids, bias in biases if len(ids) == size])
-        ids_PT, bias_P = np.array(ids_PT, np.int32), np.array(bias_P, np.float32)
+        own = [(ids, bias) for ids, bias in biases if len(ids) == size]
+        ids_PT, bias_P = np.array([ids for ids, _ in own], np.int32), np.array([bias for _, bias in own], np.float32)
         end_BT, enough_B = history.last(size - 1)
         same_BP = (end_BT[:, None] == ids_PT[:, :-1]).all(-1) & enough_B[:, None]
         scores_BV = scores_BV.at[:, ids_PT[:, -1]].add(jnp.where(same_BP, bias_P, 0), mode="drop")

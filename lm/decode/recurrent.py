@@ -20,10 +20,13 @@ class UncachedSteps:
     """Functions that these architectures share; `model` is the network, the same for any number of rows."""
 
     model: Any
-    limit: ClassVar[int | None] = None
     source_limit: ClassVar[None] = None
     rewinds: ClassVar[bool] = False
     complete: ClassVar[bool] = True
+
+    @property
+    def limit(self) -> int | None:
+        return None
 
     def prepare(self, params: Any, rows: int) -> Prepared:
         return Prepared(params, self.model.apply({"params": params}, method="head"))

@@ -60,7 +60,7 @@ class Command:
         """Set up the job of a model; raises UserError where it lacks this strategy."""
         tokenizer = tokenizer.reading_special() if self.flags["special"] else tokenizer
         check_strategy(self.flags["strategy"], self.strategy, config.objective)
-        if self.strategy.infills:
+        if isinstance(self.strategy, Infilling):
             request = Request(new=self.flags["max_new_tokens"] or 0, samples=self.count, seed=self.flags["seed"])
             return Infill(Filler(config.objective, params, tokenizer, request), self.strategy)
         writer = Writer(config.objective, params, tokenizer)
@@ -105,12 +105,12 @@ class Command:
         numbers = occurrences([prompt for _, prompt in prompts])
         shades = bool(self.flags["show_probabilities"])
         if isinstance(job, Infill):
-            samples = [sample for _, part in job.samples(prompts, numbers) for sample in part]
-            if isinstance(samples[0], Filled):
-                show_filled(samples)
+            filled: list[Any] = [sample for _, part in job.samples(prompts, numbers) for sample in part]
+            if isinstance(filled[0], Filled):
+                show_filled(filled)
             else:
-                show(samples, job.filler.tokenizer, shades, "\n")
-            return samples
+                show(filled, job.filler.tokenizer, shades, "\n")
+            return filled
 
         # A continuation stands right behind its prompt, an answer on a line of its own.
         between = "" if job.chat is None and job.writer.objective.writes == "text" else "\n"
@@ -125,7 +125,7 @@ class Command:
             stream.end(sample)
             return [sample]
         by_prompt = dict(job.samples(prompts, numbers))
-        samples = [sample for i in range(len(texts)) for sample in by_prompt[i]]
+        samples: list[Any] = [sample for i in range(len(texts)) for sample in by_prompt[i]]
         show(samples, job.writer.tokenizer, shades, between)
         if job.writer.accepted is not None:
             print(f"{job.writer.accepted:.0%} of the draft's tokens were accepted")

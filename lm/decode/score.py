@@ -57,7 +57,8 @@ class Scorer:
             self.fits(pair)
         widths = [self.widths(pair) for pair in pairs]
         # Longest first: a batch that does not fit in memory fails before the others are scored.
-        order, results = sorted(range(len(pairs)), key=lambda i: widths[i], reverse=True), [None] * len(pairs)
+        order = sorted(range(len(pairs)), key=lambda i: widths[i], reverse=True)
+        results: dict[int, Scored] = {}
         while order:
             head = widths[order[0]]
             # The same number of rows for a width, so one compiled program; only the last batch is cut, to a power of two.
@@ -69,7 +70,7 @@ class Scorer:
                 results[i] = scored
             if report:
                 report(len(batch))
-        return results
+        return [results[i] for i in range(len(pairs))]
 
     def fits(self, pair: Pair) -> None:
         """Raise UserError for a pair that passes the context, or has no target."""
@@ -100,10 +101,10 @@ class Scorer:
         else:
             tokens_BT, segments_BT = repeat_last(pad(prompts, left=True), spare)
             targets_BW = repeat_last(pad(targets, left=False), spare)[0]
-        source = ()
+        source: tuple[np.ndarray, ...] = ()
         if pairs[0].prompt.source is not None:
             source = repeat_last(pad([pair.prompt.source for pair in pairs], left=False), spare)
-        batch = Prompts(tokens_BT, segments_BT, *source)
+        batch = Prompts(tokens_BT, segments_BT, *source)  # type: ignore[arg-type]  # on the host
         with jax.sharding.use_abstract_mesh(NO_MESH):
             fields = jax.device_get(score(self.prepared, batch, targets_BW, steps=self.steps, single=self.single))
         cut = [slice(-len(t), None) if self.single else slice(len(t)) for t in targets]

@@ -38,10 +38,19 @@ class Prompts(struct.PyTreeNode):
 class Steps(Protocol):
     """Pure functions of prepared parameters; the object is hashable, a static argument of compiled functions."""
 
-    limit: int | None  # tokens of a row, prompt included; None: unbounded
-    source_limit: int | None  # tokens of a source
-    rewinds: bool  # has `rewind`
-    complete: bool  # `prefill` returns the states of all tokens, not of the last one only
+    rewinds: ClassVar[bool]  # has `rewind`
+    complete: ClassVar[bool]  # `prefill` returns the states of all tokens, not of the last one only
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of a row, prompt included; None: unbounded."""
+
+    @property
+    def source_limit(self) -> int | None:
+        """Tokens of a source."""
 
     def prepare(self, params: Any, rows: int) -> "Prepared":
         """Lay the parameters out for steps of `rows` rows; called once, before the loop."""

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn
 
 import jinja2
@@ -30,7 +31,7 @@ class Generation(Extension):
 
     def parse(self, parser: jinja2.parser.Parser) -> Any:
         next(parser.stream)
-        return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class Names(jinja2.utils.Namespace):
@@ -127,7 +128,7 @@ def serve() -> None:
     answer(compiled)
     for line in sys.stdin if made else ():
         variables = json.loads(line)
-        answer(lambda variables=variables: made[0].render(variables))
+        answer(partial(made[0].render, variables))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ class Classifier:
         self.subject = subject
         # Rows of one example each, as long as the longest may be: an attack's texts vary in length, shapes must not.
         rows = replace(objective.rows, row=0, pack=False)
-        self.objective = replace(objective, rows=rows).resolve(subject.tokenizer)
+        self.objective: Any = replace(objective, rows=rows).resolve(subject.tokenizer)
         self.predict = jax.jit(self.objective.predict)
 
     def label_ids(self, examples: Sequence[Example]) -> list[int]:
@@ -80,7 +80,7 @@ class Disturbed(Perturbed):
 
     def measure(self, subject: Subject) -> Figures:
         predict, clean = Classifier(subject), read_examples(self.path)
-        truth, name = np.array(predict.label_ids(clean)), subject.objective.fields[0]
+        truth, name = np.array(predict.label_ids(clean)), predict.objective.fields[0]
         texts = self.perturbed([example.get(name) for example in clean], subject.seed)
         noisy = [with_text(example, name, text) for example, text in zip(clean, texts)]
         return change(*((predict(examples).argmax(1) == truth).astype(float) for examples in (clean, noisy)))
@@ -95,9 +95,9 @@ class Paraphrased:
 
     def measure(self, subject: Subject) -> Figures:
         predict, examples = Classifier(subject), read_examples(self.path)
-        name = subject.objective.fields[0]
+        name = predict.objective.fields[0]
         second = [with_text(example, name, example.get(self.other)) for example in examples]
-        labelled = all(subject.objective.label in example.values for example in examples)
+        labelled = all(predict.objective.label in example.values for example in examples)
         return invariance(predict(examples), predict(second), predict.label_ids(examples) if labelled else None)
 
 
@@ -119,7 +119,7 @@ class Attacked:
     def measure(self, subject: Subject) -> Figures:
         check(bool(self.synonyms), 'attacked: name ?synonyms=FILE.json, {"word": ["other", ...]}')
         classifier, examples = Classifier(subject), read_examples(self.path)
-        name, table = subject.objective.fields[0], self.table()
+        name, table = classifier.objective.fields[0], self.table()
 
         def predict(texts: Sequence[str]) -> np.ndarray:
             return classifier([with_text(examples[0], name, text) for text in texts])
@@ -170,9 +170,10 @@ class Calibrated:
         predict, examples, development = Classifier(subject), read_examples(self.path), read_examples(self.fit)
         # Log-probabilities are logits up to a constant. float32 rounds small probabilities to 0.
         logits, fit_logits = (np.log(np.maximum(predict(part), 1e-38)) for part in (examples, development))
-        temperature = fit_temperature(fit_logits, predict.label_ids(development))
+        temperature = fit_temperature(fit_logits, np.array(predict.label_ids(development)))
+        truth_N = np.array(predict.label_ids(examples))
         figures: Figures = {"temperature": Figure.of(temperature, np.nan)}
         for name, scaled in (("raw", logits), ("scaled", logits / temperature)):
-            measured = calibration(softmax(scaled, -1), predict.label_ids(examples), self.bins, subject.seed)
+            measured = calibration(softmax(scaled, -1), truth_N, self.bins, subject.seed)
             figures |= {f"{name}/{metric}": figure for metric, figure in measured.items()}
         return figures

@@ -99,7 +99,7 @@ def asked(held_out: Any, params: Any) -> list[tuple[str, Found]]:
 def logged(held_out: Any, params: Any, folder: Path | None) -> dict[str, float]:
     """Measure headline figures in training, `eval/validation/examples/NAME`; with a folder, at the end, write all files."""
     partial = held_out.count < len(held_out.batches)  # evaluate_batches keeps evaluations in training short
-    headline = {}
+    headline: dict[str, Any] = {}
     for task, found in [] if partial and folder is None else asked(held_out, params):
         figures = found.figures()
         if folder is not None:

@@ -75,4 +75,5 @@ class Association:
         lacking = [name for name in ("x", "y", "a", "b") if name not in sets]
         check(not lacking, f"{self.path}: no text of the set {', '.join(lacking)}")
         embedded = vectors(subject, [example.get("text") for example in examples])
-        return weat(*(embedded[sets == name] for name in ("x", "y", "a", "b")), subject.seed)
+        x, y, a, b = (embedded[sets == name] for name in ("x", "y", "a", "b"))
+        return weat(x, y, a, b, subject.seed)

@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 
 from lm.data.rows.prompts import Prompt
+from lm.decode.strategies import Strategy
 from lm.errors import UserError, check
 from lm.flags import define_new_heads, define_output, output, run
 from lm.strict_json import dump_json
@@ -91,7 +92,8 @@ def prefix(tokenizer: Tokenizer) -> int:
     """Return the token before a text: the folder's bos_token, else its template's, else its eos_token."""
     first, before = tokenizer.first, tokenizer.around[0]
     token = first if first is not None else before[-1] if before else tokenizer.separator
-    check(token is not None, "the tokenizer has no token to start a text with; use lm.evaluate's perplexity")
+    if token is None:
+        raise UserError("the tokenizer has no token to start a text with; use lm.evaluate's perplexity")
     return int(token)
 
 
@@ -144,7 +146,7 @@ def generated(subject: Subject, requests: Sequence[tuple[str, dict[str, Any]]]) 
         until = settings.get("until") or []
         most = limit(subject) // 2
         new = min(int(settings.get("max_gen_toks", 256)), most)
-        strategy = GreedySearch()
+        strategy: Strategy = GreedySearch()
         if settings.get("do_sample") and settings.get("temperature", 1.0) > 0:
             strategy = AncestralSampling(
                 temperature=settings.get("temperature", 1.0), top_k=settings.get("top_k", 0), top_p=settings.get("top_p", 1.0)

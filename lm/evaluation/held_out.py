@@ -20,7 +20,7 @@ class HeldOut:
     def __init__(self, config: Config, corpus: Corpus, mesh: jax.sharding.Mesh):
         self.objective = objective = config.objective.measured()
         self.mesh, self.tokens, self.rows = mesh, corpus.validation, config.batch // config.micro_batches
-        self.batches = Evaluation(
+        self.batches: Any = Evaluation(
             self.tokens,
             objective.records,
             objective.corrupt,
@@ -40,7 +40,7 @@ class HeldOut:
             total = metrics.add(total, sums)
         return self.figures(total, "eval/validation")
 
-    def each(self, params: Any) -> Iterator[metrics.Host]:
+    def each(self, params: Any) -> Iterator[metrics.Sums]:
         """Yield the sums of each batch."""
         memory = self.objective.initial_memory(self.rows)
         for batch in prefetch(self.batches, 0, self.count):
@@ -79,7 +79,7 @@ class HeldOutTasks(HeldOut):
         self.batches = range(sum(len(held_out.batches) for _, held_out in self.parts))
         self.count = sum(held_out.count for _, held_out in self.parts)
 
-    def each(self, params: Any) -> Iterator[metrics.Host]:
+    def each(self, params: Any) -> Iterator[metrics.Sums]:
         for part, held_out in self.parts:
             yield from map(part.named, held_out.each(part.params(params)))
 

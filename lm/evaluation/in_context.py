@@ -100,7 +100,7 @@ class Choices:
         sums = np.array([score.logprobs.sum(dtype=float) for score in subject.score("options", pairs)])
         conditional, alone = np.split(sums, 2)
         flat = [join + option for choices in options for option in choices]
-        lengths = {"": 1.0, "_norm": np.array([len(o) - len(join) for o in flat]),
+        lengths = {"": np.ones(()), "_norm": np.array([len(o) - len(join) for o in flat]),
                    "_bytes": np.array([len(o[len(join):].encode()) for o in flat])}  # fmt: skip
         scores = {f"accuracy{name}": conditional / np.maximum(size, 1) for name, size in lengths.items()}
         scores["accuracy_mutual"] = conditional - alone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.config import Config
@@ -20,7 +20,7 @@ class NetworkNeeded(Exception):
 class Rehearsal(Subject):
     """A subject of abstract parameters: a task can read and encode its file, but not score."""
 
-    def score(self, what: str, pairs: list[Pair]) -> list[Scored]:
+    def score(self, what: str, pairs: Sequence[Pair]) -> list[Scored]:
         raise NetworkNeeded
 
 

@@ -91,8 +91,8 @@ def read_labels(objective: Any, example: Example, parts: Sequence[Row]) -> Predi
 
 def measure_labels(objective: Any, predictions: Sequence[Prediction], seed: int) -> Figures:
     labels = objective.labels
-    sides = [np.array([[name in p[side] for name in labels] for p in predictions], int) for side in ("gold", "guess")]
-    return classification.multilabel(*sides, labels, seed)
+    gold, guess = (np.array([[name in p[side] for name in labels] for p in predictions], int) for side in ("gold", "guess"))
+    return classification.multilabel(gold, guess, labels, seed)
 
 
 # -- one of an example's own options -----------------------------------------------------------------------------------

@@ -79,7 +79,8 @@ def described() -> str:
     for name, entry in TASKS.items():
         kind = resolve_name(entry)
         reads = reads_file(kind)
-        lines.append(f"    {name + ':FILE' * reads:17} {inspect.getdoc(kind).partition(chr(10))[0]}")
+        line, _, _ = (inspect.getdoc(kind) or "").partition("\n")
+        lines.append(f"    {name + ':FILE' * reads:17} {line}")
         options = "&".join(f"{path}={value!r}" for path, value in defaults(kind(path="") if reads else kind()))
         lines += [f"{'':21} ?{options}"] * bool(options)
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +49,8 @@ class Validation:
     def measure(self, subject: Subject) -> Figures:
         held_out = reopened(subject.config, subject.workdir)
         with jax.set_mesh(held_out.mesh):
-            report, figures = subject.progress("validation", held_out.count), {}
+            report = subject.progress("validation", held_out.count)
+            figures: dict[str, Any] = {}
             for prefix, part, params in held_out.alone(subject.params):
                 sums = []
                 for batch in part.each(params):

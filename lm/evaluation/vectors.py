@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.rows.prompts import Prompt
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.decode.prefill import batch_prompts, bucket, opened_steps
 from lm.decode.search.masked import framed, padded
 from lm.errors import check
@@ -41,7 +42,8 @@ def vectors(subject: Subject, texts: Sequence[str]) -> np.ndarray:
         kind = type(objective).__name__
         check(isinstance(objective.model, Transformer), f"a model of {kind} has no embedding of a text")
         embed, limit = partial(encoded, objective, subject.tokenizer), objective.model.context - 2
-    report, embedded = subject.progress("embeddings", len(rows)), [None] * len(rows)
+    report = subject.progress("embeddings", len(rows))
+    embedded: list[Any] = [None] * len(rows)
     # Rows of one bucket of widths go together: few shapes to compile for, little padding.
     for part in batches([min(bucket(len(ids)), limit) for ids in rows], subject.tokens):
         with jax.sharding.use_abstract_mesh(NO_MESH):
@@ -80,7 +82,7 @@ def mean_states(prepared: Any, prompts: Any, *, steps: Any) -> jax.Array:
     return averaged(h_BTD, prompts.segments_BT[:, -h_BTD.shape[1] :])
 
 
-def encoded(objective: Any, tokenizer: Any, params: Any, rows: Sequence[np.ndarray]) -> jax.Array:
+def encoded(objective: Any, tokenizer: Tokenizer, params: Any, rows: Sequence[np.ndarray]) -> jax.Array:
     """Average the states of [CLS] text [SEP], as sentence-transformers pools them."""
     return mean_encoded(params, *padded([framed(tokenizer, ids, objective) for ids in rows]), model=objective.model)
 

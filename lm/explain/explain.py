@@ -91,7 +91,8 @@ def answer(
     """Predict the target of a source, or the greedy answer to it, token by token."""
     prompt, context = objective.prompt(tokenizer, text), network.last.context
     source, begin = prompt.source[None], prompt.tokens.tolist()
-    fits(source.shape[1], network.model.encoder.context, "--text")
+    if isinstance(network.model, EncoderDecoder):
+        fits(source.shape[1], network.model.encoder.context, "--text")
     stops, row, own = objective.stops(tokenizer), list(begin), target is None
     if own:
         # Rows of one width, so that one compiled program serves all steps.
@@ -172,7 +173,7 @@ def predict(reading: Reading, params: Any, tokenizer: Tokenizer, top: int) -> li
     rank = np.asarray(lens(network, params, h_PD, ids, top, ids)[4])
     depth = len(states) - 1
     shown = sorted({round(x) for x in np.linspace(0, depth, min(depth + 1, max(2, LEVELS // len(targets))))})
-    predictions = [
+    predictions: list[dict[str, Any]] = [
         {"place": int(position), "column": targets[k][3], "token": tokenizer.pieces([ids[k]])[0], "id": int(ids[k]),
          "row": targets[k][0], "own": targets[k][2] < 0, "logp": float(logp[k]), "entropy": float(entropy[k]),
          "rank": int(rank[k]), "top": pairs(tokenizer, best[k], p[k]), "lens": []}
@@ -209,5 +210,6 @@ def attribute_inputs(
     for k, weights in zip(chosen[few], values):
         predictions[k]["input"] = weights
     for k in chosen[most]:
-        target = (predictions[k][name] for name in ("row", "place", "id"))
-        predictions[k]["integrated"] = integrated_gradients(reading.network, params, reading.inputs, *target, baseline_E)
+        row, position, id = (predictions[k][name] for name in ("row", "place", "id"))
+        result = integrated_gradients(reading.network, params, reading.inputs, row, position, id, baseline_E)
+        predictions[k]["integrated"] = result

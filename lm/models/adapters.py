@@ -1,7 +1,7 @@
 """Bottleneck adapters (Houlsby et al. 2019): a small residual network after a sub-layer, near the identity at init."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from flax import linen as nn
@@ -41,7 +41,8 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, y_BTD: jax.Array) -> jax.Array:
-        init, size = {"std": 1e-3, "truncate": True}, self.config.size
+        init: dict[str, Any] = {"std": 1e-3, "truncate": True}
+        size = self.config.size
         y_BTA = Linear((self.width, size), ("embed", None), name="down", **init)(y_BTD)
         y_BTA = ACTIVATIONS[self.config.activation](y_BTA)
         return y_BTD + Linear((size, self.width), (None, "embed"), name="up", **init)(y_BTA)

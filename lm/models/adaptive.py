@@ -116,7 +116,7 @@ class Adaptive(nn.Module):
         all shapes fixed.
         """
         starts = (0, *self.cutoffs)
-        total = 0
+        total = jnp.zeros((), dtype)
         for i, (table, project) in enumerate(zip(self.tables, self.inputs)):
             x = jnp.take(constrain(table, None, None), ids - starts[i], axis=0, mode="clip").astype(dtype)
             if len(self.tables) > 1:
@@ -234,7 +234,7 @@ def fused(
 ) -> tuple[jax.Array, jax.Array]:
     def step(carry: Any, rows_GC: jax.Array, part: tuple[jax.Array, ...]) -> Any:
         nll_G, right_GP = carry
-        nll, right = jax.vmap(lambda *tokens: chunk_loss(*tokens, cluster))(*part)
+        nll, right = jax.vmap(lambda h, targets, weights: chunk_loss(h, targets, weights, cluster))(*part)
         return nll_G + nll, put(right_GP, rows_GC, right)
 
     start = jnp.zeros(h_GPD.shape[0], jnp.float32), jnp.zeros(targets_GP.shape, jnp.float32)

@@ -203,7 +203,7 @@ class Attention(nn.Module):
         if cross:
             cache = cache if cached else (k_BKSH, v_BKSH)
         elif cache is not None:
-            cache = tuple(write(old, y, mask.offset()) for old, y in zip(cache, (k_BKSH, v_BKSH)))
+            cache = write(cache[0], k_BKSH, mask.offset()), write(cache[1], v_BKSH, mask.offset())
             # A first pass reads only the keys it wrote itself; later ones read the whole cache.
             seen = x_BTD.shape[1] if mask.start is None else None
             k_BKSH, v_BKSH = (y.reshape(rows, *y.shape[-3:])[:, :, :seen].astype(x_BTD.dtype) for y in cache)

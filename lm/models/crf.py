@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -170,7 +170,7 @@ def odd_step(scheme: str, tags: Sequence[str]) -> str:
     return ""
 
 
-def nearest(sentences: Iterable[Sequence[str]]) -> tuple[str, float]:
+def nearest(sentences: Iterable[Sequence[str]]) -> tuple[Any, float]:
     """Return the scheme with the fewest broken transitions and their share of those at a start or end of spans.
 
     ("none", 0) without spans.

@@ -1,6 +1,7 @@
 """Two stacks: a bidirectional encoder of the source, and a decoder with cross-attention to its states."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ class Seq2Seq(nn.Module):
         keys_B: jax.Array | None = None,
         causal: bool = True,
         collect: bool = False,
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    ) -> jax.Array | tuple[jax.Array, jax.Array | Cache]:
         """Return the decoder's states (B, T, D); with `collect` also those before and after each layer (L + 1, B, T, D).
 
         Segments number the packed pairs of a row from 1 (0: padding); a target attends to the source of its own number.
@@ -82,10 +83,9 @@ class Seq2Seq(nn.Module):
         if self.is_initializing():
             self.head()
         h_BSD = self.encode(source_BS, source_positions_BS, source_segments_BS, keys_B)
-        source = {"source_BSD": h_BSD, "source_segments_BS": source_segments_BS}
-        return self.decode(
-            tokens_BT, positions_BT, segments_BT, keys_B=keys_B, causal=causal, collect=collect, **source
-        )
+        options: dict[str, Any] = {"keys_B": keys_B, "causal": causal, "collect": collect}
+        options |= {"source_BSD": h_BSD, "source_segments_BS": source_segments_BS}
+        return self.decode(tokens_BT, positions_BT, segments_BT, **options)
 
     def encode(
         self,
@@ -138,7 +138,7 @@ class Seq2Seq(nn.Module):
         start, keys_segments = extended(cache, segments_BT)
         mask = Mask(segments_BT=segments_BT, segments_BS=keys_segments, start=start, causal=causal)
         # Cross-attention is bounded by segments alone: a target attends to all of its source.
-        source = {
+        source: dict[str, Any] = {
             "source_BSD": source_BSD,
             "source_mask": Mask(segments_BT=segments_BT, segments_BS=source_segments_BS, causal=False),
         }

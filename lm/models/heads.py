@@ -124,7 +124,8 @@ def fused(
     """Sum the losses of all chunks C of all groups G."""
 
     def step(total: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, chunk_loss(*chunk, head, extras)), None
+        h_PD, targets_P, weights_P = chunk
+        return jax.tree.map(jnp.add, total, chunk_loss(h_PD, targets_P, weights_P, head, extras)), None
 
     def group(*tokens: jax.Array) -> Any:
         zero = jnp.zeros((), jnp.float32)

@@ -26,9 +26,9 @@ from lm.models.lora import Lora, bound
 from lm.sharding import Named, constrain
 
 
-def named(init: Callable[..., jax.Array], axes: tuple[str | None, ...]) -> Callable[..., Named]:
-    """Wrap an initialiser so that its parameter carries the logical names of its axes."""
-    return lambda key, shape: Named(init(key, shape, jnp.float32), axes)
+def named(init: Callable[..., jax.Array], axes: tuple[str | None, ...]) -> Callable[..., jax.Array]:
+    """Wrap an initialiser so that its parameter carries the logical names of its axes; `Module.param` unboxes it."""
+    return lambda key, shape: Named(init(key, shape, jnp.float32), axes)  # type: ignore[return-value]  # a box around one
 
 
 def normal(std: float, truncate: bool) -> Callable[..., jax.Array]:
@@ -137,7 +137,7 @@ def repeat(
     )
 
 
-def fold(keys_B: jax.Array | None, site: int) -> jax.Array | None:
+def fold(keys_B: jax.Array | None, site: int | jax.Array) -> jax.Array | None:
     """Fold a number into every row's key; None stays None."""
     return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, site)
 

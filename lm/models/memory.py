@@ -191,7 +191,8 @@ class RelativeAttention(nn.Module):
 def relative_biases(module: nn.Module, c: TransformerXL) -> tuple[jax.Array, jax.Array]:
     """Declare u and v, (N, H) each, as parameters of a module."""
     init = named(nn.initializers.normal(c.init), ("heads", "head"))
-    return tuple(module.param(f"{name}_bias", init, (c.heads, c.head_size)) for name in ("content", "position"))
+    content, position = (module.param(f"{name}_bias", init, (c.heads, c.head_size)) for name in ("content", "position"))
+    return content, position
 
 
 class Shared(struct.PyTreeNode):

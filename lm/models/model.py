@@ -168,8 +168,8 @@ class Model(nn.Module):
 
 def empty_cache(config: Transformer, rows: int, length: int, *, stacked: bool = True) -> Cache:
     """Make a cache for `rows` rows of at most `length` tokens; `stacked`: like the layers' parameters."""
-    shape = (config.kv, length, config.head_size)
-    shape = shape if rows == 1 and not stacked else (rows, *shape)
+    own = (config.kv, length, config.head_size)
+    shape = own if rows == 1 and not stacked else (rows, *own)
 
     def pair(*lead: int) -> tuple[jax.Array, jax.Array]:
         return jnp.zeros((*lead, *shape), config.dtype), jnp.zeros((*lead, *shape), config.dtype)

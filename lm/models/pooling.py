@@ -1,6 +1,6 @@
 """Classification heads of published models: one vector of each sequence to the scores of labels."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x_BPD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
-        init = {"std": self.std, "truncate": self.truncate}
+        init: dict[str, Any] = {"std": self.std, "truncate": self.truncate}
         x_BPD = dropout(x_BPD, self.rate, keys_B, 0)
         x_BPD = Linear((self.width, self.width), ("embed", None), name="dense", **init)(x_BPD)
         x_BPD = dropout(ACTIVATIONS[self.activation](x_BPD), self.rate, keys_B, 1)
@@ -53,7 +53,7 @@ class Scores(nn.Module):
     @nn.compact
     def __call__(self, x_BPD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
         keys_B, lead = fold(keys_B, 1000), x_BPD.shape[:-1]  # beyond the layers' numbers
-        init = {"std": self.std, "truncate": self.truncate}
+        init: dict[str, Any] = {"std": self.std, "truncate": self.truncate}
         if self.inner == "dense":
             dense = Dense(self.width, self.outputs, self.activation, self.rate, **init, name="classifier")
             return dense(x_BPD, keys_B)

@@ -72,10 +72,13 @@ def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, rotary: Rotary, window: j
 
     Layers with a `window` > 0 take the frequencies of `rotary.local`.
     """
+    inverse: jax.Array | np.ndarray
+    factor: jax.Array | float
     inverse, factor = frequencies(rotary, x_BTNH.shape[-1])
     if rotary.local and window is not None:  # windows are traced where layers are scanned: both are computed, one chosen
         near = frequencies(replace(rotary, base=rotary.local, scaling="none"), x_BTNH.shape[-1])
-        inverse, factor = (jnp.where(jnp.asarray(window) > 0, a, b) for a, b in zip(near, (inverse, factor)))
+        local = jnp.asarray(window) > 0
+        inverse, factor = jnp.where(local, near[0], inverse), jnp.where(local, near[1], factor)
     # Float32 whatever x is: bfloat16 has no odd numbers above 256.
     angles = positions_BT[..., None, None].astype(jnp.float32) * inverse
     cos, sin = factor * jnp.cos(angles), factor * jnp.sin(angles)
@@ -94,7 +97,8 @@ def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:
     """
     inverse = 10_000.0 ** -(np.arange(0, width, 2) / width)
     sign, size = jnp.sign(positions_BT)[..., None], jnp.abs(positions_BT)
-    sin, cos = 0.0, 1.0
+    sin: jax.Array | float = 0.0
+    cos: jax.Array | float = 1.0
     for place in range(3):
         angles = np.arange(64)[:, None] * 64**place * inverse
         digit = (size >> 6 * place) & 63
@@ -116,7 +120,7 @@ def alibi_slopes(heads: int) -> np.ndarray:
 
 def buckets(relative: jax.Array, *, causal: bool, number: int = 32, distance: int = 128) -> jax.Array:
     """Return the bucket of key position minus query position (Raffel et al. 2020): one each when near, then logarithmic."""
-    offset = 0
+    offset: jax.Array | int = 0
     if causal:
         gap = jnp.maximum(-relative, 0)
     else:
@@ -157,7 +161,7 @@ def learned(c: Any, positions_BT: jax.Array, width: int, dtype: jnp.dtype) -> ja
 
 def alibi(c: Any, param: Callable[..., jax.Array], causal: bool) -> Callable[[jax.Array], jax.Array]:
     slopes_N11 = alibi_slopes(c.heads)[:, None, None]
-    return lambda distances_TS: -slopes_N11 * jnp.abs(distances_TS).astype(jnp.float32)
+    return lambda distances_TS: jnp.abs(distances_TS).astype(jnp.float32) * -slopes_N11
 
 
 def bucketed(c: Any, param: Callable[..., jax.Array], causal: bool) -> Callable[[jax.Array], jax.Array]:

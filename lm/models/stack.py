@@ -63,8 +63,9 @@ class Block(nn.Module):
             )
 
         def cross(y: jax.Array) -> tuple[jax.Array, Any]:
-            source = {"source_BSD": shared.source_BSD, "mask": shared.source_mask, "cross": True, "cache": source_cache}
-            return Attention(c, name="cross")(y, keys_B=fold(keys_B, 7), **source)
+            attend = Attention(c, name="cross")
+            source = {"source_BSD": shared.source_BSD, "cross": True, "cache": source_cache}
+            return attend(y, mask=shared.source_mask, keys_B=fold(keys_B, 7), **source)
 
         # Sites: 1 attention, 2 feed-forward, 4 cross-attention; 3 lies inside the feed-forward.
         def drop(y: jax.Array, site: int) -> jax.Array:
@@ -152,9 +153,9 @@ class Stack(nn.Module):
         # Training: one traced block, so that compile time does not grow with the depth.
         self.sow("intermediates", "input", x_BTD)
         layers = jnp.arange(c.depth, dtype=jnp.int32)
-        windows = windows and jnp.asarray(windows, jnp.int32)
+        sizes_L = windows and jnp.asarray(windows, jnp.int32)
         scan = repeat(Block, c, share=c.share, remat=c.remat, unroll=c.unroll)
-        x_BTD, (cache, states) = scan(c, name="layers")(x_BTD, (layers, windows, cache), shared)
+        x_BTD, (cache, states) = scan(c, name="layers")(x_BTD, (layers, sizes_L, cache), shared)
         return self.last(x_BTD, keys_B), cache, states
 
     def last(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:

@@ -102,8 +102,8 @@ class RelativeAttention(nn.Module):
         c, length = self.config, shared.reach_BT.shape[1]
 
         # Queries of both streams side by side; keys and values are content only, of the memory and of the row.
-        kernel = {"shape": (c.width, c.heads, c.head_size), "axes": ("embed", "heads", "head"), "bias": False, "std": c.init}
-        kernel |= {"lora": c.lora}
+        kernel: dict[str, Any] = {"shape": (c.width, c.heads, c.head_size), "axes": ("embed", "heads", "head")}
+        kernel |= {"bias": False, "std": c.init, "lora": c.lora}
         q_BNQH = Linear(name="query", **kernel)(x_BQD, keys_B).swapaxes(1, 2)
         content_BSD = x_BQD[:, :length]
         if memory_BMD is not None:

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import sys
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from lm.objectives.base import Objective
 
 def objectives() -> list[type[Objective]]:
     """Return the objectives defined in this package, sorted by file; their bases are no dataclasses."""
-    classes = []
+    classes: list[type[Objective]] = []
     for module in sorted(m.name for m in pkgutil.iter_modules(lm.objectives.__path__) if m.name != "__main__"):
         loaded = importlib.import_module(f"lm.objectives.{module}")
         own = [c for c in vars(loaded).values() if inspect.isclass(c) and c.__module__ == loaded.__name__]
@@ -31,7 +32,7 @@ def objectives() -> list[type[Objective]]:
 def default(objective: type[Objective]) -> str:
     """Return the default config of an objective's entry point."""
     # Objectives name it in their footer only.
-    match = re.search(r'main\(default="([^"]+)"\)', inspect.getsource(inspect.getmodule(objective)))
+    match = re.search(r'main\(default="([^"]+)"\)', inspect.getsource(sys.modules[objective.__module__]))
     return match[1] if match else ""
 
 

@@ -20,13 +20,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 
 from lm.data.corpus.corpus import Corpus
-from lm.data.rows.examples import Examples
+from lm.data.rows.examples import Examples, Parted
 from lm.data.rows.pipeline import Batches
 from lm.data.rows.prompts import Prompt
 from lm.data.rows.records import Documents, Windows
@@ -65,31 +65,54 @@ class Objective:
     paper: ClassVar[str]
     holds: ClassVar[str]  # keys of a batch with their shapes, for people
     # After training. A subclass declares its abilities, so that no consumer has to test classes or attributes.
-    writes: ClassVar[str] = ""  # generates left to right: continues a "text", or writes the "answer" to a source
     fills: ClassVar[tuple[str, ...]] = ()  # strategies of lm.generate that fill masked positions
-    embeds: ClassVar[bool] = False  # has an `embed` of its own for whole texts
+    embeds: ClassVar[bool] = False  # has an `embed` of its own for whole texts of up to `length` tokens
+    length: int
     task: ClassVar[str] = ""  # fine-tuning head that lm.convert exports, as transformers names it ("TokenClassification")
-    headless: ClassVar[bool] = False  # exported without a vocabulary head
-    labels: ClassVar[tuple[str, ...]] = ()  # classes, and their kind; the parameters depend on both
-    kind: ClassVar[str | None] = None
-    class_weights: ClassVar[tuple[float, ...]] = ()
-    head: ClassVar[Any] = None  # between a sequence's state and its scores (`finetune.network.Head`)
-    rows: ClassVar[Any] = None  # how labelled examples become rows (`finetune.network.Rows`)
-    frame: ClassVar[Any] = None  # special tokens around texts (`lm.data.rows.templates.Frame`), once a tokenizer is known
-    parts: ClassVar[tuple[Any, ...]] = ()  # of a mixture: its objectives with their names
+    # Not class variables: fields of some subclasses.
+    labels: tuple[str, ...] = ()  # classes, and their kind; the parameters depend on both
+    kind: str | None = None
+    class_weights: tuple[float, ...] = ()
+    head: Any = None  # between a sequence's state and its scores (`finetune.network.Head`)
+    rows: Any = None  # how labelled examples become rows (`finetune.network.Rows`)
+    frame: Any = None  # special tokens around texts (`lm.data.rows.templates.Frame`), once a tokenizer is known
+    parts: tuple[Any, ...] = ()  # of a mixture: its objectives with their names
     # Special token ids. None: that of the tokenizer, or absent.
-    start: ClassVar[int | None] = None
-    begin: ClassVar[int | None] = None
-    end: ClassVar[int | None] = None
-    pad: ClassVar[int | None] = None
+    start: int | None = None
+    begin: int | None = None
+    end: int | None = None
+    pad: int | None = None
 
-    prefix: ClassVar[bool] = False  # prompts are attended to in both directions
-    template: ClassVar[bool] = False  # texts are encoded by the tokenizer's template; a field where published models have one
+    template: bool = False  # texts are encoded by the tokenizer's template; a field where published models have one
     apart: ClassVar[bool] = False  # each of its `parts` has, and is evaluated on, examples of its own
-    nats: ClassVar[str | None] = None  # metric in nats per token of running text, for perplexity and bits per byte
 
     model: Any
-    records: Windows | Documents | Examples  # input of `corrupt`
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
+
+    @property
+    def records(self) -> Windows | Documents | Examples | Parted:
+        """Describe the input of `corrupt`."""
+        raise NotImplementedError
+
+    @property
+    def writes(self) -> str:
+        """Generates left to right: continues a "text", or writes the "answer" to a source; "" for neither."""
+        return ""
+
+    @property
+    def prefix(self) -> bool:
+        """Attends to prompts in both directions."""
+        return False
+
+    @property
+    def headless(self) -> bool:
+        """Exported without a vocabulary head."""
+        return False
+
+    @property
+    def nats(self) -> str | None:
+        """Name the metric in nats per token of running text, for perplexity and bits per byte."""
+        return None
 
     @property
     def scales(self) -> Mapping[str, float]:
@@ -101,7 +124,7 @@ class Objective:
         """Return the special tokens to add to the tokenizer where its vocabulary lacks them."""
         return ()
 
-    def resolve(self, tokenizer: Tokenizer) -> "Objective":
+    def resolve(self, tokenizer: Tokenizer) -> Self:
         """Set the vocabulary size, and of the fields `separator`, `pieces` and the ids of `special` those it has.
 
         The id of "[CLS]" or "<cls>" goes into a field `cls`. Raises UserError where tokenizer and objective do not fit.
@@ -110,15 +133,15 @@ class Objective:
         # Declared fields only: the table of pieces takes memory and time.
         names = {field.name for field in dataclasses.fields(self)}
         ids = {name[1:-1].lower(): tokenizer.special_id(name) for name in self.special} | {"separator": tokenizer.separator}
-        derived = {name: id for name, id in ids.items() if name in names}
+        derived: dict[str, Any] = {name: id for name, id in ids.items() if name in names}
         derived |= {"pieces": tokenizer.piece_table()} if "pieces" in names else {}
         return dataclasses.replace(self, model=fit(self.model, tokenizer), **derived)
 
-    def sized(self, vocab: int) -> "Objective":
+    def sized(self, vocab: int) -> Self:
         """Set the model's vocabulary size where it is 0."""
         return dataclasses.replace(self, model=sized(self.model, self.model.vocab or vocab))
 
-    def study(self, corpus: Corpus) -> "Objective":
+    def study(self, corpus: Corpus) -> Self:
         """Collect corpus statistics for `corrupt` (a table of similar words); called after `resolve`."""
         return self
 
@@ -145,7 +168,7 @@ class Objective:
         """Return the state carried from batch to batch, every leaf with a leading axis of rows, or None."""
         return None
 
-    def peers(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> jax.Array | None:
+    def peers(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> Any:
         """Compute features (B, ...) that every row needs of the whole batch; None where rows are independent.
 
         In micro-batches `loss` reads those of all rows from batch["peers"], without a gradient.
@@ -160,7 +183,7 @@ class Objective:
         """Encode the prompt for a text to continue or to answer."""
         raise NotImplementedError
 
-    def published(self) -> "Objective":
+    def published(self) -> Self:
         """Return the objective that encodes texts by the tokenizer's template, as published models expect."""
         own = any(field.name == "template" for field in dataclasses.fields(self))
         return dataclasses.replace(self, template=True) if own else self
@@ -207,7 +230,7 @@ class Objective:
         """Return dummy labels for an unlabelled example; only the loss reads them."""
         return {}
 
-    def unbounded(self, tokenizer: Tokenizer, examples: Sequence[LabelledExample]) -> "Objective":
+    def unbounded(self, tokenizer: Tokenizer, examples: Sequence[LabelledExample]) -> Self:
         """Return the objective without limits inferred from its training examples, to answer others."""
         return self
 
@@ -245,7 +268,7 @@ def sized(model: Any, vocab: int) -> Any:
     return dataclasses.replace(model, vocab=vocab)
 
 
-def resolve(config: Any, corpus: Any) -> tuple[Any, Any]:
+def resolve(config: Any, corpus: Corpus) -> tuple[Any, Corpus]:
     """Add the objective's special tokens to the corpus's tokenizer; resolve the objective and let it study the corpus."""
     tokenizer = corpus.tokenizer.with_special(config.objective.special)
     corpus = dataclasses.replace(corpus, tokenizer=tokenizer)
@@ -259,7 +282,7 @@ def resolve(config: Any, corpus: Any) -> tuple[Any, Any]:
     return dataclasses.replace(config, objective=objective), corpus
 
 
-def training_batches(config: Any, corpus: Any, rows: tuple[int, int] | None = None) -> Batches:
+def training_batches(config: Any, corpus: Corpus, rows: tuple[int, int] | None = None) -> Batches:
     """Return the batches of a run, a pure function of the step; `rows`: range of this process's rows."""
     objective = config.objective
     return Batches(

@@ -5,7 +5,6 @@
 The n-gram baseline needs no network: `python -m lm.evaluation.kneser_ney`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,11 +48,12 @@ class LSTMLanguageModel(Objective):
     @functools.cached_property
     def causal(self) -> Causal:
         """Return the causal objective, whose rows and targets these are."""
-        return Causal(model=self.model, separator=self.separator)
+        return Causal(model=self.model, separator=self.separator)  # type: ignore[arg-type]  # only its context is read
 
     @property
     def records(self) -> Windows:
-        return dataclasses.replace(self.causal.records, order="reading" if self.carry else "shuffled")
+        length = self.model.context
+        return Windows(length=length + 1, stride=length, order="reading" if self.carry else "shuffled")
 
     @property
     def scales(self) -> Mapping[str, float]:

@@ -88,9 +88,9 @@ class Causal(Objective):
             tokens = np.concatenate([part for turn in turns for part in (turn, ending)])
             first = len(turns[0]) + 1 if self.dialogue == "responses" else 0
             parts.append((tokens[:-1], tokens[1:], np.arange(1, len(tokens)) >= first))
-        tokens, targets, counted = zip(*parts) if parts else ((), (), ())
+        read, targets, counted = zip(*parts) if parts else ((), (), ())
         length = self.model.context
-        inputs, segments, positions = lay(tokens, length)
+        inputs, segments, positions = lay(read, length)
         return {
             "tokens": inputs,
             "targets": lay(targets, length)[0],

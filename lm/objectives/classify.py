@@ -110,7 +110,7 @@ class Classify(Tuned, Objective):
         parts = value if isinstance(value, list) else str(value).split(self.between)
         return [str(part).strip() for part in parts if str(part).strip()]
 
-    def target(self, example: Example) -> tuple[np.ndarray, float]:
+    def target(self, example: Example) -> tuple[np.ndarray | np.generic, float]:
         """Return the target, a number, a label's index or a multi-hot vector, and its weight."""
         if self.kind == "number":
             return np.float32(number_of(example, self.label)), 1.0

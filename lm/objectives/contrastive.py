@@ -82,7 +82,7 @@ class Contrastive(Objective):
         return not self.mlm
 
     @property
-    def records(self) -> Windows:
+    def records(self) -> Windows | Documents:
         if self.fields == 1:  # the end of a sentence that started before, and all of the next
             return Windows(length=2 * self.length, stride=2 * self.length)
         return Documents(fields=self.fields, limit=(self.length,) * self.fields, pack=False)
@@ -104,7 +104,7 @@ class Contrastive(Objective):
             if len(ids):  # an absent sentence has no tokens, not even the special ones
                 ids = np.concatenate([[self.cls], ids[: self.length - 2], [self.sep]])
                 tokens[i, : len(ids)], segments[i, : len(ids)] = ids, 1
-        row = {"sentences": tokens, "segments": segments, "seed": np.int32(rng.integers(2**31))}
+        row = {"sentences": tokens, "segments": segments, "seed": np.array(rng.integers(2**31), np.int32)}
         return row | (self.masked(rng, tokens) if self.mlm else {})
 
     def sentence(self, record: Mapping[str, Any]) -> np.ndarray:

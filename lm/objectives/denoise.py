@@ -85,7 +85,7 @@ class Denoise(SourceTarget, Objective):
 
     def resolve(self, tokenizer: Tokenizer) -> "Denoise":
         begin, end, mask = (tokenizer.special_id(name) for name in self.special)
-        ids = {"begin": begin, "end": end, "separator": tokenizer.separator}
+        ids: dict[str, Any] = {"begin": begin, "end": end, "separator": tokenizer.separator}
         pieces = tokenizer.piece_table()
         fillers = noise.Fillers(mask=mask, random=self.random, ordinary=np.flatnonzero(~pieces.special))
         return dataclasses.replace(self, model=fit(self.model, tokenizer), pieces=pieces, fillers=fillers, **ids)

@@ -109,7 +109,7 @@ class Extract(Tuned, Objective):
     def sizes(self, example: Example) -> list[tuple[int, int]]:
         return [(len(window.laid.tokens), 1) for window in self.lay(example)]
 
-    def target(self, example: Example, window: Window) -> tuple[int, int]:
+    def target(self, example: Example, window: Window) -> tuple[int, int]:  # type: ignore[override]  # of a window
         """Return the positions of the first and the last token of the gold answer in a window."""
         gold = self.gold(example)
         if gold and len(window.spans):
@@ -150,7 +150,7 @@ class Extract(Tuned, Objective):
     def terms(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> Sums:
         logits_BT2, weights_BP = self.logits(params, batch, keys_B), batch["weights"]
         own_BPT = batch["segments"][:, None] == batch["numbers"][..., None]
-        total, right_BP = 0.0, weights_BP > 0
+        total, right_BP = jnp.zeros(()), weights_BP > 0
         for side, name in enumerate(("starts", "ends")):
             # The softmax is over the window's own tokens: others of its row are masked.
             scores_BPT = jnp.where(own_BPT, logits_BT2[:, None, :, side], jnp.finfo(jnp.float32).min)

@@ -136,7 +136,8 @@ class Masked(Objective):
         return {"mlm": 1.0} if self.sentence == "none" else {"mlm": 1.0, "pair": 1.0}
 
     def resolve(self, tokenizer: Tokenizer) -> "Masked":
-        ids = Ids(*(tokenizer.special_id(name) for name in self.special), tokenizer.separator, tokenizer.vocab)
+        cls, sep, mask, pad = map(tokenizer.special_id, self.special)
+        ids = Ids(cls, sep, mask, pad, tokenizer.separator, tokenizer.vocab)
         check(self.low < ids.vocab, f"low={self.low} leaves no token of {ids.vocab} to draw")
         # Special tokens frame the text and are never targets, except in RoBERTa's release.
         closed = np.zeros(ids.vocab, bool)
@@ -246,9 +247,8 @@ class Masked(Objective):
 
     def heads(self) -> tuple[Pooler, Linear]:
         """Return the pooler over [CLS] and the classifier of pairs."""
-        model = self.model
-        std = {"std": model.init, "truncate": model.init_truncate}
-        return Pooler(model.width, **std), Linear((model.width, 2), ("embed", None), **std)
+        std: dict[str, Any] = {"std": self.model.init, "truncate": self.model.init_truncate}
+        return Pooler(self.model.width, **std), Linear((self.model.width, 2), ("embed", None), **std)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         mlm = {"mlm": batch["weights"].sum()}
@@ -300,7 +300,7 @@ class Masked(Objective):
         places, targets = example["places"][counted], example["targets"][counted]
         original = example["tokens"][:real].copy()
         original[places] = targets
-        starts, guesses = example.get("starts", self.pieces.word_starts(original)), found and found["guess"][counted]
+        starts, guesses = example.get("starts", self.pieces.word_starts(original)), found["guess"][counted] if found else None
         cells = side_by_side(tokenizer, original, example["tokens"], places, guesses, self.ids.mask, starts)
         return "\n".join([*self.heading(example, found), cells])
 

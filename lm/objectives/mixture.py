@@ -6,7 +6,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,7 @@ class Parts:
     """Mixin of objectives with parts: one trunk below all of them, and members collected from the parts."""
 
     parts: tuple[Part, ...]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
     def __post_init__(self):
         names = [part.name for part in self.parts]
@@ -89,18 +90,18 @@ class Parts:
         part = next(part for part in self.parts if part.objective.writes)
         return part.objective, part.params(params)
 
-    def of(self, parts: tuple[Part, ...]) -> "Parts":
+    def of(self, parts: tuple[Part, ...]) -> Self:
         """Copy with other parts."""
         return dataclasses.replace(self, parts=parts)
 
-    def each(self, change: Callable[[Objective], Objective]) -> "Parts":
+    def each(self, change: Callable[[Objective], Objective]) -> Self:
         """Change the objective of every part."""
         return self.of(tuple(dataclasses.replace(part, objective=change(part.objective)) for part in self.parts))
 
-    def resolve(self, tokenizer: Tokenizer) -> "Parts":
+    def resolve(self, tokenizer: Tokenizer) -> Self:
         return self.each(lambda objective: objective.resolve(tokenizer))
 
-    def sized(self, vocab: int) -> "Parts":
+    def sized(self, vocab: int) -> Self:
         return self.each(lambda objective: objective.sized(vocab))
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
@@ -167,11 +168,11 @@ class Multitask(Parts, Objective):
         weight = {part.name: part.weight if self.take == "all" else 1.0 for part in self.parts}
         return {f"{p.name}/{k}": weight[p.name] * s for p in self.parts for k, s in p.objective.scales.items()}
 
-    def study(self, corpus: Corpus) -> "Multitask":
+    def study(self, corpus: Corpus) -> Self:
         return self.each(lambda objective: objective.study(corpus))
 
     def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Example:
-        example = {}
+        example: Example = {}
         for part in self.parts:
             example |= part.named(part.objective.corrupt(rng, beginning(record, part.objective.records.length)))
         return example
@@ -180,7 +181,7 @@ class Multitask(Parts, Objective):
         """Return a step counter, for the draw of a part; one a row, as memory has an axis of rows."""
         return jnp.zeros((rows,), jnp.int32) if self.take == "one" else None
 
-    def peers(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> jax.Array | None:
+    def peers(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> dict[str, Any] | None:
         peers = {p.name: p.objective.peers(p.params(params), p.of(batch), keys_B) for p in self.parts}
         return {name: x for name, x in peers.items() if x is not None} or None
 

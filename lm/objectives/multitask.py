@@ -6,7 +6,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
@@ -70,11 +70,11 @@ class Tasks(Parts, Objective):
     def scales(self) -> Mapping[str, float]:
         return {f"{p.name}/{k}": p.weight * s for p in self.parts for k, s in p.objective.scales.items()}
 
-    def of(self, parts: tuple[Part, ...], shares: tuple[float, ...] | None = None) -> "Tasks":
+    def of(self, parts: tuple[Part, ...], shares: tuple[float, ...] | None = None) -> Self:
         """Copy with other parts."""
         return dataclasses.replace(self, parts=parts, shares=shares or self.shares)
 
-    def measured(self) -> "Tasks":
+    def measured(self) -> Self:
         """Weight the losses by share as well, so that their mean is the expected training loss."""
         return self.of(
             tuple(
@@ -83,7 +83,7 @@ class Tasks(Parts, Objective):
             )
         )
 
-    def study(self, corpus: Corpus) -> "Tasks":
+    def study(self, corpus: Corpus) -> Self:
         """Let each part study its own source; raises UserError where parts and sources do not match."""
         network.examples_of(corpus)  # refuses running text
         check(

@@ -120,13 +120,13 @@ class Permuted(Objective):
             "places": places,
             "targets": targets,
             "weights": (np.arange(self.count) < len(positions)).astype(np.float32),
-            "backward": np.int32(record["backward"]),
-            "pair": np.int32(label),
+            "backward": np.array(record["backward"], np.int32),
+            "pair": np.array(label, np.int32),
         }
 
     def compose(
         self, rng: np.random.Generator, record: Mapping[str, Any]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
         """Lay a row out: tokens, word starts, types, a mask of text as opposed to padding, each (T,), and the pair's label."""
         reuse, limit = self.halves[0], self.halves[1] - 3
         real = int(np.count_nonzero(record["segments"]))
@@ -138,11 +138,12 @@ class Permuted(Objective):
             low, high = elsewhere(other, self.slack, max(1, limit - cut))
         size_a, size_b = trim(cut, high - low, limit)
         sep, cls, rest = [[self.sep], [1]], [[self.cls], [1]], limit - size_a - size_b
-        parts = [source[:, : reuse + size_a], sep, second[:, low : low + size_b], sep, cls, np.zeros((2, rest), np.int32)]
+        padding = np.zeros((2, rest), np.int32)
+        parts: list[Any] = [source[:, : reuse + size_a], sep, second[:, low : low + size_b], sep, cls, padding]
         tokens, starts = np.concatenate(parts, 1, dtype=np.int32)
         sizes = reuse + size_a + 1, size_b + 1, 1, rest
         real_T = np.repeat([True, False, True, False], (min(real, reuse), max(0, reuse - real), sum(sizes[:3]) - reuse, rest))
-        return tokens, starts > 0, np.repeat(np.int32([FIRST, SECOND, LAST, FIRST]), sizes), real_T, label
+        return tokens, starts > 0, np.repeat(np.array([FIRST, SECOND, LAST, FIRST], np.int32), sizes), real_T, label
 
     def read(self, record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens and word starts of a window, (2, length), and sentence starts in reading direction, (length,).

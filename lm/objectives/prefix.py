@@ -122,7 +122,7 @@ class Prefix(SourceTarget, Objective):
         return ("[PAD]", "[SEP]", *self.mode_names, *sentinel_names(sentinels))
 
     def resolve(self, tokenizer: Tokenizer) -> "Prefix":
-        ids = {"separator": tokenizer.separator, "end": tokenizer.separator}
+        ids: dict[str, Any] = {"separator": tokenizer.separator, "end": tokenizer.separator}
         # A plain split needs no token beside the separator; all else has padding, an end, modes and sentinels.
         if not self.plain:
             pad, end, *rest = map(tokenizer.special_id, self.special)

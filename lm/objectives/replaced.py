@@ -104,7 +104,7 @@ class Replaced(Objective):
         length, most = self.model.context, self.predictions
         row = {name: np.zeros(length, np.int32) for name in ("original", "types", "segments", "positions")}
         row["original"][:] = self.pad
-        masked, places, at = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
+        masked, drawings, at = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
         for number, (first, second) in enumerate(self.examples(rng, record), 1):
             # Truncated at the row's end, with space for the special tokens.
             first = first[: max(0, length - at - 2)]
@@ -115,19 +115,19 @@ class Replaced(Objective):
             row["original"][span], row["segments"][span], row["positions"][span] = ids, number, np.arange(len(ids))
             row["types"][at + len(first) + 2 : span.stop] = 1
             # The row's P predictions go to its examples in order, to each by its own length.
-            drawn = at + self.draw(rng, ids, most - sum(map(len, places)))
-            places.append(drawn)
+            drawn = at + self.draw(rng, ids, most - sum(map(len, drawings)))
+            drawings.append(drawn)
             masked.append(drawn[rng.random(len(drawn)) < self.mask_share])
             at = span.stop
             if length - at < SHORTEST:
                 break
         tokens = row["original"].copy()
         tokens[np.concatenate(masked).astype(np.int32)] = self.mask
-        places = np.concatenate(places).astype(np.int32)
+        places = np.concatenate(drawings).astype(np.int32)
         weights = (np.arange(most) < len(places)).astype(np.float32)
         places = np.pad(places, (0, most - len(places)))
         targets = np.where(weights > 0, row["original"][places], 0).astype(np.int32)
-        seed = np.int32(rng.integers(2**31))
+        seed = np.array(rng.integers(2**31), np.int32)
         return {"tokens": tokens, **row, "places": places, "targets": targets, "weights": weights, "seed": seed}
 
     def examples(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -148,7 +148,8 @@ class Replaced(Objective):
     def assign(self, rng: np.random.Generator, sizes: list[int], target: int) -> list[bool]:
         """Return of each sentence whether it goes into the second segment, as in the authors' code."""
         goal = float("inf") if rng.random() < self.single else (target - 3) // 2
-        first, seconds = 0, []
+        first = 0
+        seconds: list[bool] = []
         for size in sizes:
             fits = first == 0 or first + size < goal
             is_first = fits or (not any(seconds) and first < goal and rng.random() < 0.5)
@@ -200,15 +201,15 @@ class Replaced(Objective):
     ) -> tuple[tuple[jax.Array, Head], jax.Array, jax.Array]:
         """Run both networks; return the generator's (states, head), the row with its samples and the logits, (B, T)."""
         layout = batch["positions"], batch["segments"], batch["types"]
-        apply = self.network.apply
-        guess = apply({"params": params}, batch["tokens"], batch["places"], *layout, keys_B, method="guess")
+        network, variables = self.network, {"params": params}
+        h_BPE, head = network.apply(variables, batch["tokens"], batch["places"], *layout, keys_B, method="guess")
         # Evaluation still samples, from the row's own seed, so that its figures are deterministic.
         keys = jax.vmap(jax.random.key)(batch["seed"]) if keys_B is None else fold(keys_B, 3)
         # No gradient flows through sampling: the generator learns from its own loss alone (section 2.2).
-        sampled_BP = sample(*jax.lax.stop_gradient(guess), keys)
+        sampled_BP = sample(jax.lax.stop_gradient(h_BPE), jax.lax.stop_gradient(head), keys)
         fake_BT = insert_samples(batch, sampled_BP)
-        logits_BT, _ = apply({"params": params}, fake_BT, *layout, keys_B, method="judge")
-        return guess, fake_BT, logits_BT
+        logits_BT, _ = network.apply(variables, fake_BT, *layout, keys_B, method="judge")
+        return (h_BPE, head), fake_BT, logits_BT
 
     def predict(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
         _, fake_BT, logits_BT = self.play(params, batch, None)

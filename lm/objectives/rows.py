@@ -25,9 +25,20 @@ class SourceTarget:
     """Mixin of objectives that write a target from a source: prompt, parameters, predictions, display, FLOPs."""
 
     holds: ClassVar[str] = HOLDS
-    writes: ClassVar[str] = "answer"
     model: EncoderDecoder | Transformer
-    limits: tuple[int, ...]  # lengths of a row for the encoder and the decoder, or for a decoder alone
+    start: int | None
+    begin: int | None
+    end: int | None
+    template: bool
+
+    @property
+    def writes(self) -> str:
+        return "answer"
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """Lengths of a row for the encoder and the decoder, or for a decoder alone."""
+        raise NotImplementedError
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> Prompt:
         """Encode a source between `begin`, if there is one, and `end`; the decoder starts as in training."""
@@ -71,7 +82,7 @@ def lay(sequences: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.nd
 
 
 def forced(
-    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], limits: tuple[int, int], start: int | None = None
+    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], limits: tuple[int, ...], start: int | None = None
 ) -> Example:
     """Lay pairs out for teacher forcing; the decoder reads each target shifted right behind its own last token (fairseq).
 
@@ -126,8 +137,8 @@ def target_sums(
     count, vocab = batch["weights"].sum(), head.vocab
     # cross_entropy spreads over all V tokens: e / (V - 1) on the wrong ones alone is e' / V with e' = e V / (V - 1).
     spread = smoothing * vocab / (vocab - 1)
-    extras = {"z_loss": z_loss, "smoothing": spread, "chunk": chunk}
-    sums = cross_entropy(h_BTD, head, batch["targets"], batch["weights"], **extras)
+    labels = batch["targets"], batch["weights"]
+    sums = cross_entropy(h_BTD, head, *labels, z_loss=z_loss, smoothing=spread, chunk=chunk)
     # Constant in the parameters: the gradient stays that of the cross-entropy.
     entropy = 0.0
     if smoothing and from_zero:

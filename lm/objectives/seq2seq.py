@@ -70,10 +70,11 @@ def closed(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the sources and the targets of pairs, each truncated to its limit with the end token behind."""
     ending = np.array([end], np.int32)
-    return tuple(
+    sources, targets = (
         [np.concatenate([fields[k][: limit - 1], ending], dtype=np.int32) for fields in documents]
         for k, limit in enumerate(limits)
     )
+    return sources, targets
 
 
 if __name__ == "__main__":

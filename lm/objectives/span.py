@@ -99,7 +99,7 @@ class Span(SourceTarget, Objective):
 
     def resolve(self, tokenizer: Tokenizer) -> "Span":
         pad, end, *sentinels = map(tokenizer.special_id, self.special)
-        ids = {"pad": pad, "end": end, "sentinels": tuple(sentinels), "separator": tokenizer.separator}
+        ids: dict[str, Any] = {"pad": pad, "end": end, "sentinels": tuple(sentinels), "separator": tokenizer.separator}
         return dataclasses.replace(self, model=fit(self.model, tokenizer), **ids)
 
     def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Example:
@@ -116,7 +116,7 @@ class Span(SourceTarget, Objective):
         return show_documents(tokenizer, example, found, self.sentinels)
 
 
-def denoised(objective: Objective, params: Any, batch: Batch, keys_B: jax.Array | None) -> Sums:
+def denoised(objective: Any, params: Any, batch: Batch, keys_B: jax.Array | None) -> Sums:
     """Sum the loss of a denoising objective, and in evaluation the accuracy on text targets alone."""
     h_BTD, head = read(objective.model, params, batch, keys_B)
     extras = objective.z_loss, objective.smoothing, objective.chunk

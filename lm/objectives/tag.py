@@ -46,6 +46,9 @@ class WordWindow(NamedTuple):
     firsts: np.ndarray
 
 
+Scheme = Literal["auto", "none", "IOB1", "IOB2", "IOBES"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tag(Tuned, Objective):
     """Cross-entropy of the tag of each word, scored at its first token; nats per word.
@@ -72,7 +75,7 @@ class Tag(Tuned, Objective):
     unknown: Literal["refuse", "skip"] = "refuse"
     crf: bool = False
     forbid: Literal["never", "decoding", "always"] = "decoding"
-    scheme: Literal["auto", "none", "IOB1", "IOB2", "IOBES"] = "auto"
+    scheme: Scheme = "auto"
     overlap: int = 32
     dropout: float = 0.0
     rows: Rows = Rows()
@@ -97,7 +100,7 @@ class Tag(Tuned, Objective):
     def check_example(self, example: Example) -> None:
         self.targets(example)
 
-    def scheme_of(self, training: Sequence[Example], held_out: Sequence[Example]) -> str:
+    def scheme_of(self, training: Sequence[Example], held_out: Sequence[Example]) -> Scheme:
         """Detect the scheme, or "none"; with `forbid="always"` refuse tags that violate it, else report their number."""
         scheme, share = self.scheme, 0.0
         if scheme == "auto":

@@ -115,9 +115,8 @@ class Text2text(Objective):
     @property
     def contexts(self) -> tuple[int, int]:
         """Context lengths for the source and the target."""
-        if self.paired:
-            return self.model.encoder.context, self.model.decoder.context
-        return self.model.context, self.model.context
+        sides = (self.model.encoder, self.model.decoder) if isinstance(self.model, EncoderDecoder) else (self.model, self.model)
+        return sides[0].context, sides[1].context
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -147,7 +146,7 @@ class Text2text(Objective):
     def resolve(self, tokenizer: Tokenizer) -> Self:
         if self.paired:
             begun, padded = (special.find(tokenizer.core, name) is not None for name in ("[CLS]", "[PAD]"))
-            lead = (tokenizer.special_id("[CLS]"),) if begun else ()
+            lead: tuple[int, ...] = (tokenizer.special_id("[CLS]"),) if begun else ()
             end = tokenizer.special_id("[SEP]")
             usual = tokenizer.special_id("[PAD]") if padded and not begun else end
             start = usual if self.start is None else self.start
@@ -155,7 +154,7 @@ class Text2text(Objective):
             end, start = tokenizer.separator, None
             check(end is not None, "a decoder ends its answers with the tokenizer's separator: not Characters")
             lead = tuple(Frame(tokenizer, "decoder").lead()) or (end,)
-        ids = {"start": start, "end": end, "lead_ids": lead}
+        ids: dict[str, Any] = {"start": start, "end": end, "lead_ids": lead}
         return dataclasses.replace(self, model=fit(self.model, tokenizer), tokenizer=tokenizer, **ids)
 
     def study(self, corpus: Corpus) -> Self:
@@ -215,18 +214,19 @@ class Text2text(Objective):
     def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Row:
         pairs = [self.lay(example) for example, _ in record["examples"]]
         if self.paired:
-            return forced(*zip(*pairs), self.sides, self.start) if pairs else forced([], [], self.sides, self.start)
+            sources, targets = zip(*pairs) if pairs else ((), ())
+            return forced(sources, targets, self.sides, self.start)
         whole, length = [np.concatenate(pair) for pair in pairs], self.sides[0]
         tokens, segments, positions = lay([ids[:-1] for ids in whole], length)
-        sources = np.array([0, *(len(source) for source, _ in pairs)])[segments]  # length of each position's own source
+        sizes = np.array([0, *(len(source) for source, _ in pairs)])[segments]  # length of each position's own source
         return {
             "tokens": tokens,
             "targets": lay([ids[1:] for ids in whole], length)[0],
             # The last token of a source predicts the first of its target.
-            "weights": ((segments > 0) & (positions >= sources - 1)).astype(np.float32),
+            "weights": ((segments > 0) & (positions >= sizes - 1)).astype(np.float32),
             "segments": segments,
             "positions": positions,
-            "prefix": (positions < sources) & self.bidirectional,
+            "prefix": (positions < sizes) & self.bidirectional,
         }
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> Prompt:
@@ -261,7 +261,7 @@ class Text2text(Objective):
     # -- device --------------------------------------------------------------------------------------------------------
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
-        if self.paired:
+        if isinstance(self.model, EncoderDecoder):
             return Seq2Seq(self.model).init(key, batch["source"], batch["tokens"])["params"]
         return Model(self.model).init(key, batch["tokens"])["params"]
 

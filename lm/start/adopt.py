@@ -17,7 +17,7 @@ from lm.data.tokenizer.tokenizer import Pretrained
 from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.positions import context_of
-from lm.objectives.base import sized
+from lm.objectives.base import Objective, sized
 from lm.runs import is_published
 
 
@@ -87,7 +87,7 @@ def adopt_parts(config: Config, given: Sequence[str]) -> tuple[Config, list[str]
     return dataclasses.replace(config, objective=objective, data=adopted.data), list(dict.fromkeys(lines))
 
 
-def head_like(objective: Any, kind: str) -> Any:
+def head_like(objective: Objective, kind: str) -> Any:
     """Return the head of a model_type for an objective's task, None where the objective's own choice is the same.
 
     `head.inner="auto"` goes by the tokens, which are BERT's in ELECTRA and DistilBERT too; their heads are others.

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lm.config import Config, read_config
 from lm.errors import UserError, check
+from lm.objectives.base import Objective
 from lm.runs import is_published
 from lm.training.checkpoint import Checkpoints
 from lm.training.parameters import LAST, alike, is_added, matched
@@ -73,14 +74,14 @@ def taken(
     return state.replace(params=params, average=average), lines
 
 
-def relabelled(objective: Any, other: Any) -> Callable[[str], bool]:
+def relabelled(objective: Objective, other: Objective) -> Callable[[str], bool]:
     """Tell the arrays that score the labels of a task which `other` has with other labels, or of another kind."""
     mine, theirs = labels_of(objective), labels_of(other)
     odd = [name for name in mine if name in theirs and not alike(mine[name], theirs[name])]
     return lambda path: any(path.startswith(name) and LAST.fullmatch(path.removeprefix(name)) for name in odd)
 
 
-def labels_of(objective: Any) -> dict[str, tuple[Any, Any]]:
+def labels_of(objective: Objective) -> dict[str, tuple[Any, Any]]:
     """Give (labels, kind) of each task by what its arrays' names begin with; of one that has none (None, None)."""
     objective = objective.inner
     parts = {f"{part.name}/": part.objective for part in objective.parts} or {"": objective}

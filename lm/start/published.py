@@ -47,10 +47,10 @@ def start_from(path: str, objective: Objective, state: TrainState, abstract: Tra
     lines = [f"started from {path}: {len(both)} of {len(ours)} arrays"]
     if fresh := set(ours) - set(both):
         lines.append(f"drawn anew: {some(fresh)}")
-    unread = loaded.left
+    unread = set(loaded.left)
     if task:
         unread = task_heads.known_as(family_of({"model_type": loaded.kind}), loaded.objective.model, unread)
-    if left := (set(theirs) - set(ours) - set(both.values()) - set(loaded.drawn)) | set(unread):
+    if left := (set(theirs) - set(ours) - set(both.values()) - set(loaded.drawn)) | unread:
         lines.append(f"left out: {some(left)}")
     average = None if state.average is None else jax.tree.map(lambda x: x.copy(), nested(found))
     return state.replace(params=nested(found), average=average), lines

@@ -172,7 +172,7 @@ class Checkpoints:
         with self.reading(step):
             restored = self.manager.restore(step, args=self.ocp.args.Composite(state=args))["state"]
             again = checksums(restored) if arrays else {}
-        if odd := [name for name, entry in again.items() if entry != arrays[name]]:
+        if odd := [name for name, entry in again.items() if arrays and entry != arrays[name]]:
             raise Damaged(self.folder(step), f"'{odd[0]}' is not what was saved")
         return restored[part] if part else abstract.replace(**restored)
 
@@ -212,16 +212,16 @@ class Checkpoints:
         """
         damaged: list[Damaged] = []
         for step in steps:
-            result, error = None, None
+            error: Damaged | None = None
             try:
                 result = attempt(step)
             except Damaged as damage:
                 error = damage
             # A checkpoint counts as whole only where every process could read its part.
             if agreed(error is None):
-                for damage, other in zip(damaged, steps):
+                for before, other in zip(damaged, steps):
                     moved = "" if self.read_only else f"; it lies in {self.set_aside(other)} now"
-                    say(f"{damage}: taking that of step {step}{moved}")
+                    say(f"{before}: taking that of step {step}{moved}")
                 if damaged and not self.read_only:
                     self.manager.reload()
                 return step, result

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lm.data.corpus.corpus import Corpus
 from lm.errors import check, check_range
 
 
@@ -32,7 +33,7 @@ class Private:
         check(self.clip > 0 or not self.noise, f"private.noise={self.noise} is in units of private.clip: set that, too")
 
 
-def guarantee(config: Any, corpus: Any, batches: Any, steps: int) -> dict[str, float]:
+def guarantee(config: Any, corpus: Corpus, batches: Any, steps: int) -> dict[str, float]:
     """Return {"epsilon", "delta"} after `steps`; {} without noise, or where `dp-accounting` is not installed."""
     private = config.optimizer.private
     if not private.noise:
@@ -56,7 +57,7 @@ def epsilon(noise: float, rate: float, steps: int, delta: float) -> float | None
     return float(RdpAccountant().compose(step, steps).get_epsilon(delta))
 
 
-def notices(config: Any, corpus: Any, batches: Any) -> Sequence[str]:
+def notices(config: Any, corpus: Corpus, batches: Any) -> Sequence[str]:
     """Format the (epsilon, delta) guarantee of the whole run; () where privacy is off."""
     private = config.optimizer.private
     if not private.clip:

@@ -4,6 +4,7 @@ A checksum is a sum over elements, so it does not depend on how an array is shar
 other, and a part of a state by itself. It runs at memory bandwidth; hashing the files would take longer than writing them.
 """
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +26,7 @@ def checksums(tree: Any) -> dict[str, str]:
     on_host = all(not isinstance(x, jax.Array) or (x.is_fully_addressable and in_host_memory(x)) for x in arrays)
     if on_host:  # no program to compile
         with ThreadPoolExecutor(THREADS) as pool:  # numpy releases the interpreter lock while it adds
-            sums = list(pool.map(host_sum, map(np.asarray, arrays)))
+            sums: Iterable[tuple[int, int]] = list(pool.map(host_sum, map(np.asarray, arrays)))
     else:
         sums = np.asarray(jax.device_get(device_sums(arrays)))
     return {

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]  # name -> (weighted sum, sum of weights), on the device
-Host = dict[str, tuple[float, float]]  # the same in float64
+Host = dict[str, tuple[float, ...]]  # the same in float64
 
 
 def add(total: Host, sums: Sums) -> Host:

@@ -46,6 +46,7 @@ def factor(shape: str, numbers: Numbers, step: jax.Array) -> jax.Array:
     rise = 1.0 if shape == "flat_rsqrt" else jnp.minimum((t + 1) / (warmup + 1), 1.0)
     # Every shape is a function of the step alone, so that a resumed run needs no state of the schedule.
     done = jnp.clip((t - warmup) / jnp.maximum(steps - warmup, 1.0), 0.0, 1.0)
+    fall: jax.Array | float
     if shape == "linear":
         fall = final + (1 - final) * (1 - done)
     elif shape == "linear_bert":

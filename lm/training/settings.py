@@ -93,8 +93,13 @@ class Schedule:
 class Run(Protocol):
     """The fields of `lm.config.Config` that the state of a run depends on: configs lie above this room."""
 
-    objective: Any
-    data: Any
-    optimizer: Optimizer
-    batch: int
-    seed: int
+    @property
+    def objective(self) -> Any: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def optimizer(self) -> Optimizer: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def seed(self) -> int: ...

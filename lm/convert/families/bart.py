@@ -74,7 +74,8 @@ class Bart(Family):
         return self.kind(model=EncoderDecoder(encoder=stack("encoder"), decoder=stack("decoder")), start=start)
 
     def settings(self, objective: Denoise | Seq2seq) -> dict[str, Any]:
-        c, sizes = objective.model.decoder, {}
+        c = objective.model.decoder
+        sizes: dict[str, Any] = {}
         for side in SIDES:
             names = {"depth": f"{side}_layers", "heads": f"{side}_attention_heads", "mlp": f"{side}_ffn_dim"}
             sizes |= written(getattr(objective.model, side), names)
@@ -99,7 +100,7 @@ class Bart(Family):
         `final_logits_bias` is a field of ours, which transformers ignores.
         """
         bias = objective.model.decoder.head_bias
-        found = {"final_logits_bias": bias} if bias != self.head_bias else {}
+        found: dict[str, Any] = {"final_logits_bias": bias} if bias != self.head_bias else {}
         start = objective.start
         end = (0 if self.fixed else 2) if objective.end is None else objective.end
         found |= {"decoder_start_token_id": end if start is None else start, "eos_token_id": end}

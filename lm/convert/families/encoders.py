@@ -15,6 +15,7 @@ from lm.convert.family import ACTIVATIONS, Family, Fields, name_of, written
 from lm.convert.layouts import BEFORE, PARTS, SEQUENCE, Heads, Layout
 from lm.convert.layouts import encoder as encoder_heads
 from lm.convert.rules import Rule, dense, normal
+from lm.corruption.pairs import Sentence
 from lm.errors import check
 from lm.models.transformer import Transformer
 from lm.objectives.contrastive import Contrastive
@@ -37,7 +38,7 @@ class Encoder(Family):
     name: str
     heads: Heads
     offset: int = 0
-    sentences: tuple[str, ...] = ()
+    sentences: tuple[Sentence, ...] = ()
 
     copies = (
         (r"(predictions|lm_head)\.decoder\.weight$", "embed/table"),
@@ -77,8 +78,8 @@ class Encoder(Family):
         if isinstance(objective, Contrastive):  # as the paper's own conversion has it: the layer on [CLS] is the pooler
             found += dense("mlp/dense", f"{root}.pooler.dense")
         if root == "roberta":
-            head = [*dense("transform/dense", "lm_head.dense"), *normal("transform/norm", "lm_head.layer_norm")]
-            return [*found, *head, Rule("head_bias", "lm_head.bias")]
+            found += [*dense("transform/dense", "lm_head.dense"), *normal("transform/norm", "lm_head.layer_norm")]
+            return [*found, Rule("head_bias", "lm_head.bias")]
         head = "cls.predictions.transform"
         found += [*dense("transform/dense", f"{head}.dense"), *normal("transform/norm", f"{head}.LayerNorm")]
         found += [Rule("head_bias", "cls.predictions.bias")]

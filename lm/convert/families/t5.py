@@ -82,7 +82,8 @@ class T5(Family):
     def rules(self, objective: Span) -> list[Rule]:
         found = [Rule("embed/table", "shared.weight")]
         for side, sub in SIDES.items():
-            layer, ours, no = f"{side}.block.{{i}}.layer", f"{side}/layers", {"bias": False}
+            layer, ours = f"{side}.block.{{i}}.layer", f"{side}/layers"
+            no: dict[str, Any] = {"bias": False}
             found.append(Rule(f"{side}/buckets", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"))
             found += normal(f"{ours}/norm0", f"{layer}.0.layer_norm", **no)
             found += normal(f"{ours}/norm1", f"{layer}.{sub['mlp']}.layer_norm", **no)

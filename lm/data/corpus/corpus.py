@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm.data.corpus.split import parse_fold
-from lm.data.corpus.store import Tokens
 from lm.data.demo import Documentation
 from lm.data.text.words import Words
 from lm.data.tokenizer.tokenizer import BytePair, Tokenizer, Vocabulary
@@ -54,8 +53,8 @@ class Corpus:
     """Prepared tokens: `train` pairs each stream with its share of rows; `bytes`, `sha256` are of the whole text."""
 
     tokenizer: Tokenizer
-    train: tuple[tuple[float, Tokens], ...]
-    validation: Tokens
+    train: tuple[tuple[float, Any], ...]  # Tokens, or an ExampleSet each
+    validation: Any
     name: str
     bytes: int
     sha256: str

@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from lm.data.corpus.corpus import Corpus, Data
 from lm.data.corpus.digests import DamagedCorpus, fingerprint, read_sealed, remember, remembered, verify
@@ -24,7 +25,7 @@ from lm.data.corpus.tokenise import Tokenisation, content
 from lm.data.sources import Concatenation, components
 from lm.data.text.words import Segmented, Words
 from lm.data.tokenizer.tokenizer import BytePair, Pretrained, Tokenizer, WordPiece
-from lm.data.types import Reader, TextSource, labelled
+from lm.data.types import Reader, labelled
 from lm.errors import UserError
 
 
@@ -45,9 +46,8 @@ def prepare(
 
         return gather(data, _cache_root(cache), report)
     readers = [(share, _opened(source, data.words)) for share, source in components(data.source)]
-    validation = data.validation
-    if not isinstance(validation, int | float):
-        validation = _opened(validation, data.words)
+    held = data.validation
+    validation = held if isinstance(held, int | float) else _opened(held, data.words)
     root = _cache_root(cache)
     key = _key(data, [reader for _, reader in readers], validation)
     final = root / f"{readers[0][1].name.replace('/', '_').replace(':', '_')[:40]}-{key}"
@@ -99,7 +99,7 @@ def set_aside(path: Path) -> Path:
     return path.rename(other)
 
 
-def _opened(source: TextSource, words: Words | None) -> Reader:
+def _opened(source: Any, words: Words | None) -> Reader:
     reader = source.open()
     return Segmented(reader, words) if words else reader
 

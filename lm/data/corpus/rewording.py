@@ -150,8 +150,9 @@ def replace(rng: np.random.Generator, line: Line, table: Table, count: int) -> N
 def insert(rng: np.random.Generator, line: Line, table: Table, count: int) -> None:
     """Insert a synonym of one of the words at a random position, `count` times."""
     words = [word.lower() for word in line.words if word.lower() in table]
-    for _ in range(count if words and line.movable else 0):
-        line.insert(int(rng.integers(len(line.words) + 1)), pick(rng, table[pick(rng, words)]))
+    if isinstance(line, EditableText) and words:
+        for _ in range(count):
+            line.insert(int(rng.integers(len(line.words) + 1)), pick(rng, table[pick(rng, words)]))
 
 
 def swap(rng: np.random.Generator, line: Line, table: Table, count: int) -> None:

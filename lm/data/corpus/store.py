@@ -67,7 +67,7 @@ class Tokens:
         arrays = {".bin": tokens, ".starts": starts} | ({} if marks is None else {".marks": marks})
         if whole or sum(array.nbytes for array in arrays.values()) <= VERIFIED:
             for (suffix, array), expected in zip(arrays.items(), sums, strict=True):
-                if zlib.crc32(array.view(np.uint8)) != expected:
+                if zlib.crc32(array.view(np.uint8).data) != expected:
                     raise DamagedCorpus(f"{base}{suffix} is damaged (its checksum does not fit)")
         return Tokens(tokens, starts, header, marks)
 

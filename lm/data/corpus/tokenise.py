@@ -18,7 +18,7 @@ from lm.data.corpus.split import Part, Split, choose_split, split_parts
 from lm.data.corpus.store import Writer
 from lm.data.sources import Concatenation
 from lm.data.text import words
-from lm.data.tokenizer.tokenizer import Characters, Tokenizer, Vocabulary
+from lm.data.tokenizer.tokenizer import BytePair, Characters, Tokenizer, Vocabulary, WordPiece
 from lm.data.types import Reader
 from lm.errors import UserError
 
@@ -39,7 +39,8 @@ class Tokenisation:
         report: Callable[[str], None],
     ):
         self.vocabulary, self.readers, self.folder = vocabulary, readers, folder
-        self.share, self.separate = (validation, None) if isinstance(validation, int | float) else (0.0, validation)
+        self.separate = None if isinstance(validation, int | float) else validation
+        self.share = validation if isinstance(validation, int | float) else 0.0
         self.report, self.reported = report, 0.0
         opened = [reader for _, reader in readers] + ([self.separate] if self.separate else [])
         everything = Concatenation(tuple(opened))
@@ -90,7 +91,7 @@ class Tokenisation:
         for name, reader, split, held_out in self._streams():
             if isinstance(self.vocabulary, Characters):
                 yield from (part.text for part in split_parts(reader, split))
-            elif not held_out:
+            elif not held_out and isinstance(self.vocabulary, BytePair | WordPiece):
                 share = self.readers[int(name.removeprefix("train-"))][0]
                 limit = share * self.vocabulary.train_bytes
                 for part in split_parts(reader, split):
@@ -135,7 +136,7 @@ class Tokenisation:
         fields = [words.split_fields(part.text, part.borders) for part in batch]
         texts = [text for part in fields for text in part]
         if self.marked:
-            pairs = self.tokenizer.encode_ends(texts)
+            pairs: list[Any] = self.tokenizer.encode_ends(texts)
         else:
             pairs = [(ids, None) for ids in self.tokenizer.encode_batch(texts)]
         rest = iter(pairs)
@@ -157,7 +158,8 @@ class Tokenisation:
 
     @staticmethod
     def _marks(part: Part, texts: list[str], ends: list[np.ndarray]) -> np.ndarray:
-        bits, at, marks = part.marks(), 0, []
+        bits, at = part.marks(), 0
+        marks: list[Sequence[int] | np.ndarray] = []
         for text, stops in zip(texts, ends):
             marks += [[words.ALL], words.token_marks(words.add_sentences(text, bits[at : at + len(text)]), stops)]
             at += len(text)

@@ -130,8 +130,8 @@ def _answers(given: Any, where: str) -> list[tuple[str, int | None]]:
     """List text and start of each answer; the start is None where the file has none."""
     if isinstance(given, dict):  # Hugging Face has a list of texts and a list of starts
         found, starts = given.get("text"), given.get("answer_start")
-        right = isinstance(found, list) and isinstance(starts, list) and len(found) == len(starts)
-        check(right, f"{where}: 'answers' has no 'text' and 'answer_start' that are lists of one length; mend it")
+        if not isinstance(found, list) or not isinstance(starts, list) or len(found) != len(starts):
+            raise UserError(f"{where}: 'answers' has no 'text' and 'answer_start' that are lists of one length; mend it")
         given = [{"text": text, "answer_start": start} for text, start in zip(found, starts)]
     if not isinstance(given, list):
         raise UserError(f"{where}: 'answers' is {_short(given)}, not a list; mend it")

@@ -33,7 +33,7 @@ class TfdsExamples(ExampleSource):
         from lm.data.text.tfds import TfdsReader
 
         reader = TfdsReader(self.name, self.split, self.field, self.data_dir)
-        features = reader.records.dataset_info.features
+        features = reader.features
         translations = tfds.features.Translation, tfds.features.TranslationVariableLanguages
         several = [name for name in sorted(features) if isinstance(features[name], translations)]
         check(bool(several) or not self.language, f"{reader.name}: no text in several languages; leave out language")

@@ -11,14 +11,13 @@ import functools
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from lm.data.corpus.corpus import Corpus
-from lm.data.corpus.store import Tokens
 from lm.data.rows.examples import Examples, ExampleStream, Parted, TaskStream
 from lm.data.rows.records import Documents, DocumentStream, Record, Windows, WindowStream, derive
 from lm.errors import UserError
@@ -26,7 +25,7 @@ from lm.sizes import check_memory
 
 Example = dict[str, np.ndarray]
 Corrupt = Callable[[np.random.Generator, Record], Example]
-Train = tuple[tuple[float, Tokens], ...]
+Train = tuple[tuple[float, Any], ...]
 Stream = WindowStream | DocumentStream | ExampleStream | TaskStream
 Place = tuple[int, int, tuple[int, ...]]  # stream, index in it, key of the row's generator
 BLOCK = 1000  # steps of several tasks whose order is drawn together
@@ -91,7 +90,7 @@ def by_task(streams: list[Stream], shares: list[float], seed: int, batch: int) -
     return place
 
 
-def reading(streams: list[Stream], batch: int) -> Callable[[int], Place]:
+def reading(streams: Sequence[Any], batch: int) -> Callable[[int], Place]:
     """Return the map from training row i to its place when row r of each batch continues row r of the batch before."""
     if len(streams) > 1:
         raise UserError("a mixture has no reading order: an objective with a memory needs a single source")
@@ -141,7 +140,8 @@ class Batches:
         self.streams = [records.open(tokens, packing, derive(seed, k)) for k, (_, tokens) in enumerate(train)]
         rows = self.shard[1] - self.shard[0]  # each has its tokens as int32, at least
         check_memory(4 * rows * records.tokens, f"a batch of {rows:,} rows of {records.tokens:,} tokens", "lower batch")
-        shares, self.blank = [share for share, _ in train], {}
+        self.blank: Example = {}
+        shares = [share for share, _ in train]
         if records.order == "reading":
             self.place = reading(self.streams, batch)
         elif records.order == "tasks":
@@ -181,7 +181,7 @@ class Evaluation:
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: Any,
         records: Windows | Documents | Examples,
         corrupt: Corrupt,
         batch: int,

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from lm.data.tokenizer import special
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import UserError, check
 
 Style = Literal["bert", "roberta", "xlnet", "t5", "decoder"]
@@ -43,7 +44,7 @@ class Laid(NamedTuple):
 def style_of(core: Any, kind: str) -> Style:
     """Choose the style by the network ("xlnet", "decoder", "pair", an encoder-decoder, or "encoder") and its tokens."""
     if kind in ("xlnet", "decoder"):
-        return kind
+        return "xlnet" if kind == "xlnet" else "decoder"
     if special.find(core, "[CLS]") == "<s>":
         return "roberta"
     return "t5" if kind == "pair" else "bert"
@@ -83,7 +84,8 @@ class Frame:
         """Lay one or two texts out in at most `limit` tokens, the longer one cut first; `keep`: the part that stays."""
         before, between, after = self.around(len(texts))
         sizes = longest_first([len(text) for text in texts], limit - self.overhead(len(texts)))
-        parts, types, begins = [before], [0], []
+        parts: list[Sequence[int] | np.ndarray] = [before]
+        types, begins = [0], []
         for k, (text, size) in enumerate(zip(texts, sizes)):
             if k:
                 parts.append(between)
@@ -155,7 +157,7 @@ def _around(frame: Frame, texts: int) -> list[list[int]]:
 
 
 @functools.lru_cache(maxsize=64)  # many questions are about one paragraph
-def _spans(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
+def _spans(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
     if tokenizer.characters:
         ids = tokenizer.encode(text)
         return ids, np.stack([np.arange(len(ids)), np.arange(1, len(ids) + 1)], 1).astype(np.int32)

@@ -70,12 +70,12 @@ class TaggedReader:
                 return decode(file.read(), path).removeprefix("\ufeff")
         try:
             with tarfile.open(path) as archive:
-                file = archive.extractfile(self.member)
-                if file is None:
+                member = archive.extractfile(self.member)
+                if member is None:
                     raise KeyError(self.member)
                 size = archive.getmember(self.member).size  # a small archive may unpack to any size
                 check_memory(4 * size, f"{path}::{self.member}", "unpack it and name the file, or cut it into parts")
-                return decode(file.read(), f"{path}::{self.member}")
+                return decode(member.read(), f"{path}::{self.member}")
         except KeyError:
             raise UserError(f"{path} has no file {self.member!r}: see tar tf {path}") from None
         except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:

@@ -41,7 +41,8 @@ class TfdsReader:
         builder = _builder(name, data_dir)
         self.records = _records(builder, name, split)
         self.folder = os.path.abspath(builder.data_dir)
-        fields = sorted(builder.info.features)
+        self.features = builder.info.features
+        fields = sorted(self.features)
         if field not in fields:
             raise UserError(f"{self.name}: no field {field!r}; it has {', '.join(fields)}")
         info = builder.info.splits[split]

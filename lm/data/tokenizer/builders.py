@@ -207,7 +207,7 @@ def load_core(path: Path) -> Any:
         if (folder / "merges.txt").exists() and (folder / "vocab.json").exists():
             vocab = load_json(folder / "vocab.json", dict)
             lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-            merges = [tuple(s.split(" ")) for s in lines if s and not s.startswith("#version")]
+            merges: list[Any] = [tuple(s.split(" ")) for s in lines if s and not s.startswith("#version")]
             core = published_pairs(vocab, merges, class_of(folder), bool(settings(folder).get("add_prefix_space")))
             set_apart(core, folder, settings(folder))
             return core

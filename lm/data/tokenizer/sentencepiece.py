@@ -25,7 +25,7 @@ def load_model(path: Path) -> Any:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError:
         raise UserError(f"{path} is a SentencePiece model: pip install sentencepiece protobuf to read it") from None
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made when it is imported
     try:
         model.ParseFromString(path.read_bytes())
     except Exception:
@@ -63,7 +63,7 @@ def _build(model: Any, path: Path) -> Any:
 def _normalizer(spec: Any) -> Any:
     from tokenizers import Regex, normalizers
 
-    steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     else:  # Metaspace would not put a prefix before a text's leading space

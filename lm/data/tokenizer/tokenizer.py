@@ -232,7 +232,8 @@ class Tokenizer:
         """Write tokenizer.json (`path`); an unusual separator or first token goes to tokenizer_config.json beside it."""
         path = Path(path)
         path.write_text(self.core.to_str(pretty=True), encoding="utf-8")
-        names, found = self._separators(), {}
+        names = self._separators()
+        found: dict[str, str | None] = {}
         if names[:1] != [s for s in SEPARATORS if self.token_id(s) is not None][:1]:
             found = {"eos_token": names[0]} if names else {"separator": None}
         if self.first not in (None, self.separator, *self.around[0][-1:]):

@@ -9,8 +9,8 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from re import _constants as ops
-from re import _parser as parser
+from re import _constants as ops  # type: ignore[attr-defined]  # private: no other parser has its dialect
+from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,8 @@ class Parts:
                 self.free[self.sequence(items, at)].append(end)
             return end
         if op in (ops.MAX_REPEAT, ops.MIN_REPEAT):
-            return self.repeat(*argument, at)
+            least, most, items = argument
+            return self.repeat(least, most, items, at)
         return self.character(ranges_of(op, argument, self.what), at)
 
     def repeat(self, least: int, most: int, items: Iterable, at: int) -> int:
@@ -159,8 +160,8 @@ class Parts:
         number, rows, queue = {start: 0}, [], [start]
         for now in queue:  # grows as new subsets appear
             row = np.full(256, -1, np.int32)
-            for low, high, to in self.targets(now, work):
-                to = self.reach(to, work)
+            for low, high, parts in self.targets(now, work):
+                to = self.reach(parts, work)
                 if to not in number:
                     check(len(number) < STATES, f"{self.what} needs too many states; make it simpler")
                     number[to] = len(number)

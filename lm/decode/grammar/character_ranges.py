@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from re import _constants as ops
+from re import _constants as ops  # type: ignore[attr-defined]  # private, as in the automaton
 from typing import Any
 
 import numpy as np

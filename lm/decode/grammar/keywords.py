@@ -17,7 +17,9 @@ KEYS = {
     "object": {"properties", "required", "additionalProperties"},
 }
 # JSON's types and Python's of their values; `is_a` checks true, false and null itself.
-TYPE_NAMES = {"string": str, "integer": int, "number": (int, float), "boolean": (), "null": (), "array": list, "object": dict}
+TYPE_NAMES: dict[str, Any] = {
+    "string": str, "integer": int, "number": (int, float), "boolean": (), "null": (), "array": list, "object": dict,
+}  # fmt: skip
 DIGITS = 40  # of a bound: enough for numbers of 128 bits
 
 

@@ -19,7 +19,7 @@ from lm.decode.processors import History, Rules
 from lm.decode.sampling import Sampling
 from lm.decode.search.reorder import reorder
 from lm.decode.steps import Prepared, Prompts, Seq2SeqSteps, Steps
-from lm.errors import check, check_choices, check_range
+from lm.errors import UserError, check, check_choices, check_range
 
 NEVER = -1e9  # score of a missing text, as in Hugging Face's: finite, so that sums and comparisons stay numbers
 
@@ -122,7 +122,8 @@ def beam_search(
     check((sampling is None) == (keys_P is None), "beam sampling needs both a sampling and one key a prompt")
     check(sampling is None or beams.groups == 1, "beam sampling knows no groups: groups=1")
     if beams.coverage_penalty:
-        check(isinstance(steps, Seq2SeqSteps), "coverage_penalty counts the attention to a source: it needs an encoder-decoder")
+        if not isinstance(steps, Seq2SeqSteps):
+            raise UserError("coverage_penalty counts the attention to a source: it needs an encoder-decoder")
         steps = replace(steps, attend=True)
     how = {"steps": steps, "beams": beams, "rules": rules, "stops": tuple(stops), "sampling": sampling}
     pool = jax.device_get(search(prepared, prompts, keys_P, new, room=bucket(new), **how))
@@ -282,7 +283,8 @@ def extend(
     open_P &= (hope_P[:, None] > worst_PN).any(1)
     if beams.early_stopping is True:
         open_P &= ~pool.valid_PGN.all(1)
-    return *beams_next, pool, open_P
+    rows_next, ids_next, totals_next, logprobs_next = beams_next
+    return rows_next, ids_next, totals_next, logprobs_next, pool, open_P
 
 
 def drawn(totals_PC: jax.Array, keys_P: jax.Array, step: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

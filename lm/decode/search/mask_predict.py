@@ -15,7 +15,7 @@ from lm.decode.search.masked import WIDTH, padded
 from lm.errors import check
 from lm.models.encoder_decoder import Seq2Seq
 from lm.models.heads import Head
-from lm.objectives.base import Objective
+from lm.objectives.conditional import Conditional
 
 ROWS = 32  # sources that go through the model together
 
@@ -46,7 +46,7 @@ class Encoded(struct.PyTreeNode):
 
 
 def mask_predict(
-    objective: Objective, params: Any, sources: Sequence[np.ndarray], *, iterations: int = 10, lengths: int = 5,
+    objective: Conditional, params: Any, sources: Sequence[np.ndarray], *, iterations: int = 10, lengths: int = 5,
     prefixes: Sequence[np.ndarray] | None = None, longest: int = 0,
 ) -> list[list[Predicted]]:  # fmt: skip
     """Predict the target of each source (its ids, without end token), for its `lengths` likeliest lengths, best first.
@@ -77,7 +77,7 @@ def mask_predict(
 
 
 def predict(
-    objective: Objective, params: Any, sources: Sequence[np.ndarray], prefixes: Sequence[np.ndarray], iterations: int,
+    objective: Conditional, params: Any, sources: Sequence[np.ndarray], prefixes: Sequence[np.ndarray], iterations: int,
     lengths: int, longest: int,
 ) -> list[list[Predicted]]:  # fmt: skip
     """Predict the targets of one batch of sources."""
@@ -101,9 +101,9 @@ def predict(
     tokens_RT, logprobs_RT = np.asarray(tokens_RT), np.asarray(logprobs_RT, np.float64)
     check_finite(logits_BL, "the length of a target")
     check_finite(logprobs_RT, "the tokens of a target")
-    by_source = [[] for _ in sources]
-    for row, i in enumerate(rows_R):
-        size, total = best_BC.flat[row], float(logprobs_RT[row].sum())
+    by_source: list[list[Predicted]] = [[] for _ in sources]
+    for row, i in enumerate(rows_R.tolist()):
+        size, total = int(best_BC.flat[row]), float(logprobs_RT[row].sum())
         length_logprob = float(length_logprobs_BL[i, size - 1])
         by_source[i].append(Predicted(tokens_RT[row, len(prefixes[i]) : size], total, total / size, length_logprob))
     return [sorted(candidates, key=lambda target: -target.score) for candidates in by_source]
@@ -125,7 +125,7 @@ def lay_targets(
     return tokens_RT, segments_RT, free_RT
 
 
-def parts(objective: Objective, params: Any) -> tuple[Seq2Seq, dict[str, Any], jax.Array]:
+def parts(objective: Conditional, params: Any) -> tuple[Seq2Seq, dict[str, Any], jax.Array]:
     """Return the network, its variables and the table (L + 1, D) of the slot and the lengths."""
     variables = {"params": {k: v for k, v in params.items() if k != "lengths"}}
     return Seq2Seq(objective.model), variables, objective.table.apply({"params": params["lengths"]}, method="whole")
@@ -133,7 +133,7 @@ def parts(objective: Objective, params: Any) -> tuple[Seq2Seq, dict[str, Any], j
 
 @partial(jax.jit, static_argnames="objective")
 def encode(
-    objective: Objective, params: Any, source_BS: jax.Array, segments_BS: jax.Array
+    objective: Conditional, params: Any, source_BS: jax.Array, segments_BS: jax.Array
 ) -> tuple[Encoded, jax.Array]:
     """Encode the sources, whose first entry is the slot; return them and logits (B, L) of the lengths 1, 2, ..."""
     pair, variables, table_LD = parts(objective, params)
@@ -147,7 +147,7 @@ def encode(
 
 @partial(jax.jit, static_argnames=("objective", "iterations"))
 def refine(
-    objective: Objective, params: Any, encoded: Encoded, tokens_BT: jax.Array, segments_BT: jax.Array, free_BT: jax.Array, *,
+    objective: Conditional, params: Any, encoded: Encoded, tokens_BT: jax.Array, segments_BT: jax.Array, free_BT: jax.Array, *,
     iterations: int,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Run the iterations; return the tokens (B, T) and the log-probability (0 in prefixes) of each when last predicted."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -74,7 +74,8 @@ def attack(
     (clean_C,) = ask([text])
     check(0 <= label < len(clean_C), f"label {label} is none of the {len(clean_C)} classes")
     right = int(clean_C.argmax()) == label
-    best, replaced, flipped = float(clean_C[label]), [], False
+    best, flipped = float(clean_C[label]), False
+    replaced: list[Any] = []
     if right and places:
         # The order is fixed before the first substitution, as in both papers: ranking again after each would cost a query
         # per word and step.

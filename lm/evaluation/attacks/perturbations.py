@@ -145,7 +145,7 @@ class Perturbed:
     """Options of a task that compares clean texts of a file with perturbed ones."""
 
     path: str
-    how: Literal[tuple(PERTURBATIONS)] = "swap_letters"
+    how: Literal[tuple(PERTURBATIONS)] = "swap_letters"  # type: ignore[valid-type]  # the names of the table
     rate: float = 0.1
 
     def __post_init__(self):

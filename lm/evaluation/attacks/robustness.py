@@ -13,8 +13,8 @@ from lm.evaluation.metrics.statistics import Figures, mean, proportion, same_len
 def change(clean_N: Sequence[float], perturbed_N: Sequence[float]) -> Figures:
     """Compare scores of the same examples: means `clean`, `perturbed`, and `delta`, their paired difference."""
     same_length(clean=clean_N, perturbed=perturbed_N)
-    clean_N, perturbed_N = np.asarray(clean_N, float), np.asarray(perturbed_N, float)
-    return {"clean": mean(clean_N), "perturbed": mean(perturbed_N), "delta": mean(perturbed_N - clean_N)}
+    delta_N = np.asarray(perturbed_N, float) - np.asarray(clean_N, float)
+    return {"clean": mean(clean_N), "perturbed": mean(perturbed_N), "delta": mean(delta_N)}
 
 
 def jensen_shannon(first_NC: np.ndarray, second_NC: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,7 +50,8 @@ def krippendorff_alpha(
     paired = [[r for r in ratings if r is not None] for ratings in ratings_NJ]
     paired = [ratings for ratings in paired if len(ratings) > 1]
     check(len(paired) > 0, "no item has two ratings: agreement is undefined")
-    names = sorted({r for ratings in paired for r in ratings})
+    known: set[Any] = {r for ratings in paired for r in ratings}
+    names = sorted(known)
     size = len(names)
     counts_NK = np.array([[ratings.count(name) for name in names] for ratings in paired], float)
     values = np.array(names, float) if level == "interval" else np.arange(size)
@@ -69,5 +70,6 @@ def krippendorff_alpha(
 def counts_of(ratings_NJ: Sequence[Sequence[Hashable]]) -> tuple[np.ndarray, list[Hashable]]:
     """Count the ratings of each item by category for `fleiss_kappa`: counts (N, K), and the categories."""
     same_length(items=ratings_NJ)
-    names = sorted({r for ratings in ratings_NJ for r in ratings})
+    known: set[Any] = {r for ratings in ratings_NJ for r in ratings}
+    names = sorted(known)
     return np.array([[list(ratings).count(name) for name in names] for ratings in ratings_NJ]), names

@@ -73,7 +73,8 @@ def _cells(counts_KK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _parts(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Split sums (..., 3 K) into hits, truths and guesses, each (..., K)."""
-    return tuple(np.split(sums, 3, -1))
+    hits, truths, guesses = np.split(sums, 3, -1)
+    return hits, truths, guesses
 
 
 def ratios(hits: np.ndarray, truths: np.ndarray, guesses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ Text = str | Sequence[Hashable]  # a string is lower-cased and split at white sp
 
 def tokens(text: Text) -> list[Hashable]:
     """Split a text into tokens. Chinese strings have no spaces: pass list(text)."""
-    return text.lower().split() if isinstance(text, str) else list(text)
+    return [*text.lower().split()] if isinstance(text, str) else list(text)
 
 
 def ngrams(text: Sequence[Hashable], n: int) -> list[tuple]:

@@ -18,16 +18,17 @@ def reweighted(truth_N: Sequence[int], predicted_N: Sequence[int], prior_C: np.n
     recalls; the priors count as known.
     """
     count = same_length(truths=truth_N, predictions=predicted_N)
-    truth_N, right_N = np.asarray(truth_N), np.asarray(truth_N) == np.asarray(predicted_N)
+    labels_N = np.asarray(truth_N)
+    right_N = labels_N == np.asarray(predicted_N)
     prior_C = np.asarray(prior_C, float)
     check(prior_C.ndim == 1 and bool((prior_C >= 0).all()), "shares must be one positive number a class")
     check(abs(prior_C.sum() - 1) < 1e-6, f"shares must sum to 1, not {prior_C.sum():g}")
-    check(truth_N.min() >= 0 and truth_N.max() < len(prior_C), f"true classes must lie in 0..{len(prior_C) - 1}")
-    count_C = np.bincount(truth_N, minlength=len(prior_C))
+    check(labels_N.min() >= 0 and labels_N.max() < len(prior_C), f"true classes must lie in 0..{len(prior_C) - 1}")
+    count_C = np.bincount(labels_N, minlength=len(prior_C))
     absent = np.flatnonzero((prior_C > 0) & (count_C == 0))
     if len(absent):
         raise UserError(f"class {absent[0]} has a share but no examples to measure it on")
-    recall_C = divide(np.bincount(truth_N, right_N, len(prior_C)), count_C)
+    recall_C = divide(np.bincount(labels_N, right_N, len(prior_C)), count_C)
     variance_C = divide(recall_C * (1 - recall_C), count_C)
     shift_C = prior_C - count_C / count
     return {

@@ -14,7 +14,7 @@ counts of equal rows; its draws differ, so that figures of earlier runs would no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,13 +56,13 @@ def flat(figures: Mapping[str, Figure], intervals: bool = False) -> dict[str, fl
     return {name: value if math.isfinite(value) else None for name, value in pairs}
 
 
-def divide(above: np.ndarray, below: np.ndarray, otherwise: float = 0.0) -> np.ndarray:
+def divide(above: np.ndarray, below: np.ndarray | float, otherwise: float = 0.0) -> np.ndarray:
     """Divide elementwise; `otherwise` stands where the denominator is 0."""
-    above, below = np.broadcast_arrays(np.asarray(above, float), np.asarray(below, float))
-    return np.divide(above, below, out=np.full(above.shape, float(otherwise)), where=below != 0)
+    top, bottom = np.broadcast_arrays(np.asarray(above, float), np.asarray(below, float))
+    return np.divide(top, bottom, out=np.full(top.shape, float(otherwise)), where=bottom != 0)
 
 
-def same_length(**parts: object) -> int:
+def same_length(**parts: Sized) -> int:
     """Return the common length of the named sequences; raise UserError where they differ or are empty."""
     lengths = {name: len(part) for name, part in parts.items()}
     listed = ", ".join(f"{count} {name}" for name, count in lengths.items())
@@ -84,7 +84,7 @@ def proportion(successes: float, count: int) -> Figure:
     return Figure(p, math.sqrt(p * (1 - p) / count), max(min(low, p), 0.0), min(max(high, p), 1.0))
 
 
-def mean(values: np.ndarray) -> Figure:
+def mean(values: Sequence[float] | np.ndarray) -> Figure:
     """Return the mean and its standard error, s / sqrt(n) with n - 1 in s; NaN for a single value."""
     values = np.asarray(values, float).ravel()
     check(len(values) > 0, "a mean of no examples is undefined")

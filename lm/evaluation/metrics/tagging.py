@@ -14,6 +14,7 @@ from lm.evaluation.metrics.classification import apart, averaged, ratios
 from lm.evaluation.metrics.statistics import Figures, bootstrap_sums, divide, same_length
 
 Tags = Sequence[str]
+Sort = Literal["type", "bounds", "both", "missed", "spurious"]
 SORTS = ("type", "bounds", "both", "missed", "spurious")
 SCHEMES = {"IOB1": "OIB", "IOB2": "OIB", "IOE1": "OIE", "IOE2": "OIE", "IOBES": "OIBES", "BILOU": "OBILU"}
 
@@ -91,8 +92,10 @@ def _one(sums: np.ndarray, which: int, k: int) -> np.ndarray:
 
 
 def _averaged(sums: np.ndarray, which: int, how: str) -> np.ndarray:
-    parts = _parts(sums)
-    return averaged(*parts, which, how) if parts[0].shape[-1] else np.zeros(sums.shape[:-1])  # neither side has an entity
+    hits, truths, guesses = _parts(sums)
+    if not hits.shape[-1]:  # neither side has an entity
+        return np.zeros(sums.shape[:-1])
+    return averaged(hits, truths, guesses, which, how)
 
 
 def _spans_of_all(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None) -> list[tuple[set, set]]:
@@ -107,7 +110,7 @@ class Mistake:
     """A wrong entity: gold and predicted span, None where one side has no entity."""
 
     sentence: int
-    sort: Literal["type", "bounds", "both", "missed", "spurious"]
+    sort: Sort
     gold: Span | None
     predicted: Span | None
 
@@ -132,6 +135,6 @@ def _overlap(a: Span, b: Span) -> int:
     return max(0, min(a.stop, b.stop) - max(a.start, b.start))
 
 
-def _sort(a: Span, b: Span) -> str:
+def _sort(a: Span, b: Span) -> Sort:
     same_bounds = (a.start, a.stop) == (b.start, b.stop)
     return "type" if same_bounds else "bounds" if a.kind == b.kind else "both"

@@ -122,7 +122,7 @@ def entities(objective: Any, tags: Sequence[str]) -> set[tuple[str, int, int]]:
     scheme = scheme_of(objective.labels)
     if scheme is None:
         return {(tag, k, k + 1) for k, tag in enumerate(tags) if tag != "O"}
-    return {tuple(span) for span in spans(tags, None if scheme == "conlleval" else scheme)}
+    return {(span.kind, span.start, span.stop) for span in spans(tags, None if scheme == "conlleval" else scheme)}
 
 
 def comment(gold: list, guess: list) -> tuple[str, str]:

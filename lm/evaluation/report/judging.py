@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from lm.data.files import decode
-from lm.errors import check
+from lm.errors import UserError, check
 from lm.evaluation.metrics.agreement import counts_of, fleiss_kappa, krippendorff_alpha
 from lm.evaluation.metrics.statistics import Figure, Figures, mean, proportion
 from lm.evaluation.report.pages import render
@@ -52,7 +52,7 @@ class Judgement:
     @property
     def pair(self) -> tuple[str, str]:
         """The two systems in the order of their names."""
-        return tuple(sorted((self.left, self.right)))
+        return min(self.left, self.right), max(self.left, self.right)
 
     def score(self, system: str) -> float:
         """Return 1 where the system was preferred, 1/2 for a tie, 0 where the other was."""
@@ -76,7 +76,7 @@ def write_sheet(path: Path, items: Sequence[str], systems: Mapping[str, Sequence
     # Row names carry a digest of the sheet's contents: the key of another sheet is refused.
     whole = json.dumps([list(items), {n: list(t) for n, t in systems.items()}, seed], ensure_ascii=False)
     sheet = hashlib.sha256(whole.encode()).hexdigest()[:6]
-    key = {
+    key: dict[str, dict[str, Any]] = {
         f"r{sheet}-{i:04}": {"item": item, "left": a, "right": b}
         for i, (item, a, b) in _placed(len(items), systems, seed)
     }
@@ -153,10 +153,10 @@ def read_key(path: Path) -> dict[str, dict[str, Any]]:
     key = load_json(path)
     rows = key.get("rows") if isinstance(key, dict) else None
     kinds = {"item": int, "left": str, "right": str}
-    good = isinstance(rows, dict) and all(
+    if not isinstance(rows, dict) or not all(
         isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in kinds.items()) for row in rows.values()
-    )
-    check(good, f"{path} is no key of a sheet: name the FILE.key.json that was written beside it")
+    ):
+        raise UserError(f"{path} is no key of a sheet: name the FILE.key.json that was written beside it")
     return rows
 
 

@@ -52,7 +52,7 @@ def learning_curve(metrics_jsonl: Path, png: Path) -> bool:
         axes.set_title(f"{first} {curves[first][-1, 1]:.3f} at step {curves[first][-1, 0]:,.0f}", loc="left", fontsize=14)
         axes.set_xlabel("steps", color=MUTED)
         axes.set_ylabel("held-out examples", color=MUTED)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of a MaxNLocator
         plain(axes)
     return True
 

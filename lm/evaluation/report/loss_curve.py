@@ -107,7 +107,7 @@ def _limits(axes: Axes, known: list[tuple]) -> None:
     if not known:
         axes.set(xticks=[], yticks=[])
         return
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of a MaxNLocator
     every = np.concatenate([y for _, _, y, _ in known])
     first = max(y[0] for _, _, y, _ in known)
     low, high, usual = every.min(), every.max(), max(first, np.percentile(every, 75))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,11 @@ class Tuned:
     that reads long texts in windows overrides `lay`, `sizes`, `corrupt`, `init_head` and `outcomes` instead.
     """
 
+    if TYPE_CHECKING:  # fields of the subclasses
+        model: network.Trunk
+        rows: network.Rows
+        head: network.Head | None = None
+        dropout: float = 0.0
     frame: Frame | None = derived()
 
     # -- from a config to a run ----------------------------------------------------------------------------------------

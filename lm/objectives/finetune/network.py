@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.corruption.permutation import NEVER
+from lm.data.corpus.corpus import Corpus
 from lm.data.rows.templates import SPECIAL, Frame, Laid, Style, style_of
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.data.types import ExampleSet
 from lm.errors import UserError, check, check_choices, check_range
 from lm.models import flops
@@ -123,7 +125,7 @@ def special(model: Trunk, rows: Rows) -> tuple[str, ...]:
     return SPECIAL[style]
 
 
-def frame(model: Trunk, rows: Rows, tokenizer: Any) -> Frame:
+def frame(model: Trunk, rows: Rows, tokenizer: Tokenizer) -> Frame:
     """Return the template of special tokens around texts."""
     style = style_of(tokenizer.core, family(model, rows)) if rows.style == "auto" else rows.style
     return Frame(tokenizer, style)
@@ -149,14 +151,14 @@ def lay_row(sequences: Sequence[Laid], model: Trunk, frame: Frame, length: int) 
 EMPTY = "no example in this row"
 
 
-def texts_of(tokenizer: Any, row: Example) -> list[str]:
+def texts_of(tokenizer: Tokenizer, row: Example) -> list[str]:
     """Decode each sequence of a row, on one line."""
     side, tokens = ("source_segments", "source") if "source" in row else ("segments", "tokens")
     parts = [row[tokens][row[side] == k] for k in range(1, int(row[side].max(initial=0)) + 1)]
     return [" ".join(tokenizer.decode(part, special=True).split()) for part in parts]
 
 
-def examples_of(corpus: Any) -> list[Any]:
+def examples_of(corpus: Corpus) -> list[Any]:
     """Return all training examples; raises UserError for a corpus of running text."""
     for _, side in corpus.train:
         check(
@@ -170,7 +172,7 @@ def examples_of(corpus: Any) -> list[Any]:
 # -- on the device -----------------------------------------------------------------------------------------------------
 
 
-def bare(model: Trunk) -> Trunk:
+def bare(model: Trunk) -> Any:
     """Return the network without output layers on the vocabulary."""
     if isinstance(model, EncoderDecoder):
         return dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, tied=True, head_bias=False))
@@ -235,10 +237,11 @@ def pool_of(head: Head, model: Trunk, rows: Rows, frame: Frame) -> str:
 
 def scores_of(head: Head, model: Trunk, rows: Rows, style: Style, outputs: int) -> Scores:
     """Return the module from pooled states to scores."""
-    inner = head.inner
-    if inner == "auto":
-        usual = {"bert": "pooler", "roberta": "dense", "t5": "dense", "xlnet": "summary", "decoder": "none"}
-        inner = "dense" if isinstance(model, EncoderDecoder) else "none" if head.pool == "mean" else usual[style]
+    if head.inner == "auto":
+        usual: dict[Style, Inner] = {"bert": "pooler", "roberta": "dense", "t5": "dense", "xlnet": "summary", "decoder": "none"}
+        inner: Inner = "dense" if isinstance(model, EncoderDecoder) else "none" if head.pool == "mean" else usual[style]
+    else:
+        inner = head.inner
     return Scores(
         model.width,
         outputs,
