@@ -16,6 +16,7 @@ from typing import Any
 
 from absl import flags
 
+from lm import platform
 from lm.config import Config, load, override
 from lm.console import table
 from lm.errors import unknown
@@ -178,8 +179,6 @@ def main(overrides: list[tuple[str, str]]) -> None:
         if part not in known:
             raise unknown("part", part, known)
     target = output("launch.bench")  # checked before minutes of measurement
-
-    from lm import platform
 
     platform.prepare()
     from lm.data.corpus.prepare import prepare

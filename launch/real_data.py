@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm.data.corpus.split import position
-from lm.data.demo import DocumentationReader, summaries
+from lm.data.demo import DocumentationReader
 from lm.data.labelled.columns import Entities
+from lm.data.labelled.documented import summaries
 from lm.strict_json import load_json, parse_json
 
 SHARE = 0.1  # held out

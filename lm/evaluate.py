@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from lm import platform
 from lm.errors import check
 from lm.flags import define_new_heads, define_output, output, run
 from lm.strict_json import dump_json
@@ -48,7 +49,6 @@ def main(overrides: list[tuple[str, str]]) -> None:
     """Read the flags, load the run, print tables."""
     check(not overrides, "lm.evaluate takes no --config.* flags: a run's config is its own")
     file = output("lm.evaluate")
-    from lm import platform
 
     platform.prepare()
     from lm.console import progress_bar

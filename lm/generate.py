@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import flags
 
+from lm import platform
 from lm.decode.options import Constraints, Flag, collect_flags, options_of
 from lm.decode.strategies import STRATEGIES
 from lm.errors import UserError, check, unknown
@@ -78,9 +79,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
     file = output("lm.generate", [PROMPTS.value])
     options = {name: flag.value for name, flag in GIVEN.items() if flag.value not in (None, [])}
     strategy, constraints = (built(kind, options) for kind in (STRATEGIES[STRATEGY.value], Constraints))
-    from lm import platform  # jax starts here: mistakes in the flags are reported before
 
-    platform.prepare()
+    platform.prepare()  # jax starts here: mistakes in the flags are reported before
     from lm.convert.runs import opened
     from lm.decode.request import Command
 

@@ -54,7 +54,8 @@ def load(
     path = Path(folder).expanduser()
     check(path.is_dir(), f"{folder}: there is no such folder")
     run = (path / "checkpoints").is_dir()
-    config, params, tokenizer = opened(*((str(path), None) if run else (None, str(path))), step, new_heads)
+    workdir, model = (str(path), None) if run else (None, str(path))
+    config, params, tokenizer = opened(workdir, model, step, new_heads)
     return LanguageModel(config, params, tokenizer, path, run)
 
 
@@ -94,8 +95,7 @@ class LanguageModel:
             if name not in (valid := [*options_of(kind), *options_of(Constraints), "num_samples"]):
                 raise unknown(f"option of {strategy}", name, valid)
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-        parts = (kind, Constraints)
-        built = [part(**{name: options[name] for name in options_of(part) if name in options}) for part in parts]
+        own, shared = ({name: options[name] for name in options_of(part) if name in options} for part in (kind, Constraints))
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         place = {"workdir": str(self.folder) if self.is_run else None, "model": None if self.is_run else str(self.folder)}
         flags = {
@@ -104,7 +104,7 @@ class LanguageModel:
             "seed": seed, "special": special, "chat": chat, "system": system, "regex": regex, "json_schema": json_schema,
             "prompts": None, "prompt": texts, "draft": options.get("draft", ""),
         }  # fmt: skip
-        job = Command(*built, options, flags).job(self.config, self.params, self.tokenizer)
+        job = Command(kind(**own), Constraints(**shared), options, flags).job(self.config, self.params, self.tokenizer)
         prompts = [(text, job.encode({"prompt": text})) for text in texts]
         found = dict(job.samples(prompts, occurrences([encoded for _, encoded in prompts])))
         return [as_object(sample) for i in range(len(texts)) for sample in found[i]]
@@ -153,8 +153,10 @@ class LanguageModel:
         top: int = 5,
     ) -> Explanation:
         """Explain the predictions on a text as `lm.explain` does, whose flags the options are."""
-        how = {"target": target, "layers": layers, "attribute": attribute, "baseline": baseline, "top": top}
-        found = explain(self.config.objective, self.params, self.tokenizer, text, **how)
+        found = explain(
+            self.config.objective, self.params, self.tokenizer, text, target=target, layers=layers, attribute=attribute,
+            baseline=baseline, top=top,
+        )  # fmt: skip
         return Explanation({**found, "name": self.folder.name})
 
     def _sides(self, ids_BT: ArrayLike, source_BS: ArrayLike | None) -> tuple[np.ndarray, ...]:

@@ -87,8 +87,8 @@ def kind_of(kind: object) -> str:
     if origin is tuple:
         inner = kind_of(args[0])
         return f"{inner},..." if args[-1] is Ellipsis else ",".join(map(kind_of, args))
-    names = {type(None): "none", bool: "true | false", Any: "any"}
-    return names.get(kind) or getattr(kind, "__name__", str(kind))
+    names: dict[object, str] = {type(None): "none", bool: "true | false", Any: "any"}
+    return names.get(kind) or str(getattr(kind, "__name__", kind))
 
 
 def summary(cls: type) -> str:
@@ -141,12 +141,14 @@ def _comments(cls: type) -> dict[str, str]:
         if token.type == tokenize.COMMENT
     }
     found: dict[str, str] = {}
-    for node in ast.parse(source).body[0].body:
+    (declared,) = ast.parse(source).body
+    for node in declared.body if isinstance(declared, ast.ClassDef) else ():
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             if node.end_lineno in comments and not comments[node.end_lineno][1]:
                 found[node.target.id] = comments[node.end_lineno][0]
             else:
-                above, line = [], node.lineno - 1
+                above: list[str] = []
+                line = node.lineno - 1
                 while line in comments and comments[line][1]:
                     above.insert(0, comments[line][0])
                     line -= 1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from lm import platform
 from lm.config import Config, load, override
 from lm.errors import check
 from lm.flags import run
@@ -56,9 +57,7 @@ def main(default: str | None = None) -> None:
             return print(listing(config))
         workdir = WORKDIR.value or f"runs/{name(spec)}"
 
-        from lm import platform  # jax starts here: a mistake in the config is reported before it
-
-        platform.prepare()
+        platform.prepare()  # jax starts here: a mistake in the config is reported before it
         with joined(DISTRIBUTED.value, TIMEOUT.value, Path(workdir)):
             work(config, Path(workdir), [name for name, _ in overrides])
 

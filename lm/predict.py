@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 
+from lm import platform
 from lm.config import Config
 from lm.data.corpus.corpus import Corpus
 from lm.data.files import TABLES, Files, expand, table_rows
@@ -236,7 +237,6 @@ if __name__ == "__main__":
 
     def main(overrides: list[tuple[str, str]]) -> None:
         """Load the run that the flags name, and predict."""
-        from lm import platform
 
         check(not overrides, "lm.predict takes no --config.* flags: a run's config is its own")
         file = output("lm.predict", [] if INPUT.value == "-" else expand(INPUT.value))

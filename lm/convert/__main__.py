@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import flags
 
+from lm import platform
 from lm.errors import check
 from lm.flags import run
 
@@ -32,7 +33,6 @@ CHECK = flags.DEFINE_bool("check", False, "compare every layer with transformers
 def main(overrides: list[tuple[str, str]]) -> None:
     """Dispatch on the flags and print the result."""
     check(not overrides, "lm.convert takes no --config.* flags")
-    from lm import platform
 
     platform.prepare()
     if CHECK.value:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from lm import platform
 from lm.convert.runs import opened
 from lm.errors import check
 from lm.evaluation.downstream import asked, leave
@@ -39,7 +40,6 @@ if __name__ == "__main__":
 
     def main(overrides: list[tuple[str, str]]) -> None:
         """Write the files and print their names."""
-        from lm import platform
 
         check(not overrides, "lm.evaluation.again takes no --config.* flags: a run's config is its own")
         platform.prepare()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
+from lm import platform
 from lm.data.rows.prompts import Prompt
 from lm.decode.strategies import Strategy
 from lm.errors import UserError, check
@@ -163,7 +164,6 @@ def main(overrides: list[tuple[str, str]]) -> None:
     values = flags.FLAGS
     check(bool(values.tasks), "name the harness's --tasks, joined by commas")
     file = output("lm.evaluation.harness")
-    from lm import platform
 
     platform.prepare()
     from lm.console import progress_bar

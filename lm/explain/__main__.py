@@ -11,6 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
+from lm import platform
 from lm.errors import check
 from lm.explain.numbers import numbers
 from lm.flags import define_new_heads, define_output, output, run
@@ -37,9 +38,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
     numbers(LAYERS.value, 1, "layers")
     numbers(ATTRIBUTE.value, 1, "attribute")
     file = output("lm.explain")
-    from lm import platform  # jax starts here: mistakes in the flags are reported before
 
-    platform.prepare()
+    platform.prepare()  # jax starts here: mistakes in the flags are reported before
     from lm.convert.runs import opened
     from lm.explain.explain import explain
     from lm.explain.page import page

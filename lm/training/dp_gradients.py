@@ -14,6 +14,7 @@ import optax
 from lm.errors import check
 from lm.sharding import NO_MESH
 from lm.training import parameters
+from lm.training.schedules import Scalar
 from lm.training.settings import Run
 
 
@@ -60,7 +61,7 @@ def clipped(loss: Callable, params: Any, batch: Any, keys_B: jax.Array, clip: fl
     return grads, {**sums, "clipped": clipped}, totals.sum() / rows
 
 
-def noised(config: Run, grads: Any, seed: jax.Array, step: jax.Array) -> Any:
+def noised(config: Run, grads: Any, seed: Scalar, step: jax.Array) -> Any:
     """Add noise of deviation `noise` x `clip` / batch to the gradients of trained parameters; the same on every mesh."""
     private, key = config.optimizer.private, jax.random.fold_in(jax.random.key(seed), 2)
     trained, frozen = parameters.split(config.optimizer.groups, grads)

@@ -10,7 +10,7 @@ import numpy as np
 
 from lm.training.settings import Schedule
 
-Scalar = jax.Array | np.generic
+Scalar = jax.Array | np.number
 
 
 class Numbers(NamedTuple):

@@ -8,8 +8,8 @@ import pytest
 from lm.config import Data
 from lm.data.corpus.gather import hold_out_share
 from lm.data.corpus.prepare import prepare
-from lm.data.demo import Documented
 from lm.data.labelled.columns import Columns, Entities
+from lm.data.labelled.documented import Documented
 from lm.data.labelled.files import Labelled
 from lm.data.labelled.questions import Questions
 from lm.data.labelled.sources import examples_from

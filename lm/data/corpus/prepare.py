@@ -21,7 +21,6 @@ from typing import Any
 from lm.data.corpus.corpus import Corpus, Data
 from lm.data.corpus.digests import DamagedCorpus, fingerprint, read_sealed, remember, remembered, verify
 from lm.data.corpus.store import FORMAT, Tokens
-from lm.data.corpus.tokenise import Tokenisation, content
 from lm.data.sources import Concatenation, components
 from lm.data.text.words import Segmented, Words
 from lm.data.tokenizer.tokenizer import BytePair, Pretrained, Tokenizer, WordPiece
@@ -59,6 +58,8 @@ def prepare(
                 if corpus is None:
                     if problem:
                         report(f"{problem}: set aside as {set_aside(final).name}, and prepared anew")
+                    from lm.data.corpus.tokenise import Tokenisation
+
                     Tokenisation(data.tokenizer, readers, validation, folder, report).run()
                     _publish(folder, final)
         except OSError as error:
@@ -84,6 +85,8 @@ def _stored(
     state = fingerprint(everything.inputs())
     if state not in remembered(final):
         # Copied, or changed with size and time kept. The digest of the text does not cover its marks.
+        from lm.data.corpus.tokenise import content
+
         report(f"the files of {corpus.name} were touched since they were prepared: comparing their text")
         if everything.marked or content(opened, report) != corpus.sha256:
             return None, f"{final} is of another text, though size and time are the same"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from lm.data.demo import Documented
 from lm.data.labelled.cloze import Cloze
 from lm.data.labelled.columns import Columns, Entities
+from lm.data.labelled.documented import Documented
 from lm.data.labelled.files import Labelled
 from lm.data.labelled.questions import Questions
 from lm.data.labelled.tfds import TfdsExamples
