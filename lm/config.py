@@ -98,7 +98,10 @@ def load(spec: str) -> Config:
 
 def config_function(path: str) -> Callable[..., Config]:
     """Run a config file and return its function `config`."""
-    # By path, under a name of its own: a config file need not lie in a package, and two may share a stem.
+    # By path, under a name of its own: a config file need not lie in a package, and two may share a stem. Modules beside it
+    # are found last, so that none of them takes the place of an installed one.
+    if (folder := str(Path(path).absolute().parent)) not in sys.path:
+        sys.path.append(folder)
     with errors_of(path):
         module_spec = importlib.util.spec_from_file_location(f"configs.{Path(path).stem}", path)
         if module_spec is None or module_spec.loader is None:

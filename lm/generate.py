@@ -5,8 +5,11 @@
 
 Strategies: greedy and sample (the default) take one token after another; beam searches; contrastive avoids repetition;
 speculative lets a small model (--draft) propose; fill, gibbs (masked models) and mask_predict (conditional ones) fill in.
+Greedy search and sampling go on beyond the context from its last half. Names of transformers are understood:
+--num_return_sequences, --no_repeat_ngram_size, --stop_strings, --do_sample=false and others.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from lm import platform
-from lm.decode.options import Constraints, Flag, collect_flags, options_of
+from lm.decode.options import Constraints, Flag, collect_flags, options_of, translated
 from lm.decode.strategies import STRATEGIES
 from lm.errors import UserError, check, unknown
 from lm.flags import define_new_heads, define_output, import_own, output, run
@@ -125,4 +128,5 @@ def agree() -> None:
 
 
 if __name__ == "__main__":
+    sys.argv = translated(sys.argv)
     run(main)

@@ -23,7 +23,7 @@ from lm.config import Config
 from lm.convert.runs import opened
 from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.decode.generate import occurrences
-from lm.decode.options import Constraints, options_of
+from lm.decode.options import ALIASES, Constraints, options_of
 from lm.decode.request import Command
 from lm.decode.results import as_object
 from lm.decode.strategies import STRATEGIES
@@ -91,6 +91,7 @@ class LanguageModel:
         if strategy not in STRATEGIES:
             raise unknown("strategy", strategy, list(STRATEGIES))
         kind = STRATEGIES[strategy]
+        options = {ALIASES.get(name, name): value for name, value in options.items()}
         for name in options:
             if name not in (valid := [*options_of(kind), *options_of(Constraints), "num_samples"]):
                 raise unknown(f"option of {strategy}", name, valid)

@@ -38,6 +38,7 @@ def command(line: list[str]) -> Callable[[], None]:
 
     def start() -> None:
         sys.argv = line
+        sys.path.insert(0, os.getcwd())
         runpy.run_module(line[0], run_name="__main__", alter_sys=True)
 
     return start

@@ -35,16 +35,17 @@ def command(
     as_users: bool = False,
     seconds: float = 600,
     variables: dict[str, str] | None = None,
+    folder: str | Path = ".",
 ) -> subprocess.CompletedProcess:
-    """Run `python -m module args` in a process of its own, forked from one that has jax imported: seconds less a command."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Run `python -m module args` in `folder`, in a process forked from one that has jax imported: seconds less a command."""
+    with tempfile.TemporaryDirectory() as place:
         line = [module, *map(str, args)]
-        asked = {"line": line, "folder": os.getcwd(), "files": f"{folder}/command", "seconds": seconds}
+        asked = {"line": line, "folder": os.path.abspath(folder), "files": f"{place}/command", "seconds": seconds}
         server = _server(os.getpid())
         server.stdin.write(json.dumps({**asked, "variables": {**environment(devices, as_users), **(variables or {})}}) + "\n")
         server.stdin.flush()
         status = json.loads(server.stdout.readline())
-        out, err = (Path(f"{folder}/command.{ending}").read_text(encoding="utf-8") for ending in ("out", "err"))
+        out, err = (Path(f"{place}/command.{ending}").read_text(encoding="utf-8") for ending in ("out", "err"))
     if status is None:
         raise subprocess.TimeoutExpired(line, seconds, out, err)
     return subprocess.CompletedProcess(line, status, out, err)

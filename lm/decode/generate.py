@@ -14,7 +14,7 @@ import numpy as np
 from lm.data.rows.prompts import Prompt
 from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.decode.grammar.constrained import Grammar
-from lm.decode.prefill import check_finite, fits
+from lm.decode.prefill import check_finite
 from lm.decode.processors import Rules
 from lm.decode.results import Sample
 from lm.decode.strategies import AncestralSampling, Strategy
@@ -36,8 +36,8 @@ def generate(
 
     A sample depends on the seed, its prompt and its number, not on the other prompts (but for float rounding). A
     continuation ends at a stop token of the objective, before the first of the `stop` strings in its text, or after
-    `max_new_tokens`. An empty prompt starts a document. New text follows the `grammar`. Raises UserError where prompt and
-    new tokens pass the context.
+    `max_new_tokens`. An empty prompt starts a document. New text follows the `grammar`. Beyond the context greedy search and
+    sampling go on from its last half (`lm.decode.sliding`); for the others that is a UserError.
     """
     check(num_samples >= 1, f"num_samples={num_samples} must be at least 1")
     writer = Writer(objective, params, tokenizer)
@@ -51,7 +51,7 @@ def generate(
     )
     encoded = writer.encode(prompts)
     for prompt in encoded:
-        fits(writer.steps, prompt, max_new_tokens)
+        strategy.fits(writer, prompt, request)
     samples: dict[int, list[Sample]] = {}
     for i, rows in decode_batches(writer, strategy, request, encoded, occurrences(encoded), watch):
         samples[i] = [to_sample(tokenizer, prompts[i], *row, request.stop) for row in rows]

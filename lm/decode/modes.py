@@ -11,7 +11,7 @@ from lm.data.rows.prompts import Prompt
 from lm.decode.chat import Chat
 from lm.decode.generate import ROWS, decode_batches, to_sample
 from lm.decode.infilling import Filler, Infilling
-from lm.decode.prefill import batch_prompts, bucket, fits
+from lm.decode.prefill import batch_prompts, bucket
 from lm.decode.results import Filled, Sample
 from lm.decode.strategies import Strategy
 from lm.decode.writer import Request, Watch, Writer
@@ -41,8 +41,7 @@ class LeftToRight:
             check(self.chat is not None, "this model has no chat template, which messages need")
             check(self.writer.objective.writes == "text", "messages need a model that continues text")
             prompt = Prompt(self.writer.tokenizer.encode(self.chat.render(messages), special=True))
-        for steps in self.strategy.readers(self.writer):
-            fits(steps, prompt, self.request.new)
+        self.strategy.fits(self.writer, prompt, self.request)
         return prompt
 
     def samples(

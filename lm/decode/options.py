@@ -6,13 +6,35 @@ Nothing here or in `lm.decode.strategies` imports jax at the top: a mistake in a
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm.data.tokenizer.tokenizer import Tokenizer
     from lm.decode.processors import Rules
+
+
+# Names that transformers has for our options: read as these, in commands and in Python.
+ALIASES = {
+    "num_return_sequences": "num_samples", "no_repeat_ngram_size": "no_repeat_ngram",
+    "encoder_no_repeat_ngram_size": "encoder_no_repeat_ngram", "assistant_model": "draft", "stop_strings": "stop",
+    "epsilon_cutoff": "epsilon", "eta_cutoff": "eta", "num_assistant_tokens": "draft_tokens",
+}  # fmt: skip
+
+
+def translated(argv: Sequence[str]) -> list[str]:
+    """Replace the names of transformers in a command line; `--do_sample` chooses between sampling and greedy search."""
+    found = []
+    for item in argv:
+        dashes, name, rest = re.fullmatch(r"(-*)(\w*)(.*)", item, re.DOTALL).groups()
+        if dashes and name in ALIASES:
+            item = f"{dashes}{ALIASES[name]}{rest}"
+        elif dashes and name == "do_sample":
+            item = f"--strategy={'greedy' if rest.lower() in ('=false', '=0') else 'sample'}"
+        found.append(item)
+    return found
 
 
 def option(default: Any, text: str, low: int = 1, high: int = 1_000_000) -> Any:

@@ -73,6 +73,9 @@ class Command:
 
         # The bound on new tokens depends on the longest prompt; memory and grammar depend on that bound.
         new, least = self.new_tokens(job), self.constraints.min_new_tokens
+        limit, own = writer.steps.limit, self.flags["max_new_tokens"]
+        if limit is not None and own is not None and own >= limit and strategy.slides:
+            print(f"the context holds {limit} tokens: beyond it the text goes on from the last {limit // 2}", file=sys.stderr)
         check(least <= new, f"--min_new_tokens={least} is more than the {new} new tokens that there may be: lower it")
         request = replace(request, new=new)
         check_rows(writer, strategy, request)
@@ -117,6 +120,7 @@ class Command:
         if job.strategy.streams and sys.stdout.isatty() and len(texts) == self.count == 1:
             stream = Stream(job.writer.tokenizer, job.request.stop, shades)
             print(f"\033[2m{printable(texts[0])}\033[0m", end=between, flush=True)
+            stream.wait()
             try:
                 ((_, (sample,)),) = job.samples(prompts, numbers, stream)
             except KeyboardInterrupt:

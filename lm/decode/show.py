@@ -25,9 +25,18 @@ class Stream:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), shades: bool = False):
         self.tokenizer, self.stop, self.shades = tokenizer, stop, shades
         self.shown, self.count = "", 0  # printed text, and its number of tokens
+        self.notice = ""
+
+    def wait(self) -> None:
+        """Say behind the prompt that the model compiles; the first token takes its place."""
+        self.notice = " (compiling)"
+        print(f"\033[2m{self.notice}\033[0m", end="", flush=True)
 
     def __call__(self, rows: list[Row]) -> None:
         """Print the new part of the first row."""
+        if self.notice:
+            print("\b" * len(self.notice) + "\033[K", end="", flush=True)
+            self.notice = ""
         ids, logprobs = rows[0]
         if not self.shades:
             self.put(self.certain(self.tokenizer.decode(ids)))

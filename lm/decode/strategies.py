@@ -35,6 +35,7 @@ class Strategy:
 
     infills: ClassVar[bool] = False
     streams: ClassVar[bool] = False  # `watch` sees the text as it grows
+    slides: ClassVar[bool] = False  # goes on beyond the context (`lm.decode.sliding`)
     takes: ClassVar[tuple[str, ...]] = TOKENS
 
     def check(self, samples: int) -> None:
@@ -47,6 +48,16 @@ class Strategy:
     def readers(self, writer: Writer) -> tuple[Steps, ...]:
         """List the networks whose context must hold the prompt and the new tokens."""
         return (writer.steps,)
+
+    def fits(self, writer: Writer, prompt: Prompt, request: Request) -> None:
+        """Raise UserError where a context cannot hold a prompt and the new tokens, and the text cannot go on beyond it."""
+        from lm.decode.prefill import fits
+
+        if self.slides and request.grammar is None and writer.objective.writes == "text":
+            check(request.new >= 1, f"max_new_tokens={request.new} must be at least 1")
+            return
+        for steps in self.readers(writer):
+            fits(steps, prompt, request.new)
 
     def rows(self, request: Request) -> int:
         """Count the rows of a batch that one prompt takes."""
@@ -68,7 +79,7 @@ def search_options(writer: Writer, request: Request) -> dict[str, Any]:
 class SamplingOptions:
     """Options of strategies that draw tokens, as `lm.decode.sampling.Sampling` has them."""
 
-    temperature: float = option(1.0, "divides the scores: below 1 safer, above 1 wilder")
+    temperature: float = option(1.0, "divides the scores: below 1 safer, above 1 wilder, 0 greedy")
     top_k: int = option(0, "draw from the k likeliest tokens; 0: from all", low=0)
     top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability")
     min_p: float = option(0.0, "draw from tokens at least this share as probable as the likeliest")
@@ -77,9 +88,11 @@ class SamplingOptions:
     eta: float = option(0.0, "the same, but less where the model is unsure")
 
     def sampling(self) -> Sampling:
-        """Return the settings of the compiled loop; raises UserError for values out of range."""
+        """Return the settings of the compiled loop, greedy at temperature 0; raises UserError for values out of range."""
         from lm.decode.sampling import Sampling
 
+        if self.temperature == 0:
+            return Sampling(strategy="greedy")
         return Sampling(**{name: getattr(self, name) for name in options_of(SamplingOptions)})
 
     def check(self, samples: int) -> None:
@@ -91,6 +104,7 @@ class GreedySearch(Strategy):
     """Take the likeliest token, again and again."""
 
     streams: ClassVar[bool] = True
+    slides: ClassVar[bool] = True
     takes: ClassVar[tuple[str, ...]] = (*TOKENS, "regex", "json_schema")
 
     def write(self, writer, request, batch, keys_B, watch):
@@ -104,6 +118,7 @@ class AncestralSampling(SamplingOptions, Strategy):
     """Draw one token after another, from the whole distribution unless it is truncated."""
 
     streams: ClassVar[bool] = True
+    slides: ClassVar[bool] = True
     takes: ClassVar[tuple[str, ...]] = (*TOKENS, "num_samples", "regex", "json_schema")
 
     def write(self, writer, request, batch, keys_B, watch):
@@ -113,13 +128,18 @@ class AncestralSampling(SamplingOptions, Strategy):
 def token_by_token(
     sampling: Sampling, writer: Writer, request: Request, batch: Sequence[Prompt], keys_B: jax.Array, watch: Watch | None
 ) -> list[list[Row]]:
-    """Run the token loop; rows whose text holds a stop string end early."""
+    """Run the token loop, beyond the context where it is too short; rows whose text holds a stop string end early."""
+    from lm.decode.sliding import continue_beyond, passes
     from lm.decode.writer import continue_tokens
 
     def finished(ids):
         text = writer.tokenizer.decode(ids)
         return any(stop in text for stop in request.stop)
 
+    ends = finished if request.stop else None
+    if passes(writer.steps, batch, request.new):
+        rows = continue_beyond(writer, request, batch, keys_B, sampling=sampling, finished=ends, watch=watch)
+        return by_prompt(rows, request.samples)
     rows = continue_tokens(
         writer.steps,
         writer.prepared(len(keys_B)),
@@ -130,7 +150,7 @@ def token_by_token(
         rules=request.rules,
         stops=writer.stops,
         grammar=request.grammar,
-        finished=finished if request.stop else None,
+        finished=ends,
         watch=watch,
     )
     return by_prompt(rows, request.samples)

@@ -100,10 +100,10 @@ MISTAKES = [
     ([], "--workdir=RUN"),
     (["--workdir=nowhere"], "'nowhere' is not a run"),
     (["--workdir={run}", "--strategy=gredy"], "did you mean 'greedy'?"),
-    (["--workdir={run}", "--temperature=0"], "strategy=greedy"),
+    (["--workdir={run}", "--temperature=-1"], "must be positive"),
     (["--workdir={run}", "--top_p=1.5"], "(0, 1]"),
     (["--workdir={run}", "--prompt=aQ"], "'Q'"),
-    (["--workdir={run}", "--prompt=abcdefgh", "--max_new_tokens=30"], "8 prompt tokens + 30 new ones"),
+    (["--workdir={run}", "--prompt=abcdefgh", "--max_new_tokens=30", "--strategy=beam"], "8 prompt tokens + 30 new ones"),
     (["--workdir={run}", "--step=7"], "has 1, 2"),
     (["--workdir={run}", "--output=no/such/file"], "no/such"),
     (["--workdir={run}", "--num_sample=3"], "num_sample"),
@@ -287,7 +287,9 @@ def test_text_comes_as_it_is_written(chatty, tmp_path):
     seen, status, _, errors = on_terminal([*arguments, f"--output={output}"])
     assert (status, errors) == (0, "")
     text = json.loads(output.read_text(encoding="utf-8"))["text"]
-    assert seen.decode().replace("\r\n", "\n") == f"\033[2mhello\033[0m{text}\n"
+    notice = " (compiling)"
+    before = f"\033[2mhello\033[0m\033[2m{notice}\033[0m" + "\b" * len(notice) + "\033[K"
+    assert seen.decode().replace("\r\n", "\n") == f"{before}{text}\n"
     assert "🙂" in text
 
 

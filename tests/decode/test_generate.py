@@ -163,8 +163,8 @@ def test_a_stop_token_ends_its_row_only():
 LETTERS = Characters().build(lambda: ["abcdefghijklmnopqrstuvwxyz .,\n"])
 
 
-def continued(prompts, **options):
-    return generate(Causal(model=config()), params_of("learned"), LETTERS, prompts, max_new_tokens=40, **options)
+def continued(prompts, max_new_tokens=40, **options):
+    return generate(Causal(model=config()), params_of("learned"), LETTERS, prompts, max_new_tokens=max_new_tokens, **options)
 
 
 def test_stop_strings_cut_the_text_and_the_tokens():
@@ -217,12 +217,27 @@ def test_many_prompts_come_back_in_order():
         assert continued([prompts[i]], strategy=GreedySearch())[0].text == found[i].text
 
 
-def test_past_the_context_is_refused():
+def test_past_the_context_searches_are_refused():
     with pytest.raises(UserError, match=r"30 prompt tokens \+ 40 new ones pass the model's context of 64: .* to 34"):
-        continued(["a" * 30])
+        continued(["a" * 30], strategy=BeamSearch())
     with pytest.raises(UserError, match="shorten the prompt"):
-        continued(["a" * 64])
+        continued(["a" * 64], strategy=BeamSearch())
     assert len(continued(["a" * 24])[0].tokens) == 40
+
+
+@pytest.mark.parametrize("length", [30, 70])
+def test_past_the_context_a_text_goes_on_from_its_last_half(length):
+    """Greedily, stretch by stretch: to the context's end, then from the last 32 of 64 tokens, as often as it takes."""
+    (sample,) = continued([text := "ab" * (length // 2)], strategy=AncestralSampling(temperature=0), max_new_tokens=80)
+    assert len(sample.tokens) == 80
+    (ids,) = (prompt.tokens for prompt in Writer(Causal(model=config()), params_of("learned"), LETTERS).encode([text]))
+    first = len(ids) if len(ids) < 64 else 32
+    expected, keep = [], first
+    while len(expected) < 80:
+        window = np.array([*ids, *expected], np.int32)[-keep:]
+        expected += decode("learned", [Prompt(window)], min(64 - keep, 80 - len(expected)))[0][0].tolist()
+        keep = 32
+    assert sample.tokens == expected
 
 
 def test_buckets():
