@@ -1,7 +1,9 @@
 """lm from Python, and modules of a user's own: equal to what the commands do."""
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,21 +21,36 @@ TEXT = "a cat sat on a mat. " * 200
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def written(tmp_path_factory):
+    """Run the README's lines as they stand there, but on a tiny config; give their names."""
     folder = tmp_path_factory.mktemp("python")
     (folder / "text.txt").write_text(TEXT)
-    spec = f"tests/configs/tiny.py:text={folder / 'text.txt'}"
-    config = lm.config(spec, steps=4, **{"optimizer.lr": 1e-2, "every.evaluate": 2})
-    assert (config.steps, config.optimizer.lr, config.every.evaluate) == (4, 1e-2, 2)
-    summary = lm.train(config, workdir=folder / "run")
-    assert summary == json.loads((folder / "run" / "summary.json").read_text())
-    assert summary["steps"] == 4
-    return folder / "run"
+    block = re.search(r"## In Python\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    spec = f"{ROOT}/tests/configs/tiny.py:text={folder}/text.txt"
+    assert block.count('"gpt_nano", steps=200') == 1
+    names: dict = {}
+    with contextlib.chdir(folder):
+        exec(block.replace('"gpt_nano", steps=200', f'"{spec}", steps=4'), names)
+    return {**names, "trained": folder / "runs" / "mine"}
 
 
 @pytest.fixture(scope="module")
-def model(trained):
-    return lm.load(trained)
+def trained(written):
+    return written["trained"]
+
+
+@pytest.fixture(scope="module")
+def model(written):
+    return lm.load(written["trained"])
+
+
+def test_the_readmes_lines_train_and_open_a_run(written):
+    config = written["config"]
+    assert (config.steps, config.optimizer.lr) == (4, 1e-3)
+    summary = lm.train(config, workdir=written["trained"])  # complete already
+    assert summary == json.loads((written["trained"] / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert written["ids"] == [*b"a text"]
 
 
 def test_texts_are_those_of_the_command(trained, model, tmp_path):

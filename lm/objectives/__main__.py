@@ -72,8 +72,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
     """Print the table, with the command that shows samples of each objective; or write a skeleton."""
     check(not overrides, "lm.objectives takes no --config.* flags")
     if NEW.value is not None:
-        objective, config, test = write_skeleton(NEW.value)
-        print(f"{objective}: the objective\n{config}: its config: python -m lm.main --config={config} --dry_run")
+        own, config, test = write_skeleton(NEW.value)
+        print(f"{own}: the objective\n{config}: its config: python -m lm.main --config={config} --dry_run")
         print(f"{test}: its tests: python -m pytest {test}")
         return
     known = configs()
