@@ -141,7 +141,7 @@ def test_gradients_are_torchs(name, models):
 
 
 @pytest.mark.parametrize("baseline", quick(["mean", "zero"], ["mean"]))
-@pytest.mark.parametrize("name", quick(["gpt2", "llama", "bert", "t5"], ["gpt2", "bert", "t5"]))
+@pytest.mark.parametrize("name", quick(["gpt2", "llama", "bert", "t5"], ["bert", "t5"]))
 def test_integrated_gradients_are_complete(name, baseline, models):
     """They add up to the difference of log-probabilities within 1 %, which is taken from a plain forward pass."""
     _, objective, params, _ = opened(models, name)

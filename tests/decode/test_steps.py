@@ -17,6 +17,7 @@ from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.models.two_stream import TwoStream, XLNet
 from lm.sharding import unbox
+from tests.marks import quick
 
 VOCAB, LENGTHS, NEW = 30, (5, 1, 9), 6
 TINY = {"vocab": VOCAB, "context": 64, "width": 32, "depth": 2, "heads": 4}
@@ -106,7 +107,7 @@ def close(steps, prepared, h_BTD, wanted_BTV):
     np.testing.assert_allclose(np.asarray(steps.logits(prepared, h_BTD)), wanted_BTV, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", quick(MODELS, ("causal", "prefix", *[*SIDES][:1], "memory", "lstm", "xlnet")))
 @pytest.mark.parametrize("rows_of", [(0, 1, 2), pytest.param((2,), marks=pytest.mark.slow)], ids=["ragged", "single"])
 def test_token_by_token_is_the_whole_pass(name, rows_of):
     steps, prepared, h_BTD, state, new, wanted = begin(name, rows_of)

@@ -15,6 +15,7 @@ from lm.data.rows.pipeline import Batches, Evaluation
 from lm.errors import UserError
 from lm.objectives.causal import Causal
 from lm.train import gradients
+from tests.marks import quick
 from tests.models.reference import documents, draw, forward, logits, tiny
 
 SEPARATOR = 9
@@ -231,7 +232,7 @@ def cut(parts: int):
     return jax.device_get(run(draw(model), batch()))
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", quick([2, 4], [4]))
 def test_micro_batches(parts, whole):
     """Rows of unequal weight, one of them empty: sums and gradients do not depend on the cut."""
     gradient, sums, _ = whole

@@ -135,6 +135,7 @@ def taken(config, tree, rows):
 
 
 @pytest.mark.parametrize("trunk", quick(["pair", "encoder", "xlnet"], ["pair"]))
+@pytest.mark.slow
 def test_accumulation_and_mesh_change_nothing(trunk):
     """Dropout before the factors has one key a row; factors are cut over the mesh as their matrix is."""
     config, _, rows = labelled(trunk, dropout=0.3)
