@@ -44,7 +44,7 @@ prepare_venv() {
   echo "installing ${stale[*]} into .venv (the first time takes some minutes)"
   local began=$SECONDS
   if ! "$python" -m pip install -qq --disable-pip-version-check "${stale[@]/#/--requirement=}"; then
-    echo "error: pip could not install ${stale[*]}; its reason stands above" >&2
+    echo "error: pip could not install ${stale[*]}; its reason stands above; after an installation that was interrupted: rm -r .venv, then this again" >&2
     return 1
   fi
   for file in "${stale[@]}"; do

@@ -61,6 +61,13 @@ class Family:
         """Return tensors that transformers' classes require but no objective of ours reads."""
         return {}
 
+    def fixed(self, objective: Any) -> dict[str, np.ndarray]:
+        """Return tensors of theirs for parameters that our network lacks, with the value at which the two are equal.
+
+        Written with that value; a file with another one is refused.
+        """
+        return {}
+
     def unplaced(self) -> str:
         """Return the expression of all tensors that need no rule."""
         return "|".join(filter(None, (self.ignored, self.buffers, *(pattern for pattern, _ in self.copies))))

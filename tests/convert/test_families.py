@@ -1,5 +1,6 @@
 """Folders of the reference library in and out: the same logits, and the same bytes back."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.config import load as read_file
 from lm.convert.convert import flat, load, save
+from lm.data.tokenizer.tokenizer import Bytes
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.model import Model
 from lm.models.two_stream import TwoStream, XLNet
 from lm.objectives.replaced import Replaced
+from lm.sharding import unbox
 from tests.marks import quick
 
 torch = pytest.importorskip("torch")
@@ -21,6 +25,7 @@ transformers = pytest.importorskip("transformers")
 SMALL = {"vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 37}
 BERT = {**SMALL, "max_position_embeddings": 20, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 LLAMA = {**SMALL, "max_position_embeddings": 32, "head_dim": 8}
+STAR = {**{k: v for k, v in LLAMA.items() if k != "head_dim"}, "residual_dropout": 0.0, "embedding_dropout": 0.0}
 GEMMA2 = {**LLAMA, "num_key_value_heads": 2, "num_hidden_layers": 5, "head_dim": 10, "sliding_window": 4,
           "query_pre_attn_scalar": 14, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}  # fmt: skip
 GEMMA3 = {**LLAMA, "num_key_value_heads": 2, "num_hidden_layers": 7, "head_dim": 10, "sliding_window": 4,
@@ -68,6 +73,8 @@ CASES = {
                                     "bos_token_id": 0, "eos_token_id": 0}),
     "qwen2": ("Qwen2ForCausalLM", {**{k: v for k, v in LLAMA.items() if k != "head_dim"}, "num_key_value_heads": 2}),
     "qwen3": ("Qwen3ForCausalLM", {**LLAMA, "num_key_value_heads": 1, "head_dim": 10, "tie_word_embeddings": True}),
+    "starcoder2": ("Starcoder2ForCausalLM", {**STAR, "num_key_value_heads": 2}),
+    "starcoder2, window": ("Starcoder2ForCausalLM", {**STAR, "num_key_value_heads": 4, "sliding_window": 5}),
     "gemma": ("GemmaForCausalLM", {**LLAMA, "num_key_value_heads": 1}),
     "gemma2": ("Gemma2ForCausalLM", GEMMA2),
     "gemma2, odd": ("Gemma2ForCausalLM", {**GEMMA2, "attn_logit_softcapping": None, "hidden_activation": "gelu_pytorch_tanh",
@@ -146,16 +153,12 @@ def test_logits(name, tmp_path):
 
 
 def load_with(loaded, params):
-    import dataclasses
-
     return dataclasses.replace(loaded, params=params)
 
 
 @pytest.mark.parametrize("name", quick(CASES, [name for name in CASES if "," not in name]))
 def test_there_and_back(name, tmp_path):
     """Theirs, ours, theirs: the same names and bytes, loaded without a complaint; ours again: the same bytes."""
-    from lm.data.tokenizer.tokenizer import Bytes
-
     theirs = make(name, tmp_path / "theirs")
     loaded = load(tmp_path / "theirs")
     save(loaded.objective, loaded.params, Bytes().build(lambda: ()), tmp_path / "again", "", loaded.kind)
@@ -221,4 +224,39 @@ def test_what_cannot_be_read_is_named(change, said, tmp_path):
     settings = {**json.loads(path.read_text()), **change}
     path.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
     with pytest.raises(UserError, match=said):
+        load(tmp_path)
+
+
+LAPTOP = {"gpt_nano": "starcoder2", "gpt_shakespeare_char": "gpt2", "gpt_tiny": "gpt2"}
+
+
+@pytest.mark.parametrize(("config", "family"), LAPTOP.items())
+def test_laptop_decoders_are_theirs(config, family, tmp_path):
+    """Written without a complaint, loaded by transformers with the same logits, and read back as they were."""
+    spec = f"{config}:text=README.md" if config == "gpt_shakespeare_char" else config
+    objective = read_file(spec).objective
+    small = {"vocab": 257, "context": 32, "width": 24, "heads": 4, "depth": 2, "dropout": 0.0}
+    objective = dataclasses.replace(objective, model=dataclasses.replace(objective.model, **small))
+    tokens = np.random.default_rng(0).integers(3, 250, (2, 11))
+    params = unbox(objective.init(jax.random.key(0), {"tokens": tokens}))
+    params = jax.tree.map(lambda x: np.asarray(x) + 0.05 * np.random.default_rng(1).normal(size=x.shape).astype("f"), params)
+    save(objective, params, Bytes().build(lambda: ()), tmp_path / "out", "")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == family
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    again = load(tmp_path / "out")
+    assert not again.left
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(logits_of(again, {"tokens": tokens}), expected, atol=1e-4)
+    for name, leaf in flat(again.params).items():
+        np.testing.assert_array_equal(leaf, flat(params)[name])
+
+
+def test_a_bias_where_config_json_says_none_is_refused(tmp_path):
+    model = make("starcoder2", tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "use_bias": False}))
+    assert model.config.use_bias
+    with pytest.raises(UserError, match=r"does not know|not what config.json implies"):
         load(tmp_path)

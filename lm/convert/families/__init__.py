@@ -24,6 +24,7 @@ FAMILIES: dict[str, str | Family] = {
     "mistral": "llama",
     "qwen2": "llama",
     "qwen3": "llama",
+    "starcoder2": "starcoder2",
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",

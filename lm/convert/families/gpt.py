@@ -1,10 +1,15 @@
-"""GPT-1 and GPT-2 (DialoGPT too)."""
+"""GPT-1 and GPT-2 (DialoGPT too).
+
+A network of ours without biases is written with biases of zero and `"use_bias": false`, which transformers ignores.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from lm.convert.family import ACTIVATIONS, Family, Fields, name_of, written
 from lm.convert.layouts import ANSWER, TOKEN, Heads, decoder
@@ -42,6 +47,7 @@ class GPT(Family):
             activation=activation,
             eps=fields.get("layer_norm_epsilon", default=1e-5),
             placement="post" if first else "pre",
+            bias=fields.get("use_bias", default=True),
             dropout=fields.get("resid_pdrop", default=0.1),
             attention_dropout=fields.get("attn_pdrop", default=0.1),
             init_scale_depth=not first,
@@ -63,23 +69,34 @@ class GPT(Family):
             "resid_pdrop": c.dropout,
             "embd_pdrop": c.dropout,
             "attn_pdrop": c.attention_dropout,
+            **({} if c.bias else {"use_bias": False}),
         }
 
     def rules(self, objective: Causal) -> list[Rule]:
         tokens, places = ("tokens_embed", "positions_embed") if self.first else ("wte", "wpe")
-        layer, ours = "transformer.h.{i}", "stack/layers"
+        layer, ours, bias = "transformer.h.{i}", "stack/layers", objective.model.bias
         found = [
             Rule("embed/table", f"transformer.{tokens}.weight"),
             Rule("input/places/table", f"transformer.{places}.weight"),
-            *normal(f"{ours}/norm0", f"{layer}.ln_1"),
-            *normal(f"{ours}/norm1", f"{layer}.ln_2"),
-            *dense(f"{ours}/attention/out", f"{layer}.attn.c_proj", form="conv", inputs=2),
-            *dense(f"{ours}/mlp/up", f"{layer}.mlp.c_fc", form="conv"),
-            *dense(f"{ours}/mlp/down", f"{layer}.mlp.c_proj", form="conv"),
+            *normal(f"{ours}/norm0", f"{layer}.ln_1", bias=bias),
+            *normal(f"{ours}/norm1", f"{layer}.ln_2", bias=bias),
+            *dense(f"{ours}/attention/out", f"{layer}.attn.c_proj", bias=bias, form="conv", inputs=2),
+            *dense(f"{ours}/mlp/up", f"{layer}.mlp.c_fc", bias=bias, form="conv"),
+            *dense(f"{ours}/mlp/down", f"{layer}.mlp.c_proj", bias=bias, form="conv"),
         ]
         for k, name in enumerate(("query", "key", "value")):
-            found += dense(f"{ours}/attention/{name}", f"{layer}.attn.c_attn", form="conv", part=(k, 3))
-        return found if self.first else found + normal("stack/norm", "transformer.ln_f")
+            found += dense(f"{ours}/attention/{name}", f"{layer}.attn.c_attn", bias=bias, form="conv", part=(k, 3))
+        return found if self.first else found + normal("stack/norm", "transformer.ln_f", bias=bias)
+
+    def fixed(self, objective: Causal) -> dict[str, np.ndarray]:
+        c = objective.model
+        if c.bias:
+            return {}
+        sizes = {"ln_1": c.width, "ln_2": c.width, "attn.c_attn": 3 * c.width, "attn.c_proj": c.width,
+                 "mlp.c_fc": c.mlp or 4 * c.width, "mlp.c_proj": c.width}  # fmt: skip
+        found = {f"transformer.h.{i}.{name}.bias": size for i in range(c.depth) for name, size in sizes.items()}
+        found |= {} if self.first else {"transformer.ln_f.bias": c.width}
+        return {name: np.zeros(size, np.float32) for name, size in found.items()}
 
 
 FAMILIES = (
