@@ -179,12 +179,17 @@ def predict(config: Config, params: Any, tokenizer: Tokenizer, path: str, run: s
 
 
 def unlabelled(result: Found) -> list[Prediction]:
-    """Return the predictions without the values that need a label, with entities or candidate spans."""
+    """Return the predictions with the values that were read (a paragraph of questions left out), entities or candidate spans,
+    and without those that need a label.
+    """
     extras = {TAGS: entities, SPANS: candidates}.get(result.form, lambda *_: {})
     rows = []
     # Values measured against a placeholder would look like results.
     for prediction, example, parts in zip(result.predictions, result.examples, result.parts):
         kept = {name: value for name, value in prediction.items() if name not in MEASURED}
+        answers = result.objective.answers
+        reads = [name for name in (answers.reads if answers else ()) if name in example.values and name != "context"]
+        kept |= {name: example.values[name] for name in reads if name not in kept}
         rows.append(kept | extras(result.objective, kept, example, parts))
     return rows
 
