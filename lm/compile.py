@@ -75,7 +75,7 @@ def report(config: Config, topology: str | None) -> str:
     """Compile the step of a config for a slice; return a table of its memory, operations and collectives."""
     import jax
 
-    from lm.console import table
+    from lm.console import table, waiting
     from lm.models import flops
     from lm.objectives.base import training_batches
     from lm.sharding import batch_layout, make_mesh
@@ -95,7 +95,8 @@ def report(config: Config, topology: str | None) -> str:
     with jax.set_mesh(mesh):
         abstract = abstract_state(config, batch, mesh)
         try:
-            compiled = compile_step(config, abstract, batch)
+            with waiting(f"compiling the step for {mesh.devices.size} x {mesh.devices.flat[0].device_kind}"):
+                compiled = compile_step(config, abstract, batch)
         except jax.errors.JaxRuntimeError as error:
             # A step that does not fit fails in the compiler, with the sizes in its first line.
             check("hbm" not in str(error).lower(), f"it does not fit: {str(error).splitlines()[0][:300]}")

@@ -1,12 +1,13 @@
 """Terminal output: a run's progress bar (plain lines where there is no terminal), tables, aligned columns."""
 
+import contextlib
 import os
 import statistics
 import sys
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,9 @@ class Pace:
 class Console:
     """The screen of one run.
 
-    It shows train/loss, train/lr, train/tokens_per_second and train/mfu (a fraction). Metrics without the prefix `train/` are
-    an evaluation and get a line that stays. Log a step's training values before its evaluation: the time between the two is
-    then left out of the ETA.
+    It shows train/loss, train/lr, train/tokens_per_second and train/mfu (on a CPU train/matmul_share), a fraction. Metrics
+    without the prefix `train/` are an evaluation and get a line that stays. Log a step's training values before its evaluation:
+    the time between the two is then left out of the ETA.
     """
 
     def __init__(self, steps: int, start: int = 0):
@@ -130,6 +131,19 @@ def progress_bar(what: str, count: int) -> Callable[[int], None]:
     return advance
 
 
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show that something of unknown length goes on: a spinner with its time, on a terminal."""
+    if not _is_terminal():
+        yield
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as bar:
+        bar.add_task(text)
+        yield
+
+
 def status(values: dict[str, float]) -> list[str]:
     """Format the known training metrics, each at a fixed width."""
     words = {
@@ -137,6 +151,7 @@ def status(values: dict[str, float]) -> list[str]:
         "train/lr": lambda v: f"lr {v:.1e}".replace("e-0", "e-").replace("e+0", "e+"),
         "train/tokens_per_second": lambda v: f"{v:>9,.0f} tok/s",
         "train/mfu": lambda v: f"mfu {100 * v:2.0f}%",
+        "train/matmul_share": lambda v: f"{100 * v:2.0f}% of matmul",
     }
     return [word(values[name]) for name, word in words.items() if name in values]
 

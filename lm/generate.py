@@ -49,7 +49,9 @@ SPECIAL = flags.DEFINE_bool(
     "special", False, "special tokens written in a prompt are these tokens, not text (always so for published folders)"
 )
 SHOW = flags.DEFINE_bool("show_probabilities", False, "colour each token by its probability, or list them")
-CHAT = flags.DEFINE_bool("chat", False, "the prompt is what a user says; lay it out by the model's chat template")
+CHAT = flags.DEFINE_bool(
+    "chat", False, "the prompt is what a user says, laid out by the model's chat template; without one, talk line by line"
+)
 SYSTEM = flags.DEFINE_string("system", None, "with --chat: what the system message says")
 REGEX = flags.DEFINE_string("regex", None, "regular expression that the whole new text follows")
 SCHEMA = flags.DEFINE_string("json_schema", None, "JSON schema, or its file, that the new text is an instance of")
@@ -97,7 +99,10 @@ def main(overrides: list[tuple[str, str]]) -> None:
         file.remember()
         print(f"{file}: the samples of {count:,} prompts")
         return
-    samples = command.print_samples(job, PROMPT.value)
+    if CHAT.value and not flags.FLAGS["prompt"].present:
+        samples = command.converse(job)
+    else:
+        samples = command.print_samples(job, PROMPT.value)
     if file:
         from lm.decode.results import as_object
 

@@ -135,6 +135,28 @@ class Command:
             print(f"{job.writer.accepted:.0%} of the draft's tokens were accepted")
         return samples
 
+    def converse(self, job: LeftToRight) -> list[Sample]:
+        """Reply to each line of standard input, with the whole conversation so far as the prompt, until it ends."""
+        messages = [{"role": "system", "content": job.system}] if job.system is not None else []
+        samples: list[Sample] = []
+        terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        while True:
+            try:
+                line = input("> " if terminal else "").strip()
+            except EOFError:
+                return samples
+            if not line:
+                continue
+            messages.append({"role": "user", "content": line})
+            prompts = [(line, job.encode({"messages": messages}))]
+            stream = Stream(job.writer.tokenizer, job.request.stop) if terminal and job.strategy.streams else None
+            if stream:
+                stream.wait()
+            ((_, (sample, *_)),) = job.samples(prompts, [0], stream)
+            stream.end(sample) if stream else print(printable(sample.text), flush=True)
+            messages.append({"role": "assistant", "content": sample.text})
+            samples.append(sample)
+
 
 def check_strategy(name: str, strategy: Strategy | Infilling, objective: Objective) -> None:
     """Raise UserError unless models of the objective have the strategy."""

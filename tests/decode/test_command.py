@@ -1,5 +1,6 @@
 """python -m lm.generate: what it prints and writes, and how it refuses."""
 
+import io
 import json
 import os
 import pty
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +17,8 @@ import pytest
 
 from lm.config import Config, to_json
 from lm.data.tokenizer.tokenizer import Bytes, Characters
+from lm.decode.request import Command
+from lm.decode.results import Sample
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
@@ -300,3 +304,23 @@ def test_an_interrupt_is_answered_and_keeps_what_is_there(chatty):
     assert errors == "interrupted\n"
     assert seconds < 30  # the whole text takes longer
     assert len(seen) > 100
+
+
+def test_a_conversation_keeps_its_history(monkeypatch, capsys):
+    """Each line is answered with all messages before it as the prompt; empty lines are left out."""
+    seen = []
+
+    def encode(record):
+        seen.append([(m["role"], m["content"]) for m in record["messages"]])
+
+    def samples(prompts, numbers, watch):
+        return [(0, [Sample(prompts[0][0], f"reply {len(seen)}", [1], -1.0)])]
+
+    strategy = SimpleNamespace(streams=True)
+    job = SimpleNamespace(system="Be brief.", encode=encode, samples=samples, strategy=strategy)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\n  again \n"))
+    found = Command.converse(None, job)
+    assert [sample.prompt for sample in found] == ["hello", "again"]
+    assert capsys.readouterr().out == "reply 1\nreply 2\n"
+    first = [("system", "Be brief."), ("user", "hello")]
+    assert seen == [first, [*first, ("assistant", "reply 1"), ("user", "again")]]

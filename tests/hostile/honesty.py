@@ -237,9 +237,9 @@ def speeds(folder: Path, stdout: str) -> str | None:
     """No step is faster than a hundred times the run as a whole, and no share of a machine above one."""
     summary = json.loads((folder / "W/summary.json").read_text())
     for line in map(json.loads, (folder / "W/metrics.jsonl").read_text().splitlines()):
-        if line.get("train/mfu", 0) > 1 or not math.isfinite(line.get("train/tokens_per_second", 1)):
+        if line.get("train/matmul_share", 0) > 1 or not math.isfinite(line.get("train/tokens_per_second", 1)):
             return f"step {line['step']}: {line}"
-    return None if summary.get("train/mfu", 0) <= 1 else "mfu above 1 in summary.json"
+    return None if summary.get("train/matmul_share", 0) <= 1 else "mfu above 1 in summary.json"
 
 
 def honest() -> list[Case]:
