@@ -87,6 +87,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
 
     platform.prepare()  # jax starts here: mistakes in the flags are reported before
     from lm.convert.runs import opened
+    from lm.decode.modes import LeftToRight
     from lm.decode.request import Command
 
     command = Command(strategy, constraints, options, flags.FLAGS.flag_values_dict())
@@ -99,7 +100,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
         file.remember()
         print(f"{file}: the samples of {count:,} prompts")
         return
-    if CHAT.value and not flags.FLAGS["prompt"].present:
+    if CHAT.value and not flags.FLAGS["prompt"].present and isinstance(job, LeftToRight):
         samples = command.converse(job)
     else:
         samples = command.print_samples(job, PROMPT.value)

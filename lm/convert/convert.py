@@ -71,7 +71,7 @@ def load(path: str | Path, mesh: Any = None, seed: int = 0, pad_vocab: int = 1, 
 
     # Match the names of file and table, both ways.
     rules, (tensors, left) = family.rules(objective), names(folder, family, objective, shapes)
-    for name, value in family.fixed(objective).items():
+    for name, value in family.implied(objective).items():
         source = tensors.pop(name, None)
         same = source is None or np.array_equal(folder[source], value)
         check(same, f"{folder.path}: '{source}' is not what config.json implies, and this network has no place for it")
@@ -141,7 +141,7 @@ def names(
     folder: Folder, family: Family, objective: Any, shapes: dict[str, tuple[int, ...]]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Map the table's names to the file's, and list the weights without a counterpart; tied copies must be equal."""
-    known = set(family.fixed(objective))
+    known = set(family.implied(objective))
     for rule in family.rules(objective):
         layers = range(shapes[rule.ours][0]) if rule.layered and rule.ours in shapes else (0,)
         known |= {rule.name(i) for i in layers}
@@ -262,7 +262,7 @@ def save(objective: Any, params: Any, tokenizer: Tokenizer, folder: Path, card: 
 
     # Shards of at most SHARD bytes: one file of a large model would have to fit in memory of whoever reads it.
     shards: list[dict[str, np.ndarray]] = [{}]
-    size, more = 0, family.unread(objective) | family.fixed(objective)
+    size, more = 0, family.unread(objective) | family.implied(objective)
     for name, array in chain(write(family.rules(objective), leaves), more.items()):
         if size + array.nbytes > SHARD and shards[-1]:
             shards.append({})

@@ -61,7 +61,7 @@ class Family:
         """Return tensors that transformers' classes require but no objective of ours reads."""
         return {}
 
-    def fixed(self, objective: Any) -> dict[str, np.ndarray]:
+    def implied(self, objective: Any) -> dict[str, np.ndarray]:
         """Return tensors of theirs for parameters that our network lacks, with the value at which the two are equal.
 
         Written with that value; a file with another one is refused.

@@ -135,10 +135,10 @@ class Command:
             print(f"{job.writer.accepted:.0%} of the draft's tokens were accepted")
         return samples
 
-    def converse(self, job: LeftToRight) -> list[Sample]:
+    def converse(self, job: LeftToRight) -> list[Sample | Filled]:
         """Reply to each line of standard input, with the whole conversation so far as the prompt, until it ends."""
         messages = [{"role": "system", "content": job.system}] if job.system is not None else []
-        samples: list[Sample] = []
+        samples: list[Sample | Filled] = []
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         while True:
             try:

@@ -88,7 +88,7 @@ class GPT(Family):
             found += dense(f"{ours}/attention/{name}", f"{layer}.attn.c_attn", bias=bias, form="conv", part=(k, 3))
         return found if self.first else found + normal("stack/norm", "transformer.ln_f", bias=bias)
 
-    def fixed(self, objective: Causal) -> dict[str, np.ndarray]:
+    def implied(self, objective: Causal) -> dict[str, np.ndarray]:
         c = objective.model
         if c.bias:
             return {}

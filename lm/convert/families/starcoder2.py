@@ -79,7 +79,7 @@ class StarCoder2(Family):
             found += dense(f"{ours}/attention/{name}", f"{layer}.self_attn.{name[0]}_proj", bias=c.bias)
         return found if c.tied else [*found, Rule("output/table", "lm_head.weight")]
 
-    def fixed(self, objective: Causal) -> dict[str, np.ndarray]:
+    def implied(self, objective: Causal) -> dict[str, np.ndarray]:
         c = objective.model
         if c.bias:
             return {}
