@@ -65,7 +65,8 @@ class Command:
             return Infill(Filler(config.objective, params, tokenizer, request), self.strategy)
         writer = Writer(config.objective, params, tokenizer)
         folder = Path(self.flags["workdir"] or self.flags["model"])
-        writer.stops = tuple(dict.fromkeys((*writer.stops, *named_stops(folder, tokenizer))))
+        settings = generation_settings(folder)
+        writer.stops = tuple(dict.fromkeys((*writer.stops, *named_stops(settings, tokenizer))))
         chat = Chat(folder) if self.flags["chat"] or holds_messages(self.flags["prompts"]) else None
         strategy, rules = self.strategy.bound(tokenizer), self.constraints.rules(tokenizer)
         request = Request(new=1, rules=rules, samples=self.count, seed=self.flags["seed"], stop=tuple(self.flags["stop"]))
@@ -77,7 +78,8 @@ class Command:
         if limit is not None and own is not None and own >= limit and strategy.slides:
             print(f"the context holds {limit} tokens: beyond it the text goes on from the last {limit // 2}", file=sys.stderr)
         check(least <= new, f"--min_new_tokens={least} is more than the {new} new tokens that there may be: lower it")
-        request = replace(request, new=new)
+        own = named_rules(settings, tokenizer, new, begins=len(writer.encode(["a"])[0].tokens) == 1)
+        request = replace(request, new=new, rules=replace(rules, **own))
         check_rows(writer, strategy, request)
         return replace(job, request=replace(request, grammar=self.grammar(writer, new)))
 
@@ -170,14 +172,40 @@ def check_strategy(name: str, strategy: Strategy | Infilling, objective: Objecti
     raise UserError(f"a model of {kind} does not continue text from left to right: it has --strategy={valid}")
 
 
-def named_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Read the end-of-text ids of a published folder's generation_config.json."""
+def generation_settings(folder: Path) -> dict[str, Any]:
+    """Read a published folder's generation_config.json; {} without one."""
     path = folder.expanduser() / "generation_config.json"
-    if not path.is_file():
-        return ()
-    ends = load_json(path, dict).get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
-    return tuple(i for i in ends if isinstance(i, int) and 0 <= i < tokenizer.vocab)
+    return load_json(path, dict) if path.is_file() else {}
+
+
+def named_ids(settings: Mapping[str, Any], name: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Read ids of the vocabulary: one, or a list."""
+    found = settings.get(name)
+    return tuple(i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int) and 0 <= i < tokenizer.vocab)
+
+
+def named_stops(settings: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Read the end-of-text ids."""
+    return named_ids(settings, "eos_token_id", tokenizer)
+
+
+def named_rules(settings: Mapping[str, Any], tokenizer: Tokenizer, new: int, begins: bool) -> dict[str, Any]:
+    """Read the rules that belong to a model rather than to taste: tokens forced at the ends of a text, and banned ones.
+
+    `begins`: the decoder's prompt is one token, behind which transformers forces the first of a text.
+    """
+    first, last = (named_ids(settings, f"forced_{end}_token_id", tokenizer)[:1] for end in ("bos", "eos"))
+    biases = settings.get("sequence_bias")
+    pairs = [pair for pair in biases if isinstance(pair, list) and len(pair) == 2] if isinstance(biases, list) else []
+    known = [(named_ids({"ids": ids}, "ids", tokenizer), bias) for ids, bias in pairs]
+    rules = {
+        "sequence_bias": tuple((ids, float(bias)) for ids, bias in known if ids and isinstance(bias, int | float)),
+        "suppress": named_ids(settings, "suppress_tokens", tokenizer),
+        "begin_suppress": named_ids(settings, "begin_suppress_tokens", tokenizer),
+        "renormalise": settings.get("renormalize_logits") is True,
+    }
+    rules |= {"forced_begin": first[0]} if first and begins else {}
+    return rules | ({"forced_end": last[0], "limit": new} if last else {})
 
 
 def holds_messages(path: str | None) -> bool:

@@ -17,7 +17,8 @@ import pytest
 
 from lm.config import Config, to_json
 from lm.data.tokenizer.tokenizer import Bytes, Characters
-from lm.decode.request import Command
+from lm.decode.processors import Rules
+from lm.decode.request import Command, named_rules
 from lm.decode.results import Sample
 from lm.models.model import Model
 from lm.models.transformer import Transformer
@@ -324,3 +325,20 @@ def test_a_conversation_keeps_its_history(monkeypatch, capsys):
     assert capsys.readouterr().out == "reply 1\nreply 2\n"
     first = [("system", "Be brief."), ("user", "hello")]
     assert seen == [first, [*first, ("assistant", "reply 1"), ("user", "again")]]
+
+
+def test_rules_of_a_published_folder_are_read():
+    """Those that belong to the model; ids outside of the vocabulary and values of other kinds are left out."""
+    tokenizer = Bytes().build(lambda: [])
+    settings = {
+        "forced_bos_token_id": 7, "forced_eos_token_id": [9], "suppress_tokens": [1, 2, 999, "x"], "begin_suppress_tokens": 3,
+        "renormalize_logits": True, "sequence_bias": [[[4, 5], -2], ["x", 1.0], [[6]]], "temperature": 0.1, "num_beams": 4,
+    }  # fmt: skip
+    found = Rules(**named_rules(settings, tokenizer, 20, begins=True))
+    expected = Rules(
+        forced_begin=7, forced_end=9, limit=20, suppress=(1, 2), begin_suppress=(3,), renormalise=True,
+        sequence_bias=(((4, 5), -2.0),),
+    )  # fmt: skip
+    assert found == expected
+    assert Rules(**named_rules(settings, tokenizer, 20, begins=False)).forced_begin is None
+    assert Rules(**named_rules({}, tokenizer, 20, begins=True)) == Rules()
