@@ -122,13 +122,13 @@ def test_a_prefix_lm_is_no_llama(tmp_path):
 
 
 def test_a_refusal_names_the_nearest_family():
-    rotary = Causal(model=Transformer(**{**SIZES, "vocab": 60, "positions": "rotary", "bias": False, "eps": 1e-3}))
+    model = Transformer(**{**SIZES, "vocab": 60, "positions": "alibi", "parallel": True, "dropout": 0.2})
     with pytest.raises(UserError) as error:
-        family_for(rotary)
+        family_for(Causal(model=model))
     said = str(error.value)
     assert "nearest: gpt2" in said
-    assert "objective.model.positions='rotary' (needs 'learned')" in said
-    assert "objective.model.bias=False (needs True)" in said
+    assert "objective.model.positions='alibi' (needs 'learned')" in said
+    assert "objective.model.parallel=True (needs False)" in said
     assert said.count("needs") == 2
     assert len(said) < 300
 

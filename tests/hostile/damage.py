@@ -324,7 +324,7 @@ def folders() -> list[Case]:
         Case(FOREIGN, f"weights: {name}", HF, "2 ", damage=write("HF/model.safetensors", raw)) for name, raw in WEIGHTS.items()
     ]
     cases += [
-        Case(FOREIGN, name, HF if name != "backtracking" else "lm.generate --model=HF --prompts=p.txt --output=o.jsonl", expect, damage=damage)
+        Case(FOREIGN, name, HF if name != "backtracking" else "lm.generate --model=HF --strategy=beam --prompts=p.txt --output=o.jsonl", expect, damage=damage)
         for name, damage, expect in TOKENIZER_FILES
     ]  # fmt: skip
     cases += [

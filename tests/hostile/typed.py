@@ -62,7 +62,6 @@ MAIN = """
 --config.evaluate=perplexity:none.txt => none.txt
 --config.evaluate=unheard => unheard
 --config.evaluate=choices:broken.jsonl => broken.jsonl
---config.every.sample=1 --config.steps=2 --config.samples={LONG} => prompt|context|tokens
 --config.start=/nowhere => /nowhere
 --config.start=notes.txt => notes.txt
 --config.start=. => .
@@ -161,7 +160,7 @@ GENERATE = """
 --model=HF --prompt=x --num_samples=1000000000 => num_samples|memory|needs
 --model=HF --prompt=x --max_new_tokens=0 => max_new_tokens
 --model=HF --prompt=x --max_new_tokens=-1 => max_new_tokens
---model=HF --prompt=x --max_new_tokens=1000 => max_new_tokens|context|pass
+--model=HF --prompt=x --strategy=beam --max_new_tokens=1000 => max_new_tokens|context|pass
 --model=HF --prompt=x --max_new_tokens=9999999999999999999 => max_new_tokens|context|pass
 --model=HF --prompt=x --min_new_tokens=-1 => min_new_tokens
 --model=HF --prompt=x --min_new_tokens=9 --max_new_tokens=5 => min_new_tokens
@@ -194,8 +193,8 @@ GENERATE = """
 --workdir=CLS --prompt=x => generate|predict|write|continu
 --model=HF --prompt=x --stop= => stop
 --model=HF --prompt=x --bad_words= => bad_words
---model=HF --prompt={LONG} => context|tokens|pass
---workdir=RUN --prompt={LONG} => context|tokens|pass
+--model=HF --strategy=beam --prompt={LONG} => context|tokens|pass
+--workdir=RUN --strategy=beam --prompt={LONG} => context|tokens|pass
 --workdir=RUN --prompt=x --step=5 => step
 --workdir=RUN --prompt=x --step=newest => step
 --workdir=RUN --prompt=x --step=-1 => step
