@@ -142,7 +142,7 @@ def test_the_second_time_comes_from_the_cache(tmp_path, monkeypatch):
     source = write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(30)])
     first = prepare(Data(source=source, tokenizer=Bytes()))
     with monkeypatch.context() as patch:
-        patch.setattr("lm.data.corpus.prepare.Tokenisation.run", lambda self: pytest.fail("tokenised again"))
+        patch.setattr("lm.data.corpus.tokenise.Tokenisation.run", lambda self: pytest.fail("tokenised again"))
         again = prepare(Data(source=source, tokenizer=Bytes()))
     assert again.folder == first.folder
     np.testing.assert_array_equal(again.train[0][1].tokens, first.train[0][1].tokens)
