@@ -36,29 +36,29 @@ def closing(config: Config, workdir: Path, summary: Mapping[str, Any], best: tup
     if best is not None:
         parts.append(f"best validation/{config.stop.metric} {number(best[1])} at step {best[0]:,}")
     lines = ["  ".join([*parts, f"folder {workdir}"]), "next:"]
-    found = commands(config, workdir, summary["steps"])
-    width = max(len(label) for label, _ in found)
-    return lines + [f"  {label:{width}}  {line}" for label, line in found]
+    following = commands(config, workdir, summary["steps"])
+    width = max(len(purpose) for purpose, _ in following)
+    return lines + [f"  {purpose:{width}}  {line}" for purpose, line in following]
 
 
 def commands(config: Config, workdir: Path, steps: int) -> list[tuple[str, str]]:
-    """List (what for, command line) of what this objective can do next."""
+    """List (purpose, command line) of the next steps that this objective allows."""
     objective, run = config.objective.measured(), f"--workdir={shlex.quote(str(workdir))}"
     stack = isinstance(objective.model, EncoderDecoder if objective.writes == "answer" else Transformer)
-    found = []
+    lines = []
     if objective.writes == "text":
-        found.append(("write", f"python -m lm.generate {run} --prompt='The'"))
+        lines.append(("write", f"python -m lm.generate {run} --prompt='The'"))
     elif objective.fills:
-        found.append(("fill", f"python -m lm.generate {run} --strategy={objective.fills[0]} --prompt='The [MASK] is here.'"))
+        lines.append(("fill", f"python -m lm.generate {run} --strategy={objective.fills[0]} --prompt='The [MASK] is here.'"))
     if labelled(config.data.source):
-        found.append(("answer", f"python -m lm.predict {run} --input=FILE"))
-    found.append(("measure", f"python -m lm.evaluate {run}"))
+        lines.append(("answer", f"python -m lm.predict {run} --input=FILE"))
+    lines.append(("measure", f"python -m lm.evaluate {run}"))
     if stack and (objective.writes or "[MASK]" in objective.special) and not objective.task:
-        found.append(("look inside", f"python -m lm.explain {run} --text='A text.'"))
-    found.append(("train on", f"python -m lm.main {run} --config.steps={2 * steps}"))
+        lines.append(("look inside", f"python -m lm.explain {run} --text='A text.'"))
+    lines.append(("train on", f"python -m lm.main {run} --config.steps={2 * steps}"))
     if family := exportable(config):
-        found.append((f"export as {family}", f"python -m lm.convert {run} --output=FOLDER"))
-    return found
+        lines.append((f"export as {family}", f"python -m lm.convert {run} --output=FOLDER"))
+    return lines
 
 
 def exportable(config: Config) -> str:

@@ -78,22 +78,28 @@ class Config:
 # -- config files ------------------------------------------------------------------------------------------------------
 
 
-def load(spec: str) -> Config:
-    """Run the config file of `FILE.py[:ARG]`, or of a NAME in `configs/`, and return its Config; RUN/config.json is a run's."""
+def load(spec: str, changes: Mapping[str, Any] | None = None) -> Config:
+    """Run the config file of `FILE.py[:ARG]`, or of a NAME in `configs/`, and return its Config; RUN/config.json is a run's.
+
+    `changes`: arguments of the file, or fields at dotted paths ("optimizer.lr"), as Python values.
+    """
     path, _, arg = spec.partition(":")
-    path = named(path)
+    path, changes, own = named(path), changes or {}, {}
     # A run's own config is a config file, too: the way to train the same again with some fields replaced.
     if path.endswith(".json"):
         check(not arg, f"config file '{path}' takes no arguments: replace single fields by --config.a.b=value")
-        return read_config(Path(path).parent)
-    check(path.endswith(".py"), f"config file '{path}': name a Python file with a function config(), or a run's config.json")
-    function = config_function(path)
-    values = arguments(function, arg)
-    with errors_of(path):
-        config = function(**values)
-    check(isinstance(config, Config), f"config() of '{path}' gives {type(config).__name__}, not a Config")
-    register(config)
-    return config
+        config = read_config(Path(path).parent)
+    else:
+        kind = f"config file '{path}': name a Python file with a function config(), or a run's config.json"
+        check(path.endswith(".py"), kind)
+        function = config_function(path)
+        own = {name: changes[name] for name in inspect.signature(function).parameters if name in changes}
+        values = arguments(function, arg, tuple(own)) | own
+        with errors_of(path):
+            config = function(**values)
+        check(isinstance(config, Config), f"config() of '{path}' gives {type(config).__name__}, not a Config")
+        register(config)
+    return override(config, [(name, as_text(value)) for name, value in changes.items() if name not in own])
 
 
 def config_function(path: str) -> Callable[..., Config]:
@@ -228,26 +234,11 @@ def read_config(workdir: Path) -> Config:
 # -- in Python ---------------------------------------------------------------------------------------------------------
 
 
-def configured(spec: str, changes: Mapping[str, Any]) -> Config:
-    """Load a config with changes: arguments of its file, or fields at dotted paths ("optimizer.lr"), as Python values."""
-    path, _, given = spec.partition(":")
-    path = named(path)
-    if path.endswith(".json"):
-        config, own = load(spec), {}
-    else:
-        function = config_function(path)
-        own = {name: changes[name] for name in inspect.signature(function).parameters if name in changes}
-        with errors_of(path):
-            config = function(**{**arguments(function, given, tuple(own)), **own})
-        register(config)
-    return override(config, [(name, as_text(value)) for name, value in changes.items() if name not in own])
-
-
 class Called(types.ModuleType):
     """This module, callable: `lm.config("gpt_nano", steps=200, **{"optimizer.lr": 1e-3})`."""
 
     def __call__(self, spec: str, /, **changes: Any) -> Config:
-        return configured(spec, changes)
+        return load(spec, changes)
 
 
 sys.modules[__name__].__class__ = Called

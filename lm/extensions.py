@@ -21,9 +21,10 @@ _known: set[str] = set()
 
 def import_modules(names: Sequence[str]) -> None:
     """Import a user's modules; raises UserError for one that is not there or fails."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # commands find modules in the working folder, installed or not
-    for name in filter(None, names):
+    names = [name for name in names if name]
+    if names and "" not in sys.path:
+        sys.path.insert(0, "")  # the working folder, where an installed command does not look by itself
+    for name in names:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:

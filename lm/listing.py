@@ -55,10 +55,10 @@ COMMON = {
 }
 
 
-def listing(config: object, path: str = "") -> str:
-    """List every field of a config, or of its part at a dotted path: `--config.PATH=VALUE  type`, and its sentence."""
+def listing(config: object) -> str:
+    """List every field of a config: `--config.PATH=VALUE  [type]`, and its sentence."""
     lines = [f"{type(config).__name__}: {summary(type(config))}", ""]
-    for name, value, kind, text in fields(config, path):
+    for name, value, kind, text in fields(config):
         lines.append(f"--config.{name}={value}" + (f"  [{kind}]" if kind else ""))
         lines += textwrap.wrap(text, 110, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)

@@ -108,7 +108,6 @@ def preview(config: Config, rows: int = 2) -> str:
     batches = training_batches(config, corpus, (0, min(max(rows, 64), config.batch)))
     batches.corrupt = noted
     batch = batches[0]
-    differs = differs[-len(next(iter(batch.values()))) :]
     wanted = [*range(rows), *([differs.index(True)] if True in differs[rows:] and True not in differs[:rows] else [])]
     shown = [(i, config.objective.show(corpus.tokenizer, {name: x[i] for name, x in batch.items()})) for i in wanted]
     parts = [f"row {i + 1}\n{printable(text)}\n" for i, text in shown]

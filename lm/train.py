@@ -24,7 +24,7 @@ from lm.data.corpus.prepare import prepare
 from lm.data.rows.pipeline import Batches, prefetch
 from lm.errors import check
 from lm.evaluation.held_out import held_out_of
-from lm.looks import check_figure, conclude, done, due, look, open_tasks, rehearse
+from lm.looks import attempted, check_figure, conclude, done, due, look, open_tasks, rehearse
 from lm.objectives.base import Batch, Objective, Sums, resolve, training_batches
 from lm.outputs import replace_file
 from lm.platform import begin
@@ -258,7 +258,8 @@ def sitting(config: Config, workdir: Path, stop: Stop) -> None:
     if lead:
         from lm.closing import close  # not before the last step
 
-        close(config, workdir, figures, watch)
+        with attempted("the curves and the last lines", lambda line: print(line, flush=True)):
+            close(config, workdir, figures, watch)
 
 
 def loop(

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -62,6 +63,7 @@ def test_bar_on_a_terminal():
     shown = run_on_terminal(PROGRAM, TERM="xterm-256color", COLUMNS="100", PYTHONIOENCODING="utf-8", NO_COLOR="1")
     assert "step 1000/2000 ━" in shown
     assert "loss 3.214 15,012 tok/s mfu 41%" in shown
+    assert re.search(r"step +1000/2000  loss  3.214  lr 1.0e-3 +15,012 tok/s  mfu 41%\r\n", shown)  # stays above it
     assert "eta " in shown
     assert "step 1000/2000  validation/loss 3.1  validation/perplexity 22.2\r\n" in shown
     assert "sample: [bold]café\\x1b[31m\r\n" in shown  # neither markup nor an escape of its own

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from lm.config import Config, Mesh, Optimizer
+from lm.config import Config, Mesh, Optimizer, Schedule
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
-from lm.sharding import make_mesh, place
-from lm.train import abstract_batch, compile_step, numbers_of
-from lm.training.state import abstract_state, initialise
+from lm.sharding import make_mesh, place, unbox
+from lm.train import abstract_batch, compile_step, numbers_of, train_step
+from lm.training.state import abstract_params, abstract_state, chain, create, initialise
 from tests.marks import quick
 
 ROWS, LENGTH = 16, 64
@@ -112,3 +112,27 @@ def test_data_parallel_steps_only_add_gradients_up():
     assert "all-reduce" in program
     for collective in ("all-to-all", "all-gather", "collective-permute"):
         assert f" {collective}(" not in program
+
+
+def test_seed_rate_and_length_are_no_constants_of_the_program():
+    """Another seed, rate, schedule or number of steps is the same program: a sweep compiles once an arm."""
+    model = Transformer(vocab=96, context=LENGTH, width=16, depth=1, heads=2, dropout=0.1)
+    schedule = Schedule(shape="wsd", warmup=5, final=0.1)
+    base = Config(objective=Causal(model=model), batch=ROWS, schedule=schedule, optimizer=Optimizer(lr=1e-3))
+    other = dataclasses.replace(
+        base, seed=7, steps=99, optimizer=Optimizer(lr=3e-4), schedule=dataclasses.replace(schedule, warmup=2, final=0.0)
+    )
+
+    def program(config, as_arguments=True):
+        batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in rows(0).items()}
+        optimizer = chain(config, abstract_params(config.objective, batch))
+        state = jax.eval_shape(lambda: create(config, optimizer, unbox(abstract_zeros(config, batch))))
+        numbers = [numbers_of(config)] * as_arguments
+        return jax.jit(lambda *arguments: train_step(config, optimizer, *arguments)).lower(state, batch, *numbers).as_text()
+
+    assert program(base) == program(other)
+    assert program(base, False) != program(other, False)
+
+
+def abstract_zeros(config, batch):
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_params(config.objective, batch))

@@ -52,7 +52,7 @@ def pairs_from(text: str | None = None) -> TextSource:
         return Table(path=text, fields=("source", "target"))
     from lm.data.text.restored import Restored
 
-    return Restored(source=source_from(text))  # type: ignore[arg-type]  # its union lists what source_from returns
+    return Restored(source=source_from(text))  # type: ignore[arg-type]  # its union lists the results of source_from
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from lm.decode.modes import Infill, LeftToRight, check_rows
 from lm.decode.options import Constraints
 from lm.decode.results import Filled, Sample
 from lm.decode.show import Stream, show, show_filled
+from lm.decode.sliding import passes
 from lm.decode.strategies import Strategy
 from lm.decode.writer import Request, Writer
 from lm.errors import UserError, check
@@ -74,9 +75,6 @@ class Command:
 
         # The bound on new tokens depends on the longest prompt; memory and grammar depend on that bound.
         new, least = self.new_tokens(job), self.constraints.min_new_tokens
-        limit, own = writer.steps.limit, self.flags["max_new_tokens"]
-        if limit is not None and own is not None and own >= limit and strategy.slides:
-            print(f"the context holds {limit} tokens: beyond it the text goes on from the last {limit // 2}", file=sys.stderr)
         check(least <= new, f"--min_new_tokens={least} is more than the {new} new tokens that there may be: lower it")
         own = named_rules(settings, tokenizer, new, begins=len(writer.encode(["a"])[0].tokens) == 1)
         request = replace(request, new=new, rules=replace(rules, **own))
@@ -109,6 +107,10 @@ class Command:
         prompts = [(text, job.encode({"prompt": text})) for text in texts]
         numbers = occurrences([prompt for _, prompt in prompts])
         shades = bool(self.flags["show_probabilities"])
+        steps = job.writer.steps if isinstance(job, LeftToRight) and job.strategy.slides else None
+        if steps and any(passes(steps, prompt, job.request.new) for _, prompt in prompts):
+            half = steps.limit // 2
+            print(f"the context holds {steps.limit} tokens: beyond it the text goes on from the last {half}", file=sys.stderr)
         if isinstance(job, Infill):
             filled: list[Any] = [sample for _, part in job.samples(prompts, numbers) for sample in part]
             if isinstance(filled[0], Filled):

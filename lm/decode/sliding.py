@@ -15,18 +15,19 @@ from lm.decode.steps import Steps
 from lm.decode.writer import Request, Row, Watch, Writer, continue_tokens
 
 
-def passes(steps: Steps, prompts: Sequence[Prompt], new: int) -> bool:
+def passes(steps: Steps, prompt: Prompt, new: int) -> bool:
     """Return whether a prompt and its new tokens are more than the context holds."""
-    return steps.limit is not None and max(len(prompt.tokens) for prompt in prompts) + new > steps.limit
+    return steps.limit is not None and len(prompt.tokens) + new > steps.limit
 
 
 def continue_beyond(
     writer: Writer, request: Request, batch: Sequence[Prompt], keys_B: jax.Array, *, sampling: Sampling,
     finished: Callable[[np.ndarray], bool] | None = None, watch: Watch | None = None,
 ) -> list[Row]:  # fmt: skip
-    """Continue each prompt `request.samples` times, in stretches that fill the context, as `continue_tokens` does.
+    """Continue prompts of one length, `request.samples` times each, in stretches that fill the context.
 
-    Rules that look back see the tokens in the context alone.
+    Otherwise as `continue_tokens`. Rules that look back see the tokens in the context alone. Of one length: the stretches of a
+    text would else depend on the texts beside it.
     """
     limit = writer.steps.limit
     assert limit is not None
@@ -34,7 +35,7 @@ def continue_beyond(
     rows: list[Row] = [(np.zeros(0, np.int32), np.zeros(0, np.float32)) for _ in texts]
     done, written, stretch = [False] * len(texts), 0, 0
     while written < request.new and not all(done):
-        keep = min(max(map(len, texts)), limit - 1)
+        keep = min(len(texts[0]), limit - 1)
         keep = keep if limit - keep >= min(limit // 4, request.new - written) else limit // 2
         count = min(limit - keep, request.new - written)
 
@@ -49,15 +50,17 @@ def continue_beyond(
             keys_B if not stretch else jax.vmap(lambda key, n=stretch: jax.random.fold_in(key, n))(keys_B),
             sampling=sampling,
             new=count,
-            rules=later(request.rules, written, min(map(len, texts)) - keep),
+            rules=later(request.rules, written, len(texts[0]) - keep),
             stops=writer.stops,
             finished=finished,
             watch=show if watch else None,
         )
         rows = [row if over else joined(row, part) for row, part, over in zip(rows, more, done)]
-        texts = [np.concatenate([text, ids]) for text, (ids, _) in zip(texts, more)]
+        # A row that ended early is filled up: it runs along, and its tokens no longer count.
+        texts = [np.concatenate([text, ids, np.zeros(count - len(ids), np.int32)]) for text, (ids, _) in zip(texts, more)]
         written, stretch = written + count, stretch + 1
-        done = [over or len(ids) < written or bool(finished and finished(ids)) for over, (ids, _) in zip(done, rows)]
+        ended = [len(ids) < written or ids[-1] in writer.stops or bool(finished and finished(ids)) for ids, _ in rows]
+        done = [a or b for a, b in zip(done, ended)]
     return rows
 
 

@@ -129,6 +129,8 @@ def token_by_token(
     sampling: Sampling, writer: Writer, request: Request, batch: Sequence[Prompt], keys_B: jax.Array, watch: Watch | None
 ) -> list[list[Row]]:
     """Run the token loop, beyond the context where it is too short; rows whose text holds a stop string end early."""
+    import numpy as np
+
     from lm.decode.sliding import continue_beyond, passes
     from lm.decode.writer import continue_tokens
 
@@ -136,24 +138,31 @@ def token_by_token(
         text = writer.tokenizer.decode(ids)
         return any(stop in text for stop in request.stop)
 
-    ends = finished if request.stop else None
-    if passes(writer.steps, batch, request.new):
-        rows = continue_beyond(writer, request, batch, keys_B, sampling=sampling, finished=ends, watch=watch)
-        return by_prompt(rows, request.samples)
-    rows = continue_tokens(
-        writer.steps,
-        writer.prepared(len(keys_B)),
-        batch,
-        keys_B,
-        sampling=sampling,
-        new=request.new,
-        rules=request.rules,
-        stops=writer.stops,
-        grammar=request.grammar,
-        finished=ends,
-        watch=watch,
-    )
-    return by_prompt(rows, request.samples)
+    ends, samples = finished if request.stop else None, request.samples
+    found: dict[int, list[Row]] = {}
+    # 0: texts that fit; else the length of prompts whose texts do not.
+    lengths = [len(prompt.tokens) if passes(writer.steps, prompt, request.new) else 0 for prompt in batch]
+    for length in sorted(set(lengths)):
+        chosen = [i for i, one in enumerate(lengths) if one == length]
+        prompts, own_B = [batch[i] for i in chosen], keys_B[np.array([i * samples + k for i in chosen for k in range(samples)])]
+        if length:
+            rows = continue_beyond(writer, request, prompts, own_B, sampling=sampling, finished=ends, watch=watch)
+        else:
+            rows = continue_tokens(
+                writer.steps,
+                writer.prepared(len(own_B)),
+                prompts,
+                own_B,
+                sampling=sampling,
+                new=request.new,
+                rules=request.rules,
+                stops=writer.stops,
+                grammar=request.grammar,
+                finished=ends,
+                watch=watch,
+            )
+        found |= zip(chosen, by_prompt(rows, samples))
+    return [found[i] for i in range(len(batch))]
 
 
 def by_prompt(rows: list[Row], samples: int) -> list[list[Row]]:

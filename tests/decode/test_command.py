@@ -17,6 +17,7 @@ import pytest
 
 from lm.config import Config, to_json
 from lm.data.tokenizer.tokenizer import Bytes, Characters
+from lm.decode.options import translated
 from lm.decode.processors import Rules
 from lm.decode.request import Command, named_rules
 from lm.decode.results import Sample
@@ -342,3 +343,10 @@ def test_rules_of_a_published_folder_are_read():
     assert found == expected
     assert Rules(**named_rules(settings, tokenizer, 20, begins=False)).forced_begin is None
     assert Rules(**named_rules({}, tokenizer, 20, begins=True)) == Rules()
+
+
+def test_names_of_transformers_are_ours():
+    line = ["lm.generate", "--num_return_sequences=3", "--stop_strings", "a=b", "--do_sample=false", "--prompt=--do_sample"]
+    expected = ["lm.generate", "--num_samples=3", "--stop", "a=b", "--strategy=greedy", "--prompt=--do_sample"]
+    assert translated(line) == expected
+    assert translated(["--do_sample"]) == ["--strategy=sample"]

@@ -19,7 +19,7 @@ from lm.decode.sampling import Sampling
 from lm.decode.speed import random_params, tokens_per_second
 from lm.decode.steps import Prompts, StackSteps
 from lm.decode.strategies import AncestralSampling, BeamSearch, ContrastiveSearch, GreedySearch, SpeculativeSampling
-from lm.decode.writer import Writer, continue_tokens
+from lm.decode.writer import Request, Writer, continue_tokens
 from lm.errors import UserError
 from lm.models.model import Model
 from lm.models.transformer import Transformer
@@ -238,6 +238,27 @@ def test_past_the_context_a_text_goes_on_from_its_last_half(length):
         expected += decode("learned", [Prompt(window)], min(64 - keep, 80 - len(expected)))[0][0].tolist()
         keep = 32
     assert sample.tokens == expected
+
+
+def test_past_the_context_a_text_does_not_depend_on_its_batch():
+    """Nor does one that fits, beside one that does not."""
+    prompts, options = ["ab" * 15, "b" * 5, "ba" * 35], {"strategy": AncestralSampling(), "max_new_tokens": 50, "seed": 2}
+    together = continued(prompts, **options)
+    for prompt, sample in zip(prompts, together):
+        assert continued([prompt], **options)[0].tokens == sample.tokens
+
+
+def test_a_stop_at_the_end_of_a_stretch_ends_the_text():
+    text, strategy = "ab" * 15, AncestralSampling(temperature=0)
+    (free,) = continued([text], strategy=strategy, max_new_tokens=80)
+    writer = Writer(Causal(model=config()), params_of("learned"), LETTERS)
+    (prompt,) = writer.encode([text])
+    length = 64 - len(prompt.tokens)
+    request, keys = Request(new=80), row_keys(0, [prompt], [0], 1)
+    expected = free.tokens[: free.tokens.index(free.tokens[length - 1]) + 1]
+    writer.stops = (free.tokens[length - 1],)
+    ((row,),) = strategy.write(writer, request, [prompt], keys, None)
+    assert row[0].tolist() == expected
 
 
 def test_buckets():

@@ -75,7 +75,7 @@ class GPT(Family):
     def rules(self, objective: Causal) -> list[Rule]:
         tokens, places = ("tokens_embed", "positions_embed") if self.first else ("wte", "wpe")
         layer, ours, bias = "transformer.h.{i}", "stack/layers", objective.model.bias
-        found = [
+        rules = [
             Rule("embed/table", f"transformer.{tokens}.weight"),
             Rule("input/places/table", f"transformer.{places}.weight"),
             *normal(f"{ours}/norm0", f"{layer}.ln_1", bias=bias),
@@ -85,8 +85,8 @@ class GPT(Family):
             *dense(f"{ours}/mlp/down", f"{layer}.mlp.c_proj", bias=bias, form="conv"),
         ]
         for k, name in enumerate(("query", "key", "value")):
-            found += dense(f"{ours}/attention/{name}", f"{layer}.attn.c_attn", bias=bias, form="conv", part=(k, 3))
-        return found if self.first else found + normal("stack/norm", "transformer.ln_f", bias=bias)
+            rules += dense(f"{ours}/attention/{name}", f"{layer}.attn.c_attn", bias=bias, form="conv", part=(k, 3))
+        return rules if self.first else rules + normal("stack/norm", "transformer.ln_f", bias=bias)
 
     def implied(self, objective: Causal) -> dict[str, np.ndarray]:
         c = objective.model
@@ -94,9 +94,9 @@ class GPT(Family):
             return {}
         sizes = {"ln_1": c.width, "ln_2": c.width, "attn.c_attn": 3 * c.width, "attn.c_proj": c.width,
                  "mlp.c_fc": c.mlp or 4 * c.width, "mlp.c_proj": c.width}  # fmt: skip
-        found = {f"transformer.h.{i}.{name}.bias": size for i in range(c.depth) for name, size in sizes.items()}
-        found |= {} if self.first else {"transformer.ln_f.bias": c.width}
-        return {name: np.zeros(size, np.float32) for name, size in found.items()}
+        biases = {f"transformer.h.{i}.{name}.bias": size for i in range(c.depth) for name, size in sizes.items()}
+        biases |= {} if self.first else {"transformer.ln_f.bias": c.width}
+        return {name: np.zeros(size, np.float32) for name, size in biases.items()}
 
 
 FAMILIES = (

@@ -66,7 +66,7 @@ class StarCoder2(Family):
 
     def rules(self, objective: Causal) -> list[Rule]:
         c, layer, ours = objective.model, "model.layers.{i}", "stack/layers"
-        found = [
+        rules = [
             Rule("embed/table", "model.embed_tokens.weight"),
             *normal(f"{ours}/norm0", f"{layer}.input_layernorm", bias=c.bias),
             *normal(f"{ours}/norm1", f"{layer}.post_attention_layernorm", bias=c.bias),
@@ -76,8 +76,8 @@ class StarCoder2(Family):
             *dense(f"{ours}/mlp/down", f"{layer}.mlp.c_proj", bias=c.bias),
         ]
         for name in ("query", "key", "value"):
-            found += dense(f"{ours}/attention/{name}", f"{layer}.self_attn.{name[0]}_proj", bias=c.bias)
-        return found if c.tied else [*found, Rule("output/table", "lm_head.weight")]
+            rules += dense(f"{ours}/attention/{name}", f"{layer}.self_attn.{name[0]}_proj", bias=c.bias)
+        return rules if c.tied else [*rules, Rule("output/table", "lm_head.weight")]
 
     def implied(self, objective: Causal) -> dict[str, np.ndarray]:
         c = objective.model
