@@ -107,10 +107,6 @@ class Command:
         prompts = [(text, job.encode({"prompt": text})) for text in texts]
         numbers = occurrences([prompt for _, prompt in prompts])
         shades = bool(self.flags["show_probabilities"])
-        steps = job.writer.steps if isinstance(job, LeftToRight) and job.strategy.slides else None
-        if steps and any(passes(steps, prompt, job.request.new) for _, prompt in prompts):
-            half = steps.limit // 2
-            print(f"the context holds {steps.limit} tokens: beyond it the text goes on from the last {half}", file=sys.stderr)
         if isinstance(job, Infill):
             filled: list[Any] = [sample for _, part in job.samples(prompts, numbers) for sample in part]
             if isinstance(filled[0], Filled):
@@ -119,6 +115,10 @@ class Command:
                 show(filled, job.filler.tokenizer, shades, "\n")
             return filled
 
+        steps, new = job.writer.steps, job.request.new
+        if job.strategy.slides and any(passes(steps, prompt, new) for _, prompt in prompts):
+            half = steps.limit // 2
+            print(f"the context holds {steps.limit} tokens: beyond it the text goes on from the last {half}", file=sys.stderr)
         # A continuation stands right behind its prompt, an answer on a line of its own.
         between = "" if job.chat is None and job.writer.objective.writes == "text" else "\n"
         if job.strategy.streams and sys.stdout.isatty() and len(texts) == self.count == 1:
