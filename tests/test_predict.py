@@ -16,6 +16,7 @@ from lm.data.types import Example
 from lm.errors import UserError
 from lm.evaluation.downstream import Found
 from lm.evaluation.predictions import TAGS
+from lm.outputs import output_file
 from lm.predict import answers_of, predict, read_examples, unlabelled, write_predictions
 from tests.marks import quick
 from tests.processes import command
@@ -149,10 +150,11 @@ def test_questions_give_squads_form_and_the_best_spans(trained, tmp_path):
         assert [offer["score"] for offer in offers] == sorted((offer["score"] for offer in offers), reverse=True)
         assert all(context[offer["start"] :].startswith(offer["text"]) for offer in offers)
         assert one["start"] is None if one["guess"] == "" else context[one["start"] :].startswith(one["guess"])
-    write_predictions(found, tmp_path / "a.json")
+    write_predictions(found, output_file(str(tmp_path / "a.json"), "lm.predict"))
     assert json.loads((tmp_path / "a.json").read_text()) == dict.fromkeys("xy", found.predictions[0]["guess"])
+    twice = found._replace(predictions=found.predictions[:1] * 2)
     with pytest.raises(UserError, match="not every question has an id of its own"):
-        write_predictions(found._replace(predictions=found.predictions[:1] * 2), tmp_path / "b.json")
+        write_predictions(twice, output_file(str(tmp_path / "b.json"), "lm.predict"))
 
 
 @pytest.mark.slow

@@ -94,10 +94,11 @@ class GibbsSampling(Infilling):
 class MaskPredict(Infilling):
     """Predict the target of a source all at once, then its least certain tokens again (Ghazvininejad et al. 2019)."""
 
-    takes: ClassVar[tuple[str, ...]] = ("num_samples",)
+    takes: ClassVar[tuple[str, ...]] = ("max_new_tokens", "num_samples")
 
     iterations: int = option(10, "rounds")
     num_lengths: int = option(5, "lengths tried", high=10_000)
+    forced_prefix: str = option("", "text that the target starts with")
 
     def check(self, samples: int) -> None:
         check(samples <= self.num_lengths, f"num_samples={samples} is more than num_lengths={self.num_lengths}")
@@ -115,13 +116,17 @@ class MaskPredict(Infilling):
         return Prompt(np.zeros(1, np.int32), ids)
 
     def fill(self, filler: Filler, prompts: Sequence[tuple[str, Prompt]]) -> Iterator[list[Any]]:
+        import numpy as np
+
         from lm.decode.results import Sample
         from lm.decode.search.mask_predict import mask_predict
 
-        sources = [prompt.source for _, prompt in prompts]
-        ranked = mask_predict(filler.objective, filler.params, sources, iterations=self.iterations, lengths=self.num_lengths)
+        sources, tokenizer = [prompt.source for _, prompt in prompts], filler.tokenizer
+        prefix = tokenizer.encode(self.forced_prefix)
+        ranked = mask_predict(
+            filler.objective, filler.params, sources, iterations=self.iterations, lengths=self.num_lengths,
+            prefixes=[prefix] * len(sources), longest=filler.request.new and filler.request.new + 1,
+        )  # fmt: skip
         for (text, _), targets in zip(prompts, ranked):
-            yield [
-                Sample(text, filler.tokenizer.decode(target.ids), target.ids.tolist(), float(target.logprob))
-                for target in targets[: filler.request.samples]
-            ]
+            best = [(np.concatenate([prefix, target.ids]), target) for target in targets[: filler.request.samples]]
+            yield [Sample(text, tokenizer.decode(ids), ids.tolist(), float(target.logprob)) for ids, target in best]

@@ -25,14 +25,16 @@ ALIASES = {
 
 
 def translated(argv: Sequence[str]) -> list[str]:
-    """Replace the names of transformers in a command line; `--do_sample` chooses between sampling and greedy search."""
+    """Replace the names of transformers in a command line; `--do_sample` chooses sampling or greedy search, of beams too."""
+    beams = any(re.match(r"-+num_beams\b(?!=1$)", item) for item in argv)
+    drawn, likeliest = ("beam_sample", "beam") if beams else ("sample", "greedy")
     found = []
     for item in argv:
         dashes, name, rest = re.fullmatch(r"(-*)(\w*)(.*)", item, re.DOTALL).groups()
         if dashes and name in ALIASES:
             item = f"{dashes}{ALIASES[name]}{rest}"
         elif dashes and name == "do_sample":
-            item = f"--strategy={'greedy' if rest.lower() in ('=false', '=0') else 'sample'}"
+            item = f"--strategy={likeliest if rest.lower() in ('=false', '=0') else drawn}"
         found.append(item)
     return found
 

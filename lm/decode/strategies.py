@@ -202,6 +202,10 @@ class BeamSearch(Strategy):
     def check(self, samples: int) -> None:
         self.beams(samples)
 
+    def draws(self) -> Sampling | None:
+        """Return the settings by which candidates are drawn; None: the likeliest are taken."""
+        return None
+
     def rows(self, request: Request) -> int:
         return self.num_beams
 
@@ -212,9 +216,24 @@ class BeamSearch(Strategy):
         from lm.decode.search.beam import beam_search
 
         prepared, beams = writer.prepared(len(batch) * self.num_beams), self.beams(request.samples)
-        options = search_options(writer, request)
-        hypotheses = beam_search(writer.steps, prepared, batch_prompts(batch), beams=beams, **options)
+        options, sampling = search_options(writer, request), self.draws()
+        # One search returns all samples of a prompt: it draws from the key of the first.
+        drawing = {} if sampling is None else {"sampling": sampling, "keys_P": keys_B[:: request.samples]}
+        hypotheses = beam_search(writer.steps, prepared, batch_prompts(batch), beams=beams, **drawing, **options)
         return [[(text.ids, np.float64(text.logprob)) for text in texts] for texts in hypotheses]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamSampling(SamplingOptions, BeamSearch):
+    """Draw the candidates of a beam search without replacement, in place of the likeliest (Kool et al. 2019)."""
+
+    def draws(self) -> Sampling:
+        return self.sampling()
+
+    def check(self, samples: int) -> None:
+        check(self.temperature != 0, "temperature=0 draws nothing: use --strategy=beam")
+        check(self.num_beam_groups == 1, "beam sampling has no groups: leave --num_beam_groups out, or use --strategy=beam")
+        self.sampling(), self.beams(samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +311,7 @@ STRATEGIES: dict[str, type[Strategy | Infilling]] = {
     "greedy": GreedySearch,
     "sample": AncestralSampling,
     "beam": BeamSearch,
+    "beam_sample": BeamSampling,
     "contrastive": ContrastiveSearch,
     "speculative": SpeculativeSampling,
     "fill": FillMask,

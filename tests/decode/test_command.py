@@ -115,10 +115,12 @@ MISTAKES = [
     (["--workdir={run}", "--num_sample=3"], "num_sample"),
     (
         ["--workdir={run}", "--strategy=greedy", "--top_p=0.9"],
-        "--top_p belongs to --strategy=sample or speculative",
+        "--top_p belongs to --strategy=sample, beam_sample or speculative",
     ),
     (["--workdir={run}", "--num_beams=3"], "--num_beams belongs to --strategy=beam, not to sample"),
     (["--workdir={run}", "--strategy=beam", "--regex=a"], "--regex belongs to"),
+    (["--workdir={run}", "--strategy=beam_sample", "--temperature=0"], "use --strategy=beam"),
+    (["--workdir={run}", "--strategy=beam_sample", "--num_beam_groups=2"], "beam sampling has no groups"),
     (["--workdir={run}", "--strategy=beam", "--stop=a"], "--stop belongs to"),
     (["--workdir={run}", "--regex=a", "--json_schema=null"], "exclude each other"),
     (["--workdir={run}", "--strategy=speculative"], "--draft"),
@@ -200,6 +202,7 @@ STRATEGIES = {
     "sample": ["--min_p=0.01", "--typical_p=0.9", "--epsilon=0.001", "--eta=0.001", "--forced_prefix=xy", "--num_samples=2"],
     "beam": ["--num_beams=4", "--num_beam_groups=2", "--diversity_penalty=0.5", "--length_penalty=0.8", "--num_samples=2",
              "--early_stopping=never"],
+    "beam_sample": ["--num_beams=3", "--top_k=5", "--num_samples=2"],
     "contrastive": ["--penalty_alpha=0.4", "--top_k=3"],
     "speculative": ["--draft={run}", "--draft_tokens=3", "--temperature=0.7"],
 }  # fmt: skip
@@ -350,3 +353,5 @@ def test_names_of_transformers_are_ours():
     expected = ["lm.generate", "--num_samples=3", "--stop", "a=b", "--strategy=greedy", "--prompt=--do_sample"]
     assert translated(line) == expected
     assert translated(["--do_sample"]) == ["--strategy=sample"]
+    assert translated(["--num_beams=4", "--do_sample"]) == ["--num_beams=4", "--strategy=beam_sample"]
+    assert translated(["--num_beams=1", "--do_sample=false"]) == ["--num_beams=1", "--strategy=greedy"]

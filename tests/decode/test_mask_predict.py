@@ -1,14 +1,17 @@
 """Mask-Predict against a slow loop over the forward pass of training, and on a task that it has learned."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import optax
 import pytest
 
+from lm.decode.infilling import Filler, MaskPredict
 from lm.decode.search import mask_predict as module
 from lm.decode.search.mask_predict import mask_predict
+from lm.decode.writer import Request
 from lm.errors import UserError
 from lm.objectives.conditional import Conditional
 from lm.objectives.rows import lay
@@ -56,10 +59,10 @@ def forward(objective, params, source, target):
     return np.asarray(words)[: len(target)], np.asarray(lengths)
 
 
-def slowly(objective, params, source, iterations, count, prefix=()):
+def slowly(objective, params, source, iterations, count, prefix=(), longest=99):
     """The released code's loop, one length at a time: (ids, log-probability, score, length's log-probability)."""
     _, lengths = forward(objective, params, source, np.array([MASK]))
-    allowed = [n for n in np.argsort(-lengths) + 1 if n > len(prefix)][:count]
+    allowed = [n for n in np.argsort(-lengths) + 1 if len(prefix) < n <= longest][:count]
     found = []
     for size in allowed:
         target = np.array([*prefix] + [MASK] * (size - len(prefix)))
@@ -97,6 +100,26 @@ def test_a_prefix_stays():
     found = mask_predict(objective, params, SOURCES, iterations=4, lengths=2, prefixes=prefixes)
     for source, prefix, ours in zip(SOURCES, prefixes, found, strict=True):
         compare(ours, slowly(objective, params, source, 4, 2, prefix))
+
+
+def test_a_target_starts_with_the_text_that_a_user_names():
+    objective, params = random_model()
+    request = Request(new=6, samples=2)
+    letters = SimpleNamespace(
+        encode=lambda text, special=False: np.array([ord(letter) - 97 for letter in text], np.int32),
+        decode=lambda ids: "".join(chr(97 + i) for i in ids),
+    )
+    filler, strategy = Filler(objective, params, letters, request), MaskPredict(iterations=4, num_lengths=2, forced_prefix="ab")
+    prompt = strategy.encode(filler, {"prompt": "dcba"})
+    prefix = letters.encode("ab")
+    (best, second), *others = strategy.fill(filler, [("dcba", prompt)])
+    expected = slowly(objective, params, prompt.source, 4, 2, prefix, longest=7)
+    for one, (ids, logprob, *_) in zip((best, second), expected, strict=True):
+        assert one.tokens == [*prefix, *ids]
+        assert len(one.tokens) <= 7  # the end token, too
+        assert one.text.startswith("ab")
+        np.testing.assert_allclose(one.logprob, logprob, rtol=1e-4)
+    assert not others
 
 
 def test_a_target_does_not_depend_on_the_others(monkeypatch):
