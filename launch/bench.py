@@ -117,8 +117,8 @@ def batches(config: Config, corpus: Any) -> dict[str, float]:
 def corruptions() -> dict[str, float]:
     """Tokens a second that each objective's first config corrupts and packs, in one thread."""
     from lm.data.corpus.prepare import prepare
-    from lm.objectives.__main__ import default, objectives
     from lm.objectives.base import resolve
+    from lm.objectives.catalogue import default, objectives
 
     found = {}
     for objective in objectives():

@@ -249,7 +249,5 @@ def write_readme(path: Path, lines: list[tuple[str, ...]]) -> None:
 
 if __name__ == "__main__":
     flags.FLAGS.append_flag_values(VALUES)
-    for name in VALUES:
-        flags.declare_key_flag(name)  # --help tells of these
     VALUES.mark_as_parsed()
     run(main)

@@ -183,7 +183,5 @@ def matched(predictions: list[dict[str, Any]], examples: Sequence[Example], plac
 
 if __name__ == "__main__":
     flags.FLAGS.append_flag_values(VALUES)
-    for name in VALUES:
-        flags.declare_key_flag(name)  # --help tells of these
     VALUES.mark_as_parsed()
     run(main, Config)

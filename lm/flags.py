@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from lm.errors import UserError, check, translate
 from lm.extensions import from_command_line
 from lm.outputs import Output, output_file
+from lm.usage import HELP, usage
 
 BUG = (
     "error: this is a defect of lm, not a mistake of yours: please report it with the command and the lines above; what was "
@@ -35,11 +36,14 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
     return rest, overrides
 
 
-def run(main: Callable[[list[tuple[str, str]]], None], described: type | None = None) -> None:
+def run(
+    main: Callable[[list[tuple[str, str]]], None], described: type | None = None,
+    groups: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:  # fmt: skip
     """Run an entry point `main(overrides)` under absl; errors of users and of the machine are one line and exit status 2.
 
-    `described`: the class of the command's config, whose fields an unknown flag is compared with. Only a defect of lm prints a
-    traceback; LM_TRACEBACK=1 prints one for every error.
+    `described`: the class of the command's config, whose fields an unknown flag is compared with; `groups`: those of --help
+    (`lm.usage.usage`). Only a defect of lm prints a traceback; LM_TRACEBACK=1 prints one for every error.
     """
     from absl import app, flags, logging
 
@@ -55,6 +59,9 @@ def run(main: Callable[[list[tuple[str, str]]], None], described: type | None = 
     try:
         if "modules" not in flags.FLAGS:
             flags.DEFINE_list("modules", [], "your own modules to import first: their objectives, sources, tasks, strategies")
+        if HELP & {*sys.argv[1:]}:
+            print(usage(sys.modules["__main__"].__doc__ or "", flags.FLAGS, groups))
+            return
         from_command_line(sys.argv)
         argv, overrides = split_overrides(sys.argv)
         app.run(lambda _: main(overrides), argv=argv, flags_parser=lambda args: parse_flags(flags.FLAGS, args, described))

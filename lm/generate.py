@@ -77,6 +77,25 @@ GIVEN = {name: define(name, flag) for name, flag in OPTIONS.items()} | {"num_sam
 PARTIAL = {*GIVEN, *(name for kind in STRATEGIES.values() for name in kind.takes)}
 
 
+def groups() -> dict[str, dict[str, str]]:
+    """Group the flags for --help; an option stands under the strategies for which it means the same."""
+    found: dict[str, dict[str, str]] = {
+        "Model": dict.fromkeys(("workdir", "model", "step", "allow_new_heads", "modules"), ""),
+        "Prompts and samples": dict.fromkeys(
+            ("prompt", "prompts", "special", "max_new_tokens", "num_samples", "stop", "seed", "output", "overwrite",
+             "show_probabilities"), "",
+        ),
+        "Conversations": {"chat": "", "system": ""},
+        "Strategy": {"strategy": "", "regex": "greedy, sample: ", "json_schema": "greedy, sample: "},
+    }  # fmt: skip
+    for name in ("regex", "json_schema"):
+        found["Strategy"][name] += flags.FLAGS[name].help
+    for name, flag in OPTIONS.items():
+        for text, strategies in flag.groups.items():
+            found.setdefault(f"Options of {', '.join(strategies)}", {})[name] = text
+    return found
+
+
 def main(overrides: list[tuple[str, str]]) -> None:
     """Read the flags, load the run, write and show the samples."""
     check(not overrides, "lm.generate takes no --config.* flags: a run's config is its own")
@@ -135,4 +154,4 @@ def agree() -> None:
 
 if __name__ == "__main__":
     sys.argv = translated(sys.argv)
-    run(main)
+    run(main, groups=groups())

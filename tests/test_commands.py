@@ -1,6 +1,10 @@
 """The other commands, as a user starts them."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +93,34 @@ def test_plots_draws_a_run_again(text, tmp_path):
     done = start("lm.plots", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+HELP = """
+import os, runpy, sys
+for module in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        sys.argv = [module, "--help"]
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            assert not end.code, (module, end.code)
+        assert "jax" not in sys.modules, f"{module} --help imports jax, which takes more than a second"
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, module
+"""
+
+
+def test_help_of_every_command_starts_no_jax_and_shows_every_flag():
+    """But for the objectives' own entry points, whose files are the objectives themselves."""
+    sources = {path: path.read_text(encoding="utf-8") for room in ("lm", "launch") for path in Path(room).rglob("*.py")}
+    commands = [
+        str(path.with_suffix("")).replace("/", ".").removesuffix(".__main__")
+        for path, text in sources.items()
+        if re.search(r"^    (run\(main|sys\.exit\(main\(|main\(\)$)", text, re.MULTILINE) and "__name__ ==" in text
+    ]
+    assert len(commands) >= 17
+    done = subprocess.run([sys.executable, "-c", HELP, *commands], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    for flag in ("--output=TEXT", "--overwrite ", "--modules=A,B"):
+        assert done.stdout.count(f"\n  {flag}") >= 6

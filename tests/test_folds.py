@@ -161,7 +161,7 @@ def test_every_text_to_write_is_answered():
 @pytest.mark.parametrize("module", ["launch.folds", "launch.finetune"])
 def test_help_lists_the_flags(module):
     done = command(module, "--help")
-    assert "\n  --workdir: " in done.stdout
+    assert "\n  --workdir=TEXT " in done.stdout
 
 
 def test_a_prediction_of_other_data_is_told():

@@ -16,7 +16,7 @@ DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 # wherever in it the import stands. A name stands for a module and all below it.
 FLOORS = (
     ("errors", "strict_json", "sizes", "outputs", "console", "platform", "flags", "sharding", "preemption", "suggestions",
-     "processes", "rendezvous", "extensions"),
+     "processes", "rendezvous", "extensions", "usage"),
     ("models",),
     ("data",),
     ("corruption",),

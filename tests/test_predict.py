@@ -15,9 +15,9 @@ from lm.data.labelled.files import Labelled
 from lm.data.types import Example
 from lm.errors import UserError
 from lm.evaluation.downstream import Found
+from lm.evaluation.new_examples import answers_of, predict, read_examples, unlabelled, write_predictions
 from lm.evaluation.predictions import TAGS
 from lm.outputs import output_file
-from lm.predict import answers_of, predict, read_examples, unlabelled, write_predictions
 from tests.marks import quick
 from tests.processes import command
 from tests.test_runs import run

@@ -54,12 +54,17 @@ class Flag:
     uses: dict[str, str]
 
     @property
+    def groups(self) -> dict[str, list[str]]:
+        """Map each help text to the strategies that share it."""
+        found: dict[str, list[str]] = {}
+        for strategy, text in self.uses.items():
+            found.setdefault(text, []).append(strategy)
+        return found
+
+    @property
     def text(self) -> str:
         """Join the help texts; strategies that share one are listed before it."""
-        groups: dict[str, list[str]] = {}
-        for strategy, text in self.uses.items():
-            groups.setdefault(text, []).append(strategy)
-        return "; ".join(f"{', '.join(names)}: {text}" for text, names in groups.items())
+        return "; ".join(f"{', '.join(names)}: {text}" for text, names in self.groups.items())
 
     def value(self, given: Any) -> Any:
         """Convert a flag's value to the field's type: switches are written as words, lists become hashable."""

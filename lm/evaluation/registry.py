@@ -7,18 +7,22 @@ docstring as its help, and `measure(subject) -> Figures`. Its line in TASKS make
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import inspect
+import functools
+import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from lm.config import override
 from lm.errors import check, unknown
-from lm.evaluation.subject import Task
+
+if TYPE_CHECKING:
+    from lm.evaluation.subject import Task
 
 # Entry points, not classes: only the named tasks import their scorers.
 TASKS = {
@@ -74,23 +78,48 @@ def reads_file(kind: type) -> bool:
 
 
 def described() -> str:
-    """Describe every task for --help: its name, the first line of its docstring, its options with their defaults."""
+    """Describe every task for --help: its name, the first line of its docstring, its options with their defaults.
+
+    Read from the sources: importing the tasks would start jax, which takes longer than --help may.
+    """
     lines = []
     for name, entry in TASKS.items():
-        kind = resolve_name(entry)
-        reads = reads_file(kind)
-        line, _, _ = (inspect.getdoc(kind) or "").partition("\n")
-        lines.append(f"    {name + ':FILE' * reads:17} {line}")
-        options = "&".join(f"{path}={value!r}" for path, value in defaults(kind(path="") if reads else kind()))
-        lines += [f"{'':21} ?{options}"] * bool(options)
+        module, _, kind = entry.partition(":")
+        node, options = source_of(module, kind), dict(defaults(module, kind))
+        line, _, _ = (ast.get_docstring(node) or "").partition("\n")
+        lines.append(f"    {name + ':FILE' * ('path' in options):17} {line}")
+        shown = "&".join(f"{path}={value}" for path, value in options.items() if path != "path")
+        lines += [f"{'':21} ?{shown}"] * bool(shown)
     return "\n".join(lines)
 
 
-def defaults(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, default) of a task's options, nested dataclasses included."""
-    for field in dataclasses.fields(value):
-        inner = getattr(value, field.name)
-        if dataclasses.is_dataclass(inner):
-            yield from defaults(inner, f"{prefix}{field.name}.")
-        elif prefix + field.name != "path":
-            yield prefix + field.name, inner
+@functools.cache
+def parsed(module: str) -> dict[str, ast.ClassDef | str]:
+    """Parse a module without running it: its classes, and for imported names their modules."""
+    spec = importlib.util.find_spec(module)
+    tree = ast.parse(Path(spec.origin if spec and spec.origin else module).read_text(encoding="utf-8"))
+    found: dict[str, ast.ClassDef | str] = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return found | {alias.name: node.module or "" for node in imports for alias in node.names}
+
+
+def source_of(module: str, kind: str) -> ast.ClassDef:
+    """Return the parsed class, wherever the module has it from."""
+    found = parsed(module)[kind]
+    return found if isinstance(found, ast.ClassDef) else source_of(found, kind)
+
+
+def defaults(module: str, kind: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted path, default as written) of a task's options: inherited ones first, those of nested classes included."""
+    node = source_of(module, kind)
+    for base in map(ast.unparse, node.bases):
+        if base in parsed(module):
+            yield from defaults(module, base, prefix)
+    for field in node.body:
+        if isinstance(field, ast.AnnAssign):
+            path, value = prefix + ast.unparse(field.target), field.value
+            factory = [key.value for key in value.keywords] if isinstance(value, ast.Call) else []
+            if factory:
+                yield from defaults(module, ast.unparse(factory[0]), f"{path}.")
+            else:
+                yield path, "" if value is None else ast.unparse(value)

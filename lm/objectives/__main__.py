@@ -4,52 +4,19 @@
     python -m lm.objectives --new=my_idea     writes my_idea.py, my_idea_config.py and test_my_idea.py here
 """
 
-import contextlib
 import importlib.util
-import inspect
 import keyword
-import pkgutil
 import re
 import sys
-from dataclasses import is_dataclass
 from pathlib import Path
 
 from absl import flags
 
-import lm.objectives
-from lm.config import load
 from lm.console import table
-from lm.errors import UserError, check
+from lm.errors import check
 from lm.flags import run
-from lm.objectives.base import Objective
 
 NEW = flags.DEFINE_string("new", None, "write a skeleton of this name: objective, config and tests, in the working folder")
-
-
-def objectives() -> list[type[Objective]]:
-    """Return the objectives defined in this package, sorted by file; their bases are no dataclasses."""
-    classes: list[type[Objective]] = []
-    for module in sorted(m.name for m in pkgutil.iter_modules(lm.objectives.__path__) if m.name != "__main__"):
-        loaded = importlib.import_module(f"lm.objectives.{module}")
-        own = [c for c in vars(loaded).values() if inspect.isclass(c) and c.__module__ == loaded.__name__]
-        classes += [c for c in own if issubclass(c, Objective) and is_dataclass(c)]
-    return classes
-
-
-def default(objective: type[Objective]) -> str:
-    """Return the default config of an objective's entry point."""
-    # Objectives name it in their footer only.
-    match = re.search(r'main\(default="([^"]+)"\)', inspect.getsource(sys.modules[objective.__module__]))
-    return match[1] if match else ""
-
-
-def configs() -> dict[type[Objective], list[str]]:
-    """Return the files of `configs/` that train each objective."""
-    names: dict[type[Objective], list[str]] = {}
-    for path in sorted(Path("configs").glob("[!_]*.py")):
-        with contextlib.suppress(UserError, ImportError):  # configs with required arguments
-            names.setdefault(type(load(str(path)).objective), []).append(path.stem)
-    return names
 
 
 def write_skeleton(name: str, folder: Path = Path()) -> list[Path]:
@@ -76,6 +43,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
         print(f"{own}: the objective\n{config}: its config: python -m lm.main --config={config} --dry_run")
         print(f"{test}: its tests: python -m pytest {test}")
         return
+    from lm.objectives.catalogue import configs, default, objectives  # imports jax, which --help does without
+
     known = configs()
     for objective in objectives():
         module, first = objective.__module__, Path(default(objective)).stem

@@ -46,7 +46,7 @@ for arguments in json.load(sys.stdin):
     sys.argv, out, err, status = ["lm.generate", *arguments], io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            run(generate.main)
+            run(generate.main, groups=generate.groups())
         except SystemExit as end:
             status = end.code or 0
     found.append((status, out.getvalue(), err.getvalue()))
@@ -177,7 +177,7 @@ def test_a_strategy_from_outside_is_a_class_and_a_line(workdir):
     """Its flag, bounds, checks and samples come from the fields; `lm` itself stays as it is."""
     commands = [[f"--workdir={workdir}", "--prompt=x", "--max_new_tokens=4", *more] for more in (
         ["--strategy=constant", "--letter=5", "--min_new_tokens=2"], ["--strategy=constant"], ["--letter=5"],
-        ["--strategy=constant", "--letter=10"], ["--strategy=constant", "--num_samples=2"], ["--helpfull"],
+        ["--strategy=constant", "--letter=10"], ["--strategy=constant", "--num_samples=2"], ["--help"],
     )]  # fmt: skip
     chosen, default, other, bound, samples, usage = sitting(commands, OUTSIDE)
     assert [status for status, *_ in (chosen, default)] == [0, 0], (chosen, default)
@@ -186,7 +186,7 @@ def test_a_strategy_from_outside_is_a_class_and_a_line(workdir):
     assert "--letter belongs to --strategy=constant, not to sample" in other[2]
     assert "range [0, 9]" in bound[2]
     assert "--num_samples belongs to" in samples[2]
-    assert "constant: id of every token (default 0)" in " ".join(usage[1].split())
+    assert "Options of constant: --letter=INT id of every token (default 0)" in " ".join(usage[1].split())
 
 
 def test_a_run_without_a_checkpoint(workdir, tmp_path):

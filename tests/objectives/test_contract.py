@@ -16,8 +16,8 @@ from lm.data.corpus.prepare import prepare
 from lm.data.tokenizer.tokenizer import Bytes
 from lm.errors import UserError
 from lm.models.transformer import Transformer
-from lm.objectives.__main__ import default, objectives
 from lm.objectives.base import Objective, resolve, training_batches
+from lm.objectives.catalogue import default, objectives
 from lm.sharding import AXES, make_mesh, place, shardings, unbox
 from lm.train import gradients
 from lm.training import metrics

@@ -18,11 +18,11 @@ from lm.data.tokenizer.tokenizer import Bytes
 from lm.data.types import Example
 from lm.evaluation.downstream import logged
 from lm.evaluation.held_out import held_out_of
+from lm.evaluation.new_examples import predict, unlabelled
 from lm.objectives.base import Answers, Batch, Objective, Sums, resolve, training_batches
 from lm.objectives.finetune import network
 from lm.objectives.finetune.base import Tuned
 from lm.objectives.finetune.network import Head, Rows, Stacks
-from lm.predict import predict, unlabelled
 from lm.sharding import unbox
 from tests.objectives.labelled import model
 from tests.test_optimizer import one_device
