@@ -14,7 +14,9 @@ from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 
 
-def config(text: str | None = None, data: str | None = None, size: Literal["char", "baby"] = "char") -> Config:
+def config(
+    text: str | None = None, data: str | None = None, size: Literal["char", "baby"] = "char", steps: int | None = None
+) -> Config:
     baby = size == "baby"
     return Config(
         objective=Causal(
@@ -38,7 +40,7 @@ def config(text: str | None = None, data: str | None = None, size: Literal["char
         ),
         optimizer=Optimizer(lr=1e-3, betas=(0.9, 0.99), decay=0.1, clip=1.0),
         schedule=Schedule(shape="cosine", warmup=100, final=0.1),
-        steps=5000 if baby else 2000,
+        steps=steps or (5000 if baby else 2000),
         batch=64 if baby else 12,
         seed=1337,
         every=Every(log=100, evaluate=250, save=500),

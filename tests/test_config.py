@@ -536,3 +536,10 @@ def test_a_config_is_found_by_its_name(tmp_path, monkeypatch):
     assert load("gpt_nano") == load(str(ROOT / "configs" / "gpt_nano.py"))
     with pytest.raises(UserError, match="'gpt_nanno' not found; did you mean gpt_nano"):
         load("gpt_nanno")
+
+
+def test_every_config_that_trains_on_a_laptop_takes_steps():
+    published = re.compile(r"_(base|small)$")  # their number of steps is their paper's
+    for path in sorted(Path("configs").glob("[!_]*.py")):
+        if not published.search(path.stem):
+            assert re.search(r"\bsteps: int\b", path.read_text(encoding="utf-8")), path
