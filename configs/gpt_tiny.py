@@ -10,13 +10,13 @@ from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
 
 
-def config(text: str | None = None, data: str | None = None) -> Config:
+def config(text: str | None = None, data: str | None = None, steps: int = 10_000) -> Config:
     return Config(
         objective=Causal(model=Transformer(vocab=8192, context=256, width=384, depth=6, heads=6, unroll=0)),
         data=Data(source=source_from(text, data), tokenizer=BytePair(vocab=8192)),
         optimizer=Optimizer(lr=1e-3, betas=(0.9, 0.95), decay=0.1, clip=1.0),
         schedule=Schedule(shape="cosine", warmup=200, final=0.1),
-        steps=10_000,
+        steps=steps,
         batch=8,
         every=Every(log=50, evaluate=1000, save=500, sample=1000),
         samples=("", "The "),
