@@ -16,6 +16,7 @@ FAMILIES: dict[str, str | Family] = {
     "openai-gpt": "gpt",
     "bert": "encoders",
     "ernie": "encoders",
+    "megatron-bert": "megatron_bert",
     "roberta": "encoders",
     "albert": "albert",
     "distilbert": "distilbert",
