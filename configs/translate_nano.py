@@ -21,7 +21,7 @@ from lm.objectives.seq2seq import Seq2seq
 def config(text: str | None = None, steps: int = 1200) -> Config:
     model = Transformer(
         context=128, width=128, depth=2, heads=4, activation="relu", placement="post", positions="sinusoidal",
-        embed_scale=128**0.5, init=128**-0.5, init_scale_depth=False, dropout=0.1, unroll=0,
+        embed_scale="sqrt_width", init=128**-0.5, init_scale_depth=False, dropout=0.1, unroll=0,
     )  # fmt: skip
     return Config(
         objective=Seq2seq(model=twice(model), smoothing=0.1),

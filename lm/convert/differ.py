@@ -11,9 +11,10 @@ from lm.models.positions import context_of
 TRAINING = {"dropout", "attention_dropout", "mlp_dropout", "position_dropout", "last_dropout", "init", "init_positions",
             "init_projections", "init_scale_depth", "init_fan_in", "init_truncate", "lora", "adapter", "pad_vocab", "dtype",
             "unroll", "remat"}  # fmt: skip
-# Fields whose 0 stands for the value of a property.
+# Fields whose 0, or word, stands for the value of a property.
 DERIVED = {"kv_heads": "kv", "head": "head_size", "mlp": "mlp_size", "embed": "embed_size", "scale": "attention_scale",
-           "mup_base": "mup", "tied_projections": "ties"}  # fmt: skip
+           "mup_base": "mup", "tied_projections": "ties", "embed_scale": "embed_factor",
+           "logit_scale": "logit_factor"}  # fmt: skip
 
 
 class Difference(NamedTuple):

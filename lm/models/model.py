@@ -35,8 +35,8 @@ class Inputs(nn.Module):
         keys_B: jax.Array | None = None,
     ) -> jax.Array:
         c, width, dtype = self.config, x_BTE.shape[-1], x_BTE.dtype
-        if c.embed_scale != 1:
-            x_BTE = x_BTE * jnp.asarray(c.embed_scale, dtype)
+        if c.embed_factor != 1:
+            x_BTE = x_BTE * jnp.asarray(c.embed_factor, dtype)
         if added := POSITIONS[c.positions].added:
             x_BTE = x_BTE + added(c, positions_BT, width, dtype)
         if c.types:
@@ -85,7 +85,7 @@ def vocabulary(module: nn.Module, config: Transformer) -> Head:
     )
     bias_V = module.bias if config.head_bias else None
     return Head(
-        table_VD=table_VE, bias_V=bias_V, vocab=config.vocab, scale=config.logit_scale / config.mup, cap=config.logit_cap
+        table_VD=table_VE, bias_V=bias_V, vocab=config.vocab, scale=config.logit_factor / config.mup, cap=config.logit_cap
     )
 
 

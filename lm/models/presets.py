@@ -62,11 +62,11 @@ QWEN3_8B = replace(QWEN3_4B, width=4096, mlp=12288, tied=False)
 # layers with a window, then one without, norms on queries and keys in place of the caps.
 GEMMA2_2B = Transformer(
     vocab=256000, context=8192, width=2304, depth=26, heads=8, kv_heads=4, head=256, mlp=9216, activation="geglu_tanh",
-    norm="rms_one", placement="sandwich", eps=1e-6, embed_scale=2304**0.5, positions="rotary", windows=(4096, 0), bias=False,
+    norm="rms_one", placement="sandwich", eps=1e-6, embed_scale="sqrt_width", positions="rotary", windows=(4096, 0), bias=False,
     attention_cap=50.0, logit_cap=30.0, init_scale_depth=False,
 )  # fmt: skip
 GEMMA3_1B = replace(
-    GEMMA2_2B, vocab=262144, context=32768, width=1152, heads=4, kv_heads=1, mlp=6912, embed_scale=1152**0.5, qk_norm=True,
+    GEMMA2_2B, vocab=262144, context=32768, width=1152, heads=4, kv_heads=1, mlp=6912, embed_scale="sqrt_width", qk_norm=True,
     rotary=Rotary(base=1_000_000.0, local=10_000.0), windows=(512, 512, 512, 512, 512, 0), attention_cap=0.0, logit_cap=0.0,
 )  # fmt: skip
 
@@ -119,7 +119,7 @@ def t5(width: int, mlp: int, head: int, heads: int, depth: int) -> EncoderDecode
     return twice(
         Transformer(
             vocab=32128, context=512, width=width, mlp=mlp, head=head, heads=heads, depth=depth, activation="relu",
-            norm="rms", eps=1e-6, positions="bucket", bias=False, scale=1.0, logit_scale=width**-0.5, last_dropout=True,
+            norm="rms", eps=1e-6, positions="bucket", bias=False, scale=1.0, logit_scale="rsqrt_width", last_dropout=True,
             init=1.0, init_fan_in=True, init_scale_depth=False,
         )
     )  # fmt: skip
@@ -155,12 +155,12 @@ BART_LARGE = twice(replace(BART_BASE.decoder, width=1024, depth=12, heads=16))
 TRANSFORMER_BASE = twice(
     Transformer(
         vocab=37000, context=1024, width=512, depth=6, heads=8, mlp=2048, activation="relu", placement="post",
-        positions="sinusoidal", embed_scale=512**0.5, init=512**-0.5, init_scale_depth=False,
+        positions="sinusoidal", embed_scale="sqrt_width", init=512**-0.5, init_scale_depth=False,
     )
 )  # fmt: skip
 TRANSFORMER_BIG = twice(
     replace(
-        TRANSFORMER_BASE.decoder, width=1024, heads=16, mlp=4096, embed_scale=1024**0.5, init=1024**-0.5
+        TRANSFORMER_BASE.decoder, width=1024, heads=16, mlp=4096, embed_scale="sqrt_width", init=1024**-0.5
     )
 )  # fmt: skip
 

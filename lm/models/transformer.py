@@ -52,7 +52,7 @@ class Transformer(Shape):
     parallel: bool = False  # attention and feed-forward side by side from one norm
     types: int = 0  # rows of a token-type table, 0: none
     embed_norm: bool = False  # a norm behind the sum of embeddings (BERT)
-    embed_scale: float = 1.0  # factor on token embeddings (sqrt(width) in the Transformer)
+    embed_scale: float | Literal["sqrt_width"] = 1.0  # factor on token embeddings (sqrt(width) in the Transformer)
     positions: str = "learned"  # of lm.models.positions.POSITIONS
     offset: int = 0
     rotary: Rotary = Rotary()
@@ -65,7 +65,7 @@ class Transformer(Shape):
     tied: bool = True
     transform: bool = False
     head_bias: bool = False  # a bias per token on the logits (BERT)
-    logit_scale: float = 1.0  # factor on the logits
+    logit_scale: float | Literal["rsqrt_width"] = 1.0  # factor on the logits (1 / sqrt(width) in T5)
     logit_cap: float = 0.0  # c: logits are c tanh(logits / c), 0: not capped (Gemma 2)
     attention_cap: float = 0.0  # the same of attention scores
     dropout: float = 0.0
@@ -96,7 +96,9 @@ class Transformer(Shape):
         )
         check_range(self, 0, 1, "dropout", "attention_dropout", "mlp_dropout")
         check_range(self, 0, float("inf"), "eps", "init", "init_positions", "logit_cap", "attention_cap", "scale")
-        check_range(self, -float("inf"), float("inf"), "embed_scale", "logit_scale")
+        for name, word in (("embed_scale", "sqrt_width"), ("logit_scale", "rsqrt_width")):
+            if getattr(self, name) != word:
+                check_range(self, -float("inf"), float("inf"), name)
         check(min(self.windows, default=-1) >= 0, f"windows={self.windows} must be at least 0: 0 is full attention")
 
         # Combinations: sizes that must divide, and choices that exclude each other.
@@ -122,6 +124,14 @@ class Transformer(Shape):
     def mup(self) -> float:
         """Width over the tuned width; 1 without muP."""
         return self.width / self.mup_base if self.mup_base else 1.0
+
+    @property
+    def embed_factor(self) -> float:
+        return self.width**0.5 if self.embed_scale == "sqrt_width" else float(self.embed_scale)
+
+    @property
+    def logit_factor(self) -> float:
+        return self.width**-0.5 if self.logit_scale == "rsqrt_width" else float(self.logit_scale)
 
     @property
     def std(self) -> float:

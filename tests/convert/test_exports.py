@@ -1,8 +1,13 @@
 """Folders written here as transformers meets them: its AutoTokenizer gives our ids, its `generate` our text."""
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from lm.config import load as read_config
 from lm.convert.convert import family_for, load, save
 from lm.convert.runs import opened
 from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, Tokenizer, WordPiece
@@ -11,6 +16,7 @@ from lm.decode.prefill import opened_steps
 from lm.decode.sampling import Sampling
 from lm.decode.writer import continue_tokens
 from lm.errors import UserError
+from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal
@@ -240,3 +246,27 @@ def test_sentinels_that_are_missing(tmp_path):
 
     convert(str(tmp_path / "out"), None, str(tmp_path / "more"), multiple=1)
     assert opened(None, str(tmp_path / "more"))[0].objective.sentinels
+
+
+CONFIGS = sorted(Path("configs").glob("*.py"))  # Mask-Predict's has no class in transformers: none predicts lengths
+
+
+def narrowed(model):
+    if isinstance(model, EncoderDecoder):
+        return replace(model, encoder=narrowed(model.encoder), decoder=narrowed(model.decoder))
+    return replace(model, width=model.width // 4 * 2)
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if re.search(r"_(base|small)$", path.stem) and path.stem != "mask_predict_base"], ids=lambda path: path.stem)
+def test_a_published_config_of_half_the_width_has_the_same_family(path):
+    """Factors that follow the width (of T5's logits, the Transformer's embeddings) follow it."""
+    objective = read_config(f"{path}:text=README.md" if "text:" in path.read_text() else str(path)).objective
+    family, _ = family_for(objective)
+    assert family_for(replace(objective, model=narrowed(objective.model)))[0] is family
+
+
+def test_factors_are_numbers_of_the_width():
+    model = Transformer(width=64, heads=4, embed_scale="sqrt_width", logit_scale="rsqrt_width")
+    assert (model.embed_factor, model.logit_factor) == (8.0, 0.125)
+    with pytest.raises(UserError, match="embed_scale"):
+        Transformer(embed_scale=float("inf"))

@@ -42,7 +42,7 @@ class Bart(Family):
         return r"embed_positions\.weight$" if self.fixed else r"(^|\.)final_logits_bias$"
 
     def objective(self, settings: Mapping[str, Any]) -> Denoise | Seq2seq:
-        fields, width = Fields(settings), settings.get("d_model")
+        fields = Fields(settings)
         fields.refuse(normalize_before=self.before, add_final_layer_norm=self.before, normalize_embedding=not self.fixed)
         fields.refuse(static_position_embeddings=self.fixed, add_bias_logits=False, tie_word_embeddings=True)
         fields.refuse(share_encoder_decoder_embeddings=True, decoder_vocab_size=settings.get("vocab_size"))
@@ -59,7 +59,7 @@ class Bart(Family):
                 placement="pre" if self.before else "post",
                 positions="sinusoidal" if self.fixed else "learned",
                 embed_norm=not self.fixed,
-                embed_scale=width**0.5 if fields.get("scale_embedding", default=False) else 1.0,
+                embed_scale="sqrt_width" if fields.get("scale_embedding", default=False) else 1.0,
                 head_bias=fields.get("final_logits_bias", default=self.head_bias),
                 dropout=fields.get("dropout", default=0.1),
                 attention_dropout=fields.get("attention_dropout", default=0.0),
@@ -90,7 +90,7 @@ class Bart(Family):
             "attention_dropout": c.attention_dropout,
             "activation_dropout": c.mlp_dropout,
             "init_std": c.init,
-            "scale_embedding": c.embed_scale != 1,
+            "scale_embedding": c.embed_factor != 1,
             "tie_word_embeddings": True,
         }
 

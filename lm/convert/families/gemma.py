@@ -44,7 +44,7 @@ class Gemma(Family):
     buffers = r"rotary_emb\.inv_freq$"
 
     def objective(self, settings: Mapping[str, Any]) -> Causal:
-        fields, width = Fields(settings), settings.get("hidden_size")
+        fields = Fields(settings)
         fields.refuse(attention_bias=False, use_bidirectional_attention=False)
         head = fields.get("head_dim", default=256)
         scale = fields.get("query_pre_attn_scalar", default=256) if self.sandwich else head
@@ -57,7 +57,7 @@ class Gemma(Family):
             activation=fields.one_of(self.activation, known, default="gelu_pytorch_tanh"),
             norm="rms_one",
             placement="sandwich" if self.sandwich else "pre",
-            embed_scale=width**0.5,
+            embed_scale="sqrt_width",
             rotary=self.rotary(fields, any(windows)),
             windows=windows,
             qk_norm=self.qk_norm,

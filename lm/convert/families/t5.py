@@ -39,14 +39,14 @@ class T5(Family):
     def objective(self, settings: Mapping[str, Any]) -> Span:
         fields = Fields(settings)
         fields.refuse(relative_attention_num_buckets=32, relative_attention_max_distance=128)
-        width, tied = fields.get("d_model"), fields.get("tie_word_embeddings", default=True)
+        tied = fields.get("tie_word_embeddings", default=True)
         feed = fields.one_of("feed_forward_proj", T5_FEEDS, default=self.feed)
         rate = fields.get("dropout_rate", default=0.1)
         scaled = self.scaled and tied and settings.get("scale_decoder_outputs", True)
         model = Transformer(
             **fields.sizes(SIZES), context=512, depth=fields.get("num_layers"), activation=feed, norm="rms",
             eps=fields.get("layer_norm_epsilon", default=1e-6), positions="bucket", bias=False, scale=1.0, tied=tied,
-            logit_scale=width**-0.5 if scaled else 1.0, last_dropout=True, init=1.0, init_fan_in=True,
+            logit_scale="rsqrt_width" if scaled else 1.0, last_dropout=True, init=1.0, init_fan_in=True,
             init_scale_depth=False, dropout=rate, attention_dropout=rate, mlp_dropout=rate,
         )  # fmt: skip
         depth = fields.get("num_decoder_layers", default=model.depth)
@@ -74,7 +74,7 @@ class T5(Family):
             "relative_attention_max_distance": 128,
             "dropout_rate": c.dropout,
             "tie_word_embeddings": c.tied,
-            "scale_decoder_outputs": c.logit_scale != 1,
+            "scale_decoder_outputs": c.logit_factor != 1,
             **ids,
             "eos_token_id": end,
         }
