@@ -47,6 +47,9 @@ def _abstract_params(objective: Any, arrays: tuple[tuple[str, tuple[int, ...], A
 
 def chain(config: Run, params: Any) -> optax.GradientTransformation:
     """Build the optimizer of a config for (abstract, named) parameters; raises UserError for LoRA targets without a match."""
+    # The rules choose by axes: without them Muon would orthogonalise nothing and decay would miss every matrix.
+    named = any(is_named(x) for x in jax.tree.leaves(params, is_leaf=is_named))
+    check(named, "an optimizer needs the parameters with their axes: lm.training.state.abstract_params(objective, batch)")
     model, paths = config.objective.model, list(flat(unbox(params)))
     missed = lora.unmet(model, paths)
     check(not missed, f"lora.targets: {', '.join(map(repr, missed))} is no matrix of a stack; they end in query, key, value, "
