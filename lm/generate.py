@@ -142,7 +142,9 @@ def agree() -> None:
         raise unknown("strategy", strategy, STRATEGIES)
     for name in sorted(PARTIAL):
         if given[name].present and given[name].value not in (None, [], False) and strategy not in strategies_with(name):
-            raise UserError(f"--{name} belongs to --strategy={' or '.join(strategies_with(name))}, not to {strategy}")
+            *others, last = strategies_with(name)
+            known = f"{', '.join(others)} or {last}" if others else last
+            raise UserError(f"--{name} belongs to --strategy={known}, not to {strategy}")
     check(not (REGEX.value and SCHEMA.value), "--regex and --json_schema exclude each other: give one")
     check(SYSTEM.value is None or CHAT.value, "--system is for --chat")
     if PROMPTS.value:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -24,6 +25,9 @@ class Job(Protocol):
 
     def encode(self, record: Mapping[str, Any]) -> Prompt:
         """Read {"prompt"} or {"messages"}; raise UserError for one that cannot be continued."""
+
+    def notice(self, prompt: Prompt) -> str:
+        """Say what is unusual about the samples of a prompt; "" where nothing is."""
 
     def samples(
         self, prompts: list[tuple[str, Prompt]], numbers: list[int]
@@ -58,8 +62,14 @@ def complete(
         check(overwrite or not output.exists(), f"{output} is there already; name another --output or add --overwrite")
         settings = {"prompts": hashlib.sha256(path.read_bytes()).hexdigest(), **settings}
         # All lines are encoded before the first is decoded: a mistake in the last one costs no work.
-        count = sum(1 for _ in encoded(job, path))
+        count = 0
+        notices: dict[str, None] = {}
+        for _, prompt in encoded(job, path):
+            count += 1
+            notices[job.notice(prompt)] = None
         check(count > 0, f"{path} holds no prompts")
+        for notice in filter(None, notices):
+            print(notice, file=sys.stderr)
         done = resume(partial, settings)
         display = progress(count, len(done)) if progress else None
         try:

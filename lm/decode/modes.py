@@ -13,6 +13,7 @@ from lm.decode.generate import ROWS, decode_batches, to_sample
 from lm.decode.infilling import Filler, Infilling
 from lm.decode.prefill import batch_prompts, bucket
 from lm.decode.results import Filled, Sample
+from lm.decode.sliding import passes
 from lm.decode.strategies import Strategy
 from lm.decode.writer import Request, Watch, Writer
 from lm.errors import check
@@ -44,6 +45,13 @@ class LeftToRight:
         self.strategy.fits(self.writer, prompt, self.request)
         return prompt
 
+    def notice(self, prompt: Prompt) -> str:
+        """Say that a text goes on beyond the context; "" where it does not."""
+        steps = self.writer.steps
+        if not (self.strategy.slides and passes(steps, prompt, self.request.new)):
+            return ""
+        return f"the context holds {steps.limit} tokens: beyond it the text goes on from the last {steps.limit // 2}"
+
     def samples(
         self, prompts: Sequence[tuple[str, Prompt]], numbers: Sequence[int], watch: Watch | None = None
     ) -> Iterator[tuple[int, list[Sample]]]:
@@ -62,6 +70,9 @@ class Infill:
 
     def encode(self, record: Mapping[str, Any]) -> Prompt:
         return self.strategy.encode(self.filler, record)
+
+    def notice(self, prompt: Prompt) -> str:
+        return ""
 
     def samples(
         self, prompts: Sequence[tuple[str, Prompt]], numbers: Sequence[int]

@@ -18,7 +18,6 @@ from lm.decode.modes import Infill, LeftToRight, check_rows
 from lm.decode.options import Constraints
 from lm.decode.results import Filled, Sample
 from lm.decode.show import Stream, show, show_filled
-from lm.decode.sliding import passes
 from lm.decode.strategies import Strategy
 from lm.decode.writer import Request, Writer
 from lm.errors import UserError, check
@@ -115,10 +114,8 @@ class Command:
                 show(filled, job.filler.tokenizer, shades, "\n")
             return filled
 
-        steps, new = job.writer.steps, job.request.new
-        if job.strategy.slides and any(passes(steps, prompt, new) for _, prompt in prompts):
-            half = steps.limit // 2
-            print(f"the context holds {steps.limit} tokens: beyond it the text goes on from the last {half}", file=sys.stderr)
+        if notice := next(filter(None, (job.notice(prompt) for _, prompt in prompts)), ""):
+            print(notice, file=sys.stderr)
         # A continuation stands right behind its prompt, an answer on a line of its own.
         between = "" if job.chat is None and job.writer.objective.writes == "text" else "\n"
         if job.strategy.streams and sys.stdout.isatty() and len(texts) == self.count == 1:

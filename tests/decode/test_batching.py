@@ -77,7 +77,7 @@ class Killed:
     """A job that is stopped after some prompts."""
 
     def __init__(self, job, after):
-        self.job, self.remaining, self.encode = job, after, job.encode
+        self.job, self.remaining, self.encode, self.notice = job, after, job.encode, job.notice
         self.done = 0
 
     def samples(self, prompts, numbers):

@@ -117,7 +117,7 @@ MISTAKES = [
         ["--workdir={run}", "--strategy=greedy", "--top_p=0.9"],
         "--top_p belongs to --strategy=sample, beam_sample or speculative",
     ),
-    (["--workdir={run}", "--num_beams=3"], "--num_beams belongs to --strategy=beam, not to sample"),
+    (["--workdir={run}", "--num_beams=3"], "--num_beams belongs to --strategy=beam or beam_sample, not to sample"),
     (["--workdir={run}", "--strategy=beam", "--regex=a"], "--regex belongs to"),
     (["--workdir={run}", "--strategy=beam_sample", "--temperature=0"], "use --strategy=beam"),
     (["--workdir={run}", "--strategy=beam_sample", "--num_beam_groups=2"], "beam sampling has no groups"),
@@ -229,7 +229,9 @@ def test_a_file_of_prompts(workdir, tmp_path):
     prompts.write_text("abc\n\nabcdefgh\nabc\n")
     files = [f"--workdir={workdir}", f"--prompts={prompts}", f"--output={output}"]
     listed = [f"--workdir={workdir}", "--prompt=abc", "--max_new_tokens=3", "--show_probabilities"]
-    (first, said, err), (again, _, refused), (_, table, _) = sitting([[*files, "--seed=2"], files, listed])
+    beyond = [f"--workdir={workdir}", f"--prompts={prompts}", f"--output={tmp_path / 'long.jsonl'}", "--max_new_tokens=30"]
+    found = sitting([[*files, "--seed=2"], files, listed, beyond])
+    (first, said, err), (again, _, refused), (_, table, _), (_, _, slid) = found
     assert (first, err) == (0, "")
     assert "the samples of 4 prompts" in said
     samples = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
@@ -237,6 +239,7 @@ def test_a_file_of_prompts(workdir, tmp_path):
     assert all(len(s["tokens"]) == 24 for s in samples)  # what the longest prompt leaves of the context
     assert (again, refused.count("\n")) == (2, 1)
     assert "there already" in refused
+    assert slid == "the context holds 32 tokens: beyond it the text goes on from the last 16\n"
     assert all(0 < float(line.split()[-1]) < 1 for line in table.splitlines()[-3:])
 
 
