@@ -27,6 +27,7 @@ from lm.evaluation.metrics.statistics import Figures, flat
 from lm.evaluation.predictions import BINS, FORMS, SPANS, TEXTS, Found, Prediction
 from lm.evaluation.replies import replies
 from lm.evaluation.report.errors_page import page
+from lm.evaluation.report.facets import Run
 from lm.evaluation.report.pictures import draw_confusion, draw_reliability
 from lm.outputs import replace_file
 from lm.sharding import place
@@ -108,14 +109,14 @@ def logged(held_out: Any, params: Any, folder: Path | None) -> dict[str, float]:
     return {f"eval/validation/{PREFIX}{name}": value for name, value in headline.items()}
 
 
-def leave(found: Found, figures: Figures, folder: Path, task: str = "") -> list[Path]:
-    """Write the files of one task; return their paths."""
+def leave(found: Found, figures: Figures, folder: Path, task: str = "", run: Run | None = None) -> list[Path]:
+    """Write the files of one task; return their paths. `run`: the run that predicted (default: that in `folder`)."""
     folder.mkdir(parents=True, exist_ok=True)
     end = task and "-" + task.strip("/")
     paths = [folder / f"predictions{end}.jsonl", folder / f"figures{end}.json", folder / f"errors{end}.html"]
     replace_file(paths[0], "".join(dump_json(p) + "\n" for p in found.predictions), "backslashreplace")
     replace_file(paths[1], dump_json(flat(figures, intervals=True), indent=1) + "\n")
-    replace_file(paths[2], page(folder.absolute().name + end, found, figures), "backslashreplace")
+    replace_file(paths[2], page(folder.absolute().name + end, found, figures, run or Run(str(folder))), "backslashreplace")
     if found.form is SPANS and (answers := squad(found.predictions)):
         paths.append(folder / f"squad{end}.json")
         replace_file(paths[-1], dump_json(answers, indent=1) + "\n", "backslashreplace")

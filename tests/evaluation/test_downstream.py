@@ -13,7 +13,7 @@ from lm.evaluation import downstream, predictions
 from lm.evaluation.downstream import Found, leave
 from lm.evaluation.metrics import qa, tagging
 from lm.evaluation.predictions import FORMS
-from lm.evaluation.report import errors_page
+from lm.evaluation.report import errors_page, facets
 from lm.evaluation.report.learning_curve import learning_curve
 from tests.marks import quick
 from tests.processes import command
@@ -215,7 +215,8 @@ def reader(null: bool):
         return {"text": text, "odds": part["none"] - best.score, "candidates": listed}
 
     answers = lambda one: list(zip(one.values["answers"], one.values["starts"]))  # noqa: E731
-    return SimpleNamespace(null=null, merge=merge, gold=answers)
+    reads = SimpleNamespace(reads=("question", "context"))
+    return SimpleNamespace(null=null, merge=merge, gold=answers, answers=reads)
 
 
 def test_answers_by_squads_rules_and_by_cmrcs_for_chinese():
@@ -297,7 +298,7 @@ def test_options_of_different_number():
 
 
 def test_every_form_can_be_drawn():
-    assert set(FORMS) == set(errors_page.STYLES)
+    assert set(FORMS) == set(errors_page.STYLES) == set(facets.INDEXES)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -329,7 +330,7 @@ def test_the_page_of_errors_trusts_no_text_and_fetches_nothing(tmp_path):
     paths = leave(found, found.figures(), tmp_path / "run<b>")
     page = (tmp_path / "run<b>" / "errors.html").read_text(encoding="utf-8")
     parsed = Parsed(page)
-    assert "script" not in parsed.tags
+    assert parsed.tags.count("script") == 1  # the page's own
     assert "img" not in parsed.tags
     assert not parsed.fetched
     assert nasty in parsed.said
@@ -368,7 +369,7 @@ def test_overlapping_answers_are_marked_once():
     found = made("spans", reader(null=False), rows, [one])
     page = errors_page.page("x", found, found.figures())
     parts = '<mark class="gold">bc</mark><mark class="gold guess">de</mark><mark class="guess">fg</mark>'
-    assert f'<p class="text" dir="auto">a{parts}h</p>' in page
+    assert f'<p class="text said" dir="auto">a{parts}h</p>' in page
     assert "&lt;b&gt;Which?&lt;/b&gt;" in page
 
 

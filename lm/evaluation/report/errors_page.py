@@ -3,55 +3,63 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.data.types import Example
 from lm.evaluation.metrics.statistics import Figures
-from lm.evaluation.metrics.tagging import spans
-from lm.evaluation.predictions import (
-    CLASSES,
-    LABELS,
-    NUMBERS,
-    OPTIONS,
-    SPANS,
-    TAGS,
-    TEXTS,
-    Found,
-    Prediction,
-    scheme_of,
-)
-from lm.evaluation.report.pages import render
+from lm.evaluation.predictions import CLASSES, LABELS, NUMBERS, OPTIONS, SPANS, TAGS, TEXTS, Found, Prediction
+from lm.evaluation.report import facets
+from lm.evaluation.report.facets import INDEXES, Run, entities
+from lm.pages import render
 
-MOST = 100  # errors on a page
+TEMPLATE = Path(__file__).with_name("errors_page.html")
+MOST = 500  # errors on a page
 LONG = 4000  # characters shown of a text
 View = dict[str, Any]  # the parts of an error that the template shows: see errors_page.html
 Chip = tuple[str, str]  # text, CSS class
 
 
 class Style(NamedTuple):
-    """Presentation of one form of predictions: its ranking, the ranking's name, and the view of an error."""
+    """Presentation of one form of predictions: the name of its order (`INDEXES`), and the view of an error."""
 
-    badness: Callable[[Prediction], float]
     order: str
     view: Callable[[Any, Prediction, Example], View]
 
 
-def page(name: str, found: Found, figures: Figures) -> str:
-    """Render the worst errors of predictions, with the headline figures."""
-    style = STYLES[found.form.name]
-    wrong = [pair for pair in zip(found.predictions, found.examples) if pair[0].get("right", 0.0) < 1]
-    wrong.sort(key=lambda pair: -style.badness(pair[0]))
+def page(name: str, found: Found, figures: Figures, run: Run | None = None) -> str:
+    """Render the worst errors of predictions, with the headline figures; with a run each has the command that explains it."""
+    style, index = STYLES[found.form.name], INDEXES[found.form.name]
+    wrong = [k for k, prediction in enumerate(found.predictions) if prediction.get("right", 0.0) < 1]
+    first, falling = index.sorts[0].value, index.sorts[0].falling
+    wrong.sort(key=lambda k: first(found.predictions[k]), reverse=falling)
     noun = "largest differences" if found.form is NUMBERS else "errors"
-    shares = f"{min(MOST, len(wrong))} of {len(wrong):,} {noun} in {len(found.predictions):,} held-out examples"
+    shares = f"{min(MOST, len(wrong)):,} of {len(wrong):,} {noun} in {len(found.predictions):,} held-out examples"
+    shown = [(found.predictions[k], found.examples[k], k) for k in wrong[:MOST]]
+    labels = [facets.labels_of(index, found, prediction) for prediction, _, _ in shown]
+    filters = [(facet.name, facet.title, facets.counts_of(labels, i)) for i, facet in enumerate(index.facets)]
     values = {
         "title": name,
         "form": found.form.name,
         "figures": [(key, figures[key]) for key in found.form.headline if key in figures],
         "about": f"{shares}, {style.order}",
-        "errors": [(prediction, style.view(found.objective, prediction, e)) for prediction, e in wrong[:MOST]],
+        "sorts": facets.names_of(index),
+        "facets": filters,
+        "confusions": facets.confusions(labels),
+        "errors": [
+            {
+                "found": prediction,
+                "view": style.view(found.objective, prediction, example),
+                "keys": facets.keys_of(index, prediction, k),
+                "notes": facets.notes_of(index, prediction),
+                "labels": sides,
+                "command": facets.command(found, prediction, example, run),
+            }
+            for (prediction, example, k), sides in zip(shown, labels)
+        ],
     }
-    return render("errors_page.html", values)
+    return render(TEMPLATE, values)
 
 
 def shortened(text: str) -> str:
@@ -62,16 +70,16 @@ def texts(example: Example, fields: Sequence[str]) -> list[str]:
     return [shortened(str(example.values.get(field, ""))) for field in fields]
 
 
-def bars(shares: dict[str, float], gold: Sequence[str], most: int = 5) -> list[tuple[float, str, str]]:
-    """List (probability, text, CSS class) of the most probable answers and of the true ones."""
+def bars(shares: dict[str, float], gold: Collection[str], guess: Collection[str]) -> list[tuple[float, str, str]]:
+    """List (probability, text, CSS class) of the five most probable answers, the true and the predicted ones."""
     ranked = sorted(shares, key=lambda name: -shares[name])
-    shown = ranked[:most] + [name for name in ranked[most:] if name in gold]
-    return [(shares[name], name, "gold" if name in gold else "plain") for name in shown]
+    kinds = {**dict.fromkeys(guess, "guess"), **dict.fromkeys(gold, "gold")}
+    return [(shares[name], name, kinds.get(name, "plain")) for k, name in enumerate(ranked) if k < 5 or name in kinds]
 
 
 def class_view(objective: Any, found: Prediction, example: Example) -> View:
     verdict = ([(found["gold"], "gold")], [(found["guess"], "guess")])
-    shares = bars(found["probabilities"], [found["gold"]])
+    shares = bars(found["probabilities"], [found["gold"]], [found["guess"]])
     return {"verdict": verdict, "texts": texts(example, objective.answers.reads), "bars": shares}
 
 
@@ -81,7 +89,8 @@ def labels_view(objective: Any, found: Prediction, example: Example) -> View:
         [(label, "gold" if label in other else wrong) for label in side] or [("", "plain")]
         for side, other, wrong in ((gold, guess, "missed"), (guess, gold, "guess"))
     ]
-    return {"verdict": verdict, "texts": texts(example, objective.answers.reads), "bars": bars(found["probabilities"], gold)}
+    shares = bars(found["probabilities"], gold, guess)
+    return {"verdict": verdict, "texts": texts(example, objective.answers.reads), "bars": shares}
 
 
 def number_view(objective: Any, found: Prediction, example: Example) -> View:
@@ -118,13 +127,6 @@ def tags_view(objective: Any, found: Prediction, example: Example) -> View:
     return {"entities": pieces, "space": space}
 
 
-def entities(objective: Any, tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    scheme = scheme_of(objective.labels)
-    if scheme is None:
-        return {(tag, k, k + 1) for k, tag in enumerate(tags) if tag != "O"}
-    return {(span.kind, span.start, span.stop) for span in spans(tags, None if scheme == "conlleval" else scheme)}
-
-
 def comment(gold: list, guess: list) -> tuple[str, str]:
     """Return CSS class and comment of overlapping gold and predicted spans."""
     names = [" + ".join(kind for kind, _, _ in side) for side in (gold, guess)]
@@ -148,7 +150,7 @@ def answer_view(objective: Any, found: Prediction, example: Example) -> View:
         "question": example.get("question").strip(),
         "verdict": ([(text, "gold") for text in dict.fromkeys(found["gold"])] or [("", "gold")], [(found["guess"], "guess")]),
         "marked": marked(context, marks),
-        "bars": bars(found["probabilities"], found["gold"]),
+        "bars": bars(found["probabilities"], found["gold"] or [""], [found["guess"]]),
     }
 
 
@@ -168,20 +170,12 @@ def marked(text: str, marks: Sequence[tuple[int, int, str]]) -> list[Chip]:
     return pieces + [(" …", "")] * (high < len(text))
 
 
-def wrong_words(found: Prediction) -> float:
-    return sum(a != b for a, b in zip(found["gold"], found["guess"]))
-
-
-def confidence(found: Prediction) -> float:
-    return found["confidence"]
-
-
 STYLES = {
-    CLASSES.name: Style(confidence, "the surest first", class_view),
-    LABELS.name: Style(confidence, "the surest first", labels_view),
-    OPTIONS.name: Style(confidence, "the surest first", options_view),
-    NUMBERS.name: Style(lambda found: found["error"], "the largest first", number_view),
-    TAGS.name: Style(wrong_words, "most wrong words first", tags_view),
-    SPANS.name: Style(confidence, "the surest first", answer_view),
-    TEXTS.name: Style(lambda found: -found["right"], "the least like a reference first", text_view),
+    CLASSES.name: Style("the surest first", class_view),
+    LABELS.name: Style("the surest first", labels_view),
+    OPTIONS.name: Style("the surest first", options_view),
+    NUMBERS.name: Style("the largest first", number_view),
+    TAGS.name: Style("most wrong words first", tags_view),
+    SPANS.name: Style("the surest first", answer_view),
+    TEXTS.name: Style("the least like a reference first", text_view),
 }

@@ -28,10 +28,11 @@ from lm.data.files import decode
 from lm.errors import UserError, check
 from lm.evaluation.metrics.agreement import counts_of, fleiss_kappa, krippendorff_alpha
 from lm.evaluation.metrics.statistics import Figure, Figures, mean, proportion
-from lm.evaluation.report.pages import render
 from lm.outputs import replace_file
+from lm.pages import render
 from lm.strict_json import dump_json, load_json
 
+TEMPLATE = Path(__file__).with_name("judging_page.html")
 COLUMNS = ("row", "prompt", "left", "right", "preference", "comment")
 WORDS = {"left": "left", "l": "left", "right": "right", "r": "right", "tie": "tie", "t": "tie", "=": "tie"}
 # Texts that a spreadsheet runs as a formula, in full-width forms too, behind any number of apostrophes (`to_cell`).
@@ -91,7 +92,7 @@ def write_sheet(path: Path, items: Sequence[str], systems: Mapping[str, Sequence
     text.write("\ufeff")  # a byte-order mark, by which spreadsheets detect UTF-8
     csv.writer(text, quoting=csv.QUOTE_ALL).writerows([COLUMNS, *(map(to_cell, row) for row in rows)])
     replace_file(path, text.getvalue(), "backslashreplace")
-    replace_file(page, render("judging_page.html", {"name": path.stem, "rows": [row[:4] for row in rows]}), "backslashreplace")
+    replace_file(page, render(TEMPLATE, {"name": path.stem, "rows": [row[:4] for row in rows]}), "backslashreplace")
     return key_path
 
 

@@ -1,0 +1,304 @@
+"""The pages in a browser: every control, light and dark, on a phone and on a desk; no script fails and nothing is fetched."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lm.data.types import Example
+from lm.evaluation.metrics.statistics import proportion
+from lm.evaluation.predictions import FORMS, Found
+from lm.evaluation.report import errors_page
+from lm.evaluation.report.facets import Run
+from lm.evaluation.report.judging import read_sheet, write_sheet
+
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no browser: on Debian and Ubuntu apt-get install chromium chromium-driver"
+)
+FLAGS = (
+    "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+    "disable-component-update", "disable-sync", "disable-dev-shm-usage",
+)  # fmt: skip
+PHONE, DESK = 390, 1280
+HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>'\"{{ 7 * 7 }}`${window.broken = 3}`"
+
+# Operate every control that is shown: native ones, links within the page, elements with a handler. Fields are typed into, of
+# choices each option is taken, all else is clicked where a pointer would meet it. Returns their number, and the covered ones.
+OPERATE = """
+const done = arguments[0], covered = [];
+const native = "button, select, input, textarea, summary, a[href^='#'], [role=button], [tabindex='0']";
+const shown = () => [...document.querySelectorAll("body *")].filter(one => (one.matches(native) || one.onclick) && one.checkVisibility());
+const fire = (one, ...names) => names.forEach(name => one.dispatchEvent(new Event(name, { bubbles: true })));
+(async () => {
+  let k = 0;
+  // A control may remove others or bring new ones: one is looked up by its number each time.
+  for (let one; one = shown()[k]; k++) {
+    one.scrollIntoView({ block: "center", inline: "center", behavior: "instant" });
+    one.focus();
+    if (one.disabled) continue;
+    if (one.tagName === "SELECT") {
+      for (const option of one.options) { option.selected = true; fire(one, "input", "change"); }
+      one.selectedIndex = 0; fire(one, "input", "change");
+    } else if (one.matches("textarea, input:not([type]), input[type=text], input[type=search], input[type=number]")) {
+      for (const text of ["a", "</b>", ""]) { one.value = text; fire(one, "input", "change"); }
+    } else if (one.matches("input[type=range]")) {
+      for (const value of [one.min, one.max]) { one.value = value; fire(one, "input", "change"); }
+    } else {
+      const box = one.getClientRects()[0], at = { clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true };
+      const top = document.elementFromPoint(at.clientX, at.clientY);
+      if (!one.contains(top) && !top?.contains(one)) covered.push(one.outerHTML.slice(0, 200));
+      for (const kind of ["pointermove", "pointerdown", "pointerup"]) (top ?? one).dispatchEvent(new PointerEvent(kind, at));
+      (one.contains(top) ? top : one).dispatchEvent(new MouseEvent("click", { ...at, cancelable: true }));
+    }
+    await new Promise(go => setTimeout(go));
+  }
+  done([k, covered]);
+})();
+"""
+
+# The lowest ratio of contrast of a page's visible texts to what is painted behind them (WCAG 2.1, 1.4.3), and its text.
+CONTRAST = """
+const parse = text => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
+const over = ([r, g, b, a], under) => [r, g, b].map((x, i) => a * x + (1 - a) * under[i]);
+const light = rgb => { const [r, g, b] = rgb.map(x => x / 255).map(x => x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+  return .2126 * r + .7152 * g + .0722 * b; };
+let worst = [99, ""];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const text = walker.currentNode, node = text.parentElement;
+  if (!text.data.trim() || !node.checkVisibility() || node.closest("script, style, option, :disabled")) continue;
+  const layers = [];
+  for (let one = node; one; one = one.parentElement) layers.unshift(parse(getComputedStyle(one).backgroundColor));
+  const behind = layers.reduce((under, layer) => over(layer, under), [255, 255, 255]);
+  const ink = over(parse(getComputedStyle(node).color), behind), [low, high] = [light(ink), light(behind)].sort((a, b) => a - b);
+  const ratio = (high + .05) / (low + .05);
+  if (ratio < worst[0]) worst = [ratio, text.data.trim().slice(0, 60)];
+}
+return worst;
+"""
+
+
+# -- a browser ---------------------------------------------------------------------------------------------------------
+
+
+class Browser:
+    """One Chromium for all pages, which knows of every failed script and every request."""
+
+    def __init__(self, folder: Path):
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for flag in (*FLAGS, f"user-data-dir={folder / 'profile'}"):
+            options.add_argument(f"--{flag}")
+        self.downloads = folder / "downloads"
+        first = {"session.restore_on_startup": 4, "session.startup_urls": ["about:blank"]}  # not the browser's own, large one
+        options.add_experimental_option("prefs", {"download.default_directory": str(self.downloads), **first})
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options, webdriver.ChromeService(executable_path=DRIVER))
+
+    def logs(self) -> tuple[list[dict], list[dict]]:
+        return self.driver.get_log("browser"), self.driver.get_log("performance")
+
+    def command(self, name: str, **values) -> None:
+        self.driver.execute_cdp_cmd(name, values)
+
+    def open(self, page: Path, width: int = DESK, scheme: str = "light", address: str = "") -> None:
+        self.command("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width == PHONE)
+        self.command("Emulation.setEmulatedMedia", features=[
+            {"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": "reduce"}])  # fmt: skip
+        self.driver.get("about:blank")  # a page whose address differs in the part after # alone would not load again
+        self.driver.get(page.as_uri() + address)
+
+    def run(self, script: str, *values):
+        return self.driver.execute_script(script, *values)
+
+    def one(self, css: str):
+        return self.driver.find_element(By.CSS_SELECTOR, css)
+
+    def all(self, css: str) -> list:
+        return self.driver.find_elements(By.CSS_SELECTOR, css)
+
+    def shown(self, css: str) -> list:
+        return [one for one in self.all(css) if one.is_displayed()]
+
+    def sound(self) -> None:
+        """Assert that since the last call no script failed, and that nothing was asked of a network."""
+        console, traffic = self.logs()
+        assert not [line["message"] for line in console if line["level"] == "SEVERE"]
+        events = [json.loads(line["message"])["message"] for line in traffic]
+        asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        here = self.driver.current_url.partition("#")[0]
+        assert not [url for url in asked if not url.startswith((here, "data:", "blob:", "about:"))]
+
+    def operate(self) -> int:
+        """Operate every control; return their number. Asserts that nothing lies above one."""
+        count, covered = self.driver.execute_async_script(OPERATE)
+        assert not covered
+        return count
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    chromium = Browser(tmp_path_factory.mktemp("browser"))
+    yield chromium
+    chromium.driver.quit()
+
+
+@pytest.fixture
+def browser(chromium):
+    chromium.logs()  # a test that failed may have left some
+    return chromium
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------
+
+
+def errors(form: str, objective, predictions: list[dict], examples: list[dict], headline: str = "accuracy") -> str:
+    placed = [{"where": f"data.csv:{k}", **prediction} for k, prediction in enumerate(predictions, 2)]
+    held_out = [Example(values, one["where"]) for values, one in zip(examples, placed)]
+    found = Found(FORMS[form], objective, placed, held_out)
+    figures = {name: proportion(3, 10) for name in found.form.headline}
+    return errors_page.page("run", found, figures, Run("runs/it's"))
+
+
+def answers(*reads: str) -> SimpleNamespace:
+    return SimpleNamespace(reads=reads)
+
+
+TEXTS = ("a slow start", "the cat sat\non a mat", HOSTILE, "nothing but noise " * 30, "x" * 300, "cats and dogs", "Ärger, größer")
+LABELS = ("good", "bad", HOSTILE)
+
+
+def classes() -> str:
+    sides = [(0, 1), (1, 0), (2, 1), (0, 1), (1, 2), (0, 2), (0, 1)]
+    predictions = []
+    for k, (gold, guess) in enumerate(sides):
+        shares = dict(zip(LABELS, [0.1 - k / 100, 0.1 - k / 100, 0.1 - k / 100]))
+        shares[LABELS[guess]] = 0.6 + k / 20
+        shares[LABELS[gold]] = 0.2 - k / 50
+        predictions.append({"gold": LABELS[gold], "guess": LABELS[guess], "right": 0.0, "confidence": shares[LABELS[guess]],
+                            "probabilities": shares})  # fmt: skip
+    predictions.append({**predictions[0], "guess": "good", "right": 1.0})
+    objective = SimpleNamespace(labels=LABELS, answers=answers("text"))
+    return errors("classes", objective, predictions, [{"text": text} for text in (*TEXTS, "right")])
+
+
+def several() -> str:
+    shares = {"art": 0.9, "law": 0.2, HOSTILE: 0.6}
+    sides = [(["art"], ["art", HOSTILE]), ([], ["art"]), (["law", "art"], []), ([HOSTILE], ["law"])]
+    predictions = [{"gold": gold, "guess": guess, "right": 0.0, "confidence": 0.6 + k / 10, "probabilities": shares}
+                   for k, (gold, guess) in enumerate(sides)]  # fmt: skip
+    objective = SimpleNamespace(labels=tuple(shares), answers=answers("text"))
+    return errors("labels", objective, predictions, [{"text": text} for text in TEXTS[:4]])
+
+
+def numbers() -> str:
+    predictions = [{"gold": gold, "guess": guess, "error": abs(gold - guess)} for gold, guess in ((1, 4.5), (5, 2), (3, float("nan")))]
+    return errors("numbers", SimpleNamespace(answers=answers("text")), predictions, [{"text": text} for text in TEXTS[:3]])
+
+
+def tags() -> str:
+    words = ["Anna", "Berg", "met", HOSTILE, "in", "New", "York"]
+    gold = ["B-PER", "I-PER", "O", "B-LOC", "O", "B-LOC", "I-LOC"]
+    guesses = [["B-PER", "O", "B-LOC", "O", "O", "B-PER", "I-PER"], ["B-PER", "I-PER", "O", "O", "O", "B-LOC", "I-LOC"]]
+    predictions = [{"gold": gold, "guess": guess, "right": 0.5, "words": words} for guess in guesses]
+    objective = SimpleNamespace(labels=("O", "B-PER", "I-PER", "B-LOC", "I-LOC"), answers=answers("words"))
+    return errors("tags", objective, predictions, [{"words": words}] * 2)
+
+
+def spans() -> str:
+    context = f"The cat sat on the mat. {HOSTILE} It purred."
+    sides = [(["cat"], "The cat sat"), ([], "mat"), (["mat"], ""), ([HOSTILE], "purred")]
+    predictions = [{"gold": gold, "guess": guess, "right": 0.0, "f1": k / 4, "confidence": 0.9 - k / 10,
+                    "probabilities": {guess: 0.9 - k / 10, "": 0.1} | dict.fromkeys(gold[: k % 2], 0.05)}
+                   for k, (gold, guess) in enumerate(sides)]  # fmt: skip
+    objective = SimpleNamespace(
+        gold=lambda one: [(text, context.index(text)) for text in one.values["answers"]], answers=answers("question", "context")
+    )
+    examples = [{"question": f"Who? {HOSTILE}", "context": context, "answers": gold} for gold, _ in sides]
+    return errors("spans", objective, predictions, examples)
+
+
+def options() -> str:
+    predictions = [{"gold": 0, "guess": k, "right": 0.0, "confidence": 0.7, "probabilities": [0.2, 0.7, 0.1]} for k in (1, 2)]
+    objective = SimpleNamespace(
+        context="", question="question", offered=lambda _: ["red", HOSTILE, "blue"], answers=answers("question", "a", "b")
+    )
+    return errors("options", objective, predictions, [{"question": "Which colour?"}] * 2)
+
+
+def written() -> str:
+    predictions = [{"prompt": text, "gold": ["a reference"], "guess": HOSTILE, "right": k / 5, "reference_logprob": -9.0 - k,
+                    "reference_bytes": 11 * (k > 0)} for k, text in enumerate(TEXTS[:3])]  # fmt: skip
+    return errors("texts", SimpleNamespace(answers=answers("text")), predictions, [{"text": text} for text in TEXTS[:3]])
+
+
+def none() -> str:
+    right = {"gold": "good", "guess": "good", "right": 1.0, "confidence": 0.9, "probabilities": dict.fromkeys(LABELS, 0.3)}
+    return errors("classes", SimpleNamespace(labels=LABELS, answers=answers("text")), [right], [{"text": "fine"}])
+
+
+def explained() -> str:
+    """The page of lm.explain, of a random network."""
+    import jax
+    import numpy as np
+    from lm.sharding import unbox
+
+    from lm.config import load
+    from lm.data.tokenizer.tokenizer import Bytes
+    from lm.explain.explain import explain
+    from lm.explain.page import page
+
+    tokenizer = Bytes().build(lambda: ())
+    objective = load("tests/configs/tiny.py").objective.resolve(tokenizer)
+    params = unbox(jax.jit(objective.init)(jax.random.key(0), {"tokens": np.zeros((1, 8), np.int32)}))
+    return page({**explain(objective, params, tokenizer, HOSTILE[:4], attribute="2"), "name": HOSTILE})
+
+
+def judged(folder: Path) -> str:
+    systems = {"one": ["short", HOSTILE], "two": ["a longer text " * 20, "x" * 300]}
+    write_sheet(folder / "sheet.csv", ["Which is better?", HOSTILE], systems)
+    return (folder / "sheet.html").read_text(encoding="utf-8")
+
+
+PAGES = {"classes": classes, "several": several, "numbers": numbers, "tags": tags, "spans": spans, "options": options,
+         "written": written, "none": none, "explained": explained, "judged": judged}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Write each page once: name -> path."""
+    made: dict[str, Path] = {}
+
+    def path_of(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name) / "page.html"
+            html = judged(made[name].parent) if name == "judged" else PAGES[name]()
+            made[name].write_text(html, encoding="utf-8", errors="backslashreplace")
+        return made[name]
+
+    return path_of
+
+
+# -- every page --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_control_of_a_page(name, pages, browser):
+    for width, scheme in ((PHONE, "dark"), (DESK, "light"), (PHONE, "light"), (DESK, "dark")):
+        browser.open(pages(name), width, scheme)
+        assert browser.run("return document.documentElement.scrollWidth") <= width  # wide tables scroll in their own box
+        assert browser.operate() >= (0 if name == "none" else 3)
+        assert browser.run("return document.documentElement.scrollWidth") <= width
+        ratio, text = browser.run(CONTRAST)
+        assert ratio >= 4.5, (scheme, text)
+        assert browser.run("return window.broken ?? 0") == 0
+        browser.sound()
