@@ -1,8 +1,10 @@
 """The pages in a browser: every control, light and dark, on a phone and on a desk; no script fails and nothing is fetched."""
 
+import dataclasses
 import json
 import shlex
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +14,7 @@ from lm.data.types import Example
 from lm.evaluation.metrics.statistics import proportion
 from lm.evaluation.predictions import FORMS, Found
 from lm.evaluation.report import errors_page
-from lm.evaluation.report.facets import Run
+from lm.evaluation.report.facets import Run, command
 from lm.evaluation.report.judging import read_sheet, write_sheet
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -29,17 +31,18 @@ FLAGS = (
     "disable-component-update", "disable-sync", "disable-dev-shm-usage",
 )  # fmt: skip
 PHONE, DESK = 390, 1280
-HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>'\"{{ 7 * 7 }}`${window.broken = 3}`"
+HOSTILE = "</script><script>broken = 1</script><img src=x onerror='window.broken = 2'>'\"{{ 7 * 7 }}`${window.broken = 3}`"
 
 # Operate every control that is shown: native ones, links within the page, elements with a handler. Fields are typed into, of
 # choices each option is taken, all else is clicked where a pointer would meet it. Returns their number, and the covered ones.
 OPERATE = """
 const done = arguments[0], covered = [];
 const native = "button, select, input, textarea, summary, a[href^='#'], [role=button], [tabindex='0']";
-const shown = () => [...document.querySelectorAll("body *")].filter(one => (one.matches(native) || one.onclick) && one.checkVisibility());
+const operable = one => (one.matches(native) || one.onclick) && one.checkVisibility();
+const shown = () => [...document.querySelectorAll("body *")].filter(operable);
 const fire = (one, ...names) => names.forEach(name => one.dispatchEvent(new Event(name, { bubbles: true })));
-(async () => {
-  let k = 0;
+let k = 0;
+try {
   // A control may remove others or bring new ones: one is looked up by its number each time.
   for (let one; one = shown()[k]; k++) {
     one.scrollIntoView({ block: "center", inline: "center", behavior: "instant" });
@@ -53,16 +56,17 @@ const fire = (one, ...names) => names.forEach(name => one.dispatchEvent(new Even
     } else if (one.matches("input[type=range]")) {
       for (const value of [one.min, one.max]) { one.value = value; fire(one, "input", "change"); }
     } else {
-      const box = one.getClientRects()[0], at = { clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true };
+      const { x, y, width, height } = one.getClientRects()[0];
+      const at = { clientX: x + width / 2, clientY: y + height / 2, bubbles: true };
       const top = document.elementFromPoint(at.clientX, at.clientY);
       if (!one.contains(top) && !top?.contains(one)) covered.push(one.outerHTML.slice(0, 200));
       for (const kind of ["pointermove", "pointerdown", "pointerup"]) (top ?? one).dispatchEvent(new PointerEvent(kind, at));
       (one.contains(top) ? top : one).dispatchEvent(new MouseEvent("click", { ...at, cancelable: true }));
     }
-    await new Promise(go => setTimeout(go));
   }
-  done([k, covered]);
-})();
+} finally {
+  setTimeout(() => done([k, covered]));  // what the controls left for later has been done, too
+}
 """
 
 # The lowest ratio of contrast of a page's visible texts to what is painted behind them (WCAG 2.1, 1.4.3), and its text.
@@ -79,7 +83,8 @@ while (walker.nextNode()) {
   const layers = [];
   for (let one = node; one; one = one.parentElement) layers.unshift(parse(getComputedStyle(one).backgroundColor));
   const behind = layers.reduce((under, layer) => over(layer, under), [255, 255, 255]);
-  const ink = over(parse(getComputedStyle(node).color), behind), [low, high] = [light(ink), light(behind)].sort((a, b) => a - b);
+  const ink = over(parse(getComputedStyle(node).color), behind);
+  const [low, high] = [light(ink), light(behind)].sort((a, b) => a - b);
   const ratio = (high + .05) / (low + .05);
   if (ratio < worst[0]) worst = [ratio, text.data.trim().slice(0, 60)];
 }
@@ -110,11 +115,15 @@ class Browser:
     def command(self, name: str, **values) -> None:
         self.driver.execute_cdp_cmd(name, values)
 
-    def open(self, page: Path, width: int = DESK, scheme: str = "light", address: str = "") -> None:
+    def look(self, width: int, scheme: str) -> None:
+        """Show the page on a phone or a desk, light or dark."""
         self.command("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width == PHONE)
-        self.command("Emulation.setEmulatedMedia", features=[
-            {"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": "reduce"}])  # fmt: skip
-        self.driver.get("about:blank")  # a page whose address differs in the part after # alone would not load again
+        wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        self.command("Emulation.setEmulatedMedia", features=[{"name": name, "value": wish} for name, wish in wishes.items()])
+
+    def open(self, page: Path, address: str = "") -> None:
+        if address:  # alone it would not load the page again
+            self.driver.get("about:blank")
         self.driver.get(page.as_uri() + address)
 
     def run(self, script: str, *values):
@@ -173,7 +182,7 @@ def answers(*reads: str) -> SimpleNamespace:
     return SimpleNamespace(reads=reads)
 
 
-TEXTS = ("a slow start", "the cat sat\non a mat", HOSTILE, "nothing but noise " * 30, "x" * 300, "cats and dogs", "Ärger, größer")
+TEXTS = ("a slow start", "the cat sat\non a mat", HOSTILE, "nothing but noise " * 30, "x" * 300, "cats and dogs", "größer")
 LABELS = ("good", "bad", HOSTILE)
 
 
@@ -201,7 +210,8 @@ def several() -> str:
 
 
 def numbers() -> str:
-    predictions = [{"gold": gold, "guess": guess, "error": abs(gold - guess)} for gold, guess in ((1, 4.5), (5, 2), (3, float("nan")))]
+    sides = ((1, 4.5), (5, 2), (3, float("nan")))
+    predictions = [{"gold": gold, "guess": guess, "error": abs(gold - guess)} for gold, guess in sides]
     return errors("numbers", SimpleNamespace(answers=answers("text")), predictions, [{"text": text} for text in TEXTS[:3]])
 
 
@@ -250,17 +260,18 @@ def explained() -> str:
     """The page of lm.explain, of a random network."""
     import jax
     import numpy as np
-    from lm.sharding import unbox
 
     from lm.config import load
     from lm.data.tokenizer.tokenizer import Bytes
-    from lm.explain.explain import explain
-    from lm.explain.page import page
+    from lm.language_model import LanguageModel
+    from lm.sharding import unbox
 
-    tokenizer = Bytes().build(lambda: ())
-    objective = load("tests/configs/tiny.py").objective.resolve(tokenizer)
+    config, tokenizer = load("tests/configs/tiny.py"), Bytes().build(lambda: ())
+    model = dataclasses.replace(config.objective.model, depth=1)
+    objective = dataclasses.replace(config.objective, model=model).resolve(tokenizer)
     params = unbox(jax.jit(objective.init)(jax.random.key(0), {"tokens": np.zeros((1, 8), np.int32)}))
-    return page({**explain(objective, params, tokenizer, HOSTILE[:4], attribute="2"), "name": HOSTILE})
+    config = dataclasses.replace(config, objective=objective)
+    return LanguageModel(config, params, tokenizer, Path("<b>run")).explain(HOSTILE[:4], attribute="2").html()
 
 
 def judged(folder: Path) -> str:
@@ -293,12 +304,193 @@ def pages(tmp_path_factory):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_control_of_a_page(name, pages, browser):
-    for width, scheme in ((PHONE, "dark"), (DESK, "light"), (PHONE, "light"), (DESK, "dark")):
-        browser.open(pages(name), width, scheme)
+    browser.look(PHONE, "dark")
+    browser.open(pages(name))
+    for width, scheme in ((PHONE, "dark"), (PHONE, "light"), (DESK, "light"), (DESK, "dark")):
+        browser.look(width, scheme)
+        if (width, scheme) in ((PHONE, "dark"), (DESK, "light")):
+            assert browser.operate() >= (0 if name == "none" else 3)
         assert browser.run("return document.documentElement.scrollWidth") <= width  # wide tables scroll in their own box
-        assert browser.operate() >= (0 if name == "none" else 3)
-        assert browser.run("return document.documentElement.scrollWidth") <= width
         ratio, text = browser.run(CONTRAST)
-        assert ratio >= 4.5, (scheme, text)
-        assert browser.run("return window.broken ?? 0") == 0
-        browser.sound()
+        if name != "explained":  # its shades carry numbers
+            assert ratio >= 4.5, (scheme, text)
+    assert browser.run("return window.broken ?? 0") == 0
+    browser.sound()
+
+
+# -- the page of errors ------------------------------------------------------------------------------------------------
+
+
+def rows(browser: Browser) -> list[str]:
+    """Return the places of the errors shown, in their order on the page."""
+    script = "return [...document.querySelectorAll('#errors > section:not([hidden]) .where')].map(one => one.textContent)"
+    return [where.removeprefix("data.csv:") for where in browser.run(script)]
+
+
+def choose(browser: Browser, css: str, text: str) -> None:
+    """Choose an option by its text, as a user does by keys."""
+    (option,) = [one for one in browser.all(f"{css} option") if one.get_property("text").startswith(text)]
+    browser.run("arguments[0].selected = true; arguments[0].closest('select').dispatchEvent(new Event('change'))", option)
+
+
+@pytest.fixture
+def list_of_errors(pages, browser):
+    browser.look(DESK, "light")
+    browser.open(pages("classes"))
+    return browser
+
+
+def test_labels_filter(list_of_errors):
+    browser = list_of_errors
+    assert rows(browser) == list("8765432")  # the surest first
+    assert browser.one("#count").text == "7 of 7 shown"
+    choose(browser, "[data-facet=true]", "good (4)")
+    assert sorted(rows(browser)) == list("2578")
+    assert {one.text for one in browser.shown(".verdict .chip:nth-of-type(2)")} == {"good"}
+    choose(browser, "[data-facet=predicted]", "bad (4)")
+    assert rows(browser) == list("852")
+    assert browser.one("#count").text == "3 of 7 shown"
+    (pair,) = browser.all("[aria-pressed=true]")
+    assert pair.text == "good → bad 3"
+    pair.click()  # once more: without it
+    assert len(rows(browser)) == 7
+    # A label is data: it filters like any other.
+    choose(browser, "[data-facet=true]", "</script>")
+    assert rows(browser) == ["4"]
+    browser.one("#all").click()
+    assert len(rows(browser)) == 7
+    browser.sound()
+
+
+def test_words_are_searched_and_marked(list_of_errors):
+    browser = list_of_errors
+    field = browser.one("#find")
+    browser.one("body").send_keys("/")
+    assert browser.driver.switch_to.active_element == field
+    for text, found in (("CAT", "73"), ("the cat sat on", "3"), ("</SCRIPT>", "4"), ("größer", "8"), ("99 red", "")):
+        field.clear()
+        field.send_keys(text)
+        assert rows(browser) == list(found), text
+        assert browser.one("#count").text == f"{len(found)} of 7 shown"
+        assert browser.one("#nothing").is_displayed() == (not found)
+    field.clear()
+    field.send_keys("nothing")
+    assert browser.run("return CSS.highlights.get('found').size") == 30
+    field.send_keys(Keys.ENTER)  # reloads nothing
+    assert rows(browser) == ["5"]
+    browser.sound()
+
+
+def test_errors_are_sorted_both_ways(list_of_errors):
+    browser, turn = list_of_errors, "#turn"
+    expected = {
+        "loss": "8765432",  # of the true label, whose probability falls from row to row
+        "order in the data": "2345678",
+        "true label": "4",  # punctuation before letters
+        "predicted label": "76",
+        "confidence": "8765432",
+    }
+    for name, order in expected.items():
+        choose(browser, "#sort", name)
+        assert "".join(rows(browser)).startswith(order), name
+        before = rows(browser)
+        browser.one(turn).click()
+        if len(order) == 7:
+            assert rows(browser) == before[::-1]
+        else:
+            keys = browser.run("return [...document.querySelectorAll('#errors .verdict')].map(one => one.textContent)")
+            side = [key.split("predicted")[name.startswith("p")] for key in keys]
+            assert side == sorted(side, reverse=True)
+    browser.sound()
+
+
+def test_the_address_keeps_the_choice(pages, list_of_errors):
+    browser = list_of_errors
+    choose(browser, "[data-facet=true]", "good")
+    choose(browser, "#sort", "order")
+    browser.one("#find").send_keys("o ")
+    shown, address = rows(browser), browser.driver.current_url.partition("#")[2]
+    assert shown == list("257")
+    browser.open(pages("classes"), f"#{address}")
+    assert rows(browser) == shown
+    assert browser.one("#find").get_property("value") == "o"
+    for other in ("#true=unheard&sort=-unheard", "#e3", "#%E0%A4%A", "#sort=%2Bloss"):
+        browser.open(pages("classes"), other)
+        assert len(rows(browser)) == 7
+    assert rows(browser) == list("2345678")
+    browser.sound()
+
+
+RUN = Run("r")
+
+
+def said(form: str, reads: tuple[str, ...], values: dict, run: Run = RUN, **prediction) -> dict[str, str]:
+    """Return the flags of the command for an example, as a shell reads them."""
+    found = Found(FORMS[form], SimpleNamespace(answers=answers(*reads)), [], [])
+    words = shlex.split(command(found, prediction, Example(values, "f:1"), run))
+    assert words[:3] == ["python", "-m", "lm.explain"]
+    return dict(word.removeprefix("--").split("=", 1) for word in words[3:])
+
+
+def test_commands_say_what_was_read():
+    """As `lm.explain` takes it: one text, or an object of several values."""
+    plain = said("classes", ("text",), {"text": "it's", "label": "x"}, Run("runs/a b", "best", "news"))
+    assert plain == {"workdir": "runs/a b", "step": "best", "task": "news", "text": "it's"}
+    assert said("classes", ("text",), {"text": "x"}, fold="3/5")["workdir"] == "r/3"  # the run that has not seen it
+    pair = {"premise": "a\n'b'", "hypothesis": "ü"}
+    assert json.loads(said("classes", tuple(pair), {**pair, "label": "x"})["text"]) == pair
+    assert json.loads(said("classes", ("text",), {"text": "{x}"})["text"]) == {"text": "{x}"}
+    assert said("tags", ("words",), {}, words=["New", "York"])["text"] == "New York"
+    for words, spaced in ((["New York", "is"], True), (["北", "京"], False), (["one"], True)):
+        text = said("tags", ("words",), {"spaced": spaced}, words=words)["text"]
+        assert json.loads(text) == {"words": words, "spaced": spaced}
+    assert said("texts", ("a", "b"), {"a": "x", "b": "y"}, prompt="x and y")["text"] == "x and y"
+    for text in ("", "a\0b", "x" * 200_000):  # no argument of a command
+        found = Found(FORMS["classes"], SimpleNamespace(answers=answers("text")), [], [])
+        assert command(found, {}, Example({"text": text}, ""), RUN) == ""
+
+
+def test_commands_are_copied(list_of_errors):
+    browser = list_of_errors
+    browser.command("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    for text, place in ((HOSTILE, 5), (TEXTS[1], 6)):
+        section = browser.one(f"#e{place}")
+        section.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+        command = section.find_element(By.TAG_NAME, "code").get_property("textContent")
+        assert shlex.split(command) == ["python", "-m", "lm.explain", "--workdir=runs/it's", f"--text={text}"]
+        button = section.find_element(By.CLASS_NAME, "copy")
+        button.click()
+        copied = browser.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0], arguments[0])")
+        assert copied == command
+    browser.sound()
+
+
+# -- the page for judges -----------------------------------------------------------------------------------------------
+
+
+def test_a_judges_file_is_read_back(pages, browser):
+    page = pages("judged")
+    browser.look(PHONE, "light")
+    browser.open(page)
+    browser.run("localStorage.clear()")
+    browser.open(page)
+    browser.one("#save").click()
+    assert browser.driver.switch_to.active_element == browser.one("#judge")  # a name is wanted first
+    browser.one("#judge").send_keys("Ann")
+    for radio in browser.all("input[value=left]"):
+        browser.run("arguments[0].scrollIntoView({block: 'center'})", radio)
+        radio.click()
+    browser.one(".comment").send_keys('=1, "so"')
+    assert browser.one("#count").text == "2 of 2 judged"
+    browser.open(page)  # kept until then
+    assert len(browser.all("section.done")) == 2
+    browser.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(browser.downloads))
+    browser.one("#save").click()
+    for _ in range(200):
+        if saved := list(browser.downloads.glob("*.csv")):
+            break
+        time.sleep(0.05)
+    judgements = read_sheet(saved, page.parent / "sheet.key.json")
+    assert [(one.judge, one.preferred == one.left) for one in judgements] == [("Ann", True)] * 2
+    assert '=1, "so"' in {one.comment for one in judgements}
+    browser.sound()

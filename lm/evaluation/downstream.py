@@ -116,7 +116,8 @@ def leave(found: Found, figures: Figures, folder: Path, task: str = "", run: Run
     paths = [folder / f"predictions{end}.jsonl", folder / f"figures{end}.json", folder / f"errors{end}.html"]
     replace_file(paths[0], "".join(dump_json(p) + "\n" for p in found.predictions), "backslashreplace")
     replace_file(paths[1], dump_json(flat(figures, intervals=True), indent=1) + "\n")
-    replace_file(paths[2], page(folder.absolute().name + end, found, figures, run or Run(str(folder))), "backslashreplace")
+    run = (run or Run(str(folder)))._replace(task=task.strip("/"))
+    replace_file(paths[2], page(folder.absolute().name + end, found, figures, run), "backslashreplace")
     if found.form is SPANS and (answers := squad(found.predictions)):
         paths.append(folder / f"squad{end}.json")
         replace_file(paths[-1], dump_json(answers, indent=1) + "\n", "backslashreplace")

@@ -22,6 +22,7 @@ from lm.evaluation.predictions import (
     Prediction,
     scheme_of,
 )
+from lm.strict_json import dump_json
 
 LONGEST = 100_000  # bytes of a text in a command: Linux takes 131,072 an argument
 TINY = 2.0**-149  # the smallest float32: a probability that was rounded to 0 keeps a finite loss
@@ -29,10 +30,11 @@ Key = float | str | None  # None: sorted last in both directions
 
 
 class Run(NamedTuple):
-    """The run whose predictions are shown; `step`: auto, best, latest or a number."""
+    """The run whose predictions are shown; `step`: auto, best, latest or a number; `task`: one of several."""
 
     folder: str
     step: str = "auto"
+    task: str = ""
 
 
 class Sort(NamedTuple):
@@ -104,18 +106,25 @@ def command(found: Found, prediction: Prediction, example: Example, run: Run | N
         return ""
     # Of k folds each has its own run, which has not seen the example.
     folder = f"{run.folder}/{prediction['fold'].partition('/')[0]}" if "fold" in prediction else run.folder
-    step = "" if run.step == "auto" else f" --step={shlex.quote(run.step)}"
-    return f"python -m lm.explain --workdir={shlex.quote(folder)}{step} --text={shlex.quote(text)}"
+    flags = [("workdir", folder), ("step", run.step.removeprefix("auto")), ("task", run.task), ("text", text)]
+    return " ".join(["python -m lm.explain", *(f"--{name}={shlex.quote(value)}" for name, value in flags if value)])
 
 
 def source(found: Found, prediction: Prediction, example: Example) -> str:
-    """Return the text that a network read as one; "" where it read several fields."""
-    if found.form is TAGS:
-        return (" " if example.values.get("spaced", True) else "").join(prediction["words"])
+    """Return what a network read as lm.explain takes it: a text, or a JSON object of several values."""
     reads = found.objective.answers.reads
-    if len(reads) == 1:
-        return str(example.values.get(reads[0], ""))
-    return prediction["prompt"] if found.form is TEXTS else ""
+    values = {name: example.values[name] for name in reads if name in example.values}
+    if found.form is TEXTS:
+        return values[reads[0]] if len(reads) == 1 else prediction["prompt"]
+    if found.form is TAGS:
+        words, spaced = list(prediction["words"]), example.values.get("spaced", True)
+        text = " ".join(words)
+        plain, values = spaced and len(words) > 1 and text.split() == words, {reads[0]: words, "spaced": spaced}
+    else:
+        text = values.get(reads[0], "")
+        plain = len(reads) == 1 and isinstance(text, str)
+    # A text that begins like an object would be read as one.
+    return text if plain and not text.lstrip().startswith("{") else dump_json(values)
 
 
 # -- forms -------------------------------------------------------------------------------------------------------------
