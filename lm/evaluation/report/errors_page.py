@@ -33,7 +33,7 @@ def page(name: str, found: Found, figures: Figures, run: Run | None = None) -> s
     style, index = STYLES[found.form.name], INDEXES[found.form.name]
     wrong = [k for k, prediction in enumerate(found.predictions) if prediction.get("right", 0.0) < 1]
     first, falling = index.sorts[0].value, index.sorts[0].falling
-    wrong.sort(key=lambda k: first(found.predictions[k]), reverse=falling)
+    wrong.sort(key=lambda k: float(first(found.predictions[k]) or 0), reverse=falling)
     noun = "largest differences" if found.form is NUMBERS else "errors"
     shares = f"{min(MOST, len(wrong)):,} of {len(wrong):,} {noun} in {len(found.predictions):,} held-out examples"
     shown = [(found.predictions[k], found.examples[k], k) for k in wrong[:MOST]]
