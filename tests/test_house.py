@@ -16,11 +16,7 @@ DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 # wherever in it the import stands. A name stands for a module and all below it.
 FLOORS = (
     ("errors", "strict_json", "sizes", "outputs", "console", "platform", "flags", "sharding", "preemption", "suggestions",
-<<<<<<< HEAD
-     "processes", "rendezvous", "extensions", "usage"),
-=======
-     "processes", "rendezvous", "extensions", "pages"),
->>>>>>> d8a0be1 (Errors page: filters, search, sort, commands to explain; one style sheet and frame for all pages; a browser operates them)
+     "processes", "rendezvous", "extensions", "usage", "pages"),
     ("models",),
     ("data",),
     ("corruption",),
