@@ -23,9 +23,11 @@ def write_skeleton(name: str, folder: Path = Path()) -> list[Path]:
     """Write an objective that trains, its config and its tests; raises UserError where one of the files exists."""
     valid = name.isidentifier() and name == name.lower() and not keyword.iskeyword(name)
     check(valid, f"--new={name}: a module's name is lower-case letters, digits and _, as in my_idea")
+    # The new file would hide the module of that name from every command started in this folder.
     taken = name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None
     check(not taken, f"--new={name}: a module of this name exists already; take another name")
     files = {"objective": folder / f"{name}.py", "config": folder / f"{name}_config.py", "test": folder / f"test_{name}.py"}
+    # Checked before any is written: an error must not leave half a skeleton.
     for path in files.values():
         check(not path.exists(), f"{path} exists already; move it, or take another name")
     words = {"NAME": name, "CLASS": "".join(part.capitalize() for part in name.split("_"))}

@@ -201,6 +201,7 @@ class Objective:
         """
         if not self.template:
             return tokenizer.encode_batch(list(texts))
+        # The template's leading ids go: `lead` returns them, and a scorer puts them in front itself.
         encoded = tokenizer.encode_batch(list(texts), special=True, template=True)
         return [ids[len(tokenizer.around[0]) :] for ids in encoded]
 
@@ -270,6 +271,7 @@ def sized(model: Any, vocab: int) -> Any:
 
 def resolve(config: Any, corpus: Corpus) -> tuple[Any, Corpus]:
     """Add the objective's special tokens to the corpus's tokenizer; resolve the objective and let it study the corpus."""
+    # Special tokens first: the vocabulary size that `resolve` writes into the model counts them.
     tokenizer = corpus.tokenizer.with_special(config.objective.special)
     corpus = dataclasses.replace(corpus, tokenizer=tokenizer)
     # An id from the command line is checked before `resolve`, which would overwrite or trust it.
@@ -278,6 +280,7 @@ def resolve(config: Any, corpus: Corpus) -> tuple[Any, Corpus]:
         value = getattr(config.objective, name)
         wrong = isinstance(value, int) and not 0 <= value < tokenizer.vocab
         check(not wrong, f"objective.{name}={value} is no id of the tokenizer, which has {tokenizer.vocab}; leave it out")
+    # `study` comes after `resolve`, whose ids it needs to read the corpus.
     objective = config.objective.resolve(tokenizer).study(corpus)
     return dataclasses.replace(config, objective=objective), corpus
 

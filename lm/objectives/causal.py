@@ -58,6 +58,7 @@ class Causal(Objective):
     def records(self) -> Windows | Documents:
         if self.dialogue != "off":
             return Documents(fields=0, limit=(self.model.context + 1,))
+        # One token more than the network reads, for the last target; the next window starts with it, so none is lost.
         return Windows(length=self.model.context + 1, stride=self.model.context)
 
     def resolve(self, tokenizer: Tokenizer) -> "Causal":
@@ -86,6 +87,7 @@ class Causal(Objective):
         ending, parts = np.array([self.separator], np.int32), []
         for turns in dialogues:
             tokens = np.concatenate([part for turn in turns for part in (turn, ending)])
+            # A target is counted by its own index: the second turn starts behind the first and its separator.
             first = len(turns[0]) + 1 if self.dialogue == "responses" else 0
             parts.append((tokens[:-1], tokens[1:], np.arange(1, len(tokens)) >= first))
         read, targets, counted = zip(*parts) if parts else ((), (), ())
@@ -103,6 +105,7 @@ class Causal(Objective):
         """Encode a text to continue, or a dialogue with a turn a line, to write the next turn."""
         if self.dialogue == "off":
             return continued(tokenizer, text, self.template)
+        # The last turn is closed, too: it is the next speaker's, not a continuation, that is asked for.
         turns = [np.append(tokenizer.encode(turn), self.separator) for turn in text.split("\n")]
         return Prompt(np.concatenate(turns).astype(np.int32))
 

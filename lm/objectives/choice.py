@@ -84,6 +84,7 @@ class Choose(Tuned, Objective):
 
     def choose_row(self, corpus: Corpus) -> int:
         """Choose a row that holds all options of the longest example."""
+        # Of all examples, not of a sample: an example whose options exceed the row could not be read at all.
         examples = [*network.examples_of(corpus), *corpus.validation.examples]
         sizes = [tokens for example in examples for tokens, _ in self.sizes(example)]
         longest = -(-max(sizes) // 8) * 8
@@ -100,6 +101,7 @@ class Choose(Tuned, Objective):
         letter = string.ascii_uppercase.find(text.upper()) if len(text) == 1 else -1
         by_index = int(text) if text.isdecimal() else letter
         by_text = options.index(text) if isinstance(value, str) and text in options else -1
+        # Index, letter and text may each name an option: a label that names two is refused, not interpreted.
         indices = [index for index in (by_text, by_index) if 0 <= index < len(options)]
         prefix = f"{example.where}: {self.label!r} is {value!r}: "
         if not indices:
@@ -128,6 +130,7 @@ class Choose(Tuned, Objective):
         """Lay out a row; "offered" (P, options) marks the options that an example has."""
         row = super().corrupt(rng, record)
         counts = [len(self.offered(example)) for example, _ in record["examples"]]
+        # Unused predictions offer nothing: their scores are all equal, and the softmax stays finite.
         counts += [0] * (len(row["weights"]) - len(counts))
         return row | {"offered": np.arange(self.most) < np.array(counts)[:, None]}
 

@@ -119,6 +119,7 @@ class Classify(Tuned, Objective):
         if -1 in indices and self.unknown == "refuse":
             raise network.unknown_label(example.where, names[indices.index(-1)], self.labels)
         if self.kind == "one":
+            # An unknown label keeps its place with weight 0, under an index that the loss can look up.
             weight = 1.0 if not self.class_weights else self.class_weights[indices[0]]
             return np.int32(max(0, indices[0])), weight * (indices[0] >= 0)
         gold = np.zeros(len(self.labels), np.float32)
@@ -149,6 +150,8 @@ class Classify(Tuned, Objective):
         """Score combined states; return (logits, loss of each example, target with the larger share)."""
         z_BPD, targets = self.pooled(params, batch, keys_B), batch["targets"]
         partner_BP, share_BP = partners(batch["weights"] > 0), shares(keys_B, self.mixup, batch["weights"].shape[1])
+
+        # States are combined, as token ids cannot be (Guo et al. 2019); the loss is linear in the target.
         others = take(targets, partner_BP)
         share_BP1 = share_BP[..., None].astype(z_BPD.dtype)
         z_BPD = share_BP1 * z_BPD + (1 - share_BP1) * take(z_BPD, partner_BP)
@@ -162,6 +165,7 @@ class Classify(Tuned, Objective):
         if self.kind == "number":
             return (logits_BPC[..., 0] - targets) ** 2
         if self.kind == "several":
+            # The mean over labels: the scale of the loss, thus the learning rate, does not depend on their number.
             return (jax.nn.softplus(logits_BPC) - targets * logits_BPC).mean(-1)
         log_BPC = jax.nn.log_softmax(logits_BPC)
         right_BP = jnp.take_along_axis(log_BPC, targets[..., None], -1)[..., 0]
@@ -175,6 +179,7 @@ class Classify(Tuned, Objective):
         if self.kind == "one":
             return {"accuracy": (jnp.sum((logits_BPC.argmax(-1) == targets) * counted_BP), count)}
         guess_BPC = (logits_BPC > 0) & counted_BP[..., None]
+        # Micro-averaged F1: true positives and totals are summed over all examples before the division.
         hits, gold = jnp.sum(guess_BPC * targets), jnp.sum(targets * counted_BP[..., None])
         right = jnp.sum((guess_BPC == targets).all(-1) * counted_BP)
         return {"f1": (2 * hits, guess_BPC.sum() + gold), "exact": (right, count)}
@@ -235,12 +240,14 @@ class Classify(Tuned, Objective):
 def partners(real_BP: jax.Array) -> jax.Array:
     """Return the position of the next real example of the row, cyclically, for each; int32 (B, P)."""
     size = real_BP.shape[1]
+    # Cyclic distance less one: an example itself is the farthest, and still nearer than an absent one at `size`.
     steps_PP = (jnp.arange(size)[None] - jnp.arange(size)[:, None] - 1) % size
     return jnp.where(real_BP[:, None], steps_PP, size).argmin(-1)
 
 
 def shares(keys_B: jax.Array, alpha: float, size: int) -> jax.Array:
     """Draw the share of each example's own state from Beta(alpha, alpha), with one key a row: (B, size)."""
+    # 2000 is the site of no dropout, so that shares and dropout masks are independent.
     return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, (size,)))(fold(keys_B, 2000))
 
 

@@ -99,6 +99,7 @@ class Conditional(Objective):
         """Draw the masked tokens of each segment, 1 ... N - 1 of its N: bool [T]."""
         sizes = np.bincount(segments)
         sizes[0] = 0  # padding
+        # Uniform, not 15 %: decoding starts from masks alone and keeps more each time, so every share must be trained.
         counts = rng.integers(1, np.maximum(sizes, 2))
         draws = np.zeros(len(segments)) if self.run else rng.random(len(segments))
         order = np.lexsort((draws, segments))  # by segment, in a random order within each

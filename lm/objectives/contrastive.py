@@ -123,6 +123,7 @@ class Contrastive(Objective):
         row["weights"] = np.zeros(shape, np.float32)
         for i, ids in enumerate(tokens):
             open = np.flatnonzero((ids != self.cls) & (ids != self.sep) & (ids != self.pad))
+            # The rate is of all tokens of the sentence, [CLS] and [SEP] among them, as in BERT.
             count = budget(len(open) + 2, self.rate, min(self.predictions, len(open)))
             places = np.sort(rng.permutation(open)[:count])
             row["places"][i, :count], row["targets"][i, :count], row["weights"][i, :count] = places, ids[places], 1
@@ -157,6 +158,8 @@ class Contrastive(Objective):
         # Own rows are negatives of the others as well: the gradient is that of the whole sum, the value that of own rows.
         value = whole + jax.lax.stop_gradient(nll_B[rows].sum() - whole)
         count = own_B.sum()
+        # Alignment and uniformity (Wang & Isola 2020). The latter is over all pairs of the batch and no sum over rows:
+        # times the count of own rows, micro-batches average it.
         distance_B = jnp.sum((z_BKD[:, 0] - z_BKD[:, 1]) ** 2, -1)
         sums = {
             "contrast": (value, count),
@@ -208,6 +211,7 @@ class Contrastive(Objective):
             collect=averaged,
         )
         if averaged:
+            # The states before the first layer come first: 1 is the first layer's.
             h_RTD = (h_RTD + states[-2 if self.pooling == "avg_top2" else 1]) / 2
         if self.pooling.startswith("cls"):
             z_RD = h_RTD[:, 0]
@@ -227,6 +231,7 @@ class Contrastive(Objective):
         z_BFD = self.embed(params, batch, None, drop=False)
         cosines = z_BFD[:, 0] @ z_BFD[:, -1 if self.fields == 1 else 1].T
         if self.fields == 1:
+            # Below every cosine, as a sentence is no neighbour of its own.
             cosines = jnp.where(jnp.eye(len(cosines), dtype=bool), -2, cosines)
         other = 0 if self.fields == 1 else 1
         return {"nearest": batch["sentences"][cosines.argmax(1), other], "cosine": cosines.max(1)}
@@ -263,6 +268,7 @@ def retrieve(z_BKD: jax.Array, temperature: float, hard_weight: float) -> tuple[
     logits = jnp.einsum("bd,ckd->bkc", z_BKD[:, 0], z_BKD[:, 1:]) / temperature
     if z_BKD.shape[1] == 3:
         logits = logits.at[:, 1].add(hard_weight * jnp.eye(len(logits)))
+    # The lowest finite number: with -inf the logsumexp of a batch without sentences would have a NaN gradient.
     logits = jnp.where(present_BK[:, 1:].T, logits, jnp.finfo(jnp.float32).min)
     own_B = jnp.diagonal(logits[:, 0])
     anchor_B = present_BK[:, :2].all(1).astype(jnp.float32)

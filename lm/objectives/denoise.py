@@ -87,6 +87,7 @@ class Denoise(SourceTarget, Objective):
         begin, end, mask = (tokenizer.special_id(name) for name in self.special)
         ids: dict[str, Any] = {"begin": begin, "end": end, "separator": tokenizer.separator}
         pieces = tokenizer.piece_table()
+        # A special token in running text would give itself away as noise.
         fillers = noise.Fillers(mask=mask, random=self.random, ordinary=np.flatnonzero(~pieces.special))
         return dataclasses.replace(self, model=fit(self.model, tokenizer), pieces=pieces, fillers=fillers, **ids)
 
@@ -101,6 +102,7 @@ class Denoise(SourceTarget, Objective):
         remaining, blocks = self.size, []
         for low, high in itertools.pairwise(cuts):
             low += int(low < high and tokens[low] == self.separator)  # <s> and </s> mark the document in its place
+            # The window leaves room for one pair of <s> and </s>; those of further documents displace text at the end.
             high = min(high, low + remaining - 2)
             if low < high:
                 blocks.append(np.concatenate([[self.begin], tokens[low:high], [self.end]], dtype=np.int32))
@@ -110,6 +112,7 @@ class Denoise(SourceTarget, Objective):
     def corrupt_document(self, rng: np.random.Generator, block: np.ndarray) -> np.ndarray:
         """Apply the noise functions to one document, in the order of the class docstring."""
         if self.permute:
+            # Sentences move first: the full stops that show where they end may be masked later.
             block = noise.permute_sentences(rng, block, self.pieces.ends_sentence[block], self.permute)
         if self.share:
             starts = np.ones(len(block), bool) if self.units == "tokens" else self.pieces.word_starts(block).copy()

@@ -95,6 +95,7 @@ class Extract(Tuned, Objective):
         check_tokens(len(ids), context, example.where, "'context'")
         capacity = self.limit - len(question) - self.frame.overhead(2)
         check(capacity > 0, f"objective.rows.length={self.limit} leaves no token for paragraphs; raise it or lower question")
+        # A token of several windows is scored in the one that shows most context around it (run_squad).
         cuts = token_windows(len(ids), capacity, self.stride)
         owner, laid_out = owners(cuts, len(ids)), []
         for k, (low, high) in enumerate(cuts):
@@ -102,6 +103,7 @@ class Extract(Tuned, Objective):
             if self.types == "asked":
                 laid = laid._replace(types=np.zeros_like(laid.types))
                 laid.types[laid.begins[1] :][: high - low] = np.isin(ids[low:high], question)
+            # "No answer" is a span of the token that stands for the whole text: <cls>, which XLNet puts last.
             none = len(laid.tokens) - 1 if self.frame.style == "xlnet" else 0
             laid_out.append(Window(laid, laid.begins[1], spans[low:high], owner[low:high] == k, none))
         return laid_out
@@ -141,6 +143,7 @@ class Extract(Tuned, Objective):
         return {"answer": self.init_token_scorer(key, 2)}
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        # Two cross-entropies an answer, whose mean is the loss.
         return {"loss": 2 * batch["weights"].sum()}
 
     def logits(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> jax.Array:

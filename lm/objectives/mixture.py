@@ -108,6 +108,7 @@ class Parts:
         """Initialise the parameters: one "trunk", and under each part's name its own."""
         params: dict[str, Any] = {"trunk": {}}
         for i, part in enumerate(self.parts):
+            # Folded with the part's number: heads of equal shape must not start with equal values.
             drawn = part.objective.init(jax.random.fold_in(key, i), {**batch, **part.of(batch)})
             for name in [name for name in drawn if name in TRUNK]:  # the first part's are taken
                 shared, own = params["trunk"].setdefault(name, drawn[name]), drawn.pop(name)
@@ -122,6 +123,7 @@ class Parts:
 
     def alone(self, number: jax.Array, run: Callable[[Part], dict[str, Any]]) -> dict[str, Any]:
         """Evaluate part `number` alone (lax.switch); the entries of the other parts are zeros of their shapes."""
+        # The branches of a switch return one structure, which `eval_shape` finds without computing a part.
         shapes = [jax.eval_shape(lambda p=p: run(p)) for p in self.parts]
         nothing = {k: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), x) for s in shapes for k, x in s.items()}
         return jax.lax.switch(number, [lambda p=p: {**nothing, **run(p)} for p in self.parts])
@@ -165,6 +167,7 @@ class Multitask(Parts, Objective):
 
     @property
     def scales(self) -> Mapping[str, float]:
+        # A drawn part counts in full: its weight is already the probability of the draw.
         weight = {part.name: part.weight if self.take == "all" else 1.0 for part in self.parts}
         return {f"{p.name}/{k}": weight[p.name] * s for p in self.parts for k, s in p.objective.scales.items()}
 
@@ -186,6 +189,7 @@ class Multitask(Parts, Objective):
         return {name: x for name, x in peers.items() if x is not None} or None
 
     def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
+        # Evaluation measures every part, whichever training draws.
         if self.take == "all" or keys_B is None:
             return {name: pair for part in self.parts for name, pair in part.loss(params, batch, keys_B).items()}, memory
         # One draw for all rows, of the step's number alone: micro-batches and devices must run the same part.

@@ -49,6 +49,7 @@ class Tasks(Parts, Objective):
                     f"part '{part.name}', {type(objective).__name__}, reads running text: parts of Tasks learn from labelled "
                     "examples (for running text: lm.objectives.mixture.Multitask)"
                 )
+            # Compared without vocabulary heads, which fine-tuning drops: the parts share the rest.
             check(
                 network.bare(objective.model) == network.bare(self.model),
                 f"part '{part.name}' has another network than '{self.parts[0].name}'{difference(objective.model, self.model)}: "
@@ -93,6 +94,7 @@ class Tasks(Parts, Objective):
         )
         parts = []
         for k, part in enumerate(self.parts):
+            # An empty held-out side is an error only where other parts have one: a run may do without any.
             held_out = corpus.validation.of(k)
             check(
                 len(held_out) or not len(corpus.validation),

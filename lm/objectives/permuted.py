@@ -101,6 +101,7 @@ class Permuted(Objective):
         target, parts = np.zeros(length, bool), []
         turn = -1 if record["backward"] else 1  # spans start at the first piece of a word in either direction
         # Each half has an order of its own, as in the release: the first one becomes memory, so it must not see the second.
+        # The odd prediction is the first half's (43 and 42 of 85 in the release).
         for low, high, goal in ((0, reuse, self.count - self.count // 2), (reuse, length, self.count // 2)):
             half = slice(low, high)
             allowed = (free & real_T)[half]
@@ -131,6 +132,7 @@ class Permuted(Objective):
         reuse, limit = self.halves[0], self.halves[1] - 3
         real = int(np.count_nonzero(record["segments"]))
         source, borders = self.read(record)
+        # The reused context belongs to the row before: A and B are cut from the text behind it.
         cut, end, label = pair(rng, borders[reuse : max(reuse, real)], limit)
         second, low, high = source, reuse + cut, reuse + end
         if not label:  # B is from another window
@@ -142,6 +144,7 @@ class Permuted(Objective):
         parts: list[Any] = [source[:, : reuse + size_a], sep, second[:, low : low + size_b], sep, cls, padding]
         tokens, starts = np.concatenate(parts, 1, dtype=np.int32)
         sizes = reuse + size_a + 1, size_b + 1, 1, rest
+        # Padding is behind <cls>, and in the reused context of a window at the end of the stream.
         real_T = np.repeat([True, False, True, False], (min(real, reuse), max(0, reuse - real), sum(sizes[:3]) - reuse, rest))
         return tokens, starts > 0, np.repeat(np.array([FIRST, SECOND, LAST, FIRST], np.int32), sizes), real_T, label
 
@@ -152,6 +155,7 @@ class Permuted(Objective):
         """
         turn = -1 if record["backward"] else 1
         tokens, begins = record["tokens"][::turn], np.zeros(len(record["tokens"]) + 1, bool)
+        # Found in the order of the text, mirrored or not: a piece shows that it starts a word, not that it ends one.
         if record["marked"]:
             marks = record["marks"][::turn]
             starts, begins[:-1] = marks & WORD, marks & SENTENCE
@@ -234,6 +238,7 @@ class Permuted(Objective):
         c = self.model
         inner, queries, keys = c.heads * c.head_size, c.context + self.count, c.memory + c.context
         projections = c.width * inner * (2 * queries + 2 * keys)
+        # Contents and values over the keys; positions over all M + 2 T distances, of which the shift then picks.
         scores = inner * queries * (2 * keys + keys + c.context)
         feed = 2 * c.width * c.mlp_size * queries
         return 6.0 * (c.depth * (projections + scores + feed) + self.count * c.vocab * c.width)

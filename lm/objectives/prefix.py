@@ -69,6 +69,7 @@ class Prefix(SourceTarget, Objective):
     modes: tuple[int, ...] = ()
 
     def __post_init__(self):
+        # A list would leave the frozen objective without a hash.
         object.__setattr__(self, "denoisers", tuple(self.denoisers))
         check_range(self, 0, float("inf"), "chunk", "z_loss")
         check_range(self, 0, 1, "smoothing")
@@ -158,6 +159,7 @@ class Prefix(SourceTarget, Objective):
 
     def given(self, ids: np.ndarray) -> Prompt:
         mode, hole = self.around
+        # As training lays a line out: text, sentinel of the missing rest, end, and the sentinel that opens the targets.
         return Prompt(np.concatenate([mode, ids, *[hole, [self.end], hole] * bool(hole)]).astype(np.int32))
 
     def lead(self, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -67,6 +67,7 @@ class Rank(Tuned, Objective):
         self.score(example)
 
     def choose_row(self, corpus: Corpus) -> int:
+        # Both texts are truncated to `limit`, and a row has twice that: no example can be too long.
         return self.row
 
     def score(self, example: Example) -> float:
@@ -83,6 +84,7 @@ class Rank(Tuned, Objective):
     def cosines(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> jax.Array:
         """Return the cosine of each pair, float32 (B, P)."""
         z_BP2D = self.pooled(params, batch, keys_B).astype(jnp.float32).reshape(*batch["places"].shape, -1)
+        # The product is bounded before its root, whose gradient at 0 is infinite; 1e-16 is 1e-8 of the norms (torch).
         squares_BP2 = jnp.sum(z_BP2D**2, -1)
         return jnp.prod(z_BP2D, 2).sum(-1) / jnp.sqrt(jnp.maximum(squares_BP2.prod(-1), 1e-16))
 

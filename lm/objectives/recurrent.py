@@ -63,6 +63,7 @@ class Recurrent(Objective):
 
     @property
     def records(self) -> Windows:
+        # In reading order: row b continues row b of the batch before, whose states are in the memory.
         return Windows(length=self.model.context + 1, stride=self.model.context, order="reading")
 
     def resolve(self, tokenizer: Tokenizer) -> "Recurrent":
@@ -86,6 +87,7 @@ class Recurrent(Objective):
 
     def corrupt(self, rng: np.random.Generator, record: Mapping[str, Any]) -> Example:
         tokens, real = record["tokens"], (record["segments"] > 0)[:-1]
+        # One segment across documents: attention, memory and targets are those of one long text.
         segments = real.astype(np.int32)
         if self.borders == "stop":
             # A document starts at the separator before it: number 1 continues from the row before.

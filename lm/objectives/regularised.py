@@ -149,8 +149,10 @@ class Regularised(Objective):
         return {**own, **more}
 
     def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
+        # Held-out figures are the inner objective's, comparable with those of a run without these terms.
         if keys_B is None:
             return self.objective.loss(params, batch, memory, None)
+        # All passes read the memory of the batch before; the unperturbed one writes the next.
         (sums, next_memory), logits, shapes = self.run(params, batch, memory, keys_B)
         result, weight = dict(sums), batch["weights"].sum() if "weights" in batch else None
 
@@ -210,6 +212,7 @@ class Regularised(Objective):
         """Sum the symmetric KL divergence of logits, half of both directions, over the weighted examples; nats."""
         if self.objective.kind == "one":
             p, q = jax.nn.log_softmax(left_BPC), jax.nn.log_softmax(right_BPC)
+            # KL(p, q) + KL(q, p) in one sum: (p - q) (log p - log q).
             apart_BP = ((jnp.exp(p) - jnp.exp(q)) * (p - q)).sum(-1)
         else:  # Bernoulli: log p - log q of both outcomes differ by the difference of the logits
             apart_BP = ((jax.nn.sigmoid(left_BPC) - jax.nn.sigmoid(right_BPC)) * (left_BPC - right_BPC)).mean(-1)
@@ -240,6 +243,7 @@ def segments_of(number: int, shape: tuple[int, ...], batch: Batch) -> jax.Array:
 
 def lengths(x_BTE: jax.Array, segments_BT: jax.Array) -> jax.Array:
     """Return for each token the 2-norm over the vectors of its text, float32 (B, T, 1): a row may hold several texts."""
+    # In float32: a bfloat16 sum over a long text stops growing once a term is below its last bit.
     square_BT = jnp.square(x_BTE.astype(jnp.float32)).sum(-1)
     same_BTT = (segments_BT[:, :, None] == segments_BT[:, None]).astype(jnp.float32)
     return jnp.sqrt(jnp.einsum("bts,bs->bt", same_BTT, square_BT))[..., None]

@@ -117,12 +117,16 @@ class Replaced(Objective):
             # The row's P predictions go to its examples in order, to each by its own length.
             drawn = at + self.draw(rng, ids, most - sum(map(len, drawings)))
             drawings.append(drawn)
+            # The others stay as they are, none is replaced at random as in BERT: replacements are the generator's part.
             masked.append(drawn[rng.random(len(drawn)) < self.mask_share])
             at = span.stop
             if length - at < SHORTEST:
                 break
+
+        # `original` stays whole: samples are inserted into it, and the discriminator's labels compare with it.
         tokens = row["original"].copy()
         tokens[np.concatenate(masked).astype(np.int32)] = self.mask
+        # P is fixed, so that all batches have one shape; unused predictions have weight 0.
         places = np.concatenate(drawings).astype(np.int32)
         weights = (np.arange(most) < len(places)).astype(np.float32)
         places = np.pad(places, (0, most - len(places)))
@@ -137,6 +141,7 @@ class Replaced(Objective):
         while at < len(begins):
             long = rng.random() >= self.short
             target = self.model.context if long else int(rng.integers(SHORTEST, self.model.context + 1))
+            # The sentence that reaches the target length is still taken, unless the document ends before it.
             full = at + int(np.searchsorted(ends[at:] - begins[at], target)) + 1
             stop = min(full, int(np.searchsorted(documents, documents[at], "right")))
             sizes = ends[at:stop] - begins[at:stop]
@@ -151,6 +156,7 @@ class Replaced(Objective):
         first = 0
         seconds: list[bool] = []
         for size in sizes:
+            # As released, a short sentence goes to the first segment even after one went to the second.
             fits = first == 0 or first + size < goal
             is_first = fits or (not any(seconds) and first < goal and rng.random() < 0.5)
             seconds.append(not is_first)
@@ -174,6 +180,7 @@ class Replaced(Objective):
         return self.network.init(key, batch["tokens"], batch["places"])["params"]
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        # The discriminator learns from every token but padding, special ones included, not from the masked 15 % alone.
         return {"generator": batch["weights"].sum(), "discriminator": jnp.sum(batch["segments"] > 0, dtype=jnp.float32)}
 
     def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
@@ -183,7 +190,9 @@ class Replaced(Objective):
         # A sample equal to the original counts as original (section 2.2).
         replaced_BT, flagged_BT = fake_BT != batch["original"], logits_BT > 0
         counts = self.weights(batch)
+        # Binary cross-entropy by softplus, which neither overflows nor takes the logarithm of 0.
         nll = jnp.sum(real_BT * (jax.nn.softplus(logits_BT) - logits_BT * replaced_BT))
+        # Counts, not ratios: precision, recall and F1 of the batch are no means of those of its micro-batches.
         flagged, replaced, both = (jnp.sum(real_BT * x) for x in (flagged_BT, replaced_BT, flagged_BT & replaced_BT))
         return {
             "generator": (generator["total"], counts["generator"]),
@@ -246,6 +255,7 @@ def sample(h_BPE: jax.Array, head: Head, keys_B: jax.Array, chunk: int = 2**24) 
 
     def draw(state: tuple[jax.Array, jax.Array]) -> jax.Array:
         h_BE, place = state
+        # The key is of the row and the place, so that a sample depends neither on chunks nor on micro-batches.
         uniform_BV = jax.vmap(lambda key: jax.random.uniform(key, (size,)))(fold(keys_B, place))
         # The constants are those of the authors' code.
         noise_BV = -jnp.log(-jnp.log(uniform_BV + 1e-9) + 1e-9)

@@ -76,6 +76,7 @@ def lay(sequences: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.nd
         flat = np.concatenate(sequences)[:length]
         tokens[: len(flat)] = flat
         segments[: len(flat)] = np.repeat(np.arange(1, len(sizes) + 1), sizes)[:length]
+        # Positions restart at each sequence, so that a packed sequence is computed like one alone in its row.
         first = np.repeat(np.cumsum(sizes) - sizes, sizes)[:length]
         positions[: len(flat)] = np.arange(len(flat)) - first
     return tokens, segments, positions
@@ -92,6 +93,7 @@ def forced(
     # A pair has one segment number on both sides, which confines cross-attention to it.
     source, source_segments, source_positions = lay(sources, limits[0])
     labels, segments, positions = lay(targets, limits[1])
+    # Shifted before packing: a shift of the whole row would feed the last token of one pair to the next.
     shifted = [np.concatenate([token, target[:-1]]) for token, target in zip(first, targets, strict=True)]
     return {
         "source": source,
@@ -144,6 +146,7 @@ def target_sums(
     if smoothing and from_zero:
         entropy = -(1 - smoothing) * math.log(1 - smoothing) - smoothing * math.log(smoothing / (vocab - 1))
     result = {"loss": (sums["total"] - entropy * count, count), "accuracy": (sums["hits"], count)}
+    # Perplexity is exp of the plain cross-entropy, which neither term may enter.
     if z_loss or smoothing:
         result["nll"] = sums["nll"], count
     if z_loss:
@@ -183,6 +186,8 @@ def row_flops(model: Transformer | EncoderDecoder, *lengths: int) -> float:
     size = decoder.depth * decoder.head_size
     # Cross-attention: query and output projections run over the target, key and value projections over the source.
     projections = 6 * decoder.width * size * (2 * decoder.heads * target + 2 * decoder.kv * source)
+    # Two products, scores and weighted values, of 6 operations each: 2 forward, 4 backward.
     scores = 12 * size * decoder.heads * source * target
+    # Only the decoder projects onto the vocabulary.
     encoder = flops.train_flops(dataclasses.replace(model.encoder, vocab=0), source) * source
     return encoder + flops.train_flops(decoder, target) * target + projections + scores

@@ -69,6 +69,7 @@ def closed(
     documents: Sequence[Sequence[np.ndarray]], limits: tuple[int, int], end: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the sources and the targets of pairs, each truncated to its limit with the end token behind."""
+    # A truncated text ends like a whole one, in training and as a prompt.
     ending = np.array([end], np.int32)
     sources, targets = (
         [np.concatenate([fields[k][: limit - 1], ending], dtype=np.int32) for fields in documents]

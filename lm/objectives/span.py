@@ -107,6 +107,7 @@ class Span(SourceTarget, Objective):
 
     @property
     def first(self) -> int:
+        # T5's vocabulary has no <s>: its decoder starts from padding.
         return self.pad
 
     def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:

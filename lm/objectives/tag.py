@@ -106,6 +106,7 @@ class Tag(Tuned, Objective):
         if scheme == "auto":
             scheme, share = nearest(example.get(self.tags, list) for example in training)
         always = self.forbid == "always"
+        # "always" puts forbidden transitions into the loss: held-out sentences must be free of them, too.
         checked = [*training, *held_out] if always else training
         steps = ((example, odd_step(scheme, example.get(self.tags, list))) for example in checked if scheme != "none")
         odd = [(example.where, step) for example, step in steps if step]
@@ -135,6 +136,7 @@ class Tag(Tuned, Objective):
         # A word longer than a window keeps its first tokens: it is scored at the first.
         pieces = [piece[:capacity] for piece in pieces]
         sizes = [len(piece) for piece in pieces]
+        # At most half a window overlaps, so that every window advances.
         spans = word_windows(sizes, capacity, min(self.overlap, capacity // 2))
         firsts = np.cumsum([0, *sizes])
         tokens = [(int(firsts[low]), int(firsts[high])) for low, high in spans]
@@ -163,8 +165,10 @@ class Tag(Tuned, Objective):
         for ((_, own, firsts), targets), start in zip(windows, starts):
             span = slice(first, first + len(own))
             row["places"][span] = start + firsts
+            # An unknown tag keeps its place with weight 0.
             row["targets"][span] = np.maximum(targets[own], 0)
             row["weights"][span] = targets[own] >= 0
+            # A window starts a chain, but only the ends of the sentence itself have start and end scores.
             row["begins"][span] = own == own[:1]
             row["opens"][span] = own == 0
             row["closes"][span] = own == len(targets) - 1
@@ -181,6 +185,7 @@ class Tag(Tuned, Objective):
 
     def logits(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> jax.Array:
         """Score the tags of each word, float32 (B, W, tags)."""
+        # A word has one tag, scored at its first token (Devlin et al. 2019, 5.3).
         h_BWD = gather(self.states(params, batch, keys_B), batch["places"])
         return self.score_tokens(params["classifier"], h_BWD, len(self.labels), keys_B)
 

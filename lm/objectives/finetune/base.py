@@ -179,6 +179,8 @@ class Tuned:
 
     def score_tokens(self, params: Any, h_BPD: jax.Array, outputs: int, keys_B: jax.Array | None) -> jax.Array:
         """Score states of tokens behind dropout, float32 (B, P, outputs); `params` are those of the layer."""
+        # 1000 is the number of no layer, so that the head shares no dropout key with the network. The scores are few:
+        # float32 costs nothing and keeps close ones apart.
         h_BPD = dropout(h_BPD, self.dropout, fold(keys_B, 1000), 1)
         return self.token_scorer(outputs).apply({"params": params}, h_BPD.astype(jnp.float32))
 

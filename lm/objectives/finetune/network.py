@@ -177,12 +177,14 @@ def bare(model: Trunk) -> Any:
     if isinstance(model, EncoderDecoder):
         return dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, tied=True, head_bias=False))
     if isinstance(model, Transformer):
+        # `transform` permits a tied table of another width than the stack (ALBERT); its parameters are dropped.
         return dataclasses.replace(model, tied=True, head_bias=False, transform=True)
     return model
 
 
 def draw(model: Trunk, key: jax.Array, rows: Rows = Rows()) -> dict[str, Any]:
     """Draw the network's parameters, without those that serve the vocabulary alone, and the weights of `Rows.mix`."""
+    # Drawn by the pre-training module and pruned: names and shapes are those of its checkpoints.
     tokens = jnp.zeros((1, 8), jnp.int32)
     if isinstance(model, EncoderDecoder):
         params = Seq2Seq(bare(model)).init(key, tokens, tokens)["params"]
@@ -220,6 +222,7 @@ def states(model: Trunk, params: Any, batch: Batch, keys_B: jax.Array | None, ca
 def mixed(mix: Any, last_BTD: jax.Array, states_LBTD: jax.Array) -> jax.Array:
     """Return the weighted sum of the states after the embeddings and every layer, the last behind the final norm (B, T, D)."""
     shares_L = (mix["scale"] * jax.nn.softmax(mix["weights"])).astype(last_BTD.dtype)
+    # The collected states lack the final norm, so the last of them gives way to the normalised one.
     return jnp.einsum("l,lbtd->btd", shares_L[:-1], states_LBTD[:-1]) + shares_L[-1] * last_BTD
 
 
@@ -258,6 +261,7 @@ def pooled(h_BTD: jax.Array, batch: Batch, pool: str) -> jax.Array:
     places_BP = batch["places"]
     if pool != "mean":
         return gather(h_BTD, places_BP)
+    # A product with the membership of tokens in texts: one pass for all texts of a packed row.
     segments = batch["segments"]
     own_BP = jnp.take_along_axis(segments, places_BP, 1)
     member_BPT = ((own_BP[..., None] == segments[:, None]) & (segments > 0)[:, None]).astype(h_BTD.dtype)
