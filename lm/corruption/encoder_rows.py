@@ -54,6 +54,7 @@ def lay_text(record: Mapping[str, Any], length: int, ids: Ids) -> Row:
     Positions continue from [CLS] in the first document and restart at the separator before each other one.
     """
     segments = record["segments"]
+    # Padding is at the end, so one look at the last token settles the usual case, a full window.
     real = len(segments) if segments[-1] else int(np.count_nonzero(segments))
     row = blank(length, real + 2 if real else 0, ids)
     if not real:
@@ -61,11 +62,13 @@ def lay_text(record: Mapping[str, Any], length: int, ids: Ids) -> Row:
     inside = slice(1, real + 1)
     row.tokens[inside] = record["tokens"][:real]
     row.marks[inside] = record["marks"][:real]
+    # A single document is one segment with positions from 0: as in the blank row.
     if segments[real - 1] == segments[0]:
         return row
     row.segments[inside] = segments[:real]
     row.segments[0], row.segments[real + 1] = segments[0], segments[real - 1]
     first = int(segments[:real].searchsorted(segments[0], "right"))
+    # Copied before writing: all rows of a length share one count.
     positions = row.positions.copy()
     positions[first + 1 : real + 1] = record["positions"][first:real]
     positions[real + 1 :] = positions[real] + 1
@@ -96,6 +99,7 @@ def lay_pair(
         row.marks[inside] = records[number]["marks"][low:high]
         at = inside.stop + 1
         row.tokens[inside.stop] = ids.sep
+    # Type 0 for [CLS] A [SEP], 1 for B [SEP] (Devlin et al. 2019, figure 2).
     row.types[sizes[0] + 2 : at] = 1
     return row._replace(label=pair.label, counts=min(sizes) > 0)
 

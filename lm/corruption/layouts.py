@@ -56,6 +56,7 @@ class Sides:
         for number, pair in enumerate(pairs, 1):
             high, end = low + len(pair.inputs), at + len(pair.targets)
             source[low:high], target[at:end] = pair
+            # Each document is shifted by itself: its first input stays the pad, never the target of another one.
             begin[at + 1 : end], weights[at:end] = pair.targets[:-1], 1
             row["source_segments"][low:high], row["segments"][at:end] = number, number
             row["source_positions"][low:high], row["positions"][at:end] = np.arange(high - low), np.arange(end - at)
@@ -75,6 +76,7 @@ class Line:
 
     def cost(self, denoiser: Denoiser, raw: int, ended: bool) -> tuple[int, ...]:
         """Return the tokens of the line for `raw` tokens of text; `ended`: the document's end is among them."""
+        # One less: the last token is a target only and is never read.
         return (denoiser.sizes(raw).both + sum(self.ends(denoiser, ended)) - 1,)
 
     def used(self, pair: Pair) -> tuple[int, ...]:
@@ -92,6 +94,7 @@ class Line:
             whole = np.concatenate(pair)
             high, border = low + len(whole) - 1, low + len(pair.inputs)
             tokens[low:high], target[low:high] = whole[:-1], whole[1:]
+            # The last input already predicts the first target, hence border - 1.
             prefix[low:border], weights[border - 1 : high] = True, 1
             row["segments"][low:high], row["positions"][low:high] = number, np.arange(high - low)
             low = high
@@ -108,6 +111,7 @@ def fits(layout: Layout, denoiser: Denoiser, room: Sequence[int], ended: bool = 
 
 def capacity(layout: Layout, denoiser: Denoiser) -> int:
     """Return the tokens of text of a full row."""
+    # An upper limit for the bisection: a side that keeps this share of the text cannot take more.
     kept = 1 - denoiser.rate if denoiser.kind in ("spans", "end") else 0.5
     return longest(int(max(layout.room) / kept) + 2, fits(layout, denoiser, layout.room))
 
@@ -118,12 +122,14 @@ def split_documents(record: Mapping[str, np.ndarray], separator: int | None) -> 
     The separators between documents are left out.
     """
     tokens, segments = record["tokens"], record["segments"]
+    # A row of one document, the usual case, needs no search for borders.
     if segments[0] and segments[0] == segments[-1]:
         return [(tokens, False)]
     edges = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(tokens)]
     parts = []
     for low, high in itertools.pairwise(edges):
         if segments[low] > 0:
+            # The row's first token stays, separator or not, as in a row of one document.
             low += low > 0 and tokens[low] == separator
             parts.append((tokens[low:high], high < len(tokens)))
     return parts
@@ -156,6 +162,7 @@ def draw(
         denoiser = denoisers[chosen]
         text = stretch(rng, tokens, fits(layout, denoiser, remaining, ended))
         if len(text):
+            # A document that was cut does not end here: no end token may say so.
             ends = layout.ends(denoiser, ended and len(text) == len(tokens))
             pair = denoiser.pair(rng, text, symbols.sentinels)
             pairs.append(framed(pair, symbols.modes.get(denoiser.mode), symbols.end, ends))

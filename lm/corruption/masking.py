@@ -26,6 +26,7 @@ def units(starts: np.ndarray, open: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     A token that may not be chosen is a unit of its own, regardless of `starts`.
     """
     begins = starts | ~open
+    # A token that may not be chosen also ends its unit: the tokens on either side must not become one word.
     begins[1:] |= ~open[:-1]
     begins[:1] = True
     first = begins.nonzero()[0]
@@ -35,6 +36,7 @@ def units(starts: np.ndarray, open: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 def fill(order: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
     """Select units in order until the `budget` of tokens is used up; a unit that would exceed it is skipped."""
+    # The longest prefix within the budget first, in one look; smaller units behind it then fill the gap.
     ordered = sizes[order]
     total = ordered.cumsum()
     taken = total.searchsorted(budget, "right")
@@ -67,9 +69,12 @@ def fill_ngrams(
     budget is shortened (Lan et al. 2020; their code instead drops a run that meets an earlier one, and so selects fewer
     long runs than its shares). Each step of the loop is a run, not a token.
     """
+    # As many draws as there could be runs. Clipped, as rounding may leave the last cumulated share just below 1.
     drawn = np.searchsorted(np.cumsum(shares), rng.random(len(order)), "right").clip(max=len(shares) - 1) + 1
+    # Extended by the longest run, with units that are not free: no run leaves the row.
     starts = np.zeros(len(first) + len(shares), bool)
     starts[order] = True
+    # Lists, whose single elements Python reads several times faster than an array's.
     free, size = starts.tolist(), sizes.tolist()
     waiting: list[int] = order[::-1].tolist()
     begins, lengths, used = [], [], 0
@@ -80,6 +85,7 @@ def fill_ngrams(
             if not free[unit]:
                 continue
             if not all(free[unit : unit + n]):
+                # Taken neighbours rule out a run of n; a shorter one may start here later, so the unit keeps its turn.
                 put_back.append(unit)
                 continue
             n = shorten_run(size, unit, n, budget - used)
@@ -119,6 +125,7 @@ def replace(
     rng: np.random.Generator, original: np.ndarray, shares: tuple[float, float, float], mask: int, low: int, vocab: int
 ) -> np.ndarray:
     """Replace each token independently by `mask`, a token of [low, vocab), or itself, with the three shares."""
+    # One number decides among the three, so that no token is both masked and replaced.
     draw = rng.random(len(original))
     fed = original.copy()
     fed[draw < shares[0]] = mask

@@ -35,9 +35,11 @@ def poisson(mean: float, entries: int = 128, floor: float = 1e-7) -> np.ndarray:
     """Return P(length <= k), k = 0, 1, ..., of a Poisson distribution cut after its first probability under `floor`."""
     k = np.arange(entries)
     shares = np.exp(k * math.log(mean) - mean - np.cumsum(np.log(np.maximum(k, 1))))
+    # Beyond the mean only: with a large mean the first probabilities are under the floor as well.
     last = np.flatnonzero((shares < floor) & (k > mean))
     shares = shares[: last[0] + 1] if len(last) else shares
     table = np.cumsum(shares / shares.sum())
+    # Exactly 1 despite rounding, so that no draw falls behind the table.
     table[-1] = 1.0
     table.flags.writeable = False
     return table
@@ -52,16 +54,19 @@ def permute_sentences(rng: np.random.Generator, block: np.ndarray, ends: np.ndar
     if len(block) < 4:
         return block
     ends = ends.copy()
+    # <s> ends no sentence; the text's last token does, full stop or not.
     ends[0], ends[-2] = False, True
     stops = np.flatnonzero(ends[1:-1] & ~ends[:-2]) + 2  # one past each sentence
     count = len(stops)
     begins = np.concatenate(([1], stops[:-1]))
     chosen = rng.permutation(count)[: math.ceil(count * share)]
     order = np.arange(count)
+    # The chosen sentences exchange their places; all others keep theirs.
     order[np.sort(chosen)] = chosen
     sizes = (stops - begins)[order]
     first = np.cumsum(sizes) - sizes
     result = block.copy()
+    # One gather: each token's place is its sentence's old start plus its offset there.
     result[1 : stops[-1]] = block[np.repeat(begins[order] - first, sizes) + np.arange(stops[-1] - 1)]
     return result
 
@@ -95,6 +100,7 @@ def cover(
     chosen = rng.permutation(len(words))[: len(lengths)]
     flags = rng.random(len(chosen)) < fillers.random
     low = words[chosen]
+    # A span ends where the next word starts, the last one before </s>.
     high = np.append(words, len(block) - 1)[np.minimum(chosen + lengths[: len(chosen)], len(words))]
     block = block.copy()
     if replace == "one":
@@ -118,6 +124,7 @@ def insert(rng: np.random.Generator, block: np.ndarray, count: int, fillers: Fil
     if not count:
         return block
     length = len(block) + count
+    # <s> and </s> stay the frame of the source: no filler goes outside of them.
     places = rng.permutation(length - 2)[:count] + 1
     result = np.empty(length, np.int32)
     result[places] = fillers.draw(rng, np.arange(count) < math.ceil(count * fillers.random))

@@ -54,12 +54,14 @@ def chunk(
         free = np.flatnonzero(~own[:half])
         if not len(free):
             return None
+        # The same draw on a smaller range: a row consumes as many random numbers whatever its data.
         token = int(free[token * len(free) // half])
     number = segments[token] if half else 1
     low, high = (int(n) for n in segments[:real].searchsorted((number, number + 1)))
     if own is not None and (taken := np.flatnonzero(own[low:high]) + low).size:  # one segment may hold several documents
         at = int(taken.searchsorted(token))
         low, high = int(taken[at - 1]) + 1 if at else low, int(taken[at]) if at < len(taken) else high
+    # A document that starts before the record shows the rest of a sentence first, which is skipped below.
     opens = low < high and (record["positions"][low] == 0 if separator is None else record["tokens"][low] == separator)
     low += bool(opens) and separator is not None
     cuts = starts[low + 1 : high].nonzero()[0] + (low + 1)
@@ -87,14 +89,17 @@ def sentence_pair(
     """
     low, ends = chunk(rng, records[0], starts[0], separator)
     target = int(rng.integers(2, limit + 1)) if rng.random() < short_share else limit
+    # With the sentence that reaches the target, as in BERT's code: `truncate` cuts the excess.
     ends = ends[: int(ends.searchsorted(low + target)) + 1]
     alone = len(ends) == 1
+    # A has at least one sentence and leaves at least one to B.
     middle = int(ends[0 if alone else int(rng.random() * (len(ends) - 1))])
     other = rng.random() < 0.5
     a, b = (0, low, middle), (0, middle, int(ends[-1]))
     if alone or (other and sentence != "sop"):
         excluded = documents_of(records, low, middle)
         span = sentences_of_other(rng, records[1], starts[1], target - (middle - low), separator, excluded)
+        # Without text from elsewhere B is the rest after all, and the label must say so.
         alone, other, b = (alone, other, span) if span else (False, False, b)
     a, b = truncate(rng, a, b, limit)
     differs = alone or other
@@ -151,5 +156,6 @@ def shorten(rng: np.random.Generator, span: Span, kept: int) -> Span:
     """Cut tokens from both sides of a span."""
     record, low, high = span
     cut = high - low - kept
+    # A coin for each token is one binomial draw for all.
     front = int(rng.binomial(cut, 0.5)) if cut else 0
     return record, low + front, low + front + kept

@@ -28,8 +28,10 @@ def spans(
     word, so that n tokens are taken; and it leaves out a span that would touch the end.
     """
     size = len(starts_T)
+    # The next word start from each position on, by one backward pass.
     at = np.where(starts_T, np.arange(size), size)
     next_start = np.minimum.accumulate(at[::-1])[::-1].tolist()
+    # A span has at least one token: `goal` draws are enough.
     lengths = np.searchsorted(shares(longest), rng.random(goal), side="right") + 1
     chosen, place, remaining = [], 0, goal
     for n, share in zip(lengths.tolist(), rng.random(goal).tolist()):

@@ -25,6 +25,7 @@ def sentences(record: Mapping[str, Any], ends_sentence: np.ndarray, separator: i
     kept = segments > 0
     starts[1:] |= segments[1:] != segments[:-1]
     if separator is not None:
+        # A document starts a sentence even in a row of one segment, where only its separator shows it.
         edges = tokens == separator
         starts[1:] |= edges[:-1]
         kept &= ~edges

@@ -47,6 +47,7 @@ class Words:
 
 def hashes(tokens: np.ndarray, first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Hash the words that begin at `first`, uint64 [U]: a sum over their pieces, each mixed with its position in the word."""
+    # Without the position in each summand, words of the same pieces in another order would have one hash.
     place = np.arange(sizes.sum()) - (sizes.cumsum() - sizes).repeat(sizes)
     piece = tokens[first.repeat(sizes) + place].astype(np.uint64)
     mixed = (piece * np.uint64(LONGEST) + place.clip(max=LONGEST - 1).astype(np.uint64) + np.uint64(1)) * np.uint64(
@@ -77,11 +78,13 @@ def similar_words(
     keys, where, number, count = np.unique(
         hashes(tokens, first, sizes), return_index=True, return_inverse=True, return_counts=True
     )
+    # Stable: words of one count keep the order of their hashes, so the table is the same everywhere.
     kept = np.argsort(-count, kind="stable")[:most]
     kept = kept[(count[kept] >= least) & (sizes[where[kept]] <= LONGEST)]
     rank = np.full(len(keys), -1)
     rank[kept] = np.arange(len(kept))
     vectors = embed(rank[number], len(kept), min(contexts, len(kept)), reach, width)
+    # `find` bisects, so the table is stored by ascending hash.
     order = np.argsort(keys[kept])
     kept = kept[order]
     size = sizes[where[kept]]
@@ -108,6 +111,7 @@ def embed(words: np.ndarray, vocab: int, contexts: int, reach: int, width: int) 
     matrix = np.concatenate(parts, 1)
     if not matrix.size:
         return np.zeros((vocab, width), np.float32)
+    # The eigenvectors of the small square are the right singular vectors: no decomposition of all words.
     values, vectors = np.linalg.eigh(matrix.T @ matrix)
     top = np.argsort(-values)[:width]
     # Singular vectors times the roots of their values: plain products favour the first few directions too much.
@@ -117,6 +121,7 @@ def embed(words: np.ndarray, vocab: int, contexts: int, reach: int, width: int) 
 
 def information(pairs: np.ndarray) -> np.ndarray:
     """Positive pointwise mutual information of counts (vocab, contexts), context counts to the power 0.75."""
+    # The power weakens the bias of mutual information toward rare contexts (Levy et al. 2015).
     side = pairs.sum(0) ** 0.75
     expected = pairs.sum(1, keepdims=True) * (side / max(side.sum(), 1e-6))
     return np.log(np.maximum(pairs / np.maximum(expected, 1e-6), 1.0))
@@ -129,6 +134,7 @@ def nearest(vectors: np.ndarray, sizes: np.ndarray, block: int = 2048) -> np.nda
         kept = min(NEAR, len(group) - 1)
         if kept < 1:
             continue
+        # In blocks: the similarities of all pairs of 20,000 words would take gigabytes.
         for low in range(0, len(group), block):
             rows = group[low : low + block]
             likeness = vectors[rows] @ vectors[group].T
@@ -158,6 +164,7 @@ def replace_words(
     fed = tokens.copy()
     draw = rng.random(len(first))
     number = table.find(hashes(tokens, first, sizes))
+    # One number a word, reduced to the choices later: the random stream does not depend on the table.
     pick = rng.integers(0, 2**31, len(first))
     known = table.known
     choices = zip(first.tolist(), sizes.tolist(), draw.tolist(), number.tolist(), pick.tolist())

@@ -20,6 +20,7 @@ def counts(length: int, rate: float, mean: float) -> tuple[int, int]:
     """Return the number of noise tokens of `length`, and of their spans, both at least one."""
     length = max(length, 2)
     noise = min(max(round(length * rate), 1), length - 1)
+    # Each span needs a noise token of its own and a kept one before it.
     return noise, min(max(round(noise / mean), 1), noise, length - noise)
 
 
@@ -150,6 +151,8 @@ class Denoiser:
         mode = bool(self.mode)
         if self.kind == "split":
             return Sizes(mode + raw - 1, raw - 1, mode + raw)
+        # A sentinel a span on either side, one more where the mask may end with a kept part. Independent draws may
+        # select nothing: their inputs can be as long as the text.
         (noise, spans), ragged = self.noise(raw), self.ragged
         kept = raw if self.kind == "iid" else raw - noise + spans + ragged
         return Sizes(mode + kept, noise + spans + ragged, mode + raw + 2 * spans + ragged)
