@@ -87,6 +87,7 @@ class Adaptive(nn.Module):
         sizes = ends if self.divide == 1 else np.diff(ends, prepend=0)
         kept = len(ends) if self.divide > 1 else 1
         widths = [self.embed // self.divide**i for i in range(len(ends))]
+        # Of several tables i - kept is that cluster's size, of a single one the last end, the whole vocabulary.
         self.tables = [self.table(f"table{i}", int(sizes[i - kept]), widths[i]) for i in range(kept)]
         projected = self.divide > 1 or self.embed != self.width
         self.inputs = [self.project(f"input{i}", widths[i]) for i in range(kept)] if projected else [None] * kept
@@ -131,6 +132,7 @@ class Adaptive(nn.Module):
         clusters = []
         for i, (start, end) in enumerate(zip((0, *self.cutoffs), ends)):
             whole = len(self.tables) > 1
+            # Rows that fill a table up to a multiple are no classes: they are cut off here.
             table = self.tables[i][: end - start] if whole else self.tables[0][start:end]
             bias = self.biases[i] if whole else self.biases[0][start:end]
             if i == 0 and self.cutoffs:
@@ -178,6 +180,7 @@ def chunk_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the loss of P tokens, and 1 for each whose target is the most likely."""
     logits_PV = cluster.logits(h_PD)
+    # A sum against the one-hot vector, as in `lm.models.heads`: a gather is slow along a sharded vocabulary.
     one_hot = targets_P[:, None] == jnp.arange(logits_PV.shape[1], dtype=targets_P.dtype)
     target_P = jnp.sum(jnp.where(one_hot, logits_PV, 0), -1)
     top_P = jax.lax.stop_gradient(logits_PV.max(-1))
@@ -273,6 +276,7 @@ def fused_forward(
 
 def fused_backward(chunk: int, saved: tuple[Any, Any], cotangents: tuple[jax.Array, Any]) -> tuple[Any, ...]:
     """Scale the gradients of the forward pass."""
+    # The cotangent of the hits is ignored: they are figures, without a gradient.
     d_h, d_cluster = saved
     scale = cotangents[0]
     return d_h * scale.astype(d_h.dtype), None, None, jax.tree.map(lambda d: d * scale, d_cluster)

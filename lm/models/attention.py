@@ -45,9 +45,11 @@ class Mask(struct.PyTreeNode):
         seen = None
         if self.causal:
             seen = (s <= t)[None]
+            # Before segments are compared: a prefix is visible within its own document only.
             if self.prefix_BS is not None:
                 seen = seen | self.prefix_BS[:, None, :keys]
         if self.window is not None:
+            # Windows are traced where layers are scanned, so full attention (0) is a window longer than any row.
             near = jnp.abs(t - s) < jnp.where(jnp.asarray(self.window) > 0, self.window, np.iinfo(np.int32).max)
             seen = near[None] if seen is None else seen & near[None]
         if self.segments_BT is not None:
@@ -85,6 +87,7 @@ def attend(
         queries = slice(low, low + size)
         seen = low + size if triangular else keys
         bias = None if bias_NTS is None else bias_NTS(queries, seen)
+        # Folded with the block's first query: all blocks would share one dropout mask.
         block_keys = fold(keys_B, low)
         scores_BNTS = attention_scores(q_BNTH[:, :, queries], k_BKSH[:, :, :seen], bias, cap)
         scores_BNTS = masked(scores_BNTS, mask.allowed(queries, seen))
@@ -100,6 +103,7 @@ def attention_scores(q_BNTH: jax.Array, k_BKSH: jax.Array, bias_NTS: jax.Array |
     q_BKTH = q_BNTH.reshape(batch, kv, -1, head)
     scores = jnp.einsum("bkth,bksh->bkts", q_BKTH, k_BKSH, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, heads, length, keys)
+    # Capped before the mask, whose lowest numbers tanh would lift to -cap.
     if cap:
         scores = cap * jnp.tanh(scores / cap)
     return scores if bias_NTS is None else scores + bias_NTS
@@ -126,8 +130,10 @@ def weighted_values(
     """
     batch, heads, length, keys = scores_BNTS.shape
     kv = v_BKSH.shape[1]
+    # The maximum prevents overflow and cancels in the division, so no gradient flows through it.
     weights = jnp.exp(scores_BNTS - jax.lax.stop_gradient(scores_BNTS.max(-1, keepdims=True)))
     total_BNT1 = weights.sum(-1, keepdims=True)
+    # After the total: dropped weights are not replaced by scaling up the others, as in dropout behind a softmax.
     weights = dropout(weights, rate, keys_B, site).astype(v_BKSH.dtype).reshape(batch, kv, -1, keys)
     y_BKHT = jnp.einsum("bksh,bkts->bkht", v_BKSH, weights, preferred_element_type=jnp.float32)
     y_BNTH = y_BKHT.swapaxes(2, 3).reshape(batch, heads, length, -1)
@@ -189,6 +195,7 @@ class Attention(nn.Module):
         # The scale goes into the queries, (B, N, T, H), not into the scores, (B, N, T, S).
         query = {"bias": bias, "lora": c.lora, **c.linear(c.width, query=True)}
         q_BTNH = Linear((c.width, c.heads, c.head_size), ("embed", "heads", "head"), name="query", **query)(x_BTD, keys_B)
+        # The norm comes before the rotation (Qwen 3, Gemma 3), with which its scales do not commute.
         q_BNTH = (turn(norm("query_norm", q_BTNH)) * c.attention_scale).swapaxes(1, 2)
         q_BNTH = constrain(q_BNTH, "batch", "heads", "length", None)
 

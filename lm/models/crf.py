@@ -96,6 +96,7 @@ def path_score(scores_BWC: jax.Array, tags_BW: jax.Array, places: Places, weight
     steps_CC, start_C, end_C = weights
     here_BW = jnp.take_along_axis(scores_BWC, tags_BW[..., None], 2)[..., 0]
     here_BW += places.opens * start_C[tags_BW] + places.closes * end_C[tags_BW]
+    # Where a sequence begins there is no transition: the end and start scores above stand for it.
     inner_BW = jnp.where(places.begins[:, 1:], 0, steps_CC[tags_BW[:, :-1], tags_BW[:, 1:]])
     return jnp.sum(here_BW * places.real, 1) + jnp.sum(inner_BW * places.real[:, 1:], 1)
 
@@ -176,6 +177,7 @@ def nearest(sentences: Iterable[Sequence[str]]) -> tuple[Any, float]:
     ("none", 0) without spans.
     """
     counts = Counter(pair for tags in sentences for pair in pairwise(("O", *tags, "O")))
+    # Repeated tags, most of them O, say little about a scheme and would dilute the share of broken steps.
     counts = Counter({pair: n for pair, n in counts.items() if parted(pair[0]) != parted(pair[1])})
     if not counts:
         return "none", 0.0

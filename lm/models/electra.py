@@ -119,6 +119,8 @@ class Electra(nn.Module):
         keys_B = fold(keys_B, 1)  # both networks read the same embeddings, with dropout of their own
         x_BTE = self.read(tokens_BT, positions_BT, types_BT, keys_B)
         h_BPE, bias_V = self.generator(x_BTE, places_BP, positions_BT, both_ways(segments_BT), keys_B)
+        # Tied to the shared table: the generator's softmax moves all tokens' vectors, the discriminator only those that
+        # it reads (Clark et al. 2020, 3.2).
         return h_BPE, Head(table_VD=self.embed.table, bias_V=bias_V, vocab=self.model.vocab)
 
     def judge(

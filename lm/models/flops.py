@@ -57,6 +57,7 @@ def peak(device: jax.Device | None = None) -> float | None:
     if device.platform == "cpu":
         return matmul_rate()
     kind = device.device_kind
+    # The first match counts: in the table "TPU v5 lite" stands before "TPU v5", which matches it as well.
     return next((rate for name, rate in PEAKS.items() if re.search(rf"\b{name}\b", kind, re.IGNORECASE)), None)
 
 
@@ -65,6 +66,7 @@ def matmul_rate(size: int = 1024, repeats: int = 15) -> float:
     """Measure the FLOP/s of a float32 matrix product: the best of several, as other processes slow some of them."""
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a, b: a @ b)
+    # Compiled before the clock starts.
     product(x, x).block_until_ready()
     times = []
     for _ in range(repeats):

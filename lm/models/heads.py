@@ -26,12 +26,14 @@ class Head(struct.PyTreeNode):
     def logits(self, h: jax.Array) -> jax.Array:
         """Map (..., D) to float32 logits (..., V); those of padded rows are the lowest float."""
         table = self.table_VD.astype(h.dtype)
+        # float32 out of the product itself: rounded to bfloat16, close logits would tie.
         product = jax.lax.dot_general(h, table, (((h.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
         logits = product if self.scale == 1 else self.scale * product
         if self.bias_V is not None:
             logits = logits + self.bias_V.astype(jnp.float32)
         if self.cap:
             logits = self.cap * jnp.tanh(logits / self.cap)
+        # Padded rows are there for the mesh: they must take no part in a softmax or an argmax.
         if self.vocab < table.shape[0]:
             logits = jnp.where(np.arange(table.shape[0]) < self.vocab, logits, jnp.finfo(jnp.float32).min)
         return logits
@@ -78,6 +80,7 @@ def cross_entropy(
     count = targets_BT.size // (groups[0] * groups[1])
     chunk = chunk or max(1, 2**22 // head.table_VD.shape[0])
     chunks = math.ceil(count / chunk)
+    # A number of chunks that divides the tokens spares the padding; smaller chunks, by half at most, are the price.
     chunks = next((n for n in range(chunks, 2 * chunks) if count % n == 0), chunks)
     padding = -count % chunks  # tokens of weight 0, where no number of chunks divides
 
@@ -104,6 +107,7 @@ def chunk_loss(
     # A sum against the one-hot vector, not a gather: along a sharded or scanned vocabulary the gather is what hurts.
     one_hot = targets_P[:, None] == jnp.arange(logits_PV.shape[1], dtype=targets_P.dtype)
     target_P = jnp.sum(jnp.where(one_hot, logits_PV, 0), -1)
+    # The maximum prevents overflow and cancels, so it needs no gradient; a target that equals it is a hit.
     top_P = jax.lax.stop_gradient(logits_PV.max(-1))
     log_z_P = top_P + jnp.log(jnp.exp(logits_PV - top_P[:, None]).sum(-1))
     nll = jnp.sum(weights_P * (log_z_P - target_P))
@@ -111,6 +115,7 @@ def chunk_loss(
     hits = jnp.sum(weights_P * (target_P >= top_P))
     total = nll
     if smoothing:
+        # Padded logits are the lowest float and would swamp the mean.
         real = np.arange(logits_PV.shape[1]) < head.vocab
         mean_P = jnp.sum(jnp.where(real, logits_PV, 0), -1) / head.vocab
         total = (1 - smoothing) * nll + smoothing * jnp.sum(weights_P * (log_z_P - mean_P))

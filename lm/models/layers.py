@@ -67,6 +67,7 @@ class Linear(nn.Module):
         if self.bias:
             zeros = named(nn.initializers.zeros, self.axes[self.inputs :])
             y = y + self.param("bias", zeros, outputs).astype(x.dtype).reshape(-1)
+        # The parameters decide, not the config: the same module runs merged ones, without factors.
         if self.has_variable("params", "lora_a") or (
             self.is_initializing() and self.lora is not None and self.lora.hits(self.path)
         ):
@@ -82,6 +83,7 @@ class Linear(nn.Module):
         b = self.param("lora_b", zeros, (rank, *self.shape[self.inputs :]))
         site = zlib.crc32((self.name or "").encode()) % 2**31  # matrices of one layer drop out independently
         x = dropout(x, self.lora.dropout, keys_B, site).reshape(-1, size)
+        # In this order: A B would be as large as the kernel.
         return (x @ a.astype(x.dtype).reshape(size, rank)) @ b.astype(x.dtype).reshape(rank, -1) * self.lora.scale
 
 
@@ -99,6 +101,7 @@ class Embed(nn.Module):
         self.table = self.param("table", init, (self.rows, self.width))
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        # "clip", as the default mode compares every id and fills in NaN.
         return jnp.take(self.whole(), ids, axis=0, mode="clip").astype(dtype)
 
     def whole(self) -> jax.Array:
@@ -122,6 +125,7 @@ def repeat(
     matrix products in the backward pass, "full" everything. `unroll` 0: all layers.
     """
     if remat != "none":
+        # Within a scan, forward and backward pass share no expressions that a barrier would have to keep apart.
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
         layer = nn.remat(layer, prevent_cse=False, policy=policy)
     return nn.scan(

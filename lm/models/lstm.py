@@ -82,6 +82,7 @@ def scan(
 
     def step(state: State, now: Sequence[jax.Array]) -> tuple[State, Any]:
         pre_BGD, keep_B = now
+        # Reset within the scan, so that a packed document starts from zero as it would alone.
         old_cell, old_hidden = (jnp.where(keep_B[:, None], x, 0) for x in (state.cell_BD, state.hidden_BD))
         product = jnp.dot(old_hidden.astype(matrix.dtype), matrix, preferred_element_type=jnp.float32)
         gates_BGD, new_cell = cell(pre_BGD + product.reshape(batch, gates, width), old_cell)
@@ -118,6 +119,7 @@ def recur_backward(residuals: tuple[Any, ...], cotangents: tuple[jax.Array, Stat
         d_old = jnp.dot(
             d_pre.reshape(len(d_pre), -1).astype(transposed.dtype), transposed, preferred_element_type=jnp.float32
         )
+        # A reset state passes no gradient to the document before.
         keep = keep_B[:, None]
         return State(jnp.where(keep, d_cell * f, 0), jnp.where(keep, d_old, 0)), d_pre
 
@@ -154,6 +156,7 @@ class Layer(nn.Module):
         return constrain(hidden_TBD.swapaxes(0, 1).astype(c.dtype), "batch", "length", None), state
 
     def biases(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        # Forget gates start open, so that the gradient reaches far back (Jozefowicz et al. 2015).
         return jnp.zeros(shape, dtype).at[1].set(self.config.forget)
 
 

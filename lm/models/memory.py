@@ -229,6 +229,7 @@ class Layer(nn.Module):
             return Linear(shape[::-1], axes[::-1], std=c.init, name="down")(y)
 
         if c.placement == "pre":
+            # The memory holds inputs of the layer before their norm.
             before = None if memory_BMD is None else norms[0](memory_BMD)
             x_BTD = x_BTD + drop(attend(norms[0](x_BTD), before, shared), 1)
             x_BTD = x_BTD + drop(feed(norms[1](x_BTD)), 2)
@@ -287,6 +288,7 @@ class MemoryModel(nn.Module):
             places = dropout(places, c.position_dropout, fold(keys_B, c.depth), 1)
 
         shared = Shared(places, allowed(documents_BS, length, c.same_length), text_BT, keys_B, self.biases)
+        # Embeddings times sqrt(D), as in Vaswani et al. 2017, 3.4, and the released code.
         x_BTD = dropout(self.embed(tokens_BT, dtype) * c.width**0.5, c.dropout, fold(keys_B, c.depth), 0)
         x_BTD = constrain(x_BTD, "batch", "length", None)
         x_BTD, kept_LBTD = self.layers(x_BTD, (jnp.arange(c.depth, dtype=jnp.int32), hidden_LBMD), shared)

@@ -35,10 +35,12 @@ class Inputs(nn.Module):
         keys_B: jax.Array | None = None,
     ) -> jax.Array:
         c, width, dtype = self.config, x_BTE.shape[-1], x_BTE.dtype
+        # The factor is for token vectors alone, hence before positions are added (Vaswani et al. 2017, 3.4).
         if c.embed_factor != 1:
             x_BTE = x_BTE * jnp.asarray(c.embed_factor, dtype)
         if added := POSITIONS[c.positions].added:
             x_BTE = x_BTE + added(c, positions_BT, width, dtype)
+        # A network trained with types always adds a row: without types that of the first sentence.
         if c.types:
             types_BT = jnp.zeros(x_BTE.shape[:2], jnp.int32) if types_BT is None else types_BT
             table = Embed(c.types, width, axis=None, std=c.init, truncate=c.init_truncate, name="types")

@@ -58,6 +58,7 @@ def statistics(x: jax.Array, centred: bool, eps: float) -> tuple[jax.Array, jax.
     """Return x normalised and 1 / its standard deviation (or root mean square), both float32."""
     x = x.astype(jnp.float32)
     if centred:
+        # Before squaring: mean(x^2) - mean(x)^2 cancels where the mean is large.
         x = x - x.mean(-1, keepdims=True)
     factor = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
     return x * factor, factor
@@ -76,6 +77,7 @@ def backward(centred: bool, eps: float, saved: tuple[Any, ...], g: jax.Array) ->
     x, scale, shift = saved
     normal, factor = statistics(x, centred, eps)
     g = g.astype(jnp.float32)
+    # The result does not change with the length of x (nor, centred, with its mean): these parts leave the gradient.
     inner = g * scale
     d_x = inner - normal * (inner * normal).mean(-1, keepdims=True)
     if centred:

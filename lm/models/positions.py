@@ -46,7 +46,9 @@ class Rotary:
 def frequencies(rotary: Rotary, head: int) -> tuple[np.ndarray, float]:
     """Return the angle per position of each pair, (head * share / 2,), and the factor on cosines and sines (YaRN; else 1)."""
     size = int(head * rotary.share)
+    # In float64 and rounded once: a far position multiplies every error of its frequency.
     exponents = np.arange(0, size, 2, dtype=np.float64) / size
+    # The exponent stretches the longest wavelength by exactly `factor` and leaves the shortest.
     base = rotary.base * rotary.factor ** (size / (size - 2)) if rotary.scaling == "ntk" else rotary.base
     plain = base**-exponents
     if rotary.scaling == "linear":
@@ -59,6 +61,7 @@ def frequencies(rotary: Rotary, head: int) -> tuple[np.ndarray, float]:
     if rotary.scaling == "yarn":
 
         def pair(turns: float) -> float:
+            # Index of the pair, a fraction, that makes so many turns over the original context.
             return size * math.log(rotary.original / (turns * 2 * math.pi)) / (2 * math.log(rotary.base))
 
         first, last = max(math.floor(pair(rotary.high)), 0), min(math.ceil(pair(rotary.low)), size - 1)

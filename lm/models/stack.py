@@ -65,6 +65,7 @@ class Block(nn.Module):
         def cross(y: jax.Array) -> tuple[jax.Array, Any]:
             attend = Attention(c, name="cross")
             source = {"source_BSD": shared.source_BSD, "cross": True, "cache": source_cache}
+            # Folded, as both attentions drop their weights at the same site.
             return attend(y, mask=shared.source_mask, keys_B=fold(keys_B, 7), **source)
 
         # Sites: 1 attention, 2 feed-forward, 4 cross-attention; 3 lies inside the feed-forward.
@@ -139,6 +140,7 @@ class Stack(nn.Module):
             bias=self.bias(mask),
             collect=collect,
         )
+        # None without windows, so that full attention computes no distances.
         windows = [c.windows[i % len(c.windows)] for i in range(c.depth)] if any(c.windows) else None
 
         # Decoding: a Python loop, as there is no stack to scan over.

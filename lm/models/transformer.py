@@ -161,5 +161,6 @@ class Transformer(Shape):
         """Return the init of a matrix of so many inputs, as arguments of `Linear`; `out`: onto the residual stream."""
         std = self.out_std if out else self.std
         if self.init_fan_in:
+            # T5's scores have no factor 1/sqrt(H): the queries' initialisation carries it.
             std = inputs**-0.5 * (self.head_size**-0.5 if query else 1.0)
         return {"std": std, "truncate": self.init_truncate}

@@ -141,6 +141,7 @@ class RelativeAttention(nn.Module):
             # A fully masked query would otherwise return the mean of the values that are hidden from it.
             return jnp.where(allowed_BTS.any(-1)[:, None, :, None], y_BNTH, 0)
 
+        # Both streams use one set of keys and values; their dropout has sites of its own.
         y_BNQH = stream(q_BNQH[:, :, :length], None, 0)
         if shared.places_BP is not None:
             y_BNQH = jnp.concatenate([y_BNQH, stream(q_BNQH[:, :, length:], shared.places_BP, 4)], 2)
@@ -186,6 +187,7 @@ class Block(nn.Module):
         c, (layer, memory_BMD) = self.config, scanned
         keys_B = fold(shared.keys_B, layer)
         y_BQD = RelativeAttention(c, name="attention")(x_BQD, memory_BMD, shared, keys_B)
+        # The content stream's input only: a query state stands for a guess, not for a token.
         next_BMD = remember(memory_BMD, x_BQD[:, : shared.reuse])
         norms = [Norm(eps=c.eps, name=f"norm{i}") for i in range(2)]
         x_BQD = norms[0](x_BQD + dropout(y_BQD, c.dropout, keys_B, 1))
