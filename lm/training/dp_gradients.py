@@ -65,6 +65,7 @@ def noised(config: Run, grads: Any, seed: Scalar, step: jax.Array) -> Any:
     """Add noise of deviation `noise` x `clip` / batch to the gradients of trained parameters; the same on every mesh."""
     private, key = config.optimizer.private, jax.random.fold_in(jax.random.key(seed), 2)
     trained, frozen = parameters.split(config.optimizer.groups, grads)
+    # Of seed and step alone: noise is added once a batch, whatever its micro-batches, and a resumed run repeats it.
     noisy = noise(trained, private.noise * private.clip / config.batch, jax.random.fold_in(key, step))
     return parameters.nested({**frozen, **noisy})
 

@@ -14,6 +14,7 @@ def add(total: Host, sums: Sums) -> Host:
     """Fetch sums from the device and add them to the total on the host, in float64."""
     fetched = jax.device_get(dict(sums))
     names = {*total, *fetched}
+    # In float64: a float32 count of tokens no longer grows by one beyond 2^24.
     zero = (0.0, 0.0)
     return {
         n: tuple(float(np.float64(a) + np.float64(b)) for a, b in zip(total.get(n, zero), fetched.get(n, zero)))
@@ -37,5 +38,6 @@ def language(values: Mapping[str, float], name: str | None, prefix: str, tokens_
     nll = values.get(f"{prefix}/{name}")
     if nll is None:
         return dict(values)
+    # Per byte, so that models with different tokenizers can be compared; exp overflows a double beyond 709.
     bits = nll / math.log(2) * tokens_per_byte
     return {**values, f"{prefix}/perplexity": math.exp(min(nll, 700.0)), f"{prefix}/bits_per_byte": bits}

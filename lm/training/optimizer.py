@@ -118,6 +118,7 @@ def rule(config: Optimizer, axes: Any) -> optax.GradientTransformation:
         consistent_rms=0.2,
         muon_weight_dimension_numbers=numbers,
     )
+    # `muon` descends by itself; `build` sets the sign of every rule at its end, so this one's is undone.
     return optax.chain(muon, optax.scale(-1.0))
 
 
@@ -128,6 +129,7 @@ def uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransfor
     """
 
     def init(params):
+        # Two arrays for the two moments: a buffer that is donated to the step must not be in the state twice.
         zeros = jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
 
@@ -189,6 +191,7 @@ def adafactor(axes: Any) -> optax.GradientTransformation:
         return jnp.sqrt(jnp.square(x).mean(over, keepdims=True))
 
     def relative(a, u, p):
+        # At least 1e-3 of size, so that a parameter that starts at 0 can move.
         return u / jnp.maximum(1.0, rms(a, u)) * jnp.maximum(rms(a, p), 1e-3)
 
     def update(updates, state, params):

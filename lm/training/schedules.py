@@ -43,6 +43,7 @@ def factor(shape: str, numbers: Numbers, step: jax.Array) -> jax.Array:
     """
     t = jnp.asarray(step, jnp.float32)
     _, _, steps, warmup, final, length = numbers
+    # t + 1: a first update with rate 0 would be wasted.
     rise = 1.0 if shape == "flat_rsqrt" else jnp.minimum((t + 1) / (warmup + 1), 1.0)
     # Every shape is a function of the step alone, so that a resumed run needs no state of the schedule.
     done = jnp.clip((t - warmup) / jnp.maximum(steps - warmup, 1.0), 0.0, 1.0)
