@@ -75,6 +75,7 @@ class Renderer:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
+        # A finalizer runs at the interpreter's exit as well: no renderer outlives its owner.
         self.finish = weakref.finalize(self, end, self.process)
         self.ask(json.dumps(self.source))
 

@@ -206,6 +206,7 @@ def no_repeat_ngram(
     if windows < 1:
         return scores_BV
     end_BT, enough_B = history.last(size - 1)
+    # Padding is no text: a window that touches it, or a text of fewer than n - 1 tokens, bans nothing.
     same_BT = real_BT[:, :windows] & real_BT[:, size - 1 :] & enough_B[:, None]
     for i in range(size - 1):
         same_BT &= tokens_BT[:, i : i + windows] == end_BT[:, i, None]
@@ -214,6 +215,7 @@ def no_repeat_ngram(
 
 def sequence_bias(scores_BV: jax.Array, history: History, biases: Sequence[tuple[Sequence[int], float]]) -> jax.Array:
     """Add a bias to the last token of each sequence in the rows that end in the tokens before it."""
+    # Sequences of one length are one array, compared with the end of the text at once.
     for size in sorted({len(ids) for ids, _ in biases}):
         own = [(ids, bias) for ids, bias in biases if len(ids) == size]
         ids_PT, bias_P = np.array([ids for ids, _ in own], np.int32), np.array([bias for _, bias in own], np.float32)
@@ -239,5 +241,6 @@ def exponential_length(scores_BV: jax.Array, count: jax.Array, stops: Sequence[i
     """Raise the stops by |score| * (factor^(count - start) - 1) once more than `start` tokens are new."""
     stops_V = np.isin(np.arange(scores_BV.shape[1]), stops)
     beyond = jnp.maximum(count - start, 0).astype(jnp.float32)
+    # A banned stop stays out of this: -inf raised by its own size would be NaN.
     raised_BV = jnp.abs(scores_BV) * (jnp.float32(factor) ** beyond - 1)
     return scores_BV + jnp.where(stops_V & jnp.isfinite(scores_BV), raised_BV, 0)

@@ -65,6 +65,7 @@ class Command:
             return Infill(Filler(config.objective, params, tokenizer, request), self.strategy)
         writer = Writer(config.objective, params, tokenizer)
         folder = Path(self.flags["workdir"] or self.flags["model"])
+        # Chat models end a turn with an id of its own, which often only generation_config.json names.
         settings = generation_settings(folder)
         writer.stops = tuple(dict.fromkeys((*writer.stops, *named_stops(settings, tokenizer))))
         chat = Chat(folder) if self.flags["chat"] or holds_messages(self.flags["prompts"]) else None
@@ -194,6 +195,7 @@ def named_rules(settings: Mapping[str, Any], tokenizer: Tokenizer, new: int, beg
     `begins`: the decoder's prompt is one token, behind which transformers forces the first of a text.
     """
     first, last = (named_ids(settings, f"forced_{end}_token_id", tokenizer)[:1] for end in ("bos", "eos"))
+    # The file came with a model: entries of another form are passed over.
     biases = settings.get("sequence_bias")
     pairs = [pair for pair in biases if isinstance(pair, list) and len(pair) == 2] if isinstance(biases, list) else []
     known = [(named_ids({"ids": ids}, "ids", tokenizer), bias) for ids, bias in pairs]

@@ -104,6 +104,7 @@ def eta(scores: jax.Array, least: float) -> jax.Array:
 
 def kept_above(scores: jax.Array, measured: jax.Array, threshold: float | jax.Array) -> jax.Array:
     """Keep scores whose measure reaches the threshold and, always, the largest score and its equals."""
+    # A recomputed maximum may equal no score; then `argmax` still keeps one.
     first = jnp.arange(scores.shape[-1]) == argmax(scores)[..., None]
     kept = (measured >= threshold) | (scores == scores.max(-1, keepdims=True)) | first
     return jnp.where(kept, scores, -jnp.inf)
@@ -113,6 +114,7 @@ def surprise(scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return log p and p of each token, and the entropy in nats with the last axis kept."""
     log_p = scores - log_sum(scores)
     p = jnp.exp(log_p)
+    # A banned token has p = 0 and log p = -inf, whose product is NaN.
     return log_p, p, -total(jnp.where(p > 0, p * log_p, 0))
 
 

@@ -41,6 +41,7 @@ class Stream:
         if not self.shades:
             self.put(self.certain(self.tokenizer.decode(ids)))
             return
+        # One token at a time, each in its colour; tokens that make up one character share the least probability.
         for count in range(self.count + 1, len(ids) + 1):
             certain = self.certain(self.tokenizer.decode(ids[:count]))
             if len(certain) > len(self.shown):

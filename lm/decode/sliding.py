@@ -35,6 +35,7 @@ def continue_beyond(
     rows: list[Row] = [(np.zeros(0, np.int32), np.zeros(0, np.float32)) for _ in texts]
     done, written, stretch = [False] * len(texts), 0, 0
     while written < request.new and not all(done):
+        # All of the text while a quarter of the context is free for new tokens, else half: a stretch costs a prefill.
         keep = min(len(texts[0]), limit - 1)
         keep = keep if limit - keep >= min(limit // 4, request.new - written) else limit // 2
         count = min(limit - keep, request.new - written)
@@ -43,6 +44,7 @@ def continue_beyond(
             if watch:
                 watch([joined(*pair) for pair in zip(so_far, more)])
 
+        # A stretch counts its tokens from 0: with the same keys it would repeat the draws of the first.
         more = continue_tokens(
             writer.steps,
             writer.prepared(len(texts)),

@@ -41,4 +41,5 @@ def tokens_per_second(
         began = time.perf_counter()
         continue_tokens(steps, prepared, encoded, keys_B, sampling=sampling, new=new)
         times.append(time.perf_counter() - began)
+    # The first run compiles; the median keeps a busy moment of the machine out.
     return rows * new / float(np.median(times[1:]))

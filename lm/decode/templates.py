@@ -117,6 +117,7 @@ def serve() -> None:
     """Answer requests until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, whose end closes this input
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    # No core file of a template that is killed.
     limit(resource.RLIMIT_CORE, 0)
     limit(resource.RLIMIT_AS, MEMORY)
     made: list[Any] = []

@@ -133,6 +133,7 @@ class Parts:
             size = self.count - before
             if not size:  # the items match only the empty text
                 break
+            # The first copy tells the size of all: a repetition too large is refused before it takes the memory.
             self.fits(size * (count - number))
         return ends
 

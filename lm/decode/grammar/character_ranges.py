@@ -42,6 +42,7 @@ def category(name: Any, whole: bool = False) -> Ranges:
     kind = str(name).rsplit("_", 1)[1]
     if not opposite and not whole and kind != "WORD":
         return DIGITS if kind == "DIGIT" else SPACES
+    # Python's own predicates, as `re` uses them: its opposites and \w cover all of Unicode.
     test: Callable[[str], bool] = {"DIGIT": str.isdecimal, "SPACE": str.isspace, "WORD": str.isalnum}[kind]
     hits = np.fromiter((test(chr(c)) for c in range(LAST + 1)), bool, LAST + 1)
     hits[ord("_")] |= kind == "WORD"

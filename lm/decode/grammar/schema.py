@@ -140,6 +140,7 @@ def union(schema: dict, at: At) -> str:
     """Return the alternatives of anyOf, and of oneOf where no value can match two."""
     name = "anyOf" if "anyOf" in schema else "oneOf"
     if name == "oneOf":
+        # An automaton cannot count how many parts match: they must exclude each other by their types.
         kinds = [part.get("type") if isinstance(part, dict) else None for part in schema[name]]
         apart = all(isinstance(kind, str) for kind in kinds) and len({*kinds} | {"integer"} & {*kinds}) == len(kinds)
         at.check(
@@ -230,6 +231,7 @@ def integers(schema: dict, at: At) -> str:
     at.check(low is None or high is None or low <= high, f"no integer lies between {low} and {high}")
     parts = []
     if low is None or low < 0:
+        # A negative number is a minus and its absolute value, between exchanged bounds.
         parts += ["-" + p for p in naturals(1 if high is None or high >= 0 else -high, None if low is None else -low)]
     if high is None or high >= 0:
         parts += naturals(max(low or 0, 0), high)
@@ -247,6 +249,7 @@ def naturals(low: int, high: int | None) -> list[str]:
         while low and low % 10 ** (free + 1) == 0 and low + 10 ** (free + 1) - 1 <= high:
             free += 1
         step, first = 10**free, low // 10**free
+        # A range stays within ten values of its leading digit and below the last whole block under `high`.
         last = min(high // step - (high % step != step - 1), first // 10 * 10 + 9)
         head, a, b = str(first)[:-1], first % 10, last % 10
         ranges.append(head + (str(a) if a == b else f"[{a}-{b}]") + (f"[0-9]{{{free}}}" if free else ""))

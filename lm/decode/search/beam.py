@@ -291,5 +291,6 @@ def drawn(totals_PC: jax.Array, keys_P: jax.Array, step: jax.Array, count: int) 
     """Draw candidates without replacement from the softmax of the totals (Gumbel top-k); in falling order of totals."""
     noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, step), totals_PC.shape[1:]))(keys_P)
     _, at_PC = jax.lax.top_k(totals_PC + noise, count)
+    # Sorted again, as noise chose them: `extend` lets only the first `size` by total end a text.
     best_PC, order_PC = jax.lax.top_k(jnp.take_along_axis(totals_PC, at_PC, 1), count)
     return best_PC, jnp.take_along_axis(at_PC, order_PC, 1)

@@ -173,6 +173,7 @@ def refine(
         tokens_BT, logprobs_BT = carry
         # Whole numbers: floor(N (1 - t/T)) in floats would lose one where the division is inexact.
         count_B1 = jnp.maximum(1, free_B1 * (iterations - t) // iterations)
+        # The inverse of the sorting permutation ranks tokens by confidence, those of the prefix last.
         order_BT = jnp.argsort(jnp.where(free_BT, logprobs_BT, jnp.inf), 1, stable=True)
         rank_BT = jnp.argsort(order_BT, 1)
         return guess(tokens_BT, logprobs_BT, free_BT & (rank_BT < count_B1))

@@ -162,14 +162,17 @@ def judge(
     gamma = len(ids_G)
     if greedy:
         best_T = argmax(p_TV)
+        # The product is 0 from the first mismatch on.
         count = jnp.cumprod(best_T[:gamma] == ids_G).sum()
         return count, best_T[count]
     log_p_TV, log_q_GV = jax.nn.log_softmax(p_TV), jax.nn.log_softmax(q_GV)
     ratio_G = jnp.take_along_axis(log_p_TV[:gamma] - log_q_GV, ids_G[:, None], 1)[:, 0]
     chance, after = jax.random.split(key)
+    # In logarithms, as p / q may overflow; p = q is always accepted, since u < 1.
     accepted_G = jnp.log(jax.random.uniform(chance, (gamma,))) < ratio_G
     count = jnp.cumprod(accepted_G).sum()
     p_V = jnp.exp(log_p_TV[count])
+    # Behind the last proposal nothing was proposed: with q = 0 the residual is the target's own distribution.
     q_V = jnp.where(count < gamma, jnp.exp(log_q_GV[jnp.minimum(count, gamma - 1)]), 0)
     residual_V = jnp.maximum(p_V - q_V, 0)
     residual_V = jnp.where(residual_V.sum() > 0, residual_V, p_V)  # p = q but for rounding: no rejection there
