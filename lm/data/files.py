@@ -50,6 +50,7 @@ class Files:
 
     def map(self, file: int) -> mmap.mmap:
         last = self._last
+        # One map at a time: a corpus may have more files than a process may hold open.
         if last is None or last[0] != file:
             with open(self.paths[file], "rb") as handle:
                 last = self._last = (file, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
@@ -69,6 +70,7 @@ class Files:
             block = np.frombuffer(data[at : at + BLOCK], np.uint8)
             blocks.append(np.flatnonzero(block == ord("\n")) + at + 1)
         starts = np.concatenate(blocks)
+        # A line end that closes the file opens no further line.
         return starts[starts < len(data)]
 
     def text(self, file: int, start: int, stop: int) -> str:
@@ -86,6 +88,7 @@ class Files:
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yield (FILE:LINE, line without its "\\n") of each line; the last of a file that ends with "\\n" is empty."""
         for path, text in self.texts():
+            # `splitlines` would cut at form feeds and U+2028 as well, and count other lines than editors do.
             for number, line in enumerate(text.split("\n"), 1):
                 yield f"{path}:{number}", line
 
@@ -118,6 +121,7 @@ def table_rows(lines: Iterable[str], path: str, quoted: bool, width: int = 0) ->
 
     A quoted field may hold line ends. Every row must have `width` fields (0: as many as the first).
     """
+    # The module's own limit of 131,072 characters is shorter than many a document.
     csv.field_size_limit(sys.maxsize)
     rows, line = csv_reader(lines, path, quoted), 1
     try:

@@ -60,6 +60,7 @@ class Edits(Augmentation):
             names = chosen(example, self.fields)
             free = all(line_of(example.values, name).movable for name in names)
             edits = [*[replace] * bool(table), *[insert] * (bool(table) and free), *[swap] * free, remove]
+            # The first kind of edit is the example's own, so that one copy of each already brings all four.
             rng, first = generator(self.seed, example, number), value_hash(example) + number
             for k in range(len(edits)):
                 values = dict(example.values)

@@ -49,6 +49,7 @@ def gather(data: Any, root: Path, report: Callable[[str], None]):
         copies = sum(map(len, (*train, held_out))) - len(everything)
         report(f"augmentation: {copies:,} copies beside {len(everything) - len(held_out):,} training examples")
         everything = [example for side in (*train, held_out) for example in side]
+    # Copies included: a run may resume on the same examples only.
     digest = hashlib.sha256("".join(map(text_of, everything)).encode("utf-8", "surrogatepass")).hexdigest()
     sets = tuple((share, ExampleSet(one.name, side)) for (share, _), one, side in zip(parts, read, train))
     validation = ExampleSet(f"validation of {name}", held_out)
@@ -81,6 +82,7 @@ def hold_out_share(read: Read, share: float) -> tuple[list[Example], list[Exampl
     order, sizes = np.unique(places, return_counts=True)
     if len(order) < 2:
         raise UserError(f"{read.name}: all examples are alike, so none can be held out; use validation=0")
+    # The number of groups that comes nearest to the share; at least one group stays to train on.
     count = int(np.abs(np.cumsum(sizes) - share * len(places)).argmin()) + 1
     below = order[min(count, len(order) - 1)]
     sides: tuple[list[Example], list[Example]] = [], []
@@ -95,6 +97,7 @@ def corpus_tokenizer(
     """Build or load the tokenizer; return it and the corpus's folder in the cache."""
 
     def training_texts() -> Iterator[str]:
+        # An alphabet must hold every character to come; a vocabulary that is learned must not see held-out text.
         chosen = everything if isinstance(rule, Characters) else [x for side in train for x in side]
         for example in chosen:
             texts = without_labels(example.values)

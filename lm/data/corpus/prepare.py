@@ -140,6 +140,7 @@ def _key(data: Data, readers: list[Reader], validation: float | Reader) -> str:
     if isinstance(data.tokenizer, BytePair | WordPiece):
         import tokenizers
 
+        # A trained vocabulary depends on its trainer, and on how much each source contributes.
         tokenizer["version"] = tokenizers.__version__
         tokenizer["weights"] = [share for share, _ in components(data.source)]
     rule = validation if isinstance(validation, int | float) else validation.signature()
@@ -170,6 +171,7 @@ def _publish(folder: Path, final: Path) -> None:
     try:
         folder.rename(final)
     except OSError:
+        # Without locks another process may have been first: its folder is the same, bit for bit.
         if not (final / "corpus.json").exists():
             raise
         shutil.rmtree(folder)

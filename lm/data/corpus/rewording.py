@@ -123,6 +123,7 @@ def _alone(word: str) -> bool:
 
 def share(rate: float, words: int) -> int:
     """Return the number of words to edit: at least one."""
+    # A product like 0.1 x 30 may lie just below the whole number that is meant.
     return max(1, math.floor(rate * words + 1e-9))
 
 

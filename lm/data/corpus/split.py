@@ -42,6 +42,7 @@ class Part(NamedTuple):
 def position(text: str) -> float:
     """Hash a document's first HEAD characters to [0, 1): exact duplicates are on one side."""
     digest = blake2b(text[:HEAD].encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    # 53 bits are exact in a double, so no hash rounds up to 1.
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
@@ -73,6 +74,7 @@ def choose_split(reader: Reader, share: float) -> Split:
         raise UserError(
             f"{reader.name}: all {documents} documents begin alike, so none can be held out; use validation=0"
         )
+    # The share would put all on one side: hold out the least hash alone, or all but the greatest.
     return Split(below=math.nextafter(low, 1) if low >= share else high)
 
 
@@ -94,6 +96,7 @@ def split_parts(reader: Reader, split: Split) -> Iterator[Part]:
                 yield Part(i, True, after, first, end, (), _sliced(marks, at, None))
             seen += len(text)
         else:
+            # The first piece decides for its document.
             held_out = position(text) < split.below if first else held_out
             yield Part(i, held_out, text, first, end, borders, marks)
         open_ = not end

@@ -114,6 +114,7 @@ class Writer:
     def add(self, ids: np.ndarray, first: bool, last: bool, marks: np.ndarray | None = None) -> None:
         """Append a piece, the `first` or `last` of a document or in between; `marks`: uint8 [len(ids)]."""
         if first:
+            # The separator that ended the document before opens this one.
             start = self.tokens - (self.separator is not None)
             self._put(1, self._starts, np.array([start], "<i8").tobytes())
             self.documents += 1
@@ -142,6 +143,7 @@ class Writer:
 
     def close(self, **header: Any) -> None:
         """Sync the files and write the header."""
+        # On disk before the header is written, which alone makes the files a stream.
         for file in filter(None, (self._bin, self._starts, self._marks)):
             file.flush()
             os.fsync(file.fileno())

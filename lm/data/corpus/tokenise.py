@@ -50,6 +50,7 @@ class Tokenisation:
         try:
             done = digests.read_sealed(self.folder / "journal.json")
             digests.verify(self.folder, done["files"])
+            # Resuming on a changed text would join two texts in one stream.
             if done["text"] != digests.fingerprint(self.inputs):
                 raise DamagedCorpus("the text changed since")
             self.splits = [Split(**split) for split in done["splits"]]
@@ -67,6 +68,7 @@ class Tokenisation:
         self.splits = [choose_split(reader, self.share) for _, reader in self.readers]
         tokenizer = self.vocabulary.build(self._training_text)
         for name in TOKENIZER:
+            # A killed run may have left the second file, which not every tokenizer writes anew.
             (self.folder / name).unlink(missing_ok=True)
         tokenizer.save(self.folder / "tokenizer.json")
         files = {name: digests.checksum(self.folder / name) for name in TOKENIZER if (self.folder / name).exists()}
@@ -111,6 +113,7 @@ class Tokenisation:
         }
         self.hashes = {name: hashlib.sha256() for name in (*names, "all")}
         self.bytes = dict.fromkeys(names, 0)
+        # Pieces already written are read and hashed again but not tokenised: the state of a digest cannot be stored.
         for k, (name, reader, split, held_out) in enumerate(self._streams()):
             skip = len(reader) if k < done["stream"] else done["pieces"] if k == done["stream"] else 0
             for batch in _batches(split_parts(reader, split), skip):
@@ -119,6 +122,7 @@ class Tokenisation:
                 if batch[0].piece >= skip:
                     self._tokenise(batch, targets)
                     done |= {"stream": k, "pieces": batch[-1].piece + 1}
+                    # Flushed first: the files are at least as long as the journal says; `_reopen` cuts the rest.
                     done["sizes"] = {n: writer.flush() for n, writer in self.writers.items()}
                     self._record(done)
                 self._progress(reader, batch[-1].piece)
@@ -161,6 +165,7 @@ class Tokenisation:
         bits, at = part.marks(), 0
         marks: list[Sequence[int] | np.ndarray] = []
         for text, stops in zip(texts, ends):
+            # The separator between two fields starts units of every kind; before the first field there is none.
             marks += [[words.ALL], words.token_marks(words.add_sentences(text, bits[at : at + len(text)]), stops)]
             at += len(text)
         return np.concatenate(marks[1:]).astype(np.uint8)
@@ -183,6 +188,7 @@ class Tokenisation:
             | {f"{name}.json": digests.checksum(self.folder / f"{name}.json") for name in self.writers},
         }
         digests.write_sealed(self.folder / "corpus.json", about)
+        # A text that changed while it was read is compared once more at the next opening.
         if self.text == digests.fingerprint(self.inputs):
             digests.remember(self.folder, self.text)
 

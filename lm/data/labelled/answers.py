@@ -53,6 +53,7 @@ def candidates(window: Window, start_T: np.ndarray, end_T: np.ndarray, choice: C
     """
     here = slice(window.begin, window.begin + len(window.spans))
     starts, ends = start_T[here], end_T[here]
+    # A token without characters of its own bounds no answer.
     empty = window.spans[:, 0] >= window.spans[:, 1]
     top_starts, top_ends = (np.argsort(-x, kind="stable")[: choice.candidates] for x in (starts, ends))
     spans = []
@@ -75,6 +76,7 @@ def answer(
     """
     best: dict[str, Candidate] = {}
     for span in sorted((span for _, spans in parts for span in spans), reverse=True):
+        # Windows overlap and texts recur: of equal answers the best score counts.
         best.setdefault(context[span.start : span.end], span)
     ranked = list(best.items())[: choice.candidates]
     none = min((score for score, _ in parts), default=0.0)

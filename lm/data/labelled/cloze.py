@@ -79,6 +79,7 @@ def document_questions(document: str, rarity: dict[str, float], limit: int, gap:
     low = 0
     while low < len(sentences):
         high, size = low, 0
+        # One sentence at least, however long: the walk must move on.
         while high < len(sentences) and (size == 0 or size + len(sentences[high]) <= limit):
             size += len(sentences[high])
             high += 1
@@ -120,6 +121,7 @@ def paragraph_questions(sentences: Sequence[str], rarity: dict[str, float], gap:
         if k in done or context.lower().count(answer.lower()) != 1:  # an answer must be unique
             continue
         done.add(k)
+        # The paragraph lacks the question's own sentence, so those behind it move up.
         start = sum(map(len, rest[: other - (other > k)])) + answering[begin].start
         own, sentence = parts[k], sentences[k]
         question = f"{sentence[: own[low].start]}{gap}{sentence[own[high - 1].end :]}".strip()

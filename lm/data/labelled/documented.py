@@ -120,6 +120,7 @@ def following(modules: list[list[Entry]], options: int = 4) -> Iterator[Example]
     """Multiple choice: the text of a name among texts of other entries of its module."""
     for module in modules:
         for k, entry in enumerate(module if len(module) >= options else ()):
+            # In turn, so that no place is right more often than another.
             right = k % options
             others = [module[(k + step) % len(module)].text for step in range(1, options)]
             texts = [*others[:right], entry.text, *others[right:]]
@@ -133,6 +134,7 @@ def alike(modules: list[list[Entry]]) -> Iterator[Example]:
         parts = re.split(r"(?<=[.!?]) ", entry.text)
         if len(parts) < 2 or min(len(parts[0]), len(parts[1])) < 15:
             continue
+        # Half of the list away: a text of another module, the same in every run.
         other = re.split(r"(?<=[.!?]) ", flat[(k + len(flat) // 2) % len(flat)].text)[0]
         for second, score in ((parts[1], 1.0), (other, 0.0)):
             yield Example({"sentence1": parts[0], "sentence2": second, "score": score}, entry.name, entry.module)

@@ -69,6 +69,7 @@ class ExampleStream:
         else:
             self.classes, self.rows = np.zeros(len(found), np.int64), [np.array([k], np.int64) for k in range(len(found))]
         self.count = self.once = len(self.rows)
+        # Later epochs exchange parts of a class, so a row must have room for the most targets of each.
         most = np.zeros(int(self.classes.max(initial=0)) + 1, np.int64)
         np.maximum.at(most, self.classes, asked)
         self.room = max((int(most[self.classes[row]].sum()) for row in self.rows), default=1)
@@ -144,6 +145,7 @@ def best_fit(sizes: np.ndarray, order: np.ndarray, length: int) -> list[list[int
         size = int(sizes[k])
         fits = mask >> size
         if fits:
+            # The lowest set bit is the least capacity that suffices.
             room = size + (fits & -fits).bit_length() - 1
             row = waiting[room].pop()
             mask ^= 0 if waiting[room] else 1 << room

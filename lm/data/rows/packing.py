@@ -109,6 +109,7 @@ def word_windows(sizes: list[int], capacity: int, overlap: int) -> list[tuple[in
     ends = np.cumsum([0, *(min(size, capacity) for size in sizes)])
     windows, low = [], 0
     while True:
+        # At least one word, and at least one new one below: the loop ends whatever the sizes.
         high = max(low + 1, int(np.searchsorted(ends, ends[low] + capacity, "right")) - 1)
         windows.append((low, high))
         if high >= len(sizes):

@@ -57,6 +57,7 @@ def ordered(k: int, stream: Stream, seed: int, copies: int):
         epoch = index // stream.count
         if not copies:
             return k, stream.at(number, epoch), ()
+        # The generator is keyed by record and copy, not by row: epochs k and k + copies mask alike.
         epoch %= copies
         return k, stream.at(number, epoch), (1 + k, number, epoch)
 
@@ -204,11 +205,13 @@ class Evaluation:
             raise IndexError(step)
         low, high = self.shard
         if self.reading:
+            # Each row takes consecutive records, one a batch, as its memory needs them.
             numbers = range(low * len(self) + step, high * len(self) + step, len(self))
         else:
             numbers = range(step * self.batch + low, step * self.batch + high)
         real = [self._example(i) for i in numbers if i < self.rows]
         if len(real) < len(numbers):
+            # Rows of zeros keep the shape; their weights are 0, so they count nowhere.
             example = real[0] if real else self._example(0)
             empty = {name: np.zeros_like(value) for name, value in example.items()}
             real += [empty] * (len(numbers) - len(real))
@@ -238,6 +241,7 @@ def prefetch(batches: Indexed, start: int, stop: int | None = None, depth: int =
             while pending:
                 yield pending.popleft().result()
         finally:
+            # Nobody will take what is pending; without this the pool would make it all before it closes.
             pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -121,6 +121,7 @@ class WindowStream:
         self.origin = functools.lru_cache(maxsize=32)(self._origin)
 
     def _origin(self, epoch: int) -> int:
+        # Later epochs cut the stream at other places, so that windows do not always start with the same tokens.
         return 0 if epoch == 0 else derive(self.seed, epoch) % self.size
 
     def at(self, number: int, epoch: int) -> int:

@@ -95,6 +95,7 @@ class Frame:
             types.append(k)
         parts += [after[:1], after[1:]]
         types += [len(texts) - 1, 2]
+        # The other styles have no token types: all 0.
         typed = self.style in ("bert", "xlnet")
         flat = np.concatenate([np.asarray(part, np.int32) for part in parts])
         return Laid(flat, np.repeat(np.array(types, np.int32) * typed, [len(part) for part in parts]), tuple(begins))
@@ -170,6 +171,7 @@ def _spans(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
             end -= 1
         spans[k] = start, end
     ids = np.array(found.ids, np.int32)
+    # Read only, as every question about the paragraph gets the same arrays.
     ids.flags.writeable = spans.flags.writeable = False
     return ids, spans
 

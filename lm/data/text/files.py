@@ -80,6 +80,7 @@ class TextReader(Files):
 def _blocks(data: mmap.mmap, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the byte ranges between blank lines, from the offsets of all lines."""
     sizes = np.diff(np.append(starts, len(data)))
+    # A blank line has at most two bytes, so no other line is looked at.
     first = np.array([data[s] for s in starts[sizes <= 2]], np.uint8)
     blank = np.zeros(len(starts), bool)
     blank[sizes <= 2] = (first == ord("\n")) | (first == ord("\r"))

@@ -51,6 +51,7 @@ class TableReader(Files):
     def _ranges(self, file: int) -> Iterator[tuple[int, int, int]]:
         path, at = self.paths[file], self.first(file)
 
+        # Only the csv module knows where rows end; bytes are counted as it asks for lines.
         def lines() -> Iterator[str]:
             nonlocal at
             with open(path, "rb") as handle:

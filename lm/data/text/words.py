@@ -142,6 +142,7 @@ def token_marks(marks: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """
     ends = np.maximum.accumulate(ends) if len(ends) else ends
     bits = np.arange(4, dtype=np.uint8)
+    # Running counts of each bit: their differences say which bits a token's characters have, without a loop.
     counts = np.zeros((len(marks) + 1, 4), np.int32)
     np.cumsum(marks[:, None] >> bits & 1, axis=0, out=counts[1:])
     present = np.diff(counts[ends], axis=0, prepend=np.zeros((1, 4), np.int32)) > 0

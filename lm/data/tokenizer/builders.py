@@ -159,10 +159,12 @@ def trained_word_piece(texts: Callable[[], Iterable[str]], vocab: int, lowercase
 def _alphabet(texts: Iterable[str], normalizer: Any, limit: int) -> list[str]:
     """Return the most frequent characters of normalised text, in code order, that with their ## forms are `limit`."""
     counts = np.zeros(0x110000, np.int64)
+    # Joined to a million characters, as each count runs over all code points.
     for text in _joined(texts, 1 << 20):
         codes = np.frombuffer(normalizer.normalize_str(text).encode("utf-32-le"), np.uint32)
         counts += np.bincount(codes, minlength=len(counts))
     counts[[code for code in np.flatnonzero(counts).tolist() if chr(code).isspace()]] = 0
+    # Ties by code point: the same text gives the same alphabet on every machine.
     order = np.lexsort((np.arange(len(counts)), -counts))[: np.count_nonzero(counts)]
     cost = np.cumsum([1 if stands_alone(chr(code)) else 2 for code in order.tolist()])
     return [chr(code) for code in sorted(order[cost <= limit].tolist())]
@@ -199,6 +201,7 @@ def load_core(path: Path) -> Any:
         raise UserError(f"{path} does not exist: give a tokenizer.json or a folder that holds one")
     folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
     try:
+        # tokenizer.json first: the other formats leave open how text is normalised and cut.
         if file.exists() and file.suffix == ".json":
             bounded(load_json(file, dict), str(file))
             return Core.from_file(str(file))

@@ -59,6 +59,7 @@ def set_apart(core: Any, folder: Path, settings: Mapping[str, Any]) -> None:
         path = folder / file
         return load_json(path, dict) if path.exists() else {}
 
+    # In this order, as each further file says more about a token than the one before.
     known = [name for names in (*ALIASES, SEPARATORS) for name in names if name in vocab]
     tokens = {name: (vocab[name], token_of(name)) for name in known}
     tokens |= {name: (i, token_of(name)) for name, i in entries_of("added_tokens.json").items()}
@@ -68,6 +69,7 @@ def set_apart(core: Any, folder: Path, settings: Mapping[str, Any]) -> None:
             tokens[name] = vocab[name], token_of(name, entry)
     for i, entry in settings.get("added_tokens_decoder", {}).items():
         tokens[entry["content"]] = int(i), token_of(entry["content"], entry)
+    # By ascending id: the library numbers new tokens one after another.
     core.add_tokens([token for _, token in sorted(tokens.values(), key=lambda pair: pair[0])])
     wrong = [name for name, (i, _) in tokens.items() if core.token_to_id(name) != i]
     check(not wrong, f"{folder}: its files give {', '.join(wrong[:8])} ids that leave gaps behind the vocabulary")
