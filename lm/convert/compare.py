@@ -56,6 +56,7 @@ def compare(path: str) -> str:
 
 def drawn(settings: Any, vocab: int, length: int) -> np.ndarray:
     """Draw random tokens, int32 [ROWS, length]; the end token only last, for the heads of encoder-decoders."""
+    # Most vocabularies begin with their special tokens, some of which transformers' classes mask or search for.
     plain = np.setdiff1d(np.arange(5, vocab), [x for x in (settings.pad_token_id, settings.eos_token_id) if x is not None])
     tokens = np.random.default_rng(0).choice(plain, (ROWS, length)).astype(np.int32)
     if settings.is_encoder_decoder:

@@ -148,6 +148,7 @@ def checked(settings: Mapping[str, Any], where: str) -> None:
             continue
         test, words = rule
         check(test(value), f"{where}: {name}={one_line(repr(value), 60)} must be {words}")
+        # Names of classes are data: one may be called n_layers.
         if isinstance(value, dict) and not name.endswith(("2label", "2id")):
             checked(value, f"{where}: {name}")
 
@@ -220,6 +221,7 @@ def canonical(name: str, family: Family, known: set[str]) -> str | None:
     """
     name = re.sub(r"(?<=norm)\.(gamma|beta)$", lambda m: {"gamma": ".weight", "beta": ".bias"}[m[1]], name, flags=re.I)
     name = name.removeprefix("module.")
+    # The exact name first: a prefix is added or removed only where that alone makes the name a known one.
     for candidate in (name, family.prefix + name, name.removeprefix("model."), name.removeprefix(family.prefix)):
         if candidate in known:
             return candidate

@@ -56,6 +56,7 @@ class Folder:
         whole = isinstance(named, dict) and named and all(isinstance(file, str) for file in named.values())
         check(bool(whole), f"{self.path / index} has no weight_map of names to files")
         for file in sorted(set(named.values())):
+            # A name from the index must not lead out of the folder, nor to a file of another kind.
             plain = Path(file).name == file and "\\" not in file and Path(file).suffix in (".bin", ".safetensors")
             check(plain, f"{index} names '{file}', which is not a file of tensors beside it")
             check((self.path / file).is_file(), f"{self.path} lacks '{file}', a part that {index} names")
@@ -88,6 +89,7 @@ class Folder:
         shape = self.shape(one)
         if shape != self.shape(other):
             return False
+        # A few rows at a time: two whole copies of a tied table may not fit in memory.
         steps = range(0, shape[0] if shape else 1, rows)
         return all(np.array_equal(self.rows(one, i, i + rows), self.rows(other, i, i + rows)) for i in steps)
 

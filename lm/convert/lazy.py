@@ -35,6 +35,7 @@ def insert(held: jax.Array | None, block: np.ndarray, start: int, span: list[sli
     low, high = max(start, span[0].start), min(start + len(block), span[0].stop)
     part = block[(slice(low - start, max(low, high) - start), *span[1:])]
     size = tuple(one.stop - one.start for one in span)
+    # The block covers the whole slice: no buffer of zeros, which would take its memory twice.
     if part.shape == size:
         return jax.block_until_ready(jax.device_put(np.ascontiguousarray(part), device))
     held = jnp.zeros(size, jnp.float32, device=device) if held is None else held

@@ -66,10 +66,13 @@ class Pickled:
         view = self.found[name].rows(low, high)
         kind = numbers(view.storage.dtype)
         offset = self.places[view.storage.key][0] + view.offset * kind.itemsize
+        # Only the numbers from the view's first to its last: many tensors may share one large storage.
         found = np.fromfile(self.file, kind, view.span(), offset=offset)
         check(len(found) == view.span(), f"{self.file} was cut off while it was read")
         if not len(found):
             return np.zeros(view.shape, kind)
+        # `as_strided` checks nothing. It stays within `found`: strides are not negative, and `span` reaches to the last
+        # number.
         strides = [step * kind.itemsize for step in view.strides]
         return np.ascontiguousarray(np.lib.stride_tricks.as_strided(found, view.shape, strides)).reshape(view.shape)
 
@@ -122,12 +125,14 @@ class Pickled:
         """Read the pickles of the old format, and locate the storages after them: a count of numbers, then the numbers."""
         where = str(self.file)
         with self.file.open("rb") as stream:
+            # One bound for all five pickles.
             pickles = Window(stream, BYTES)
             head = load(pickles, where)
             check(type(head) is int and head == MAGIC, f"{where} is no file of tensors that PyTorch wrote; {OLD}")
             check(load(pickles, where) == VERSION, f"{where} is of an unknown version; {OLD}")
             system = load(pickles, where)
             check(isinstance(system, dict) and system.get("little_endian") is True, f"{where}: a big-endian machine's; {OLD}")
+            # The storages themselves are preceded by a count only; what a number is, the tensors that view it say.
             kinds: dict[str, str] = {}
             found = load(pickles, where)
             inner = found.get("state_dict", found) if isinstance(found, dict) else {}
@@ -139,6 +144,7 @@ class Pickled:
             size = self.file.stat().st_size
             for key in keys:
                 check(key in kinds, f"{where} holds more than tensors; it is not read")
+                # Without a sign: no count leads backwards in the file.
                 count = int.from_bytes(stream.read(8), "little")
                 length = count * numbers(kinds[key]).itemsize
                 check(stream.tell() + length <= size, f"{where} is cut off: {length:,} bytes of numbers end behind it")

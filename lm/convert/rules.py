@@ -46,6 +46,8 @@ class Rule(NamedTuple):
         """Convert theirs to ours, of `shape` (without the layers' axis)."""
         own: tuple[int, ...] = array.shape[self.lead :]
         array = array.reshape(own)
+        # Transposed before it is cut: parts are concatenated along the outputs, which then come last. The heads' axis
+        # needs no further move, as each head has consecutive outputs.
         array = array.T if self.form == "linear" else array
         number, parts = self.part
         if parts > 1:
@@ -84,6 +86,7 @@ def missing(rules: Iterable[Rule], tensors: Iterable[str], shapes: Mapping[str, 
             continue
         names = {rule.name(i) for i in range(shapes[rule.ours][0])} if rule.layered else {rule.theirs}
         known |= names
+        # A stacked leaf counts only with all of its layers: a file cut short lacks it.
         if names <= have:
             lacking.discard(rule.ours)
     return lacking, have - known
@@ -144,6 +147,8 @@ def write(rules: Iterable[Rule], leaves: Mapping[str, np.ndarray]) -> Iterator[t
         if rule.ours in leaves:
             groups.setdefault(rule.theirs, []).append(rule)
     for parts in groups.values():
+        # In the order of theirs, whatever the order of the rules; an incomplete tensor would shift every part behind
+        # the gap.
         parts = sorted(parts, key=lambda rule: rule.part)
         check(len(parts) == parts[0].part[1], f"'{parts[0].theirs}' has {parts[0].part[1]} parts; {len(parts)} are at hand")
         for i in range(len(leaves[parts[0].ours])) if parts[0].layered else (0,):

@@ -67,6 +67,7 @@ def untrained(workdir: Path, step: str = "auto") -> tuple[str, ...]:
     drawn = load_json(file, dict).get("drawn", []) if file.is_file() else []
     check(isinstance(drawn, list) and all(isinstance(name, str) for name in drawn), f"{file}: drawn must be a list of texts")
     steps = {path.name for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()}
+    # Any later checkpoint has trained them.
     return tuple(drawn) if step == "0" or steps <= {"0"} else ()
 
 
@@ -110,6 +111,7 @@ def write_run(config: Config, params: Any, tokenizer: Tokenizer, workdir: Path) 
     """Write parameters as a run at step 0."""
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, config.keep)
+    # Parameters only, as `start` reads no more of a run; "best" is above any loss that training may measure.
     notes = {"seconds": 0.0, "best": 1e30, "corpus": "", "tokenizer": tokenizer.sha256()}
     state = TrainState(np.zeros((), np.int32), params, None, None, None, None)  # type: ignore[arg-type]  # on the host
     checkpoints.save(0, state, notes)

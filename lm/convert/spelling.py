@@ -108,6 +108,7 @@ def match(old: Spelling, new: Spelling) -> Match:
             continue
         key, kind = new.keys[i], "same"
         at = names.get(name)
+        # A name that is special there stands for no text, so its row means something else.
         at = old.ids.get(key) if at is None or at in old.specials else at
         if at is None:
             at, kind = old.ids.get(twin(key)), "twins"

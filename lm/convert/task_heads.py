@@ -143,6 +143,7 @@ class Tasked(Family):
             found["label2id"] = {name: i for i, name in enumerate(labels)}
         if self.task == SEQUENCE:
             found["problem_type"] = KINDS[objective.kind]
+        # Their class pools at the last end token, which it finds by this id.
         if isinstance(objective.model, EncoderDecoder) and frame.tokenizer is not None:
             found |= {"eos_token_id": frame.tokenizer.special_id("[SEP]"), "decoder_start_token_id": frame.start}
         return found
@@ -183,6 +184,7 @@ def labels_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
     count = settings.get("num_labels") or len(given) or 2
     unnamed = tuple(f"LABEL_{i}" for i in range(count))
     names = tuple(given.get(str(i), name) for i, name in enumerate(unnamed))
+    # Two classes of one name could not be told apart in a text of labels, nor matched with another run's.
     return names if len(set(names)) == count else unnamed
 
 
@@ -216,6 +218,7 @@ def labelled(objective: Any, theirs: Any, leaves: dict[str, Any]) -> dict[str, A
     if alike((mine, kind), (other, known)):
         return leaves
     if kind == known and sorted(mine) == sorted(other):
+        # Equal labels in another order: the trained scores are kept, permuted.
         order = np.array([other.index(name) for name in mine])
         return {name: x[..., order] if name in last else x for name, x in leaves.items()}
     return {name: x for name, x in leaves.items() if name not in last}

@@ -26,6 +26,7 @@ def special_ids(tokenizer: Tokenizer, settings: dict[str, Any], writes: bool = F
     size = settings["vocab_size"]
 
     def within(token: int | None) -> int | None:
+        # A tokenizer may have more tokens than the network has rows: config.json must name none of those.
         return token if token is not None and token < size else None
 
     def known(name: str) -> int | None:
@@ -94,6 +95,7 @@ def save(folder: Path, objective: Any, tokenizer: Tokenizer, settings: dict[str,
     (folder / "tokenizer.json").write_text(core.to_str(pretty=True), encoding="utf-8")
     writes = objective.writes
     names = {f"{role}_token": special.find(core, name) for role, name in ROLES.items()}
+    # `generate` reads these ids in config.json: the tokenizer's names must be of the same tokens.
     for role in ("bos", "eos", "pad") if writes else ("pad",):
         token = settings.get(f"{role}_token_id")
         name = core.id_to_token(token) if isinstance(token, int) else None
@@ -104,6 +106,7 @@ def save(folder: Path, objective: Any, tokenizer: Tokenizer, settings: dict[str,
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": int(getattr(model, "context", 0)) or None,
         "model_input_names": ["input_ids", *typed, "attention_mask"],
+        # The default deletes spaces before punctuation when it decodes: texts would not come back as they were.
         "clean_up_tokenization_spaces": False,
         **{name: token for name, token in names.items() if token is not None},
         # A field of ours: the document separator, which may differ from the end of an answer.

@@ -118,6 +118,7 @@ def load(stream: Window, where: str) -> Any:
                 stack.append(tuple(popped()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(name[-1])
+                # Pops from a stack that is too short raise by themselves, a slice of it does not.
                 check(len(stack) >= count, f"{where}: a broken pickle")
                 stack[-count:] = [tuple(stack[-count:])]
             case "BINPUT" | "LONG_BINPUT":
@@ -165,6 +166,7 @@ def stored(entry: Any, where: str) -> Stored:
     check(fits and isinstance(entry[2], str) and whole(entry[4]), f"{where}: a broken storage")
     check(len(entry) == 5 or entry[5] is None, f"{where}: a view of a storage as PyTorch had it before 0.4; {OLD}")
     kind = entry[1].name.rpartition(".")[2]
+    # `named` lets the functions of CALLS through, too.
     check(kind in STORAGES, f"{where}: a broken storage")
     return Stored(STORAGES[kind], entry[2], entry[4])
 
@@ -185,11 +187,13 @@ def called_with(called: Any, arguments: Any, where: str) -> Any:
     view = View(storage, offset, shape, strides)
     size = math.prod(shape)
     check(not size or offset + view.span() <= storage.size, f"{where}: a tensor of {shape} ends behind its numbers")
+    # Strides of 0 are valid (expanded tensors), and could claim any size from one number.
     check(size <= max(storage.size, OVERLAP), f"{where}: a tensor of {shape} repeats {storage.size} numbers")
     return view
 
 
 def whole(value: Any) -> bool:
+    # By type, as True is an int to isinstance; without a sign, so that no view leads backwards.
     return type(value) is int and 0 <= value < 1 << 62
 
 

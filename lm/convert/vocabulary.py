@@ -61,6 +61,8 @@ def plan(old: Tokenizer, new: Tokenizer, rows: int, initialise: Initialise, mult
     before, after = Spelling(old), Spelling(new)
     matched = match(before, after)
     prefix = matched.old[: old.vocab]
+    # Where every match is of a row with itself, tokens were only appended: then the rows without a match keep theirs,
+    # too.
     kept = new.vocab >= old.vocab and np.array_equal(prefix[prefix >= 0], np.flatnonzero(prefix >= 0))
     vocab = -(-max(new.vocab, rows if kept else 0) // multiple) * multiple
     source = np.full(vocab, -1, np.int64)
@@ -87,6 +89,7 @@ def operate(
     new = new.with_special(objective.special)
     axes = flat(axes_of(drawn(objective)))
     leaves = {name: np.asarray(x) for name, x in flat(params).items()}
+    # Found by the axes' names: the tables of any objective take part, input and output alike.
     rowed = [name for name in leaves if "vocab" in (axes[name] or ())]
     odd = [name for name in rowed if name.rpartition("/")[2] not in ROWS]
     check(not odd, f"{some(set(odd))}: adaptive tables, cut by how frequent their tokens are; their vocabulary stays as it is")
@@ -98,6 +101,7 @@ def operate(
     rng = np.random.default_rng(seed)
     for name in rowed:
         table = leaves[name][:rows]
+        # Padding rows are no tokens: means and covariances leave them out.
         leaves[name] = transplant(table, planned, shapes[name], fresh.get(name), rng, pieces=min(old.vocab, rows))
     return objective, nested(leaves), new, summary_of(old, new, planned, initialise, rowed)
 
@@ -185,6 +189,8 @@ def with_tokens(tokenizer: Tokenizer, file: Path) -> tuple[Tokenizer, list[str]]
     known = [token for token in tokens if tokenizer.token_id(token) is not None]
     fresh = [token for token in tokens if token not in known]
     check(bool(fresh), f"--add_tokens={file} names no token that is new: one a line")
+    # A copy, as `add_tokens` changes its object; not normalised, so that tokens are found in the raw text as the file
+    # spells them.
     core = Core.from_str(tokenizer.core.to_str())
     core.add_tokens([AddedToken(token, normalized=False) for token in fresh])
     separator = [] if tokenizer.separator is None else [core.id_to_token(tokenizer.separator)]

@@ -30,6 +30,7 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
     """
     inner = config.objective.inner
     if inner is not config.objective:
+        # A wrapper trains the objective inside it: that one adopts, under the names it has there.
         deeper = [name.replace("objective.objective.", "objective.", 1) for name in given]
         adopted, lines = adopt(dataclasses.replace(config, objective=inner), deeper)
         return dataclasses.replace(adopted, objective=config.objective.around(adopted.objective)), lines

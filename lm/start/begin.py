@@ -66,6 +66,7 @@ def taken(
     # Only the arrays in both are read, each into this mesh's layout; the other run may have had another mesh.
     asked = unflatten_dict({theirs: wanted[name] for name, theirs in both.items()}, sep="/")
     found = flatten_dict(other.restore(step, asked, part=part), sep="/")
+    # One source may fill several arrays: all but its namesake are copies, as steps donate their buffers.
     found = {name: found[theirs] if name == theirs else jnp.copy(found[theirs]) for name, theirs in both.items()}
     params = unflatten_dict({**flatten_dict(state.params, sep="/"), **found}, sep="/")
     average = None if state.average is None else jax.tree.map(jnp.copy, params)

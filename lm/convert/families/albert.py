@@ -35,6 +35,7 @@ class Albert(Family):
         c = objective.model
         sentence = sentence_of(objective)
         check(sentence in ("none", "sop"), f"ALBERT has no head for sentence='{sentence}'")
+        # Their class has the projection even where both widths are equal; our network has none then.
         check(c.embed_size != c.width, "ALBERT projects its tables: model.embed other than model.width")
         return {
             "model_type": "albert",

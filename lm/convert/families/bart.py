@@ -45,12 +45,14 @@ class Bart(Family):
         fields = Fields(settings)
         fields.refuse(normalize_before=self.before, add_final_layer_norm=self.before, normalize_embedding=not self.fixed)
         fields.refuse(static_position_embeddings=self.fixed, add_bias_logits=False, tie_word_embeddings=True)
+        # One table serves both sides here; Marian also has files with a vocabulary per language.
         fields.refuse(share_encoder_decoder_embeddings=True, decoder_vocab_size=settings.get("vocab_size"))
         std = fields.get("init_std", default=0.02)
 
         def stack(side: str) -> Transformer:
             return Transformer(
                 **fields.sizes(SIZES),
+                # Learned tables are read from row 2: fairseq counted positions from behind the padding's id, 1.
                 offset=0 if self.fixed else 2,
                 depth=fields.get(f"{side}_layers"),
                 heads=fields.get(f"{side}_attention_heads"),
@@ -69,6 +71,7 @@ class Bart(Family):
                 init_scale_depth=False,
             )
 
+        # None is the end token of whatever tokenizer is at hand, so that it stays right under another vocabulary.
         first, end = settings.get("decoder_start_token_id"), fields.get("eos_token_id", default=0 if self.fixed else 2)
         start = first if first != end else None
         return self.kind(model=EncoderDecoder(encoder=stack("encoder"), decoder=stack("decoder")), start=start)

@@ -53,6 +53,8 @@ class Electra(Family):
     def rules(self, objective: Masked | Replaced) -> list[Rule]:
         root, judge = "electra", isinstance(objective, Replaced)
         ours = "discriminator/" if judge else ""
+        # The tables stand outside: generator and discriminator share them (section 3.2), and each projects them by its
+        # own.
         found = [*inputs(root), *layers(root, f"{ours}stack/layers"), *dense(f"{ours}project", f"{root}.embeddings_project")]
         if judge:
             head = "discriminator_predictions"

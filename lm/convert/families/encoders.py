@@ -77,6 +77,7 @@ class Encoder(Family):
         found = [*inputs(root), *layers(root)]
         if isinstance(objective, Contrastive):  # as the paper's own conversion has it: the layer on [CLS] is the pooler
             found += dense("mlp/dense", f"{root}.pooler.dense")
+        # RoBERTa dropped the sentence-pair task (Liu et al. 2019), and with it the head.
         if root == "roberta":
             found += [*dense("transform/dense", "lm_head.dense"), *normal("transform/norm", "lm_head.layer_norm")]
             return [*found, Rule("head_bias", "lm_head.bias")]
@@ -131,6 +132,7 @@ def encoder(fields: Fields, *, embed: int = 0, activation: str = "gelu") -> Tran
 def bert_like(fields: Fields, sizes: Mapping[str, str], rates: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields of BERT's architecture, with the sizes and dropout rates of a config.json under these names."""
     fields.refuse(tie_word_embeddings=True)
+    # As in BERT's code: one deviation for matrices and tables, whatever the depth.
     std = fields.get("initializer_range", default=0.02)
     plain = {"init": std, "init_positions": std, "init_scale_depth": False, "placement": "post"}
     rated = {ours: fields.get(theirs, default=0.1) for ours, theirs in rates.items()}

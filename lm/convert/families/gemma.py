@@ -80,6 +80,7 @@ class Gemma(Family):
         odd = sorted(set(kinds) - {SLIDING, FULL})
         check(not odd, f"config.json: layer_types has {', '.join(odd)}; known: {SLIDING}, {FULL}")
         sizes = [size if kind == SLIDING else 0 for kind in kinds]
+        # The shortest period: our configs state windows so, and a model that is written and read again must be equal.
         periods = (n for n in range(1, depth + 1) if all(one == sizes[i % n] for i, one in enumerate(sizes)))
         return tuple(sizes[: next(periods)])
 
@@ -93,10 +94,12 @@ class Gemma(Family):
         full = {"rope_theta": base, **fields.get("rope_scaling", default={}), **full}
         near = rotary(Fields({"rope_parameters": {"rope_theta": local, **near}}))
         check(near.scaling == "none", f"config.json: the rotary positions of layers with a window are stretched: {near}")
+        # Without a window in any layer the second base is read by none: it must not make the models unequal.
         return replace(rotary(Fields({"rope_parameters": full})), local=near.base if windowed else 0.0)
 
     def settings(self, objective: Causal) -> dict[str, Any]:
         c = objective.model
+        # Their field is the inverse square of our scale and a whole number: another scale would be rounded unseen.
         before = max(1, round(c.attention_scale**-2))
         check(abs(before**-0.5 / c.attention_scale - 1) < 1e-6, f"1 / scale^2 is no whole number for scale={c.attention_scale}")
         sizes = {size for size in c.windows if size}
@@ -121,6 +124,8 @@ class Gemma(Family):
         }
 
     def rules(self, objective: Causal) -> list[Rule]:
+        # Gemma 1 kept Llama's name of the norm before the feed-forward; in 2 and 3 that name is the norm after the
+        # attention.
         feed = "pre_feedforward" if self.sandwich else "post_attention"
         rules = decoder_rules(objective, attention(bias=False, norms=self.qk_norm), feed)
         if self.sandwich:

@@ -50,6 +50,8 @@ class GPT(Family):
             bias=fields.get("use_bias", default=True),
             dropout=fields.get("resid_pdrop", default=0.1),
             attention_dropout=fields.get("attn_pdrop", default=0.1),
+            # GPT-2 divides the initial matrices into the residual stream by the root of their number (Radford et al.
+            # 2019, section 2.3); GPT-1 does not.
             init_scale_depth=not first,
         )  # fmt: skip
         return Causal(model=model)
@@ -84,8 +86,10 @@ class GPT(Family):
             *dense(f"{ours}/mlp/up", f"{layer}.mlp.c_fc", bias=bias, form="conv"),
             *dense(f"{ours}/mlp/down", f"{layer}.mlp.c_proj", bias=bias, form="conv"),
         ]
+        # One Conv1D holds the three side by side: each of ours is a third of its outputs.
         for k, name in enumerate(("query", "key", "value")):
             rules += dense(f"{ours}/attention/{name}", f"{layer}.attn.c_attn", bias=bias, form="conv", part=(k, 3))
+        # The post-norm layers of GPT-1 end in a norm: it has none behind the last.
         return rules if self.first else rules + normal("stack/norm", "transformer.ln_f", bias=bias)
 
     def implied(self, objective: Causal) -> dict[str, np.ndarray]:

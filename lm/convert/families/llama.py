@@ -65,6 +65,7 @@ def decoder(fields: Fields, head: int) -> dict[str, Any]:
     """Return the fields that all current decoders share; `head`: size of the heads, 0: width / heads."""
     sizes = fields.sizes(SIZES)
     heads, width = sizes["heads"], sizes["width"]
+    # Files from before grouped queries lack the field.
     kv = fields.get("num_key_value_heads", default=heads)
     return {
         **sizes,

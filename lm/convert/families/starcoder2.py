@@ -30,6 +30,8 @@ class StarCoder2(Family):
     def objective(self, settings: Mapping[str, Any]) -> Causal:
         fields = Fields(settings)
         sizes = fields.sizes(SIZES)
+        # Defaults of absent fields are those of their class in transformers. One rate of ours covers embeddings and
+        # branches.
         kv, dropout = fields.get("num_key_value_heads", default=2), fields.get("residual_dropout", default=0.0)
         fields.refuse(embedding_dropout=dropout)
         model = Transformer(

@@ -43,6 +43,8 @@ class T5(Family):
         feed = fields.one_of("feed_forward_proj", T5_FEEDS, default=self.feed)
         rate = fields.get("dropout_rate", default=0.1)
         scaled = self.scaled and tied and settings.get("scale_decoder_outputs", True)
+        # No length bounds the buckets, so the context is a choice. Scores are not divided by the root of the head's
+        # size: T5 has that in its initialisation. Before a tied table it scales the states by 1 / sqrt(width).
         model = Transformer(
             **fields.sizes(SIZES), context=512, depth=fields.get("num_layers"), activation=feed, norm="rms",
             eps=fields.get("layer_norm_epsilon", default=1e-6), positions="bucket", bias=False, scale=1.0, tied=tied,
@@ -84,6 +86,7 @@ class T5(Family):
         for side, sub in SIDES.items():
             layer, ours = f"{side}.block.{{i}}.layer", f"{side}/layers"
             no: dict[str, Any] = {"bias": False}
+            # Stored in the first block, shared by all layers of a side (Raffel et al. 2020, section 2.1).
             found.append(Rule(f"{side}/buckets", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"))
             found += normal(f"{ours}/norm0", f"{layer}.0.layer_norm", **no)
             found += normal(f"{ours}/norm1", f"{layer}.{sub['mlp']}.layer_norm", **no)

@@ -108,6 +108,7 @@ class TransfoXL(Family):
             own = Rule(f"{ours}/attention/{name}", f"{layer}.dec_attn.{theirs}")
             found.append(Rule(name, f"transformer.{theirs}") if c.shared_biases else own)
         for i in range(len(c.cutoffs) + 1):
+            # With div_val=1 one table serves all clusters.
             if i == 0 or c.divide > 1:
                 found.append(Rule(f"embed/table{i}", f"transformer.word_emb.emb_layers.{i}.weight"))
                 found.append(Rule(f"embed/input{i}", f"transformer.word_emb.emb_projs.{i}"))

@@ -55,6 +55,7 @@ class XLNet(Family):
             eps=fields.get("layer_norm_eps", default=1e-12),
             clamp=max(0, fields.get("clamp_len", default=0)),
             dropout=fields.get("dropout", default=0.1),
+            # Their file has one rate for both.
             attention_dropout=fields.get("dropout", default=0.1),
             init=fields.get("initializer_range", default=0.02),
         )
@@ -93,6 +94,7 @@ class XLNet(Family):
             Out(f"{ours}/attention/out/kernel", f"{layer}.rel_attn.o"),
             Rule("head_bias", "lm_loss.bias"),
         ]
+        # No transposition: theirs are plain parameters of (width, heads, head), not torch's linear layers.
         found += [Rule(f"{ours}/attention/{name}/kernel", f"{layer}.rel_attn.{part}") for name, part in PARTS.items()]
         return found + [Rule(f"{ours}/attention/{name}", f"{layer}.rel_attn.{part}") for name, part in VECTORS.items()]
 
