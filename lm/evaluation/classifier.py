@@ -51,6 +51,7 @@ class Classifier:
     def __call__(self, examples: Sequence[Example]) -> np.ndarray:
         """Predict probabilities (N, labels)."""
         size = max(1, self.subject.tokens // self.objective.row)
+        # Several batches share one compiled shape; a single one is as small as its examples.
         parts = [examples[low : low + size] for low in range(0, len(examples), size)]
         return np.concatenate([self.batch(part, size if len(parts) > 1 else len(part)) for part in parts])
 
@@ -81,6 +82,7 @@ class Disturbed(Perturbed):
     def measure(self, subject: Subject) -> Figures:
         predict, clean = Classifier(subject), read_examples(self.path)
         truth, name = np.array(predict.label_ids(clean)), predict.objective.fields[0]
+        # The same examples in both lists: their difference is paired, and an example's difficulty cancels in it.
         texts = self.perturbed([example.get(name) for example in clean], subject.seed)
         noisy = [with_text(example, name, text) for example, text in zip(clean, texts)]
         return change(*((predict(examples).argmax(1) == truth).astype(float) for examples in (clean, noisy)))

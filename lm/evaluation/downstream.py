@@ -64,10 +64,12 @@ def id_of(example: Example) -> dict[str, Any]:
 def outcomes(held_out: Any, params: Any) -> list[tuple[Example, list[Any]]]:
     """Run the network on the split; return each example with the objective's rows of its parts."""
     objective, stream, rows = held_out.objective, held_out.batches.stream, held_out.rows
+    # By identity, as equal examples may occur twice; a long example has an outcome for each of its rows.
     parts: dict[int, list] = {id(example): [] for example in stream.examples}
     unused = np.random.default_rng(0)  # corruption of labelled rows draws nothing in evaluation
     for step, batch in enumerate(prefetch(held_out.batches, 0, len(held_out.batches))):
         predicted = jax.device_get(held_out.predict(params, place(batch, held_out.mesh, rows)))
+        # The last batch is filled up to the shape that is compiled: its rows behind `once` are no further examples.
         for row, number in enumerate(range(step * rows, min((step + 1) * rows, stream.once))):
             record = stream.held_out(unused, number)
             outcomes = objective.outcomes(record, {name: x[row] for name, x in predicted.items()})
@@ -114,6 +116,7 @@ def leave(found: Found, figures: Figures, folder: Path, task: str = "", run: Run
     folder.mkdir(parents=True, exist_ok=True)
     end = task and "-" + task.strip("/")
     paths = [folder / f"predictions{end}.jsonl", folder / f"figures{end}.json", folder / f"errors{end}.html"]
+    # JSON's escapes bring lone surrogates into a text, for which UTF-8 has no bytes.
     replace_file(paths[0], "".join(dump_json(p) + "\n" for p in found.predictions), "backslashreplace")
     replace_file(paths[1], dump_json(flat(figures, intervals=True), indent=1) + "\n")
     run = (run or Run(str(folder)))._replace(task=task.strip("/"))

@@ -52,6 +52,7 @@ class Retrieval:
         queries, relevant = [one.get("query") for one in examples], [strings(one, "documents") for one in examples]
         texts = [text for documents in relevant for text in documents]
         texts += [one.get("text") for one in read_examples(self.pool)] if self.pool else []
+        # A document that several queries name is one candidate: its copies would push each other down.
         index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         embedded = vectors(subject, [*queries, *index])
         rows = [[index[text] for text in documents] for documents in relevant]

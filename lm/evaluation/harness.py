@@ -145,6 +145,7 @@ def generated(subject: Subject, requests: Sequence[tuple[str, dict[str, Any]]]) 
     for name, members in groups.items():
         settings = json.loads(name)
         until = settings.get("until") or []
+        # Half of the context stays for the prompt, which `write` cuts from its start to make room.
         most = limit(subject) // 2
         new = min(int(settings.get("max_gen_toks", 256)), most)
         strategy: Strategy = GreedySearch()

@@ -19,6 +19,7 @@ class HeldOut:
 
     def __init__(self, config: Config, corpus: Corpus, mesh: jax.sharding.Mesh):
         self.objective = objective = config.objective.measured()
+        # The rows of a micro-batch, which is what fits into memory in training.
         self.mesh, self.tokens, self.rows = mesh, corpus.validation, config.batch // config.micro_batches
         self.batches: Any = Evaluation(
             self.tokens,
@@ -44,12 +45,14 @@ class HeldOut:
         """Yield the sums of each batch."""
         memory = self.objective.initial_memory(self.rows)
         for batch in prefetch(self.batches, 0, self.count):
+            # A row of one batch continues in the same row of the next, so the memory passes on as in training.
             sums, memory = self.sums(params, place(batch, self.mesh, self.rows), memory)
             yield sums
 
     def figures(self, total: metrics.Host, prefix: str) -> dict[str, float]:
         """Convert sums to named means."""
         values = metrics.total(metrics.means(total, prefix), self.objective.scales, prefix)
+        # No token precedes the first, so it is in the bytes but not among the targets.
         rate = (len(self.tokens) - 1) / max(self.tokens.raw_bytes, 1)
         return metrics.language(values, self.objective.nats, prefix, rate)
 

@@ -64,6 +64,7 @@ class Shots:
         )
         contexts = []
         for number, question in enumerate(questions):
+            # Each question has a generator of its own: its prompt does not depend on how many others stand before it.
             rng = random.Random(f"{seed} {number}")
             others = [i for i in range(len(pool)) if not (own and i == number)] if self.count else []
             shown = [pool[i] for i in rng.sample(others, self.count)]
@@ -96,14 +97,17 @@ class Choices:
         contexts = self.shots.contexts(questions, self.solution, subject.seed)
         join = self.shots.join
         pairs = [given(subject, c, join + option) for c, choices in zip(contexts, options) for option in choices]
+        # In the same call: one set of batches, sorted by length.
         pairs += [given(subject, self.unconditional, join + option) for choices in options for option in choices]
         sums = np.array([score.logprobs.sum(dtype=float) for score in subject.score("options", pairs)])
         conditional, alone = np.split(sums, 2)
+        # Lengths are those of the choice alone: the border before it is the prompt's, equal for all.
         flat = [join + option for choices in options for option in choices]
         lengths = {"": np.ones(()), "_norm": np.array([len(o) - len(join) for o in flat]),
                    "_bytes": np.array([len(o[len(join):].encode()) for o in flat])}  # fmt: skip
         scores = {f"accuracy{name}": conditional / np.maximum(size, 1) for name, size in lengths.items()}
         scores["accuracy_mutual"] = conditional - alone
+        # Questions may have different numbers of choices.
         cuts = np.cumsum([len(choices) for choices in options])[:-1]
         chosen = {name: [part.argmax() for part in np.split(values, cuts)] for name, values in scores.items()}
         return {name: proportion(sum(map(operator.eq, guesses, gold)), len(gold)) for name, guesses in chosen.items()}

@@ -37,6 +37,7 @@ class Stream:
         """Make the stream of a split, with the causal objective's targets and no context from other documents."""
         position = np.arange(len(tokens), dtype=np.int64)
         starts = tokens.starts if packing == "documents" and tokens.documents else np.zeros(1, np.int64)
+        # The document of the token before: a separator, which opens the next one, is still a target of the first.
         start = starts[np.searchsorted(starts, position - 1, "right") - 1]
         history = np.maximum(position - start, 0)
         if tokens.separator is None:
@@ -127,15 +128,19 @@ class KneserNey:
         tokens = stream.tokens
         probabilities = np.full(len(tokens), 1 / self.vocab)
         context = np.zeros(len(tokens), np.int64)  # id of the context at each position, -1 if unseen in training
+        # From the lowest order up: each scales the probability given the shorter context and adds its own. Where a
+        # context is unseen in training, the higher orders leave it as it is.
         for k, level in enumerate(self.levels):
             at = stream.targets(k)
             at = at[context[at] >= 0]
             key = context[at] * self.vocab + tokens[at]
             rank = np.searchsorted(level.keys, key)
+            # Any valid rank: whether the key is there is compared next.
             rank[rank == len(level.keys)] = 0
             known = level.keys[rank] == key if len(level.keys) else np.zeros(len(at), bool)
             probabilities[at] *= level.rest[context[at]]
             probabilities[at[known]] += level.own[rank[known]]
+            # The n-gram that ends at a position is the context of the next one.
             gram = tokens.copy() if k == 0 else np.full(len(tokens), -1)
             gram[at[known]] = rank[known]
             context = np.concatenate([[-1], gram[:-1]])

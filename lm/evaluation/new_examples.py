@@ -71,6 +71,7 @@ def read_examples(path: str, objective: Any, own: ExampleSource | TextSource) ->
     """Read the examples of a file whose format is that of the run's `own` source; their labels become placeholders."""
     ending, answers = Path(path).suffix.lower(), objective.answers
     kind, reads, tags = answers.kind, answers.reads, answers.form == TAGS.name
+    # A tagger first: a .tsv of words in columns would else be read as a table of examples.
     if tags and (path == "-" or ending in (*WORDS, ".txt")):
         examples: Sequence[Example] = [
             example._replace(values={**example.values, objective.words: example.values["words"]})

@@ -82,6 +82,7 @@ class Perplexity:
                 done = end
 
     def pseudo(self, subject: Subject, encoded: Sequence[np.ndarray], size: Size) -> Figures:
+        # Less [CLS] and [SEP]. A masked model sees both sides, so the windows need no overlap.
         window = self.window or subject.objective.model.context - 2
         rows = [ids[low : low + window] for ids in encoded for low in range(0, len(ids), window)]
         sums = np.array([[-x.sum(dtype=float), len(x)] for x in masked_logprobs(subject, rows)])
@@ -109,12 +110,14 @@ class Size:
 
 def figures(scored: Sequence[Scored], size: Size, seed: int) -> Figures:
     """Measure scored windows: perplexity per unit of raw text, next-token accuracy and calibration."""
+    # Summed by window: neighbouring tokens depend on each other, so a resample must not separate them.
     sums = np.array([[-s.logprobs.sum(dtype=float), len(s.logprobs), s.greedy.sum()] for s in scored])
     confidence, right, squares, logprobs = (
         np.concatenate([getattr(s, name) for s in scored]) for name in ("confidence", "greedy", "squares", "logprobs")
     )
     bin_of = np.searchsorted(edges(confidence, BINS, "width"), confidence)
     bins = np.concatenate([np.bincount(bin_of, weights, BINS) for weights in (None, confidence, right)])
+    # The squared distance to the one-hot target, sum p^2 - 2 p(target) + 1, without an array over the vocabulary.
     brier = float((squares - 2 * np.exp(logprobs) + 1).mean(dtype=float))
     return {
         **measures(sums, size, seed),
@@ -131,6 +134,7 @@ def measures(sums: np.ndarray, size: Size, seed: int) -> Figures:
     def rate(sums: np.ndarray) -> np.ndarray:
         return divide(sums[..., 0], sums[..., 1])
 
+    # Tokens per unit of raw text are a constant of the text: only nats per token are resampled.
     formulas = {
         "nats_per_token": rate,
         "perplexity": lambda s: np.exp(rate(s)),

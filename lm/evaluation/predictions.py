@@ -85,6 +85,7 @@ def read_labels(objective: Any, example: Example, parts: Sequence[Row]) -> Predi
     if any(name not in shares for name in gold):
         return None
     guess, chosen = parts[0]["guess"], [name for name in shares if name in gold]
+    # All labels must be right at once: the least certain decides.
     sure = min(max(p, 1 - p) for p in shares.values())
     return {"gold": chosen, "guess": guess, "right": float(chosen == guess), "confidence": sure, "probabilities": shares}
 
@@ -105,8 +106,10 @@ def read_option(objective: Any, example: Example, parts: Sequence[Row]) -> Predi
 
 def measure_options(objective: Any, predictions: Sequence[Prediction], seed: int) -> Figures:
     most = max(len(p["probabilities"]) for p in predictions)
+    # Examples may have different numbers of options: those that are lacking have probability 0.
     shares_NC = np.array([p["probabilities"] + [0.0] * (most - len(p["probabilities"])) for p in predictions])
     figures = calibration.calibration(shares_NC, np.array([p["gold"] for p in predictions]), BINS, seed)
+    # Beside the accuracy, as the number of options, and with it the level of guessing, varies.
     chance = float(np.mean([1 / len(p["probabilities"]) for p in predictions]))
     return {**figures, "chance": proportion(chance * len(predictions), len(predictions))}
 
@@ -173,6 +176,8 @@ def read_answer(objective: Any, example: Example, parts: Sequence[Row]) -> Predi
     exact, f1 = qa.best(merged["text"], golds, RULES[rule])
     offers = {candidate["text"]: candidate["score"] for candidate in merged["candidates"]}
     if objective.null:
+        # Unanswerable only if no window of the paragraph has an answer: the lowest of their scores, as in BERT's SQuAD
+        # 2.0 script.
         offers[""] = min(part["none"] for part in parts)
     # No candidates: every likely end lies before every likely start.
     shares = dict(zip(offers, map(float, softmax([*offers.values()])))) if offers else {}
@@ -209,9 +214,11 @@ def read_text(objective: Any, example: Example, parts: Sequence[Row]) -> Predict
 def measure_texts(objective: Any, predictions: Sequence[Prediction], seed: int) -> Figures:
     """Measure texts by BLEU, chrF, ROUGE, exact match and distinct-n, and first references by bits per byte."""
     texts, golds = [p["guess"] for p in predictions], [p["gold"] for p in predictions]
+    # Chinese has no spaces: its characters stand for words.
     words = [list(text.replace(" ", "")) if any(map(qa.is_chinese, text)) else text.split() for text in texts]
     more = diversity.diversity(words, seed=seed)
     if "reference_logprob" in predictions[0]:
+        # Per byte of text, which compares models across tokenizers.
         rows = np.array([[-p["reference_logprob"] / math.log(2), p["reference_bytes"]] for p in predictions])
         more |= bootstrap_sums(rows, {"bits_per_byte": lambda s: divide(s[..., 0], s[..., 1])}, seed)
     return {**generation.compared(texts, golds, seed), **generation.exact_match(texts, golds), **more}

@@ -25,6 +25,7 @@ def replies(objective: Any, params: Any, examples: Sequence[Example]) -> list[tu
     texts = [objective.texts(example) for example in chosen]
     prompts = [objective.prompt_of(source) for source, _ in texts]
     new = min(reply.tokens, objective.limits[1])
+    # All of them before the first is answered: one that is too long fails at once.
     for prompt in prompts:
         fits(writer.steps, prompt, new)
     strategy = GreedySearch() if reply.beams == 1 else BeamSearch(num_beams=reply.beams)

@@ -35,6 +35,7 @@ class Texts:
     def measure(self, subject: Subject) -> Figures:
         examples = read_examples(self.path)
         prompts, texts = ([example.get(name) for example in examples] for name in ("prompt", "text"))
+        # Chinese has no spaces: its characters stand for words.
         words = [list(text.replace(" ", "")) if any(map(is_chinese, text)) else text.split() for text in texts]
         figures = {**diversity(words, seed=subject.seed), **repetition(words)}
         if len(texts) > 1:

@@ -36,6 +36,7 @@ def reopened(config: Config, workdir: Path | None = None) -> HeldOut:
     check(corpus.holds_out, "this run has no held-out text: its config has validation=0")
     mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
     with jax.set_mesh(mesh):
+        # The whole split, whatever part of it evaluations in training were limited to.
         return held_out_of(dataclasses.replace(config, evaluate_batches=0), corpus, mesh)
 
 

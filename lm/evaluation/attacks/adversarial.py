@@ -83,6 +83,7 @@ def attack(
         importance = _importance(ask(gone), clean_C, label)
         if order == "saliency":
             importance = _weighted(importance, parts, places, label, best, ask, synonyms)
+        # Stable: words of equal importance fall in the order of the text, on any machine.
         for k in np.argsort(-importance, kind="stable"):
             if len(replaced) + 1 > most * len(places) or flipped:
                 break

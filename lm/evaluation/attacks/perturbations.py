@@ -41,6 +41,7 @@ NEIGHBOURS = _neighbours()
 
 def _hits(rng: np.random.Generator, allowed: Sequence[bool], rate: float) -> list[int]:
     """Draw positions among the allowed ones."""
+    # A draw for every position, allowed or not: a hit depends on its place, not on which letters stand before it.
     return np.flatnonzero((rng.random(len(allowed)) < rate) & np.array(allowed, bool)).tolist()
 
 

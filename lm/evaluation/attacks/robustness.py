@@ -13,6 +13,7 @@ from lm.evaluation.metrics.statistics import Figures, mean, proportion, same_len
 def change(clean_N: Sequence[float], perturbed_N: Sequence[float]) -> Figures:
     """Compare scores of the same examples: means `clean`, `perturbed`, and `delta`, their paired difference."""
     same_length(clean=clean_N, perturbed=perturbed_N)
+    # By example before the mean: what is hard in both cancels, so the error is that of the change alone.
     delta_N = np.asarray(perturbed_N, float) - np.asarray(clean_N, float)
     return {"clean": mean(clean_N), "perturbed": mean(perturbed_N), "delta": mean(delta_N)}
 

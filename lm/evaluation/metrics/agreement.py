@@ -33,6 +33,7 @@ def fleiss_kappa(counts_NK: np.ndarray, seed: int = 0) -> Figures:
         chance = ((sums[..., 2:] / sums[..., 2:].sum(-1, keepdims=True)) ** 2).sum(-1)
         return divide(agreement(sums) - chance, 1 - chance, np.nan)
 
+    # Both figures are functions of these sums: a resample of items is a sum of their rows.
     rows = np.column_stack([agreed_N, np.ones(len(judges)), counts_NK])
     return bootstrap_sums(rows, {"fleiss_kappa": kappa, "agreement": agreement}, seed)
 
@@ -61,6 +62,8 @@ def krippendorff_alpha(
 
     def alpha(sums: np.ndarray) -> np.ndarray:
         counts = sums[..., 1:]
+        # Two ratings drawn from all without replacement: n (n - 1) pairs, of which the n cancels against the observed
+        # side's.
         chance = np.einsum("...k,kj,...j->...", counts, cost_KK, counts) / (counts.sum(-1) - 1)
         return 1 - divide(sums[..., 0], chance, np.nan)
 

@@ -34,6 +34,7 @@ def calibration(probabilities_NC: np.ndarray, truth_N: np.ndarray, bins: int = 1
         "confidence": mean(confidence_N),
         **wide,
         **massed,
+        # The squared distance to the one-hot truth.
         "brier": mean((p_NC**2).sum(1) - 2 * of_truth_N + 1),
         "nll": _mean_of_any(nll_N),
     }
@@ -104,6 +105,7 @@ def fit_temperature(logits_NC: np.ndarray, truth_N: np.ndarray) -> float:
     of_truth_N = z_NC[np.arange(len(z_NC)), truth_N]
 
     def slope(log_inverse: float) -> float:
+        # The derivative of the NLL by 1/T: the mean logit under the model less that of the true class.
         p_NC = softmax(z_NC / np.exp(-log_inverse), -1)
         return float(np.mean((p_NC * z_NC).sum(1) - of_truth_N))
 

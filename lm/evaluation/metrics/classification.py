@@ -125,6 +125,7 @@ def multilabel(truth_NK: np.ndarray, predicted_NK: np.ndarray, names: Sequence[s
     check(bool(np.isin(truth_NK, (0, 1)).all() and np.isin(predicted_NK, (0, 1)).all()), "labels must be 0 or 1")
     check(len(names) in (0, truth_NK.shape[1]), f"{len(names)} names for {truth_NK.shape[1]} labels")
     t, p = truth_NK.astype(bool), predicted_NK.astype(bool)
+    # The same formulas as of single labels: hits, truths and guesses of each label are sums over examples here, too.
     formulas = {f"f1/{how}": partial(_averaged, which=2, how=how) for how in ("micro", "macro", "weighted")}
     formulas |= {f"f1/{apart(name)}": partial(_one, which=2, k=k) for k, name in enumerate(names)}
     return {

@@ -36,6 +36,7 @@ def diversity(texts: Sequence[Text], orders: Sequence[int] = (1, 2, 3, 4), seed:
     split = [tokens(text) for text in texts]
     figures: Figures = {}
     for n in orders:
+        # Numbered once, so that each of the jackknife's samples is a count of integers.
         names: dict[tuple, int] = {}
         ids = [np.array([names.setdefault(g, len(names)) for g in ngrams(text, n)], int) for text in split]
         figures |= jackknife(partial(_frequencies, ids=ids, kinds=len(names), n=n), len(split), seed)
@@ -79,6 +80,7 @@ def returning(text: Sequence[Hashable], window: int) -> float:
     seen: dict[Hashable, int] = {}
     hits = 0
     for i, token in enumerate(text):
+        # The latest occurrence decides; a token not seen yet counts as one just outside the window.
         hits += i - seen.get(token, i - window - 1) <= window
         seen[token] = i
     return hits / len(text) if text else math.nan
@@ -118,6 +120,7 @@ def _precisions(texts: Sequence[Sequence[Hashable]], n: int) -> np.ndarray:
     for i, own in enumerate(counts):
         most = {gram: second[gram] if first[gram][1] == i else first[gram][0] for gram in own}
         hits, total = sum(min(times, most[gram]) for gram, times in own.items()), max(own.total(), 1)
+        # Without a shared word BLEU is 0: only the higher orders are smoothed.
         precisions.append(0.0 if n == 1 and not hits else (hits or 0.1) / total)
     return np.array(precisions)
 
@@ -125,6 +128,7 @@ def _precisions(texts: Sequence[Sequence[Hashable]], n: int) -> np.ndarray:
 def _brevity(length: int, ordered: list[int]) -> float:
     """Compute the brevity penalty against the closest other length, of two equally close the shorter."""
     at = bisect_left(ordered, length)
+    # The entry at `at` is the text itself, or one of the same length: it is left out once.
     others = ordered[max(at - 1, 0) : at] + ordered[at + 1 : at + 2]
     closest = min(others, key=lambda other: (abs(other - length), other))
     return 1.0 if length > closest else math.exp(1 - closest / length) if length else 0.0

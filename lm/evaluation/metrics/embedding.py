@@ -79,6 +79,7 @@ def uniformity(vectors_ND: np.ndarray, block: int = 1024) -> Figures:
     check(bool(np.allclose(lengths, 1)), "uniformity: a vector of zeros has no direction")
     sums_N -= 1  # the pair of a vector with itself
     value = math.log(sums_N.sum() / (size * (size - 1)))
+    # Without one vector, both its row and its column of the pairs are gone.
     without_N = np.log((sums_N.sum() - 2 * sums_N) / ((size - 1) * (size - 2)))
     error = math.sqrt((size - 1) * np.mean((without_N - without_N.mean()) ** 2))
     return {"uniformity": Figure.of(value, error)}
@@ -91,6 +92,7 @@ def relevance(prompts_ND: np.ndarray, continuations_ND: np.ndarray) -> Figures:
     if len(found) < 2:
         return figures
     a, b = normalised(prompts_ND), normalised(continuations_ND)
+    # The sum of all prompts first: N products in place of N^2; less the own prompt.
     others = (b @ a.sum(0) - found) / (len(found) - 1)
     return figures | {"lift": mean(found - others)}
 
@@ -123,6 +125,7 @@ def first_rank(scores_N: np.ndarray, wanted: Collection[int], query: int) -> int
     check(within, f"query {query}: its relevant documents need indices in 0..{len(scores_N) - 1}")
     others = np.ones(len(scores_N), bool)
     others[chosen] = False
+    # Equal vectors may differ by rounding: within 1e-12 they are ties.
     return 1 + int((scores_N[others] >= scores_N[chosen].max() - 1e-12).sum())
 
 
@@ -149,5 +152,6 @@ def weat(
 
     orders = np.random.default_rng(seed).permuted(np.tile(both, (permutations, 1)), axis=1)
     drawn = orders[:, : len(s_X)].mean(1) - orders[:, len(s_X) :].mean(1)
+    # The observed arrangement is one of the permutations: with it p is never 0.
     p_value = (1 + int((drawn >= s_X.mean() - s_Y.mean() - 1e-12).sum())) / (1 + permutations)
     return {**bootstrap(effect, len(both), seed), "weat_p": Figure.of(p_value, math.nan)}

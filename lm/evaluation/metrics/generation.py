@@ -53,10 +53,12 @@ def _corpus(name: str, metric: Any, texts: Sequence[str], references: References
     """Bootstrap a sacrebleu metric over sentences: BLEU and chrF are functions of sums of matches and lengths."""
     _checked(texts, references)
     most = max(map(len, references))
+    # sacrebleu takes the k-th reference of every text as one stream, with None for a text that has fewer.
     streams = [[r[k] if k < len(r) else None for r in references] for k in range(most)]
     rows = np.array(metric._extract_corpus_statistics(texts, streams))  # as sacrebleu's own significance tests do
 
     def formula(sums: np.ndarray) -> np.ndarray:
+        # Sums of counts come back from a product of float matrices.
         whole = np.rint(sums).astype(int).reshape(-1, rows.shape[1]).tolist()
         return np.array([metric._compute_score_from_stats(s).score for s in whole]).reshape(sums.shape[:-1])
 

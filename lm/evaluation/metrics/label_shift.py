@@ -29,6 +29,7 @@ def reweighted(truth_N: Sequence[int], predicted_N: Sequence[int], prior_C: np.n
     if len(absent):
         raise UserError(f"class {absent[0]} has a share but no examples to measure it on")
     recall_C = divide(np.bincount(labels_N, right_N, len(prior_C)), count_C)
+    # Recalls of different classes rest on different examples: their variances add.
     variance_C = divide(recall_C * (1 - recall_C), count_C)
     shift_C = prior_C - count_C / count
     return {

@@ -50,6 +50,7 @@ def _seeded(
     q_K, p_K = (np.bincount(part, minlength=clusters) for part in (labels[: len(q_MD)], labels[len(q_MD) :]))
     rng = np.random.default_rng(seed)
     draws = [(p_K, q_K)]
+    # Texts resampled at fixed clusters are multinomial counts: k-means runs once a seed.
     draws += zip(*(rng.multinomial(x.sum(), x / x.sum(), size=replicates) for x in (p_K, q_K)))
     return {
         "mauve": np.array([area(p / p.sum(), q / q.sum(), scale) for p, q in draws]),
@@ -98,6 +99,7 @@ def area(p_K: np.ndarray, q_K: np.ndarray, scale: float = SCALE) -> float:
 
     Mean of the trapezoid rule over either axis.
     """
+    # As in the reference: at a weight of 0 the divergence may be infinite.
     weights = np.linspace(1e-6, 1 - 1e-6, 25)[:, None]
     mixed = weights * p_K + (1 - weights) * q_K
     x = np.concatenate([[1.0], np.exp(-scale * divergence(q_K, mixed)), [0.0]])

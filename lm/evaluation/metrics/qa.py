@@ -83,6 +83,8 @@ def longest_run(first: Sequence[str], second: Sequence[str]) -> int:
     for a in first:
         row = [0] * (len(second) + 1)
         for j, b in enumerate(second, 1):
+            # The run that ends at both: one longer than that of their predecessors, which is all that a row must
+            # remember.
             row[j] = above[j - 1] + 1 if a == b else 0
         best, above = max(best, *row), row
     return best

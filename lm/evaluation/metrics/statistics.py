@@ -80,6 +80,7 @@ def proportion(successes: float, count: int) -> Figure:
     check(count > 0, "a share of no examples is undefined")
     p = float(successes) / count
     centre, spread = (p + Z**2 / 2 / count), Z * math.sqrt(p * (1 - p) / count + (Z / 2 / count) ** 2)
+    # Clipped at p below: where p is 0 or 1, rounding may leave it outside of its own interval.
     low, high = ((centre + sign * spread) / (1 + Z**2 / count) for sign in (-1, 1))
     return Figure(p, math.sqrt(p * (1 - p) / count), max(min(low, p), 0.0), min(max(high, p), 1.0))
 
@@ -95,6 +96,7 @@ def mean(values: Sequence[float] | np.ndarray) -> Figure:
 def resampled(value: float, replicates: np.ndarray) -> Figure:
     """Return a value with the standard deviation of its bootstrap replicates and their 2.5 and 97.5 percentiles."""
     known = np.asarray(replicates, float)
+    # A resample on which a figure is undefined (no example of a class) says nothing about its spread.
     known = known[np.isfinite(known)]
     if len(known) < 2 or not math.isfinite(value):
         return Figure(float(value), math.nan, math.nan, math.nan)
@@ -136,6 +138,7 @@ def _draws(size: int, seed: int, replicates: int, counts: np.ndarray | None = No
             total = int(np.sum(counts))
             yield rng.multinomial(total, np.asarray(counts, float) / total, size=some).astype(float)
             continue
+        # Shifted into a range of its own for each resample, so that one bincount counts all.
         chosen = rng.integers(0, size, (some, size)) + size * np.arange(some)[:, None]
         yield np.bincount(chosen.ravel(), minlength=some * size).reshape(some, size).astype(float)
 
@@ -163,6 +166,7 @@ def jackknife(
     without = [statistic(np.sort(np.concatenate([p for j, p in enumerate(parts) if j != i]))) for i in range(len(parts))]
     values = {name: np.array([f.get(name, math.nan) for f in without], float) for name in whole}
     known = {name: v[np.isfinite(v)] for name, v in values.items()}  # the other groups may hold nothing to measure
+    # The samples share most of their examples: their spread is scaled up by the number of groups less one.
     errors = {
         name: math.sqrt((len(v) - 1) * np.mean((v - v.mean()) ** 2)) if len(v) > 1 else math.nan for name, v in known.items()
     }

@@ -119,12 +119,15 @@ def mistakes(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: str | None
     """List wrong entities by sentence, each gold span paired with the predicted span of the largest overlap."""
     wrong = []
     for i, (true, guessed) in enumerate(_spans_of_all(gold, predicted, scheme)):
+        # Sorted, as the order of a set of texts changes from process to process, and the first of equal overlaps is
+        # taken.
         unmatched = sorted(guessed - true, key=lambda span: span.start)
         for span in sorted(true - guessed, key=lambda span: span.start):
             partner = max(unmatched, key=partial(_overlap, span), default=None)
             if partner is None or not _overlap(span, partner):
                 wrong.append(Mistake(i, "missed", span, None))
                 continue
+            # A predicted span explains one gold span only.
             unmatched.remove(partner)
             wrong.append(Mistake(i, _sort(span, partner), span, partner))
         wrong += [Mistake(i, "spurious", None, span) for span in unmatched]
