@@ -148,6 +148,7 @@ class ExampleSet:
             "(classify, tag, extract, choice, rank, text2text), or another source"
         )
 
+    # Whichever of these an objective of running text reads first, it meets the error above.
     tokens = starts = marks = separator
 
 

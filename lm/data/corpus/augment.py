@@ -116,6 +116,7 @@ class SpanCutoff(Augmentation):
                     if self.mask:
                         line.words[i] = self.mask
                     else:
+                        # The next word of the span moves up to the same place.
                         line.remove(start)
                 values |= line.written()
             return values
@@ -250,6 +251,8 @@ def chosen(example: Example, fields: Sequence[str]) -> list[str]:
 
 def value_hash(example: Example) -> int:
     """Hash the values, 64 bits."""
+    # Not Python's hash, which changes from process to process: copies must be the same in all of them and after a
+    # restart.
     text = json.dumps(example.values, sort_keys=True, ensure_ascii=False)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 

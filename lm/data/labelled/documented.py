@@ -110,6 +110,7 @@ def questions(modules: list[list[Entry]], together: int = 4) -> Iterator[Example
                 answer = re.split(r"(?<=[.!?]) ", entry.text)[0]
                 values = {"question": question, "context": context, "answers": [answer], "starts": [starts[k]]}
                 yield Example(values, entry.name, entry.module)
+            # Unanswerable: the first name of the next group, unless a short module has it here, too.
             elsewhere = module[(low + together) % len(module)].name.rpartition(".")[2]
             if all(elsewhere != entry.name.rpartition(".")[2] for entry in group):
                 values = {"question": f"What is {elsewhere}?", "context": context, "answers": [], "starts": []}

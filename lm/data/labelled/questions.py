@@ -15,6 +15,7 @@ from lm.errors import UserError, check
 from lm.strict_json import parse_json
 
 REACH = 8  # characters by which a start may be wrong: counted in bytes, or before the text was cleaned
+# A parsed JSON value has no line: ids and texts are looked for in the raw file.
 NAMED = re.compile(r'"(?:id|query_id|question|query_text|context|context_text)"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
 
 

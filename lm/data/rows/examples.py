@@ -61,6 +61,7 @@ class ExampleStream:
                 f"{self.examples[i].where}: {_sum(size)} tokens, more than a row of {_sum(limits)}; raise {spec.field}, "
                 "leave it out of the config to have it chosen, or shorten the example"
             )
+        # Packed by rounded sizes: any part of a class fits where any other of it was.
         rounded = np.minimum(limits, -(-sizes // np.maximum(1, sizes // 16)) * np.maximum(1, sizes // 16))
         if spec.pack:
             order = np.random.default_rng([seed % 2**32, 1]).permutation(len(found))
@@ -80,6 +81,7 @@ class ExampleStream:
         """Shuffle the parts within their length classes: a permutation of this epoch, int64 [parts]."""
         draws = np.random.default_rng([self.seed % 2**32, 2, epoch]).random(len(self.classes))
         order = np.empty(len(self.classes), np.int64)
+        # Both orders list class after class, so each part takes the place of one of its own class.
         order[np.argsort(self.classes, kind="stable")] = np.lexsort((draws, self.classes))
         return order
 
@@ -123,6 +125,7 @@ def balanced_fit(sizes: np.ndarray, order: np.ndarray, limits: np.ndarray, open_
         at = int(cost.argmin()) if len(cost) else -1
         if at < 0 or cost[at] == np.inf:
             if len(numbers) == open_rows:
+                # A row is as full as its fullest side: nothing fits in behind that.
                 full = int((room / limits).min(1).argmin())
                 room, _ = np.delete(room, full, 0), numbers.pop(full)
             room, at = np.concatenate([room, limits[None].astype(float)]), len(numbers)

@@ -27,6 +27,7 @@ def window(tokens: Tokens, start: int, length: int, packing: str = "documents") 
     if packing == "windows":
         segments, positions = _one(length)
     else:
+        # Only borders within the row: a document that begins at its first token needs none.
         low, high = np.searchsorted(tokens.starts, (start, start + real - 1), "right")
         segments, positions = _segments(tokens.starts[low:high] - start, length) if low < high else _one(length)
     if real < length:

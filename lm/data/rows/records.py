@@ -182,6 +182,7 @@ class WindowStream:
         reach, starts = max(0, self.spec.length // 2 - 1), self.tokens.starts
         ends = np.array((at, at + reach, place, place + reach)) % self.size
         first, last, there, beyond = starts.searchsorted(ends, "right").tolist()
+        # Past the ring's end the numbers of documents begin again, so the row's may be the last few and the first.
         mine = first <= there <= last if first <= last else there >= first or there <= last
         if there != beyond or not mine:
             return place
@@ -190,6 +191,7 @@ class WindowStream:
         low, high = int(starts[first - 1]), int(starts[first]) if first < len(starts) else self.size
         if high - low >= self.size:
             return place  # there is no other document
+        # Uniform over the places outside of the row's only document: drawn as if it were cut out, then moved behind it.
         other = int(rng.integers(self.size - (high - low)))
         return other + (high - low if other >= low else 0)
 
@@ -268,6 +270,7 @@ def derive(seed: int, *path: int) -> int:
 def _weights(length: int, overlap: int) -> np.ndarray:
     weights = np.ones(length, np.float32)
     weights[:overlap] = 0
+    # Shared by all records: a write would change the others.
     weights.flags.writeable = False
     return weights
 

@@ -93,6 +93,7 @@ class Frame:
             begins.append(sum(map(len, parts)))
             parts.append(cut(text, size, keep))
             types.append(k)
+        # The first closing token belongs to the last text; XLNet's <cls> behind it has a type of its own, 2.
         parts += [after[:1], after[1:]]
         types += [len(texts) - 1, 2]
         # The other styles have no token types: all 0.

@@ -101,6 +101,7 @@ def _cuts(data: mmap.mmap, start: int, stop: int) -> list[int]:
             at = line + 1
         else:
             at = min(at + PIECE, stop)
+            # The last condition is for bytes that are no UTF-8: a cut always moves on, and decoding reports them later.
             while at < stop and data[at] & 0xC0 == 0x80 and at > cuts[-1] + 1:  # a continuation byte of UTF-8
                 at -= 1
         if at >= stop:

@@ -53,6 +53,7 @@ class ParquetReader:
 
     def __getitem__(self, i: int) -> Piece:
         group = int(np.searchsorted(self.ends, i, "right"))
+        # A group at a time, as reading one row decodes all of its group.
         last = self._last
         if last is None or last[0] != group:
             last = self._last = (group, self._read(group))

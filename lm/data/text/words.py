@@ -70,6 +70,7 @@ class Given:
     @staticmethod
     def _marks(text: str, fields: list[list[str]]) -> np.ndarray:
         marks = word_marks(len(text), [len(word) for words in fields for word in words])
+        # A line end is a word of its own, and no word goes on behind it.
         lines = np.flatnonzero(np.frombuffer(text.encode("utf-32-le"), np.uint32) == 10)
         marks[np.concatenate([lines, lines[lines < len(text) - 1] + 1])] |= WORD | PHRASE
         return marks
@@ -140,6 +141,7 @@ def token_marks(marks: np.ndarray, ends: np.ndarray) -> np.ndarray:
     A token covers the characters from the end of the token before it, so also those that the tokenizer dropped; a
     character in several tokens belongs to the first.
     """
+    # Ends must not fall, or a difference of the counts below would be negative.
     ends = np.maximum.accumulate(ends) if len(ends) else ends
     bits = np.arange(4, dtype=np.uint8)
     # Running counts of each bit: their differences say which bits a token's characters have, without a loop.
