@@ -25,6 +25,7 @@ from lm.training.stopping import Watch
 def close(config: Config, workdir: Path, summary: Mapping[str, Any], watch: Watch) -> None:
     """Draw the curves of a run; where it is complete, print its last lines."""
     curves(workdir)
+    # A sitting that a signal ended is not the end of the run.
     if summary["steps"] == config.steps or watch.over:
         best = (watch.since, watch.best) if math.isfinite(watch.best) else None
         print("\n".join(closing(config, workdir, summary, best)), flush=True)
@@ -64,6 +65,7 @@ def commands(config: Config, workdir: Path, steps: int) -> list[tuple[str, str]]
 def exportable(config: Config) -> str:
     """Return the published family that holds the model, "" without one."""
     try:
+        # The export itself is asked: there is no second list of what it can write.
         return family_for(config.objective.measured())[0].name
     except UserError:
         return ""

@@ -53,6 +53,7 @@ def load(
 
     path = Path(folder).expanduser()
     check(path.is_dir(), f"{folder}: there is no such folder")
+    # Both kinds of folder have a config.json: only runs have checkpoints.
     run = (path / "checkpoints").is_dir()
     workdir, model = (str(path), None) if run else (None, str(path))
     config, params, tokenizer = opened(workdir, model, step, new_heads)
@@ -95,6 +96,7 @@ class LanguageModel:
         for name in options:
             if name not in (valid := [*options_of(kind), *options_of(Constraints), "num_samples"]):
                 raise unknown(f"option of {strategy}", name, valid)
+        # Strategies are hashable, as static arguments of compiled functions.
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         own, shared = ({name: options[name] for name in options_of(part) if name in options} for part in (kind, Constraints))
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -107,6 +109,7 @@ class LanguageModel:
         }  # fmt: skip
         job = Command(kind(**own), Constraints(**shared), options, flags).job(self.config, self.params, self.tokenizer)
         prompts = [(text, job.encode({"prompt": text})) for text in texts]
+        # Collected first: batches end in another order than the prompts came in.
         found = dict(job.samples(prompts, occurrences([encoded for _, encoded in prompts])))
         return [as_object(sample) for i in range(len(texts)) for sample in found[i]]
 
@@ -165,6 +168,7 @@ class LanguageModel:
         rows = [np.asarray(side, np.int32) for side in (source_BS, ids_BT) if side is not None]
         for row in rows:
             check(row.ndim == 2, f"ids have {row.ndim} axes where rows (B, T) are needed: [ids] makes one row")
+            # jax raises nothing for an index out of range: the states would silently be those of another token, or NaN.
             low, high = (int(row.min()), int(row.max())) if row.size else (0, 0)
             vocab = self.tokenizer.vocab
             check(low >= 0 and high < vocab, f"ids from {low} to {high}: the vocabulary has ids 0 to {vocab - 1}")
@@ -179,6 +183,7 @@ class LanguageModel:
             raise UserError(f"logits and hidden states are of Transformers that predict tokens, not of a model of {name}")
         network = Network(model, isinstance(model, EncoderDecoder) or objective.writes == "text")
         vocab = network.last.vocab
+        # Without the rows that pad the table, which are no tokens.
         logits = jax.jit(lambda params, *sides: network.logits(params, network.read(params, sides))[..., :vocab])
         return logits, lambda params, sides: observe(network, params, sides)[1]
 

@@ -123,6 +123,7 @@ def _mentioned(text: str, name: str) -> str:
     """Return the clause of a docstring that names `name` in backticks, up to the next one that names another field."""
     flat = " ".join(text.split())
     parts = re.split(r"(?<=[.;:]) +(?=`)|(?<=\.) +(?=[A-Z])", flat)
+    # A clause that begins with the name is about the field; one that only mentions it is the second choice.
     starts = [k for k, part in enumerate(parts) if part.startswith(f"`{name}`") or part.startswith(f"`{name}=")]
     holds = starts or [k for k, part in enumerate(parts) if re.search(rf"`{name}[`=.:( ]", part)]
     return parts[holds[0]].rstrip(" ;") if holds else ""
@@ -135,6 +136,7 @@ def _comments(cls: type) -> dict[str, str]:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):
         return {}
+    # The syntax tree has no comments and the tokens have no structure: the two are joined by line numbers.
     comments = {
         token.start[0]: (token.string.lstrip("# "), token.line.strip().startswith("#"))
         for token in tokenize.generate_tokens(io.StringIO(source).readline)

@@ -73,6 +73,7 @@ def own(workdir: str | None) -> str | None:
 def name(spec: str) -> str:
     """Return the name of a new run's folder: after the config file, or after the run whose config it is."""
     path = Path(spec.partition(":")[0])
+    # Not the folder whose config it is, which would resume that run.
     return f"{path.absolute().parent.name}-again" if path.suffix == ".json" else path.stem
 
 
@@ -105,6 +106,7 @@ def preview(config: Config, rows: int = 2) -> str:
         differs.append(not np.array_equal(before, row.get("tokens")))
         return row
 
+    # At a low rate many rows stay as they are: up to 64 are looked at for a corrupted one.
     batches = training_batches(config, corpus, (0, min(max(rows, 64), config.batch)))
     batches.corrupt = noted
     batch = batches[0]

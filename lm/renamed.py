@@ -45,4 +45,5 @@ MOVED = {
 def current(name: str) -> str:
     """Return the current path of a class, `lm.module.Class`."""
     module, _, attribute = name.rpartition(".")
+    # The class itself first: those of one old module may have moved to several.
     return MOVED.get(name) or f"{MOVED.get(module, module)}.{attribute}"

@@ -95,12 +95,14 @@ def _folder(package: str) -> Path:
 def _topics() -> list[str]:
     from pydoc_data.topics import topics
 
+    # Several topics share one text.
     return list(dict.fromkeys(text.strip() + "\n" for _, text in sorted(topics.items())))
 
 
 def _module(name: str, path: Path, seen: set[str]) -> str:
     """Return the module's docstrings as readable text, without those in `seen`; "" when it has none."""
     source = path.read_bytes()
+    # Parsing takes the time: files without a docstring's quotes are not parsed at all.
     if b'"""' not in source and b"'''" not in source:
         return ""
     try:

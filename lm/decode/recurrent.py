@@ -79,6 +79,7 @@ class LSTMSteps(UncachedSteps):
         return self.model.apply(prepared.variables, tokens_BT, None, state)
 
     def select(self, state: State, rows_B: jax.Array) -> State:
+        # Layers come first in this state.
         return jax.tree.map(lambda x: x[:, rows_B], state)
 
 
@@ -111,6 +112,7 @@ class PageSteps(UncachedSteps):
         return TwoStream(self.config)
 
     def prefill(self, prepared: Prepared, prompts: Prompts, room: int) -> tuple[jax.Array, Page]:
+        # One place more than tokens to come: the position that is predicted lies behind all of them.
         width, wider = prompts.tokens_BT.shape[1], ((0, 0), (0, room + 1))
         page = Page(
             jnp.pad(prompts.tokens_BT, wider), jnp.pad(prompts.segments_BT > 0, wider), jnp.asarray(width, jnp.int32)
@@ -132,6 +134,7 @@ class PageSteps(UncachedSteps):
         _, g_BPD, _ = self.model.apply(
             prepared.variables,
             page.tokens_BW,
+            # Rank 0 is below every reach of 1: all real tokens see each other, in both directions.
             rank_BT=jnp.where(page.real_BW, 0, NEVER),
             reach_BT=jnp.ones_like(page.tokens_BW),
             places_BP=jnp.broadcast_to(page.count, (rows, 1)),

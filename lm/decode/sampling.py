@@ -81,6 +81,7 @@ def top_p(scores: jax.Array, mass: float) -> jax.Array:
 
 def min_p(scores: jax.Array, share: float) -> jax.Array:
     """Keep tokens at least `share` times as probable as the likeliest (Nguyen et al. 2024)."""
+    # A ratio of probabilities is a difference of scores: no normaliser is needed.
     return kept_above(scores, scores, scores.max(-1, keepdims=True) + math.log(share))
 
 

@@ -122,6 +122,7 @@ class CachedSteps:
             return taken[0] if len(rows_B) == 1 else taken
 
         layers, segments_BS = jax.tree.map(take, state.cache.layers), state.cache.segments_BS[rows_B]
+        # The cache apart: its length is one number for all rows.
         rest = jax.tree.map(lambda x: x[rows_B], state.replace(cache=None))
         return rest.replace(cache=state.cache.replace(layers=layers, segments_BS=segments_BS))
 

@@ -28,6 +28,7 @@ def sentence_logprobs(subject: Subject, texts: Sequence[str]) -> np.ndarray:
     rows, start = [np.array([*lead, *ids], np.int32) for ids in objective.encode(tokenizer, texts)], max(1, len(lead))
     bare = next((text for text, ids in zip(texts, rows) if len(ids) <= start), None)
     check(bare is None, f"{bare!r} has no token with a predecessor: such a text has no probability")
+    # Without a lead the first token has nothing before it: it is context, and not scored.
     scored = subject.score("sentences", [Pair(objective.given(ids[:start]), ids[start:]) for ids in rows])
     return np.array([[score.logprobs.sum(dtype=float), len(score.logprobs)] for score in scored])
 
@@ -81,4 +82,5 @@ class Noise(Perturbed):
             "disturbed": lambda s: divide(s[..., 1], s[..., 2]),
             "delta": lambda s: divide(s[..., 1] - s[..., 0], s[..., 2]),
         }
+        # Both scores of a text are in one row, so that resamples keep the pair together.
         return bootstrap_sums(np.stack([*nats, size], 1), rates, subject.seed)

@@ -80,6 +80,7 @@ class Seq2Seq(nn.Module):
 
         Segments number the packed pairs of a row from 1 (0: padding); a target attends to the source of its own number.
         """
+        # The head has parameters that no state needs.
         if self.is_initializing():
             self.head()
         h_BSD = self.encode(source_BS, source_positions_BS, source_segments_BS, keys_B)

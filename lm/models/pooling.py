@@ -26,6 +26,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x_BPD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
         init: dict[str, Any] = {"std": self.std, "truncate": self.truncate}
+        # Numbered, or both would drop the same entries.
         x_BPD = dropout(x_BPD, self.rate, keys_B, 0)
         x_BPD = Linear((self.width, self.width), ("embed", None), name="dense", **init)(x_BPD)
         x_BPD = dropout(ACTIVATIONS[self.activation](x_BPD), self.rate, keys_B, 1)

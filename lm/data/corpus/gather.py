@@ -40,6 +40,7 @@ def gather(data: Any, root: Path, report: Callable[[str], None]):
         train, sources = [list(one) for one in read], components(data.validation)
         held_out = [x for k, (_, source) in enumerate(sources) for x in numbered(source.open(), k)]
         check(bool(held_out), "validation: its source has no example")
+    # Shares that are left out follow the numbers of training examples, which are known only after the split.
     parts = components(data.source, [len(side) for side in train])
     everything = [example for side in (*train, held_out) for example in side]
     name = f"fold {data.fold} of " * bool(data.fold) + "+".join(one.name for one in read)
