@@ -1,14 +1,16 @@
 """Compile the real train step ahead of time: memory, operations, collectives; no device of that kind is needed.
 
-    python -m lm.compile --config=configs/gpt_small.py [--topology=v5e:4x4] [--config.mesh.fsdp=16]
+    python -m lm.compile --config=configs/gpt_small.py [--topology=v5e:4x4] [--config.mesh.fsdp=16] [--output=F.json]
 
 `--topology` takes libtpu's names (v4:2x2x2, v5e:4x4, v5p:2x2x1, v6e:4x4 ...) and needs `pip install libtpu`; without it
 the step is compiled for the devices here.
 """
 
 import dataclasses
+import json
 import os
 import re
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from absl import flags
 
 from lm.config import Config, load, override
 from lm.errors import UserError, check
-from lm.flags import run
+from lm.flags import define_output, output, run
 
 CONFIG = flags.DEFINE_string("config", None, "config file and its arguments: FILE.py[:key=value,...]")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v5e:4x4")
 VOCAB = flags.DEFINE_integer("vocab", 32768, "vocabulary where the config leaves it to the tokenizer")
+OUTPUT = define_output("write the figures to this file as JSON; bytes are of one device")
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -71,11 +74,14 @@ def stand_in(config: Config) -> tuple[Config, Any]:
     return resolve(dataclasses.replace(config, objective=config.objective.sized(VOCAB.value)), corpus)
 
 
-def report(config: Config, topology: str | None) -> str:
-    """Compile the step of a config for a slice; return a table of its memory, operations and collectives."""
+def measure(config: Config, topology: str | None) -> dict[str, Any]:
+    """Compile the step of a config for a slice; return its memory (bytes of one device), operations and collectives.
+
+    `step_seconds_at_peak` is a lower bound, of matrix products alone at the device's peak; absent for unknown devices.
+    """
     import jax
 
-    from lm.console import table, waiting
+    from lm.console import waiting
     from lm.models import flops
     from lm.objectives.base import training_batches
     from lm.sharding import batch_layout, make_mesh
@@ -84,37 +90,63 @@ def report(config: Config, topology: str | None) -> str:
 
     # Abstract arrays with shardings of the topology: no device of it has to exist.
     config, corpus = stand_in(config)
-    objective = config.objective
     mesh = make_mesh(dataclasses.asdict(config.mesh), devices(topology))
+    kind = mesh.devices.flat[0].device_kind
     example = training_batches(config, corpus, (0, 1))[0]
     layout = batch_layout(mesh, example)
     batch = {
         name: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype, sharding=layout[name])
         for name, x in example.items()
     }
+    start = time.perf_counter()
     with jax.set_mesh(mesh):
         abstract = abstract_state(config, batch, mesh)
         try:
-            with waiting(f"compiling the step for {mesh.devices.size} x {mesh.devices.flat[0].device_kind}"):
+            with waiting(f"compiling the step for {mesh.devices.size} x {kind}"):
                 compiled = compile_step(config, abstract, batch)
         except jax.errors.JaxRuntimeError as error:
             # A step that does not fit fails in the compiler, with the sizes in its first line.
             check("hbm" not in str(error).lower(), f"it does not fit: {str(error).splitlines()[0][:300]}")
             raise
+    seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
-    work = config.batch * objective.flops()
+    work = config.batch * config.objective.flops()
     # Counted in the optimised program, after the partitioner: `-start` halves of asynchronous ones count once.
     collectives = Counter(re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", compiled.as_text()))
+    found = {
+        "devices": mesh.devices.size,
+        "device_kind": kind,
+        "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
+        "params": flops.parameter_count(abstract.params),
+        "arguments_bytes": memory.argument_size_in_bytes,
+        "temporaries_bytes": memory.temp_size_in_bytes,
+        "model_flops": work,
+        "collectives": {name: {"count": count} for name, count in sorted(collectives.items())},
+        "steps": config.steps,
+        "compile_seconds": round(seconds, 1),
+    }
+    if peak := flops.peak(mesh.devices.flat[0]):
+        found["step_seconds_at_peak"] = work / (peak * mesh.devices.size)
+    return found
+
+
+def report(found: dict[str, Any]) -> str:
+    """Format what `measure` found as a table."""
+    from lm.console import table
+
     gib = 2**30
     rows = [
-        ("devices", f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"),
-        ("mesh", " x ".join(f"{n} {a}" for a, n in mesh.shape.items() if n > 1) or "1"),
-        ("parameters", f"{flops.parameter_count(abstract.params):,}"),
-        ("arguments a device", f"{memory.argument_size_in_bytes / gib:.3f} GiB"),
-        ("temporaries a device", f"{memory.temp_size_in_bytes / gib:.3f} GiB"),
-        ("operations a step", f"{work:.3e} FLOP (formula of lm.models.flops)"),
-        ("collectives", ", ".join(f"{n} {c}" for c, n in sorted(collectives.items())) or "none"),
+        ("devices", f"{found['devices']} x {found['device_kind']}"),
+        ("mesh", " x ".join(f"{n} {a}" for a, n in found["mesh"].items()) or "1"),
+        ("parameters", f"{found['params']:,}"),
+        ("arguments a device", f"{found['arguments_bytes'] / gib:.3f} GiB"),
+        ("temporaries a device", f"{found['temporaries_bytes'] / gib:.3f} GiB"),
+        ("operations a step", f"{found['model_flops']:.3e} FLOP (formula of lm.models.flops)"),
+        ("collectives", ", ".join(f"{one['count']} {name}" for name, one in found["collectives"].items()) or "none"),
     ]
+    if seconds := found.get("step_seconds_at_peak"):
+        hours = seconds * found["steps"] / 3600
+        rows.append(("time at the device's peak", f"{seconds:.3g} s a step, {hours:,.3g} h for {found['steps']:,} steps"))
     return table(rows, ("quantity", "value"))
 
 
@@ -122,6 +154,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     check(CONFIG.value is not None, "which config? --config=configs/gpt_small.py")
     config = load(CONFIG.value)
     config = override(config, overrides)
+    file = output("lm.compile")  # checked before minutes of compilation
     # libtpu off a TPU: no query to the metadata server, no lock against other processes.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -133,7 +166,10 @@ def main(overrides: list[tuple[str, str]]) -> None:
         from lm.start.adopt import adopt
 
         config, _ = adopt(config, [name for name, _ in overrides])
-    print(report(config, TOPOLOGY.value))
+    found = measure(config, TOPOLOGY.value)
+    print(report(found))
+    if file:
+        file.write(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

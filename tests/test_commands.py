@@ -48,6 +48,17 @@ def test_compile_tells_memory_and_collectives():
     assert "GiB" in done.stdout
 
 
+def test_compile_writes_its_figures(tmp_path):
+    """A CPU has no collectives; the bound is the formula's FLOPs over the measured rate of the CPU."""
+    done = start("lm.compile", f"--config={TINY}", f"--output={tmp_path}/f.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert (found["devices"], found["device_kind"], found["mesh"], found["collectives"]) == (1, "cpu", {}, {})
+    assert found["arguments_bytes"] >= 3 * 4 * found["params"] > 0  # parameters and two moments
+    assert found["step_seconds_at_peak"] > 0
+    assert found["model_flops"] > 6 * found["params"]
+
+
 def test_compile_refuses_an_unknown_slice_in_one_line():
     done = start("lm.compile", f"--config={TINY}", "--topology=v9z:2x2")
     assert done.returncode == 2, done.stderr
