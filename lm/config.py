@@ -26,7 +26,7 @@ from lm.extensions import is_known, register
 from lm.fields import arguments, as_text, chosen, described, has_type, hints, override, parse
 from lm.renamed import current
 from lm.strict_json import parse_json
-from lm.training.settings import Every, Keep, Mesh, Optimizer, Schedule
+from lm.training.settings import Every, Keep, Mesh, Optimizer, Schedule, Wandb
 from lm.training.stopping import EarlyStop
 
 __all__ = ["Config", "Data", "Every", "Keep", "Mesh", "Optimizer", "Schedule", "arguments", "from_json", "load", "override",
@@ -58,6 +58,7 @@ class Config:
     skip_limit: int = 20  # non-finite steps in a row before the run stops
     profile: int = 0  # steps to trace, after the first ten
     wandb: bool = False  # log to Weights & Biases too
+    wandb_run: Wandb = Wandb()  # its project, group and tags there
 
     def __post_init__(self):
         check_range(self, 1, 2**31, "steps", "batch", "micro_batches", "skip_limit")  # counted in int32

@@ -235,7 +235,7 @@ def sitting(config: Config, workdir: Path, stop: Stop) -> None:
             corpus.tokenizer.save(workdir / "tokenizer.json")
 
         tokens = config.batch * config.objective.records.tokens
-        with Writers(workdir, config.steps, start, tokens, lead, config.wandb) as writers:
+        with Writers(workdir, config.steps, start, tokens, lead, config.wandb_run if config.wandb else None) as writers:
             announce(run, abstract, start, writers.say)
             for line in dp_budget.notices(config, corpus, batches):
                 writers.say(line)

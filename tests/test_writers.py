@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lm.errors import UserError
+from lm.training.settings import Wandb
 from lm.training.tensorboard import EventFile, crc32c, event, record, scalar_value, text_value
 from lm.training.writers import MetricsLog, Writers, parse_metrics
 
@@ -118,7 +119,7 @@ def test_samples(tmp_path, capsys):
 
 def test_other_processes_are_silent(tmp_path, capsys):
     workdir = tmp_path / "run"
-    with Writers(workdir, steps=10, lead=False, wandb=True) as writers:
+    with Writers(workdir, steps=10, lead=False, wandb=Wandb()) as writers:
         writers.write(1, {"train/loss": 1.0})
         writers.text(1, "sample", "text")
         writers.say("hello")
@@ -273,7 +274,7 @@ def wandb(monkeypatch):
 
 def test_wandb(tmp_path, wandb):
     (tmp_path / "config.json").write_text('{"seed": 3}')
-    with Writers(tmp_path, steps=2, wandb=True) as writers:
+    with Writers(tmp_path, steps=2, wandb=Wandb()) as writers:
         writers.write(1, {"train/loss": 1.0})
         writers.text(1, "sample", "<b>")
         writers.close({"steps": 2})
@@ -281,13 +282,18 @@ def test_wandb(tmp_path, wandb):
     assert (wandb.summary, wandb.finished) == ({"steps": 2}, [0])
     assert wandb.inits[0]["config"] == {"seed": 3}
     assert wandb.inits[0]["axis"] == "step"
-    Writers(tmp_path, steps=2, start=1, wandb=True).close()
+    assert [wandb.inits[0][name] for name in ("project", "group", "tags", "entity")] == ["lm", None, None, None]
+    Writers(tmp_path, steps=2, start=1, wandb=Wandb()).close()
     assert wandb.inits[0]["id"] == wandb.inits[1]["id"]
+    place = Wandb(project="ablations", group="swiglu", tags=("nano", "first"), entity="group")
+    Writers(tmp_path, steps=2, start=1, wandb=place).close()
+    assert wandb.inits[2].items() >= {"project": "ablations", "group": "swiglu", "entity": "group"}.items()
+    assert wandb.inits[2]["tags"] == ["nano", "first"]
 
 
 def test_wandb_learns_of_a_failure(tmp_path, wandb):
     def fail():
-        with Writers(tmp_path, steps=2, wandb=True):
+        with Writers(tmp_path, steps=2, wandb=Wandb()):
             raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):
@@ -304,5 +310,5 @@ def test_wandb_missing_costs_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 4.0}\n')
     with pytest.raises(UserError, match="pip install wandb"):
-        Writers(tmp_path, steps=2, wandb=True)
+        Writers(tmp_path, steps=2, wandb=Wandb())
     assert len(lines(tmp_path)) == 1

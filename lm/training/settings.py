@@ -43,6 +43,16 @@ class Keep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wandb:
+    """Place of a run in Weights & Biases, where `Config.wandb` logs to it."""
+
+    project: str = "lm"  # that the run is listed in
+    group: str = ""  # of runs that belong together, such as the seeds of one arm
+    tags: tuple[str, ...] = ()  # to filter runs by
+    entity: str = ""  # user or team; empty: the account's default
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """Update rule; `lr` is the peak that the schedule scales. A rule ignores the fields of others.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from lm.console import Console
 from lm.errors import UserError
 from lm.outputs import replace_file
+from lm.training.settings import Wandb
 from lm.training.tensorboard import EventFile
 
 
@@ -24,7 +25,7 @@ class Writers:
         start: int = 0,
         tokens_per_step: int = 0,
         lead: bool = True,
-        wandb: bool = False,
+        wandb: Wandb | None = None,
     ):
         """Open the sinks for the steps after `start`; entries of later steps, from a sitting that was killed, are dropped.
 
@@ -35,7 +36,7 @@ class Writers:
             return
         self.workdir.mkdir(parents=True, exist_ok=True)
         # W&B first: where the package is missing, a resumed run must not have lost the end of its log.
-        self.wandb = start_wandb(self.workdir) if wandb else None
+        self.wandb = start_wandb(self.workdir, wandb) if wandb else None
         self.metrics = MetricsLog(self.workdir / "metrics.jsonl", start)
         self.events = EventFile(self.workdir / "tensorboard", start)
         self.sampled: int | None = None
@@ -157,7 +158,7 @@ def parse_metrics(path: Path) -> list[dict]:
     return lines
 
 
-def start_wandb(workdir: Path):
+def start_wandb(workdir: Path, place: Wandb):
     """Start or resume this folder's W&B run; `step` is a metric there, so that a resumed run may repeat steps."""
     try:
         import wandb
@@ -168,7 +169,10 @@ def start_wandb(workdir: Path):
     if not saved.exists():
         replace_file(saved, uuid.uuid4().hex[:12])
     run = wandb.init(
-        project="lm",
+        project=place.project,
+        entity=place.entity or None,
+        group=place.group or None,
+        tags=list(place.tags) or None,
         name=workdir.name,
         id=saved.read_text().strip(),
         dir=str(workdir),
