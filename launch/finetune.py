@@ -23,6 +23,7 @@ from typing import Any
 from absl import flags
 
 from launch.baselines import BASELINES
+from launch.pages import markdown, write_between
 from launch.real_data import DOMAINS, MADE, Missing, articles, minilm, texts
 from lm.config import load
 from lm.console import table
@@ -39,9 +40,9 @@ STARTS = flags.DEFINE_bool("starts", True, "also from a pre-trained start", flag
 PRETRAINING = flags.DEFINE_integer("pretraining", 1200, "steps of pre-training", lower_bound=1, flag_values=VALUES)
 PACKAGES = flags.DEFINE_string("packages", None, "folder of downloads (default: WORKDIR/packages)", flag_values=VALUES)
 XQUAD = flags.DEFINE_string("xquad", "data/xquad", "folder of xquad.en.json and xquad.zh.json", flag_values=VALUES)
-README = flags.DEFINE_bool("readme", False, "write the table into README.md, between its two marks", flag_values=VALUES)
+README = flags.DEFINE_bool("readme", False, "write the table into launch/README.md, between its two marks", flag_values=VALUES)
 
-MARKS = "<!-- launch.finetune -->", "<!-- /launch.finetune -->"
+PAGE = Path(__file__).with_name("README.md")
 HEADER = ("task", "metric", "baseline", "from scratch", "own start", "MiniLM", "MiniLM, LoRA", "seconds")
 KINDS = ("scratch", "start", "published", "lora")
 # Reviews are longer than the rows of a start; as many tokens a step.
@@ -126,8 +127,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
         print(table(lines, HEADER), flush=True)
     print("\n".join(["", *left]))
     if README.value:
-        check(bool(lines), "nothing was measured, so README.md stays as it is")
-        write_readme(Path("README.md"), lines)
+        check(bool(lines), f"nothing was measured, so {PAGE} stays as it is")
+        write_between(PAGE, "launch.finetune", markdown(HEADER, lines))
 
 
 def measured(task: Task, folder: Path, overrides: list[tuple[str, str]]) -> list[tuple[str, ...]]:
@@ -236,15 +237,6 @@ def baselines(task: Task, folder: Path) -> dict[str, dict[str, float | None]]:
         found = BASELINES[task.config.partition("_")[0]](list(data.source.open()), list(data.validation.open()))
         replace_file(path, dump_json(found, indent=1) + "\n")
     return load_json(path, dict)
-
-
-def write_readme(path: Path, lines: list[tuple[str, ...]]) -> None:
-    """Put the table between the marks of a README."""
-    before, first, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
-    _, mark, after = rest.partition(MARKS[1])
-    check(bool(first and mark), f"{path} has no {MARKS[0]} ... {MARKS[1]}")
-    rows = [f"| {' | '.join(cells)} |" for cells in (HEADER, ("---",) * len(HEADER), *lines)]
-    replace_file(path, "\n".join([before + MARKS[0], *rows, MARKS[1] + after]))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Train every laptop config and set its held-out figures beside a trivial baseline's: the table of the README.
+"""Train every laptop config and set its held-out figures beside a trivial baseline's: the table of launch/README.md.
 
     python -m launch.learning [--only=masked,span] [--workdir=runs/learning] [--readme]
+    python -m launch.learning --curves=100 [--only=masked,span] [--picture=launch/learning.png]
 
-About three minutes a config on two CPU cores; a config that was trained to its end already is not trained again.
+About three minutes a config on two CPU cores; a config that was trained to its end already is not trained again. With
+--curves every config is trained for that many steps only, in WORKDIR/first-STEPS, and the learning curves of all are drawn on
+one axis: the held-out loss divided by that of the untrained network on the same batches.
 """
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +18,26 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from launch.pages import markdown, write_between
 from lm.config import read_config
 from lm.errors import check, unknown
+from lm.evaluation.report.learning_curve import points
+from lm.evaluation.report.loss_curve import MUTED, OTHERS, TRAIN, plain
+from lm.evaluation.report.pictures import canvas
 from lm.flags import run
-from lm.outputs import replace_file
 from lm.strict_json import load_json
+from lm.training.writers import parse_metrics
 
 ONLY = flags.DEFINE_list("only", [], "names of the rows, joined by commas (default: all)")
 WORKDIR = flags.DEFINE_string("workdir", "runs/learning", "folder of the runs")
-README = flags.DEFINE_bool("readme", False, "write the table into README.md, between its two marks")
+README = flags.DEFINE_bool("readme", False, "write the table into launch/README.md, between its two marks")
+CURVES = flags.DEFINE_integer("curves", 0, "train so many steps of each config and draw all curves; no table", lower_bound=0)
+PICTURE = flags.DEFINE_string("picture", "launch/learning.png", "file that --curves draws")
 CHINESE = flags.DEFINE_string("chinese", None, "text for the Chinese row, as its config takes it; without it, no such row")
 
-MARKS = "<!-- launch.learning -->", "<!-- /launch.learning -->"
+HEADER = ("objective", "config", "held-out", "here", "baseline", "", "training")
+PAGE = Path(__file__).with_name("README.md")
+LOSS = "eval/validation/loss"
 
 
 @dataclass(frozen=True)
@@ -183,14 +194,58 @@ def untrained(name: str) -> Figure:
     return lambda held: held.measured(trained=False)[f"eval/validation/{name}"]
 
 
-def train(row: Row) -> Path:
-    """Train a row's config unless that is done; give the run's folder."""
+def train(row: Row, changes: Mapping[str, int] | None = None, below: str = "") -> Path:
+    """Train a row's config, with `changes` of its fields, unless that is done; return the run's folder."""
     spec = row.config if ".py" in row.config else f"{row.config}.py"
-    workdir = Path(WORKDIR.value) / Path(spec.partition(":")[0]).stem
+    workdir = Path(WORKDIR.value) / below / Path(spec.partition(":")[0]).stem
     if not (workdir / "summary.json").exists():
         command = [sys.executable, "-m", "lm.main", f"--config=configs/{spec}", f"--workdir={workdir}"]
+        command += [f"--config.{name}={value}" for name, value in (changes or {}).items()]
         check(subprocess.run(command, check=False).returncode == 0, f"{row.config} did not train; see above")
     return workdir
+
+
+def beginnings(chosen: Sequence[Row], steps: int) -> dict[str, np.ndarray]:
+    """Train the first steps of every config among the rows; return its held-out losses by its name, (points, 2).
+
+    A point is (step, loss / loss of the untrained network); the first is (0, 1).
+    """
+    # Ten batches of the held-out split and no checkpoints but the last: what a curve needs, five times in a run.
+    few = {"steps": steps, "every.evaluate": max(steps // 5, 1), "evaluate_batches": 10}
+    few |= {"every.save": 0, "every.sample": 0, "keep.best": 0}
+    found = {}
+    for row in {row.config: row for row in chosen}.values():
+        held = Held.open(train(row, few, f"first-{steps}"))
+        start = held.measured(trained=False)[LOSS]
+        curve = points(parse_metrics(held.workdir / "metrics.jsonl"), LOSS)
+        found[f"{row.name}, {held.workdir.name}"] = np.concatenate([[[0, 1]], curve / [1, start]])
+        print(f"{held.workdir.name}: loss {start:.3f} untrained, {curve[-1, 1]:.3f} after {steps} steps", flush=True)
+    return found
+
+
+def draw(curves: Mapping[str, np.ndarray], steps: int, png: Path) -> None:
+    """Draw the curves on one axis, each labelled at its end, and from there down in the order of their ends."""
+    with canvas(png, 10, 6.5) as figure:
+        axes = figure.subplots()
+        colors = (TRAIN, *OTHERS)
+        styles = [(color, line) for line in ("-", (0, (5, 2))) for color in colors]
+        ends = []
+        for (name, curve), (color, line) in zip(curves.items(), styles * len(curves)):
+            axes.plot(*curve.T, color=color, linestyle=line, linewidth=1.8)
+            ends.append((curve[-1, 1], name, color))
+        high = max(1.0, max(float(curve[:, 1].max()) for curve in curves.values()))
+        axes.set_xlim(0, steps)
+        axes.set_ylim(0, 1.03 * high)
+        level = -np.inf
+        for value, name, color in sorted(ends):
+            level = max(value, level + 0.043 * high)
+            axes.annotate(
+                f" {name} {value:.2f}", (1, level), xycoords=axes.get_yaxis_transform(), color=color, va="center", fontsize=10
+            )
+        axes.set_title(f"The first {steps:,} steps of {len(curves)} laptop configs", loc="left", fontsize=14)
+        axes.set_xlabel("steps", color=MUTED)
+        axes.set_ylabel("held-out loss / held-out loss of the untrained network", color=MUTED)
+        plain(axes)
 
 
 def main(overrides: list[tuple[str, str]]) -> None:
@@ -201,7 +256,11 @@ def main(overrides: list[tuple[str, str]]) -> None:
         if name not in {row.name for row in chosen}:
             raise unknown("row", name, sorted({row.name for row in chosen}))
     chosen = [row for row in chosen if not ONLY.value or row.name in ONLY.value]
-    lines = ["| objective | config | held-out | here | baseline | | training |", "|---|---|---|---|---|---|---|"]
+    if CURVES.value:
+        draw(beginnings(chosen, CURVES.value), CURVES.value, Path(PICTURE.value))
+        print(PICTURE.value)
+        return
+    table = []
     for row in chosen:
         held = Held.open(train(row))
         found, baseline = row.figure(held), row.baseline(held)
@@ -209,15 +268,11 @@ def main(overrides: list[tuple[str, str]]) -> None:
         better = found < baseline if row.lower else found > baseline
         cells = [row.name, f"`{row.config.partition(':')[0].removesuffix('.py')}`", row.what, f"{found:.3f}", row.against]
         cells += [f"{baseline:.3f}" + ("" if better else ", not beaten"), f"{about['seconds']:.0f} s"]
-        lines.append(f"| {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    print("\n".join(["", *lines]))
+        table.append(cells)
+        print(markdown(HEADER, [cells])[-1], flush=True)
+    print("\n".join(["", *markdown(HEADER, table)]))
     if README.value:
-        path = Path("README.md")
-        before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
-        _, mark, after = rest.partition(MARKS[1])
-        check(bool(mark), f"README.md has no {MARKS[0]} ... {MARKS[1]}")
-        replace_file(path, "\n".join([before + MARKS[0], *lines, MARKS[1] + after]))
+        write_between(PAGE, "launch.learning", markdown(HEADER, table))
 
 
 if __name__ == "__main__":

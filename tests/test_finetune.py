@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from launch import baselines, finetune, real_data
+from launch.pages import markdown, write_between
 from lm.config import load, override, to_json
 from lm.data.corpus.prepare import prepare
 from lm.data.types import Example
+from lm.errors import UserError
 
 FLAGS = finetune.VALUES
 
@@ -279,13 +281,16 @@ def test_a_published_encoder_is_unpacked_and_its_absence_said(tmp_path, monkeypa
 
 
 def test_the_table_goes_between_the_marks(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- launch.finetune -->\nold\n<!-- /launch.finetune -->\nafter\n")
-    finetune.write_readme(readme, [("bbc", "accuracy", "x 0.9", "0.8 ± 0.1", "", "", "", "12")])
-    text = readme.read_text()
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- launch.finetune -->\nold\n<!-- /launch.finetune -->\nafter\n")
+    row = ("bbc", "accuracy", "x 0.9", "0.8 ± 0.1", "", "", "", "12")
+    write_between(page, "launch.finetune", markdown(finetune.HEADER, [row]))
+    text = page.read_text()
     assert text.startswith("before\n<!-- launch.finetune -->\n| task |")
     assert text.endswith("| bbc | accuracy | x 0.9 | 0.8 ± 0.1 |  |  |  | 12 |\n<!-- /launch.finetune -->\nafter\n")
     assert "old" not in text
+    with pytest.raises(UserError, match="has no <!-- launch"):
+        write_between(page, "launch.learning", [])
 
 
 @pytest.mark.slow
