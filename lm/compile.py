@@ -1,6 +1,7 @@
 """Compile the real train step ahead of time: memory, operations, collectives; no device of that kind is needed.
 
     python -m lm.compile --config=configs/gpt_small.py [--topology=v5e:4x4] [--config.mesh.fsdp=16] [--output=F.json]
+    python -m lm.compile --config=configs/gpt_small.py --topology=v5e:4x4 --nocompile
 
 `--topology` takes libtpu's names (v4:2x2x2, v5e:4x4, v5p:2x2x1, v6e:4x4 ...) and needs `pip install libtpu`; without it
 the step is compiled for the devices here.
@@ -24,6 +25,7 @@ from lm.flags import define_output, output, run
 CONFIG = flags.DEFINE_string("config", None, "config file and its arguments: FILE.py[:key=value,...]")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v5e:4x4")
 VOCAB = flags.DEFINE_integer("vocab", 32768, "vocabulary where the config leaves it to the tokenizer")
+COMPILE = flags.DEFINE_bool("compile", True, "--nocompile counts parameters, operations and time only, in seconds")
 OUTPUT = define_output("write the figures to this file as JSON; bytes are of one device")
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -74,9 +76,10 @@ def stand_in(config: Config) -> tuple[Config, Any]:
     return resolve(dataclasses.replace(config, objective=config.objective.sized(VOCAB.value)), corpus)
 
 
-def measure(config: Config, topology: str | None) -> dict[str, Any]:
+def measure(config: Config, topology: str | None, compiling: bool = True) -> dict[str, Any]:
     """Compile the step of a config for a slice; return its memory (bytes of one device), operations and collectives.
 
+    Without `compiling`, memory and collectives are absent.
     `step_seconds_at_peak` is a lower bound, of matrix products alone at the device's peak; absent for unknown devices.
     """
     import jax
@@ -98,9 +101,23 @@ def measure(config: Config, topology: str | None) -> dict[str, Any]:
         name: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype, sharding=layout[name])
         for name, x in example.items()
     }
-    start = time.perf_counter()
     with jax.set_mesh(mesh):
         abstract = abstract_state(config, batch, mesh)
+    work = config.batch * config.objective.flops()
+    found: dict[str, Any] = {
+        "devices": mesh.devices.size,
+        "device_kind": kind,
+        "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
+        "params": flops.parameter_count(abstract.params),
+        "model_flops": work,
+        "steps": config.steps,
+    }
+    if peak := flops.peak(mesh.devices.flat[0]):
+        found["step_seconds_at_peak"] = work / (peak * mesh.devices.size)
+    if not compiling:
+        return found
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):
         try:
             with waiting(f"compiling the step for {mesh.devices.size} x {kind}"):
                 compiled = compile_step(config, abstract, batch)
@@ -110,24 +127,14 @@ def measure(config: Config, topology: str | None) -> dict[str, Any]:
             raise
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
-    work = config.batch * config.objective.flops()
     # Counted in the optimised program, after the partitioner: `-start` halves of asynchronous ones count once.
     collectives = Counter(re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", compiled.as_text()))
-    found = {
-        "devices": mesh.devices.size,
-        "device_kind": kind,
-        "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
-        "params": flops.parameter_count(abstract.params),
+    return found | {
         "arguments_bytes": memory.argument_size_in_bytes,
         "temporaries_bytes": memory.temp_size_in_bytes,
-        "model_flops": work,
         "collectives": {name: {"count": count} for name, count in sorted(collectives.items())},
-        "steps": config.steps,
         "compile_seconds": round(seconds, 1),
     }
-    if peak := flops.peak(mesh.devices.flat[0]):
-        found["step_seconds_at_peak"] = work / (peak * mesh.devices.size)
-    return found
 
 
 def report(found: dict[str, Any]) -> str:
@@ -139,11 +146,12 @@ def report(found: dict[str, Any]) -> str:
         ("devices", f"{found['devices']} x {found['device_kind']}"),
         ("mesh", " x ".join(f"{n} {a}" for a, n in found["mesh"].items()) or "1"),
         ("parameters", f"{found['params']:,}"),
-        ("arguments a device", f"{found['arguments_bytes'] / gib:.3f} GiB"),
-        ("temporaries a device", f"{found['temporaries_bytes'] / gib:.3f} GiB"),
         ("operations a step", f"{found['model_flops']:.3e} FLOP (formula of lm.models.flops)"),
-        ("collectives", ", ".join(f"{one['count']} {name}" for name, one in found["collectives"].items()) or "none"),
     ]
+    if "collectives" in found:
+        kinds = ", ".join(f"{one['count']} {name}" for name, one in found["collectives"].items())
+        rows[3:3] = [(f"{name} a device", f"{found[f'{name}_bytes'] / gib:.3f} GiB") for name in ("arguments", "temporaries")]
+        rows.append(("collectives", kinds or "none"))
     if seconds := found.get("step_seconds_at_peak"):
         hours = seconds * found["steps"] / 3600
         rows.append(("time at the device's peak", f"{seconds:.3g} s a step, {hours:,.3g} h for {found['steps']:,} steps"))
@@ -166,7 +174,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
         from lm.start.adopt import adopt
 
         config, _ = adopt(config, [name for name, _ in overrides])
-    found = measure(config, TOPOLOGY.value)
+    found = measure(config, TOPOLOGY.value, COMPILE.value)
     print(report(found))
     if file:
         file.write(json.dumps(found, indent=2) + "\n")
