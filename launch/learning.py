@@ -25,7 +25,8 @@ from lm.evaluation.report.learning_curve import points
 from lm.evaluation.report.loss_curve import MUTED, OTHERS, TRAIN, plain
 from lm.evaluation.report.pictures import canvas
 from lm.flags import run
-from lm.strict_json import load_json
+from lm.outputs import replace_file
+from lm.strict_json import dump_json, load_json
 from lm.training.writers import parse_metrics
 
 ONLY = flags.DEFINE_list("only", [], "names of the rows, joined by commas (default: all)")
@@ -216,7 +217,10 @@ def beginnings(chosen: Sequence[Row], steps: int) -> dict[str, np.ndarray]:
     found = {}
     for row in {row.config: row for row in chosen}.values():
         held = Held.open(train(row, few, f"first-{steps}"))
-        start = held.measured(trained=False)[LOSS]
+        file = held.workdir / "untrained.json"  # measured once
+        if not file.exists():
+            replace_file(file, dump_json(held.measured(trained=False)) + "\n")
+        start = load_json(file, dict)[LOSS]
         curve = points(parse_metrics(held.workdir / "metrics.jsonl"), LOSS)
         found[f"{row.name}, {held.workdir.name}"] = np.concatenate([[[0, 1]], curve / [1, start]])
         print(f"{held.workdir.name}: loss {start:.3f} untrained, {curve[-1, 1]:.3f} after {steps} steps", flush=True)

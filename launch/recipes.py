@@ -21,6 +21,7 @@ from lm.strict_json import load_json
 
 ONLY = flags.DEFINE_list("only", [], "names of configs, joined by commas (default: all)")
 WORKDIR = flags.DEFINE_string("workdir", "runs/recipes", "folder of what lm.compile found, a file a config")
+COMPILE = flags.DEFINE_bool("compile", True, "--nocompile leaves the memory of what is not compiled yet out")
 README = flags.DEFINE_bool("readme", False, "write the table into configs/README.md, between its two marks")
 
 PAGE = Path(__file__).parent.parent / "configs" / "README.md"
@@ -61,20 +62,20 @@ RECIPES = (
 def compiled(recipe: Recipe) -> dict:
     """Compile a recipe's step unless that is done; return what `lm.compile` wrote."""
     file = Path(WORKDIR.value) / f"{recipe.config}.json"
-    if not file.exists():
+    if not file.exists() or (COMPILE.value and "arguments_bytes" not in load_json(file, dict)):
         file.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "lm.compile", f"--config=configs/{recipe.config}.py"]
-        command += [f"--topology={recipe.topology}", f"--output={file}"]
+        command = [sys.executable, "-m", "lm.compile", f"--config=configs/{recipe.config}.py", f"--topology={recipe.topology}"]
+        command += [f"--output={file}", "--overwrite", *(() if COMPILE.value else ("--nocompile",))]
         check(subprocess.run(command, check=False).returncode == 0, f"{recipe.config} did not compile; see above")
     return load_json(file, dict)
 
 
 def row(recipe: Recipe, found: dict) -> tuple[str, ...]:
     """Return a line of the table: memory of arguments and temporaries, and all steps at the chips' peak."""
-    memory = (found["arguments_bytes"] + found["temporaries_bytes"]) / 2**30
+    memory = f"{(found['arguments_bytes'] + found['temporaries_bytes']) / 2**30:.1f}" if "arguments_bytes" in found else "–"
     hours = found["step_seconds_at_peak"] * found["steps"] / 3600
     cells = f"`{recipe.config}`", recipe.paper, recipe.figure, f"{recipe.topology}, {found['devices']} chips"
-    return *cells, f"{memory:.1f}", f"{hours:,.1f}" if hours < 10 else f"{hours:,.0f}", recipe.ours
+    return *cells, memory, "below 0.1" if hours < 0.1 else f"{hours:,.1f}" if hours < 10 else f"{hours:,.0f}", recipe.ours
 
 
 def main(overrides: list[tuple[str, str]]) -> None:

@@ -59,6 +59,22 @@ def test_compile_writes_its_figures(tmp_path):
     assert found["model_flops"] > 6 * found["params"]
 
 
+def test_a_recipe_becomes_a_row(tmp_path):
+    """3.6 s a step and 1,000 steps are an hour; the memory is that of arguments and temporaries."""
+    found = {"devices": 16, "arguments_bytes": 2**30, "temporaries_bytes": 2**31, "step_seconds_at_peak": 3.6, "steps": 1000}
+    (tmp_path / "gpt_small.json").write_text(json.dumps(found))
+    done = start("launch.recipes", "--only=gpt_small", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "| v5e:4x4, 16 chips | 3.0 | 1.0 | not yet |" in done.stdout
+    assert start("launch.recipes", "--only=gpt_smal", f"--workdir={tmp_path}").returncode == 2
+
+
+def test_every_published_config_is_a_recipe():
+    text = Path("launch/recipes.py").read_text()
+    for path in [*Path("configs").glob("*_base.py"), *Path("configs").glob("*_small.py")]:
+        assert f'Recipe("{path.stem}"' in text, path
+
+
 def test_compile_refuses_an_unknown_slice_in_one_line():
     done = start("lm.compile", f"--config={TINY}", "--topology=v9z:2x2")
     assert done.returncode == 2, done.stderr
