@@ -1,16 +1,10 @@
 """The pages: every command on them exists, takes its flags and, in the slow test, runs; links lead somewhere; code is right."""
 
 import contextlib
-import dataclasses
-import functools
 import importlib.util
-import json
 import os
 import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +13,7 @@ import pytest
 from lm.config import load, override
 from tests.documentation import EVERY, PAGES, ROOT, Command, blocks, spans
 from tests.processes import command
+from tests.stand_ins import INSTEAD, build, devices, local, tiny
 
 README = ROOT / "README.md"
 DISTINCT = list({command.text: command for command in EVERY}.values())
@@ -33,47 +28,10 @@ ELSEWHERE = {
     "python -m tests.hostile": "20 minutes; tests/hostile has the quick ones",
     "python -m launch.finetune --tasks=bbc,tweets": "tests/test_finetune.py::test_a_start_and_a_run_from_it",
     "python -m launch.finetune --readme --xquad=data/xquad": "tests/test_finetune.py::test_a_start_and_a_run_from_it",
-    "python -m launch.recipes --readme": "needs libtpu; test_a_recipe_becomes_a_row",
+    "python -m launch.recipes --readme": "needs libtpu; tests/test_commands.py::test_a_recipe_becomes_a_row",
     "python -m lm.evaluation.harness --model=HF_DIR --tasks=arc_easy": "needs a network",
     "python -m lm.main --config=gpt_shakespeare_char": "needs a network",
 }
-# Tiny stand-ins: of words everywhere, and of whole commands.
-STAND_INS = {"HF_DIR2": "HF2", "HF_DIR": "HF", "path/to/gpt2": "HF", "path/to/bert": "BERT", "PATH": "T5"}
-INSTEAD = {
-    "python -m launch.learning --readme": "--curves=2 --only=span --workdir=curves --picture=a.png",
-    "python -m launch.learning --only=masked,span": "--curves=2 --only=span --workdir=curves --picture=a.png",
-    "python -m launch.learning --curves=100": "--curves=2 --only=span --workdir=curves --picture=a.png",
-    "python -m launch.bench": "--config=tests/configs/tiny.py:text=a.txt --steps=2 --tokens=4",
-    "python -m launch.bench --config=configs/gpt_nano.py --parts=machine,step --output=bench.json": (
-        "--config=tests/configs/tiny.py:text=a.txt --steps=2 --parts=machine,step --output=bench.json"
-    ),
-    "python -m launch.bench --parts=objectives": "--config=tests/configs/tiny.py:text=a.txt --parts=objectives",
-    "python -m launch.folds --config=configs/classify_nano.py --folds=5": (
-        "--config=tests/configs/tiny_classify.py --folds=2 --workdir=runs/folds"
-    ),
-    "python -m lm.compile --config=configs/gpt_small.py --topology=v5e:4x4 --config.mesh.data=1 --config.mesh.fsdp=16": (
-        "--config=tests/configs/tiny.py --config.mesh.data=1 --config.mesh.fsdp=4"
-    ),
-    "python -m lm.convert --workdir=runs/ours --output=folder": "--workdir=runs/books --output=folder",
-    "python -m lm.convert --model=HF_DIR --add_tokens=words.txt --output=HF_DIR2": (
-        "--model=HF --add_tokens=words.txt --output=more"
-    ),
-    "python -m lm.convert --model=HF_DIR --tokenizer=PATH --initialise=overlap --workdir=RUN": (
-        "--model=HF --tokenizer=T5 --initialise=overlap --workdir=runs/other"
-    ),
-    "python -m lm.explain --workdir=runs/translate_nano '--text=return the name' '--target=Return the name.'": (
-        "--workdir=SEQ --text=of --target=a"
-    ),
-    "python -m lm.generate --workdir=runs/bert_nano --strategy=fill '--prompt=Return the [MASK] of the file.'": (
-        "--workdir=MASKED --strategy=fill --prompt=a[MASK]c"
-    ),
-    "python -m lm.predict --workdir=RUN --input=new.csv": "--workdir=CLS --input=new.csv",
-    "python -m lm.predict --model=HF_DIR --input=questions.json --output=answers.json": (
-        "--model=READER --input=questions.json --output=answers.json"
-    ),
-}
-
-
 # -- every time --------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +87,18 @@ def test_flags_in_the_text_fit_a_config():
     for flag in sorted(found - {"a.b=value,", "a.b=value"}):
         name, _, value = flag.strip("'").replace("'", "").partition("=")
         assert any(takes(config, [*together.get(name, []), (name, value)]) for config in configs), flag
+
+
+def test_flags_in_the_text_are_flags_of_a_command(tmp_path):
+    """Code spans that are a flag, `--name=value`, such as those of the table of strategies."""
+    found = {name for page in PAGES for span in spans(page) for name in re.findall(r"^--(\w+)(?:=|$)", span)}
+    assert len(found) > 30
+    known: set[str] = set()
+    for module in ("lm.main", "lm.generate", "lm.explain", "lm.convert", "lm.data.prepare", "lm.objectives", "launch.learning"):
+        done = command(module, "--helpfull", folder=tmp_path)
+        known |= set(re.findall(r"^ +--(?:\[no\])?(\w+):", done.stdout + done.stderr, re.MULTILINE))
+    for name in sorted(found - known):
+        assert command("lm.generate", f"--{name}=2", "--only_check_args", folder=tmp_path).returncode == 0, name
 
 
 def takes(config: Any, overrides: list[tuple[str, str]]) -> bool:
@@ -198,135 +168,11 @@ def test_every_command_has_a_way_to_run():
 
 # -- slowly ------------------------------------------------------------------------------------------------------------
 
-REVIEWS = "text,label\n" + "A good film,good\nA bad film,bad\nGood and long,good\nBad and long,bad\n" * 10
-SQUAD = {
-    "data": [
-        {
-            "paragraphs": [
-                {
-                    "context": f"The file number {i} is in the folder of the user.",
-                    "qas": [{"id": f"q{i}", "question": "What?", "answers": [{"text": "The file", "answer_start": 0}]}],
-                }
-                for i in range(40)
-            ]
-        }
-    ]
-}  # fmt: skip
-TEXTS = ("my_text.txt", "input.txt", "wiki.txt", "wiki1m.txt", "books/a.txt", "corpus/a.txt", "articles/a.txt")
-QUESTIONS = ("squad.json", "train-v2.0.json", "dev-v2.0.json", "questions.json")
-MODULE = """
-class Run:
-    summary = {}
-    def log(self, values): pass
-    def define_metric(self, name, step_metric): pass
-    def finish(self, exit_code): print("wandb", options["project"], options["group"], options["tags"])
-def init(**found):
-    global options
-    options = found
-    return Run()
-"""
-READER = """
-import sys, transformers
-config = transformers.BertConfig.from_pretrained("BERT", num_labels=2)
-transformers.BertForQuestionAnswering(config).save_pretrained("READER")
-transformers.AutoTokenizer.from_pretrained("BERT").save_pretrained("READER")
-"""
-
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory) -> Path:
     """A folder with everything that the commands name: runs, model folders, texts and examples, all tiny."""
-    base = tmp_path_factory.mktemp("pages")
-    subprocess.run([sys.executable, "-m", "tests.hostile.world", str(base)], check=True, cwd=ROOT)
-    folder = base / "world"
-    (folder / "launch").symlink_to(ROOT / "launch")
-    text = (folder / "a.txt").read_text()
-    shutil.copytree(folder / "HF", folder / "HF2")
-    subprocess.run([sys.executable, "-c", READER], check=True, cwd=folder)
-    lines = [json.dumps({"text": part}) for part in text.split("\n\n") if part.strip()]
-    pair = '{"source": "the list", "target": "The list."}\n'
-    files = {
-        **dict.fromkeys(TEXTS, text),
-        **dict.fromkeys(("c4/en/a.json", "lambada.jsonl"), "\n".join(lines)),
-        **dict.fromkeys(QUESTIONS, json.dumps(SQUAD)),
-        **dict.fromkeys(("reviews.csv", "new.csv"), REVIEWS),
-        "pairs.tsv": "premise\thypothesis\tlabel\n" + "A man\tA woman\tno\nA man\tSomebody\tyes\n" * 20,
-        "train.conll": "Anna B-PER\nlives O\nin O\nRome B-LOC\n\n" * 40,
-        "pairs.jsonl": '{"text": "a long text", "summary": "a text"}\n' * 40,
-        "wmt14.en-de.jsonl": pair * 200,
-        "lines.txt": "The\nA list\n",
-        "words.txt": "documentation\nstatement\n",
-        "person.json": json.dumps({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}),
-        "arc.jsonl": '{"question": "2+2=", "choices": ["four", "five"], "answer": 0}\n' * 8,
-        "a.jsonl": '{"prompt": "p", "text": "one"}\n{"prompt": "q", "text": "two"}\n',
-        "b.jsonl": '{"prompt": "p", "text": "three"}\n{"prompt": "q", "text": "four"}\n',
-        "wandb.py": MODULE,
-    }  # fmt: skip
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content, encoding="utf-8")
-    import pyarrow
-    import pyarrow.parquet
-
-    for name in ("fineweb/sample/10BT", "wikipedia/20231101.en"):
-        (folder / name).mkdir(parents=True)
-        table = pyarrow.table({"text": [json.loads(line)["text"] for line in lines]})
-        pyarrow.parquet.write_table(table, folder / name / "0.parquet")
-    return folder
-
-
-def smaller(config: Any) -> list[tuple[str, str]]:
-    """Overrides that make a run one of seconds: two steps of a network of one layer, on a vocabulary of 300."""
-    overrides = {"steps": "2", "batch": "4", "micro_batches": "1", "evaluate_batches": "1", "schedule.warmup": "1"}
-    overrides |= {f"every.{name}": "2" for name in ("log", "evaluate", "save")} | {"every.sample": "0"}
-    if type(config.data.tokenizer).__name__ in ("BytePair", "WordPiece"):
-        overrides["data.tokenizer.vocab"] = "300"
-    sizes = {"depth": 1, "width": 32, "heads": 2, "vocab": 0, "pad_vocab": 1, "unroll": 1}
-    for path, model in () if config.start else models(config.objective, "objective"):
-        fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-        chosen = {name: value for name, value in sizes.items() if name in fields}
-        chosen |= {name: size for name, size in (("kv_heads", 1), ("mlp", 64), ("embed", 16), ("head", 16)) if fields.get(name)}
-        chosen |= {"dtype": "float32"} if "dtype" in fields else {}
-        chosen |= {"remat": "none"} if "remat" in fields else {}
-        overrides |= {f"{path}.{name}": str(value) for name, value in chosen.items()}
-    return list(overrides.items())
-
-
-def models(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """The networks in an objective: dataclasses with a width."""
-    for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
-        part = getattr(value, field.name)
-        if hasattr(part, "width"):
-            yield f"{path}.{field.name}", part
-        else:
-            yield from models(part, f"{path}.{field.name}")
-
-
-def tiny(one: Command) -> list[str]:
-    """The arguments of a command's tiny form."""
-    words = INSTEAD[one.text].split() if one.text in INSTEAD else list(one.arguments)
-    spec = one.config or ""
-    if re.match(r"(configs/)?(classify|tag|extract|tasks|simcse)", spec):
-        words = [word.replace("start=HF_DIR", "start=BERT").replace("start=RUN", "start=MASKED") for word in words]
-    words = [word.replace("start=HF_DIR", "start=T5") if "text2text" in spec else word for word in words]
-    for name, stand_in in STAND_INS.items():
-        words = [re.sub(rf"\b{name}\b", stand_in, word) for word in words]
-    words = [word for word in words if not word.startswith("--distributed=")]
-    if one.text in INSTEAD or not (one.module == "lm.main" or one.module.startswith("lm.objectives.")):
-        return words
-    default = {"masked": "bert_nano", "span": "t5_nano", "regularised": "regularised_nano"}
-    spec = next((word[9:] for word in words if word.startswith("--config=")), default.get(one.module.rpartition(".")[2], ""))
-    if spec:
-        given = {name for name, _ in one.overrides}
-        small = [(name, value) for name, value in smaller(load(spec)) if name not in given]
-        small = [(name, "16" if (name, "profile") == ("steps", *given) else value) for name, value in small]
-        words += [f"--config.{name}={value}" for name, value in small]
-    return words
-
-
-@functools.cache
-def devices(one: Command) -> int:
-    return 4 if any("mesh.fsdp" in name for name, _ in one.overrides) else 1
+    return build(tmp_path_factory.mktemp("pages"))
 
 
 @pytest.mark.slow
@@ -342,12 +188,8 @@ def test_commands_run(scratch, page):
         if one.text in ELSEWHERE or network(one):
             continue
         with contextlib.chdir(scratch):
-            if one.module == "launch.local":
-                inner = Command(one.page, one.words[one.words.index("--") + 1 :])
-                words = [*one.arguments[: one.arguments.index("--") + 1], *inner.words[:3], *tiny(inner)]
-            else:
-                words = tiny(one)
+            words = local(one) if one.module == "launch.local" else tiny(one)
         done = command(one.module, *words, devices=devices(one), variables=variables, folder=scratch)
-        if done.returncode:
+        if done.returncode != ("--help" in words):  # absl exits with 1 after its help
             failed.append(f"{one.text}\n  as {' '.join(words)}\n  {done.stderr[-1500:]}")
     assert not failed, "\n".join(failed)
