@@ -40,6 +40,7 @@ INSTEAD = {
     "python -m lm.convert --model=HF_DIR --tokenizer=PATH --initialise=overlap --workdir=RUN": (
         "--model=HF --tokenizer=T5 --initialise=overlap --workdir=runs/other"
     ),
+    "python -m lm.explain --workdir=RUN '--text=Return the name of the file.'": "--workdir=RUN --text=of",
     "python -m lm.explain --workdir=runs/translate_nano '--text=return the name' '--target=Return the name.'": (
         "--workdir=SEQ --text=of --target=a"
     ),
