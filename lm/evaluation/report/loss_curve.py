@@ -29,19 +29,15 @@ def loss_curve(metrics_jsonl: Path, png: Path) -> None:
     lines = parse_metrics(metrics_jsonl)
     train, evals = losses(lines)
 
-    import matplotlib
+    # Not pyplot, whose backend belongs to the caller: a notebook would show no picture of its own after a run.
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(10, 6), dpi=100, layout="constrained")
-    try:
-        _draw(axes, train, evals)
-        _frame(axes, lines, train, evals, metrics_jsonl.absolute().parent.name)
-        png.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(png)
-    finally:
-        plt.close(figure)
+    figure = Figure(figsize=(10, 6), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    _draw(axes, train, evals)
+    _frame(axes, lines, train, evals, metrics_jsonl.absolute().parent.name)
+    png.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(png)
 
 
 def losses(lines: list[dict]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

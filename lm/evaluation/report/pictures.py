@@ -27,22 +27,17 @@ CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Micro
 @contextmanager
 def canvas(png: Path, width: float, height: float, chinese: bool = False) -> Iterator[Figure]:
     """Open a figure of that size in inches, saved as PNG on leaving; `chinese` adds an installed Chinese font."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import font_manager
-    from matplotlib import pyplot as plt
+    # Not pyplot: see `loss_curve`.
+    from matplotlib import font_manager, rc_context
+    from matplotlib.figure import Figure
 
     known = {font.name for font in font_manager.fontManager.ttflist} if chinese else set()
     fonts = ["DejaVu Sans", *(name for name in CHINESE if name in known)]
-    with plt.rc_context({"font.family": fonts}):
-        figure = plt.figure(figsize=(width, height), dpi=100, layout="compressed")
-        try:
-            yield figure
-            png.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(png, bbox_inches="tight", pad_inches=0.25)
-        finally:
-            plt.close(figure)
+    with rc_context({"font.family": fonts}):
+        figure = Figure(figsize=(width, height), dpi=100, layout="compressed")
+        yield figure
+        png.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(png, bbox_inches="tight", pad_inches=0.25)
 
 
 def draw_confusion(counts_KK: np.ndarray, classes: Sequence[object], png: Path) -> None:
