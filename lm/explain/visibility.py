@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lm.errors import check
@@ -48,7 +47,8 @@ def visibility(objective: Objective, batches: Sequence[Example], row: int = 0, s
         last |= {"places": everywhere, "targets": last["tokens"]}
 
     params = unbox(jax.jit(objective.init)(jax.random.key(seed), last))
-    single_TBT = np.eye(length, dtype=np.float32)[:, None]
+    # The weights of no position, then of one position each.
+    weights_PBT = np.eye(length + 1, length, -1, dtype=np.float32)[:, None]
 
     def losses(rows: Sequence[Batch]) -> list[jax.Array]:
         """Return each term of the loss at each position, (T,); terms without token weights are constants, 0 here."""
@@ -61,9 +61,7 @@ def visibility(objective: Objective, batches: Sequence[Example], row: int = 0, s
             return [sums[name][0] for name in objective.scales]
 
         # The states do not depend on the weights: vmap computes the network once.
-        return [
-            term_T - base for term_T, base in zip(jax.vmap(terms)(single_TBT), terms(jnp.zeros_like(single_TBT[0])))
-        ]
+        return [term_P[1:] - term_P[0] for term_P in jax.vmap(terms)(weights_PBT)]
 
     seen = {}
     for i, batch in enumerate(rows):
