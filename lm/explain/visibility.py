@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 
 from lm.errors import check
-from lm.objectives.base import Batch, Example, Objective
+from lm.objectives.base import Example, Objective
 from lm.sharding import unbox
 
 INPUTS = ("source", "tokens")
@@ -50,7 +51,7 @@ def visibility(objective: Objective, batches: Sequence[Example], row: int = 0, s
     # The weights of no position, then of one position each.
     weights_PBT = np.eye(length + 1, length, -1, dtype=np.float32)[:, None]
 
-    def losses(rows: Sequence[Batch]) -> list[jax.Array]:
+    def losses(rows: Sequence[Mapping[str, Any]]) -> list[jax.Array]:
         """Return each term of the loss at each position, (T,); terms without token weights are constants, 0 here."""
         memory = objective.initial_memory(1)
         for earlier in rows[:-1]:
