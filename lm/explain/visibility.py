@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm.errors import check
@@ -49,7 +50,7 @@ def visibility(objective: Objective, batches: Sequence[Example], row: int = 0, s
 
     params = unbox(jax.jit(objective.init)(jax.random.key(seed), last))
     # The weights of no position, then of one position each.
-    weights_PBT = np.eye(length + 1, length, -1, dtype=np.float32)[:, None]
+    weights_PBT = jnp.eye(length + 1, length, -1)[:, None]
 
     def losses(rows: Sequence[Mapping[str, Any]]) -> list[jax.Array]:
         """Return each term of the loss at each position, (T,); terms without token weights are constants, 0 here."""
