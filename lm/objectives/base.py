@@ -20,7 +20,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -52,6 +52,13 @@ class Answers:
     form: str
     kind: str
     reads: tuple[str, ...]
+
+
+class Scored(NamedTuple):
+    """Scores of each target before any softmax, float32 (B, P, C), and the states that the head reads, (B, P, D)."""
+
+    scores_BPC: jax.Array
+    states_BPD: jax.Array
 
 
 class Objective:
@@ -234,6 +241,18 @@ class Objective:
     def unbounded(self, tokenizer: Tokenizer, examples: Sequence[LabelledExample]) -> Self:
         """Return the objective without limits inferred from its training examples, to answer others."""
         return self
+
+    def scored(self, params: Any, batch: Batch) -> Scored | None:
+        """Score the targets of labelled examples, for lm.explain; None where there are none."""
+        return None
+
+    def score_names(self, example: LabelledExample) -> tuple[str, ...]:
+        """Name the scores of a target of an example: its labels; () where they have no names."""
+        return self.labels or ("score",)
+
+    def decide(self, example: LabelledExample, part: int, scores_PC: np.ndarray, outputs: Example) -> list[tuple[int, ...]]:
+        """Return for each target of a part the indices of the scores that predict; `outputs`: of `predict`, this row's."""
+        return [(int(best),) for best in scores_PC.argmax(-1)]
 
     def masked_network(self) -> Any:
         """Return the masked language model (`Model` or `Electra`); raises UserError where there is none."""

@@ -21,7 +21,7 @@ from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.data.types import Example
 from lm.errors import UserError, check, check_range
 from lm.models.pooling import Scores
-from lm.objectives.base import Answers, Batch, Objective, Sums
+from lm.objectives.base import Answers, Batch, Objective, Scored, Sums
 from lm.objectives.base import Example as Row
 from lm.objectives.finetune import network
 from lm.objectives.finetune.base import Tuned
@@ -142,10 +142,19 @@ class Choose(Tuned, Objective):
         style = "bert" if self.frame.style == "roberta" and not network.is_pair(self.model) else self.frame.style
         return network.scores_of(self.head, self.model, self.rows, style, 1)
 
+    def scored(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> Scored:
+        """Score the options, absent ones by the lowest float32; the states are those of all options, one behind the other."""
+        shape, z_BPD = batch["places"].shape, self.pooled(params, batch, keys_B)
+        scores_BPK = self.scores.apply({"params": params}, z_BPD, keys_B).reshape(shape)
+        scores_BPK = jnp.where(batch["offered"], scores_BPK, jnp.finfo(jnp.float32).min)
+        return Scored(scores_BPK, z_BPD.reshape(*shape[:2], -1))
+
     def logits(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> jax.Array:
-        """Score the options (B, P, options); absent ones get the lowest float32."""
-        scores = super().logits(params, batch, keys_B).reshape(batch["places"].shape)
-        return jnp.where(batch["offered"], scores, jnp.finfo(jnp.float32).min)
+        """Score the options (B, P, options)."""
+        return self.scored(params, batch, keys_B).scores_BPC
+
+    def score_names(self, example: Example) -> tuple[str, ...]:
+        return tuple(self.offered(example))
 
     def terms(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> Sums:
         logits_BPK, targets, weights_BP = self.logits(params, batch, keys_B), batch["targets"], batch["weights"]

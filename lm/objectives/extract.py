@@ -18,7 +18,8 @@ from lm.data.rows.packing import owners, token_windows
 from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.data.types import Example
 from lm.errors import check, check_choices, check_range
-from lm.objectives.base import Answers, Batch, Objective, Sums
+from lm.models.heads import gather
+from lm.objectives.base import Answers, Batch, Objective, Scored, Sums
 from lm.objectives.base import Example as Row
 from lm.objectives.finetune import network
 from lm.objectives.finetune.base import Tuned
@@ -150,6 +151,14 @@ class Extract(Tuned, Objective):
         """Score each token as the first and the last of an answer: float32 (B, T, 2)."""
         return self.score_tokens(params["answer"], self.states(params, batch, keys_B), 2, keys_B)
 
+    def scored(self, params: Any, batch: Batch) -> Scored:
+        """Score the tokens of each window as starts, then as ends: C = 2T, -inf outside; the state is the best start's."""
+        h_BTD = self.states(params, batch, None)
+        logits_BT2 = self.score_tokens(params["answer"], h_BTD, 2, None)
+        own_BPT = batch["segments"][:, None] == batch["numbers"][..., None]
+        sides = [jnp.where(own_BPT, logits_BT2[:, None, :, side], -jnp.inf) for side in range(2)]
+        return Scored(jnp.concatenate(sides, -1), gather(h_BTD, sides[0].argmax(-1)))
+
     def terms(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> Sums:
         logits_BT2, weights_BP = self.logits(params, batch, keys_B), batch["weights"]
         own_BPT = batch["segments"][:, None] == batch["numbers"][..., None]
@@ -191,6 +200,18 @@ class Extract(Tuned, Objective):
             rows.append({"where": example.where, "none": none, "spans": spans})
             first = span.stop
         return rows
+
+    def score_names(self, example: Example) -> tuple[str, ...]:
+        return ()
+
+    def decide(self, example: Example, part: int, scores_PC: np.ndarray, outputs: Row) -> list[tuple[int, ...]]:
+        """Return the start and the end of the best answer in a window, or of "no answer"."""
+        window, (starts, ends) = self.lay(example)[part], np.split(scores_PC[0], 2)
+        none, spans = candidates(window, starts, ends, self.choice)
+        if not spans or (self.null and none - spans[0].score > self.threshold):
+            return [(window.none, len(starts) + window.none)]
+        first, last = (window.begin + i for i in token_span(window.spans, spans[0].start, spans[0].end))
+        return [(first, len(starts) + last)]
 
     def merge(self, example: Example, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Select the answer to a question from the spans of its windows: text, odds of no answer, candidates."""

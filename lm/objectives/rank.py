@@ -18,7 +18,7 @@ from lm.data.rows.templates import Laid
 from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.data.types import Example
 from lm.errors import check, check_choices
-from lm.objectives.base import Answers, Batch, Objective, Sums
+from lm.objectives.base import Answers, Batch, Objective, Scored, Sums
 from lm.objectives.base import Example as Row
 from lm.objectives.finetune import network
 from lm.objectives.finetune.base import Tuned
@@ -81,12 +81,18 @@ class Rank(Tuned, Objective):
 
     # -- device --------------------------------------------------------------------------------------------------------
 
-    def cosines(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> jax.Array:
-        """Return the cosine of each pair, float32 (B, P)."""
-        z_BP2D = self.pooled(params, batch, keys_B).astype(jnp.float32).reshape(*batch["places"].shape, -1)
+    def scored(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> Scored:
+        """Score each pair by its cosine; the state is both embeddings, one behind the other."""
+        shape = batch["places"].shape
+        z_BP2D = self.pooled(params, batch, keys_B).astype(jnp.float32).reshape(*shape, -1)
         # The product is bounded before its root, whose gradient at 0 is infinite; 1e-16 is 1e-8 of the norms (torch).
         squares_BP2 = jnp.sum(z_BP2D**2, -1)
-        return jnp.prod(z_BP2D, 2).sum(-1) / jnp.sqrt(jnp.maximum(squares_BP2.prod(-1), 1e-16))
+        cosine_BP = jnp.prod(z_BP2D, 2).sum(-1) / jnp.sqrt(jnp.maximum(squares_BP2.prod(-1), 1e-16))
+        return Scored(cosine_BP[..., None], z_BP2D.reshape(*shape[:2], -1))
+
+    def cosines(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> jax.Array:
+        """Return the cosine of each pair, float32 (B, P)."""
+        return self.scored(params, batch, keys_B).scores_BPC[..., 0]
 
     def terms(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> Sums:
         error_BP = self.cosines(params, batch, keys_B) - batch["targets"]

@@ -31,7 +31,7 @@ from lm.models.crf import (
     viterbi,
 )
 from lm.models.heads import gather
-from lm.objectives.base import Answers, Batch, Objective, Sums
+from lm.objectives.base import Answers, Batch, Objective, Scored, Sums
 from lm.objectives.base import Example as Row
 from lm.objectives.finetune import network
 from lm.objectives.finetune.base import Tuned
@@ -183,11 +183,15 @@ class Tag(Tuned, Objective):
             head["crf"] = Chain(len(self.labels)).init(jax.random.fold_in(key, 2))["params"]
         return head
 
-    def logits(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> jax.Array:
-        """Score the tags of each word, float32 (B, W, tags)."""
+    def scored(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> Scored:
+        """Score the tags of each word, of a CRF its emissions, at the state of the word's first token."""
         # A word has one tag, scored at its first token (Devlin et al. 2019, 5.3).
         h_BWD = gather(self.states(params, batch, keys_B), batch["places"])
-        return self.score_tokens(params["classifier"], h_BWD, len(self.labels), keys_B)
+        return Scored(self.score_tokens(params["classifier"], h_BWD, len(self.labels), keys_B), h_BWD)
+
+    def logits(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> jax.Array:
+        """Score the tags of each word, float32 (B, W, tags)."""
+        return self.scored(params, batch, keys_B).scores_BPC
 
     def chain(self, params: Any, when: Literal["training", "decoding"]) -> Weights:
         """Return the weights of the CRF, with forbidden transitions masked where `forbid` asks for it."""
@@ -236,6 +240,9 @@ class Tag(Tuned, Objective):
         steps_CC, start_C, end_C = self.chain(params, "decoding")
         chain_KC = jnp.concatenate([steps_CC, start_C[None], end_C[None]])
         return outputs | {"scores": logits_BWC, "chain": jnp.broadcast_to(chain_KC, (len(logits_BWC), *chain_KC.shape))}
+
+    def decide(self, example: Example, part: int, scores_PC: np.ndarray, outputs: Row) -> list[tuple[int, ...]]:
+        return [(int(tag),) for tag in outputs["guess"][: len(scores_PC)]]
 
     # -- after training ------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from lm.data.types import Example
 from lm.fields import derived
 from lm.models.layers import Linear, dropout, fold
 from lm.models.pooling import Scores
-from lm.objectives.base import Batch, Sums, fit
+from lm.objectives.base import Batch, Scored, Sums, fit
 from lm.objectives.base import Example as Row
 from lm.objectives.finetune import network
 
@@ -168,6 +168,10 @@ class Tuned:
     def logits(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> jax.Array:
         """Score each text, float32 (B, P x texts, outputs)."""
         return self.scores.apply({"params": params}, self.pooled(params, batch, keys_B), keys_B)
+
+    def scored(self, params: Any, batch: Batch) -> Scored | None:
+        z_BPD = self.pooled(params, batch, None)
+        return Scored(self.scores.apply({"params": params}, z_BPD, None), z_BPD)
 
     def token_scorer(self, outputs: int) -> Linear:
         """Return the linear layer of a head on single tokens."""
