@@ -1,10 +1,15 @@
 """Explain the predictions of a trained run or a published model on a text, as one HTML file for a browser.
 
     python -m lm.explain --workdir=RUN|--model=HF_DIR --text='Some text' [--target='An answer'] [--output=explain.html]
+    python -m lm.explain --workdir=RUN --text='Some text' --beside=RUN|HF_DIR --lens_text=FILE|train --probe=FILE
 
-Each token's probability, the prediction of every layer, attributions to the input tokens, and attention. Causal models
-read the text from left to right; masked models predict the tokens written as [MASK], or else each token in turn;
-encoder-decoders answer the text, or predict --target.
+Each token's probability and alternatives, the prediction of every layer, attributions to the input tokens, attention, the
+loss without each head and the neurons that matter most; the nearest tokens of the embedding table, and a map of them.
+Causal models read the text from left to right; masked models predict the tokens written as [MASK], or else each token in
+turn; encoder-decoders answer the text, or predict --target.
+
+Classifiers, taggers, readers and the like explain the labels they predict, or --label, and list the nearest training
+examples. Where they read several values, give a JSON object: --text='{"question": "...", "context": "..."}'.
 """
 
 from pathlib import Path
@@ -23,6 +28,16 @@ NEW_HEADS = define_new_heads()
 TEXT = flags.DEFINE_string("text", None, "text to explain")
 TARGET = flags.DEFINE_string("target", None, "target of an encoder-decoder (default: its own greedy answer)")
 OUTPUT = define_output("file to write", "explain.html")
+LABEL = flags.DEFINE_string("label", None, "label to explain in place of the predicted ones")
+TASK = flags.DEFINE_string("task", None, "task to explain, in a run of several tasks")
+BESIDE = flags.DEFINE_string("beside", None, "another run or model folder, whose log-probabilities of the text are compared")
+TUNED_LENS = flags.DEFINE_string("tuned_lens", "auto", "its file; 'auto': tuned_lens.safetensors in the run's folder; 'none'")
+LENS_TEXT = flags.DEFINE_string("lens_text", None, "train a tuned lens that has no file: on this one, or 'train', the run's")
+WORDS = flags.DEFINE_list("words", [], "tokens whose nearest in the embedding table are shown (default: those of the text)")
+PROBE = flags.DEFINE_string("probe", None, "labelled texts (.csv .tsv .jsonl: text, label) or words (.conll) to probe for")
+TRAINING = flags.DEFINE_integer("training", 2000, "training examples searched for the nearest ones (0: none)", lower_bound=0)
+ABLATE = flags.DEFINE_enum("ablate", "auto", ["auto", "all", "none"], "loss without each head: 'auto' (about a minute's worth)")
+NEURONS = flags.DEFINE_integer("neurons", 20, "neurons whose ablation is computed, by their estimates", lower_bound=0)
 LAYERS = flags.DEFINE_string("layers", "auto", "layers whose attention is shown: 'auto' (a few MB), 'all' or numbers: 1,6,12")
 ATTRIBUTE = flags.DEFINE_string(
     "attribute", "auto", "predictions with attributions: 'auto' (about a minute's worth), 'all' or numbers from 1: 3,5"
@@ -41,15 +56,20 @@ def main(overrides: list[tuple[str, str]]) -> None:
 
     platform.prepare()  # jax starts here: mistakes in the flags are reported before
     from lm.convert.runs import opened
-    from lm.explain.explain import explain
+    from lm.explain.contents import Options, contents
     from lm.explain.page import page
 
-    config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value)
-    explanation = explain(
-        config.objective, params, tokenizer, TEXT.value, target=TARGET.value, layers=LAYERS.value,
-        attribute=ATTRIBUTE.value, baseline=BASELINE.value, top=TOP.value,
+    loaded, beside = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value), None
+    if BESIDE.value:
+        is_run = (Path(BESIDE.value) / "checkpoints").is_dir()
+        place = (BESIDE.value, None) if is_run else (None, BESIDE.value)
+        beside = Path(BESIDE.value).name, opened(*place, "auto", NEW_HEADS.value)
+    options = Options(
+        target=TARGET.value, label=LABEL.value, task=TASK.value, layers=LAYERS.value, attribute=ATTRIBUTE.value,
+        baseline=BASELINE.value, top=TOP.value, training=TRAINING.value, ablate=ABLATE.value, neurons=NEURONS.value,
+        tuned_lens=TUNED_LENS.value, lens_text=LENS_TEXT.value, words=tuple(WORDS.value), probe=PROBE.value,
     )  # fmt: skip
-    explanation["name"] = Path(WORKDIR.value or MODEL.value).name
+    explanation = contents(loaded, TEXT.value, options, Path(WORKDIR.value or MODEL.value), beside)
     html = page(explanation)
     file.write(html)
     print(f"{file}: {len(explanation['predictions'])} predictions, {len(html) / 1e6:.1f} MB; open it in a browser")

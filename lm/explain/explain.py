@@ -1,6 +1,8 @@
 """One text through a network, as plain values: probabilities, predictions of layers, attributions, attention."""
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +15,10 @@ from lm.explain.attribution import (
     CHUNK,
     Inputs,
     Network,
+    Params,
+    Sides,
+    baseline_of,
+    embed,
     gradient_times_input,
     integrated_gradients,
     lens,
@@ -38,7 +44,7 @@ class Reading:
     predictions: list[tuple[int, int, int, int]]  # (row, position, target, its column among the shown tokens or -1)
 
 
-def lay_out(objective: Objective, params: Any, tokenizer: Tokenizer, text: str, target: str | None) -> Reading:
+def lay_out(objective: Objective, params: Params, tokenizer: Tokenizer, text: str, target: str | None) -> Reading:
     """Lay a text out as the objective's network reads it; raises UserError for networks without a page."""
     model, name = objective.model, type(objective).__name__
     if isinstance(model, EncoderDecoder) and objective.writes == "answer":
@@ -49,7 +55,9 @@ def lay_out(objective: Objective, params: Any, tokenizer: Tokenizer, text: str, 
             return hidden(Network(model, False), tokenizer, text)
         if objective.writes == "text":
             return onward(Network(model, True), objective, tokenizer, text)
-    raise UserError(f"lm.explain shows Transformers that predict tokens (causal, masked, encoder-decoder), no model of {name}")
+    raise UserError(
+        f"lm.explain shows Transformers that predict tokens (causal, masked, encoder-decoder), no model of {name}"
+    )
 
 
 def fits(count: int, limit: int, flag: str) -> None:
@@ -86,7 +94,7 @@ def hidden(network: Network, tokenizer: Tokenizer, text: str) -> Reading:
 
 
 def answer(
-    network: Network, objective: Objective, params: Any, tokenizer: Tokenizer, text: str, target: str | None
+    network: Network, objective: Objective, params: Params, tokenizer: Tokenizer, text: str, target: str | None
 ) -> Reading:
     """Predict the target of a source, or the greedy answer to it, token by token."""
     prompt, context = objective.prompt(tokenizer, text), network.last.context
@@ -107,18 +115,32 @@ def answer(
     fits(len(row) - 1, context, "--target")
     inputs = Inputs(np.array([row[:-1]], np.int32), source)
     first = len(begin) - 1
-    targets = [(0, t, row[t + 1], source.shape[1] + t + 1 if t + 2 < len(row) else -1) for t in range(first, len(row) - 1)]
+    targets = [
+        (0, t, row[t + 1], source.shape[1] + t + 1 if t + 2 < len(row) else -1) for t in range(first, len(row) - 1)
+    ]
     return Reading(network, inputs, inputs, "encoder-decoder", targets)
 
 
+def loss_on_text(reading: Reading, params: Params) -> tuple[Network, Sides, tuple[np.ndarray, ...]]:
+    """Return a network, its rows, and the (rows, positions, ids) of the text's tokens; without any, of its own guesses."""
+    given = [one for one in reading.predictions if one[2] >= 0] or reading.predictions
+    rows, positions, ids = (np.array([one[k] for one in given], np.int32) for k in range(3))
+    sides = reading.inputs.take(range(len(reading.inputs.tokens)))
+    if (ids < 0).any():
+        h_RTD, _, _ = observe(reading.network, params, sides)
+        ids = np.asarray(reading.network.logits(params, h_RTD[rows, positions]).argmax(-1), np.int32)
+    return reading.network, sides, (rows, positions, ids)
+
+
 def explain(
-    objective: Objective, params: Any, tokenizer: Tokenizer, text: str, *, target: str | None = None, layers: str = "auto",
+    objective: Objective, params: Params, tokenizer: Tokenizer, text: str, *, target: str | None = None, layers: str = "auto",
     attribute: str = "auto", baseline: str = "mean", top: int = 5,
+    translators: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the contents of a page, as plain values and arrays (see `lm.explain.page.page`)."""
     reading = lay_out(objective, params, tokenizer, text, target)
     network, inputs = reading.network, reading.inputs
-    baseline_E = start_of(baseline, params, tokenizer, network)
+    baseline_E = baseline_of(baseline, params, tokenizer)
     _, _, seen = observe(network, params, reading.shown.take([0]))
 
     # Attention of the shown row, one batch of one.
@@ -127,7 +149,7 @@ def explain(
     check(not named or max(named) <= depth, f"--layers={layers}: the model has {depth} layers, numbered from 1")
 
     # Predictions first, so that attributions go to the likeliest token where there is no target.
-    predictions = predict(reading, params, tokenizer, min(top, network.last.vocab))
+    predictions = predict(reading, params, tokenizer, min(top, network.last.vocab), translators)
     columns = [int(i) for side in reading.shown.take([0]) for i in side[0]]
     split = 0 if inputs.source is None else inputs.source.shape[1]
     size = sum(x.size for x in jax.tree.leaves(params))
@@ -135,22 +157,13 @@ def explain(
     return {
         "kind": reading.kind, "objective": type(objective).__name__, "parameters": size, "text": text,
         "columns": tokenizer.pieces(columns), "split": split, "predictions": predictions, "attention": attention,
-        "layers": named or layers, "baseline": baseline, "depth": network.last.depth,
+        "layers": named or layers, "baseline": baseline, "depth": network.last.depth, "notes": [],
     }  # fmt: skip
 
 
-def start_of(baseline: str, params: Any, tokenizer: Tokenizer, network: Network) -> np.ndarray:
-    """Return the baseline vector of integrated gradients, (E,)."""
-
-    table = np.asarray(params["embed"]["table"], np.float32)[: network.last.vocab]
-    if baseline in ("mean", "zero"):
-        return table.mean(0) if baseline == "mean" else np.zeros_like(table[0])
-    token = tokenizer.token_id(baseline)
-    check(token is not None, f"--baseline={baseline}: use mean, zero, or a token of the vocabulary ([MASK], [PAD])")
-    return table[token]
-
-
-def predict(reading: Reading, params: Any, tokenizer: Tokenizer, top: int) -> list[dict[str, Any]]:
+def predict(
+    reading: Reading, params: Params, tokenizer: Tokenizer, top: int, translators: Callable[..., Any] | None = None
+) -> list[dict[str, Any]]:
     """Compute the probability, the rivals and the layers' predictions (logit lens) of each target."""
     network, targets = reading.network, reading.predictions
     positions, ids = (np.array([target[k] for target in targets], np.int32) for k in (1, 2))
@@ -176,17 +189,19 @@ def predict(reading: Reading, params: Any, tokenizer: Tokenizer, top: int) -> li
     predictions: list[dict[str, Any]] = [
         {"place": int(position), "column": targets[k][3], "token": tokenizer.pieces([ids[k]])[0], "id": int(ids[k]),
          "row": targets[k][0], "own": targets[k][2] < 0, "logp": float(logp[k]), "entropy": float(entropy[k]),
-         "rank": int(rank[k]), "top": pairs(tokenizer, best[k], p[k]), "lens": []}
+         "rank": int(rank[k]), "top": pairs(tokenizer, best[k], p[k])}
         for k, position in enumerate(positions)
     ]  # fmt: skip
 
-    # Logit lens: a layer's state through the final norm and the head.
-    for level in shown:
-        state = h_PD if level == depth else network.finish(params, states[level])
+    # Logit lens: a layer's state through the final norm and the head; tuned lens: behind the layer's translator.
+    lenses = {"lens": lambda level, state: state} | ({"tuned": translators} if translators else {})
+    for (name, translate), level in itertools.product(lenses.items(), shown):
+        state = h_PD if level == depth else network.finish(params, translate(level, states[level]))
         p, near, here, _, ranks = (np.asarray(x) for x in lens(network, params, state, ids, top, best[:, 0]))
         for k, prediction in enumerate(predictions):
             tops = pairs(tokenizer, near[k], p[k])
-            prediction["lens"].append({"layer": level, "top": tops, "p": float(np.exp(here[k])), "rank": int(ranks[k])})
+            guess = {"layer": level, "top": tops, "p": float(np.exp(here[k])), "rank": int(ranks[k])}
+            prediction.setdefault(name, []).append(guess)
     return predictions
 
 
@@ -195,21 +210,30 @@ def pairs(tokenizer: Tokenizer, ids: np.ndarray, p: np.ndarray) -> list[tuple[st
 
 
 def attribute_inputs(
-    reading: Reading, params: Any, predictions: list[dict[str, Any]], baseline_E: np.ndarray, attribute: str, cost: float
+    reading: Reading,
+    params: Params,
+    predictions: list[dict[str, Any]],
+    baseline_E: np.ndarray,
+    attribute: str,
+    cost: float,
 ) -> None:
     """Add "input" (gradient x input) and "integrated" gradients: to all predictions, the named, or as many as time allows."""
 
     count, named = len(predictions), numbers(attribute, 1, "attribute")
-    check(not named or max(named) <= count, f"--attribute={attribute}: the text has {count} predictions, numbered from 1")
+    check(
+        not named or max(named) <= count, f"--attribute={attribute}: the text has {count} predictions, numbered from 1"
+    )
     chosen = [k - 1 for k in named] if named else list(range(count))
     # The last predictions have the longest context: they come first where time is short.
     few = slice(None) if attribute != "auto" else slice(-max(1, int(BUDGET / cost)), None)
     most = slice(None) if attribute != "auto" else slice(-max(1, int(BUDGET / cost / 64)), None)
     rows, positions, ids = ([predictions[k][name] for k in chosen[few]] for name in ("row", "place", "id"))
-    values = gradient_times_input(reading.network, params, reading.inputs, rows, positions, ids)
+    sides = reading.inputs.take(rows)
+    values = gradient_times_input(reading.network, params, sides, embed(params, sides), positions, ids)
     for k, weights in zip(chosen[few], values):
         predictions[k]["input"] = weights
     for k in chosen[most]:
         row, position, id = (predictions[k][name] for name in ("row", "place", "id"))
-        result = integrated_gradients(reading.network, params, reading.inputs, row, position, id, baseline_E)
+        sides = reading.inputs.take([row])
+        result = integrated_gradients(reading.network, params, sides, embed(params, sides), position, id, baseline_E)
         predictions[k]["integrated"] = result

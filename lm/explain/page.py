@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lm.explain.attribution import rollout
+from lm.explain.panels import panels, short
 
 CAPACITY = 6_000_000  # attention weights of a page with --layers=auto, a byte each
 HERE = Path(__file__).parent
@@ -18,34 +18,35 @@ PLAIN = ("name", "kind", "objective", "parameters", "columns", "split", "baselin
 
 
 def page(explanation: dict[str, Any]) -> str:
-    """Return the HTML of `lm.explain.explain.explain`'s values, with a "name"."""
+    """Return the HTML of `lm.explain.contents.contents`' values."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     data = {key: explanation[key] for key in PLAIN}
     predictions = explanation["predictions"]
     data["predictions"] = [shortened(prediction) for prediction in predictions]
+    data["form"] = explanation.get("form")
     data["attention"], notes = pictures(explanation["attention"], explanation["layers"])
     attributed = sum("integrated" in prediction for prediction in predictions)
     if attributed < len(predictions):
         notes.append(f"Integrated gradients: {attributed} of {len(predictions)} predictions (--attribute=all for every one).")
-    data["notes"] = notes
+    data["notes"] = [*notes, *explanation["notes"]]
+    data |= panels(explanation)
     # No "<" in the script: a text with "</script>" in it stays text.
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
-    frame = (HERE / "page.html").read_text(encoding="utf-8")
-    head, middle = frame.split("{{title}}")
     title = f"{data['name']}: {explanation['text'][:60]}".encode("utf-8", "replace").decode()
-    return head + html.escape(title) + middle.replace("{{data}}", text)
-
-
-def short(x: float) -> float:
-    """Round to four significant digits."""
-    return float(f"{float(x):.4g}")
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("page.html").render(title=title, data=text)
 
 
 def shortened(prediction: dict[str, Any]) -> dict[str, Any]:
     """Round the numbers of a prediction: a page holds thousands."""
-    result = {key: prediction[key] for key in ("column", "token", "rank", "own")}
-    result |= {key: short(prediction[key]) for key in ("logp", "entropy")}
+    result = {key: prediction[key] for key in ("column", "token", "rank", "own", "nearest", "word") if key in prediction}
+    figures = ((key, prediction.get(key)) for key in ("logp", "entropy", "score"))
+    result |= {key: None if value is None else short(value) for key, value in figures}
     result["top"] = [[t, short(p)] for t, p in prediction["top"]]
-    result["lens"] = [[x["layer"], short(x["p"]), x["rank"], [[t, short(p)] for t, p in x["top"]]] for x in prediction["lens"]]
+    for name in ("lens", "tuned"):
+        levels = prediction.get(name, [])
+        result[name] = [[x["layer"], short(x["p"]), x["rank"], [[t, short(p)] for t, p in x["top"]]] for x in levels]
     if "input" in prediction:
         result["input"] = [short(x) for x in prediction["input"]]
     if "integrated" in prediction:

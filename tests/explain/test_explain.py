@@ -9,57 +9,21 @@ import jax
 import numpy as np
 import pytest
 
-from lm.convert.convert import load
-from lm.data.tokenizer.tokenizer import Bytes, WordPiece
 from lm.errors import UserError
 from lm.explain import page as pages
-from lm.explain.attribution import Inputs, Network, gradient_times_input, integrated_gradients, observe, rollout
+from lm.explain.attribution import Inputs, Network, embed, gradient_times_input, integrated_gradients, observe, rollout
 from lm.explain.explain import explain, numbers
+from lm.models.lstm import LSTM
 from lm.models.model import Model
+from lm.objectives.baselines import LSTMLanguageModel
+from tests.explain import opened
 from tests.marks import quick
-from tests.models.reference import draw, stirred, tiny
+from tests.models.reference import draw, tiny
 from tests.processes import command as start
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 TEXT = "A cat, \"sat\" & </script><b>\u00e9!"
-BERT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 37,
-        "max_position_embeddings": 40, "attn_implementation": "eager"}  # fmt: skip
-T5 = {"d_model": 20, "d_kv": 6, "d_ff": 34, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 3,
-      "decoder_start_token_id": 0, "attn_implementation": "eager"}  # fmt: skip
-LLAMA = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 37, "max_position_embeddings": 64, "attn_implementation": "eager"}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Random models of each kind with tokenizers: name -> (theirs, folder)."""
-    root, made = tmp_path_factory.mktemp("models"), {}
-    plain = Bytes().build(lambda: ())
-    words = WordPiece(vocab=100).build(lambda: ["the cat sat on the mat and the dog sat by the cat" * 3])
-    sentinels = plain.with_special(["[PAD]", "[SEP]", *(f"<extra_id_{i}>" for i in range(100))])
-    gpt = {"n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 64, "attn_implementation": "eager"}
-    cases = {
-        "gpt2": ("GPT2LMHeadModel", gpt, plain),
-        "llama": ("LlamaForCausalLM", LLAMA, plain),
-        "bert": ("BertForMaskedLM", BERT, words),
-        "t5": ("T5ForConditionalGeneration", T5, sentinels),
-    }
-    for seed, (name, (architecture, fields, tokenizer)) in enumerate(cases.items()):
-        cls = getattr(transformers, architecture)
-        model = stirred(torch, cls(cls.config_class(vocab_size=tokenizer.vocab, **fields)), seed)
-        model.save_pretrained(root / name)
-        tokenizer.save(root / name / "tokenizer.json")
-        made[name] = model, root / name
-    return made
-
-
-def opened(models, name):
-    theirs, folder = models[name]
-    loaded = load(folder)
-    return theirs, loaded.objective.resolve(loaded.tokenizer), loaded.params, loaded.tokenizer
-
 
 # -- numbers beside theirs ---------------------------------------------------------------------------------------------
 
@@ -131,7 +95,8 @@ def test_gradients_are_torchs(name, models):
     tokens = np.random.default_rng(1).integers(5, 40, (1, 12)).astype(np.int32)
     network = Network(objective.model, name != "bert")
     places, ids = [11, 3, 7], [9, 4, 30]
-    found = gradient_times_input(network, params, Inputs(tokens), [0] * 3, places, ids)
+    sides = Inputs(tokens).take([0] * 3)
+    found = gradient_times_input(network, params, sides, embed(params, sides), places, ids)
     for row, place, token in zip(found, places, ids):
         _, expected = torch_gradient(theirs, tokens, place, token, name)
         np.testing.assert_allclose(row, expected[0], atol=1e-4, rtol=1e-3)
@@ -155,7 +120,7 @@ def test_integrated_gradients_are_complete(name, baseline, models):
     base_V = jax.nn.log_softmax(network.logits(params, network.read(params, inputs.sides(), vectors)[0, place]))
     token = int(np.abs(log_p_V - base_V).argmax())  # one whose probability the text changes, whatever the weights are
     log_p, base = log_p_V[token], base_V[token]
-    found = integrated_gradients(network, params, inputs, 0, place, token, begin)
+    found = integrated_gradients(network, params, inputs.sides(), embed(params, inputs.sides()), place, token, begin)
     assert found.difference == pytest.approx(float(log_p - base), abs=1e-4)
     assert abs(float(log_p - base)) > 0.01
     if (name, baseline) not in (("llama", "zero"), ("t5", "zero")):  # RMS norms jump at zero: why the mean is the default
@@ -340,9 +305,6 @@ def test_hostile_input(name, text, more, said, models):
 
 
 def test_other_networks_get_a_line(models):
-    from lm.models.lstm import LSTM
-    from lm.objectives.baselines import LSTMLanguageModel
-
     with pytest.raises(UserError, match="no model of"):
         explain(LSTMLanguageModel(model=LSTM(vocab=257)), {}, opened(models, "gpt2")[3], "a")
 
