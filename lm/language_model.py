@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,13 @@ from lm.evaluation.metrics.statistics import flat
 from lm.evaluation.perplexity import text_scores
 from lm.evaluation.registry import named
 from lm.evaluation.subject import Subject
+from lm.explain.ablation import Ablation, ablate
 from lm.explain.attribution import Network, observe
-from lm.explain.explain import explain
+from lm.explain.compare import Comparison, compare, token_scores
+from lm.explain.contents import Options, contents
+from lm.explain.embeddings import Neighbours, ids_of, neighbours
 from lm.explain.page import page
+from lm.explain.probing import Probing, probe, read_items
 from lm.extensions import import_modules
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.transformer import Transformer
@@ -149,19 +153,52 @@ class LanguageModel:
 
     def explain(
         self,
-        text: str,
+        text: str | Mapping[str, Any],
         target: str | None = None,
+        label: str | None = None,
         layers: str = "auto",
         attribute: str = "auto",
         baseline: str = "mean",
         top: int = 5,
+        beside: LanguageModel | None = None,
+        probe: str | Path | None = None,
+        words: Sequence[str] = (),
+        lens_text: str | Path | None = None,
+        ablate: str = "auto",
     ) -> Explanation:
-        """Explain the predictions on a text as `lm.explain` does, whose flags the options are."""
-        found = explain(
-            self.config.objective, self.params, self.tokenizer, text, target=target, layers=layers, attribute=attribute,
-            baseline=baseline, top=top,
+        """Explain the predictions on a text as `lm.explain` does, whose flags the options are; `beside`: another model.
+
+        Runs of labelled examples explain the predicted labels, or `label`; where they read several values, `text` maps names
+        to them.
+        """
+        options = Options(
+            target=target, label=label, layers=layers, attribute=attribute, baseline=baseline, top=top, ablate=ablate,
+            probe=probe and str(probe), words=tuple(words), lens_text=lens_text and str(lens_text),
         )  # fmt: skip
-        return Explanation({**found, "name": self.folder.name})
+        other = beside and (beside.folder.name, beside.opened)
+        return Explanation(contents(self.opened, text, options, self.folder, other))
+
+    @property
+    def opened(self) -> tuple[Config, Any, Tokenizer]:
+        """Return config, parameters and tokenizer."""
+        return self.config, self.params, self.tokenizer
+
+    def ablate(self, text: str | Mapping[str, Any], target: str | None = None, neurons: int = 20) -> Ablation:
+        """Measure the change of a text's loss without each head, and without the neurons that matter most."""
+        return ablate(self.config.objective, self.params, self.tokenizer, text, target=target, neurons=neurons)
+
+    def compare(self, other: LanguageModel, text: str, target: str | None = None) -> Comparison:
+        """Compare the log-probabilities of a text under two models, over spans that both tokenizers end."""
+        scored = [token_scores(one.config.objective, one.params, one.tokenizer, text, target) for one in (self, other)]
+        return compare(*scored)
+
+    def probe(self, file: str | Path, text: str = "text", label: str = "label") -> Probing:
+        """Fit a probe for the labels of a file on the states of every layer, and measure it on held-out examples."""
+        return probe(self.config.objective, self.params, self.tokenizer, read_items(str(file), text, label))
+
+    def neighbours(self, words: Sequence[str], count: int = 8) -> list[Neighbours]:
+        """Return the nearest tokens of each word in the embedding table, by cosine."""
+        return neighbours(self.params, self.tokenizer, ids_of(self.tokenizer, words), count)
 
     def _sides(self, ids_BT: ArrayLike, source_BS: ArrayLike | None) -> tuple[np.ndarray, ...]:
 
@@ -192,7 +229,8 @@ class Explanation(dict):
     """What `lm.explain` shows, as values and numpy arrays.
 
     "columns": the tokens; "predictions": for each its "token", "logp", "entropy", "rank", "top", the logit "lens" of each layer
-    and the attributions "input" and "integrated"; "attention": of each stack (L, N, T, S).
+    (and the "tuned" one) and the attributions "input" and "integrated", of labels the "nearest" training examples;
+    "attention": of each stack (L, N, T, S); "ablation", "beside", "neighbours", "map" and "probe" where they were asked for.
     """
 
     def html(self) -> str:
