@@ -156,6 +156,7 @@ class LanguageModel:
         text: str | Mapping[str, Any],
         target: str | None = None,
         label: str | None = None,
+        task: str | None = None,
         layers: str = "auto",
         attribute: str = "auto",
         baseline: str = "mean",
@@ -172,8 +173,8 @@ class LanguageModel:
         to them.
         """
         options = Options(
-            target=target, label=label, layers=layers, attribute=attribute, baseline=baseline, top=top, ablate=ablate,
-            probe=probe and str(probe), words=tuple(words), lens_text=lens_text and str(lens_text),
+            target=target, label=label, task=task, layers=layers, attribute=attribute, baseline=baseline, top=top,
+            ablate=ablate, probe=probe and str(probe), words=tuple(words), lens_text=lens_text and str(lens_text),
         )  # fmt: skip
         other = beside and (beside.folder.name, beside.opened)
         return Explanation(contents(self.opened, text, options, self.folder, other))
