@@ -310,9 +310,18 @@ def test_other_networks_get_a_line(models):
 
 
 def test_the_command(models, tmp_path):
-    done = start("lm.explain", f"--model={models['gpt2'][1]}", f"--text={TEXT}", f"--output={tmp_path / 'a.html'}")
+    folder, page = models["gpt2"][1], tmp_path / "a.html"
+    more = ["--attribute=2", f"--beside={folder}", "--neurons=3"]
+    done = start("lm.explain", f"--model={folder}", f"--text={TEXT}", f"--output={page}", *more)
     assert done.returncode == 0, done.stderr
-    data = data_of((tmp_path / "a.html").read_text(encoding="utf-8"))
+    data = data_of(page.read_text(encoding="utf-8"))
+    # Beside itself: no difference; bytes of one character are one span.
+    assert len(data["beside"]["spans"]) == len(TEXT)
+    assert {span[3] for span in data["beside"]["spans"]} == {0}
+    assert np.shape(data["ablation"]["heads"]["attention"]) == (3, 4)
+    assert len(data["ablation"]["neurons"]) == 3
+    assert [one["token"] for one in data["neighbours"]][:9] == list(dict.fromkeys(TEXT))[:9]
+    assert sum(point["chosen"] for point in data["map"]["points"]) == len(data["neighbours"]) == len({*TEXT.encode()})
     assert len(data["predictions"]) == len(TEXT.encode())  # all but the first, which nothing precedes, and the next
     for args, said in (((), "--text"), (("--text=a", "--output=no/where.html"), "no folder"), (("--text=a",), "name one")):
         wrong = start("lm.explain", *args)
