@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
+from lm.data.rows.packing import lay
 from lm.data.rows.prompts import Prompt, continued
 from lm.data.rows.records import Documents, Windows
 from lm.data.tokenizer.tokenizer import Tokenizer
@@ -18,7 +19,6 @@ from lm.models.heads import cross_entropy
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.base import Batch, Example, Objective, Sums
-from lm.objectives.rows import lay
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.data.rows.packing import lay
 from lm.data.rows.records import Documents
 from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.errors import check_range
@@ -19,7 +20,7 @@ from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.heads import Head, cross_entropy
 from lm.models.layers import Embed
 from lm.objectives.base import Batch, Example, Objective, Sums, fit
-from lm.objectives.rows import HOLDS, lay, row_flops, show_pairs
+from lm.objectives.rows import HOLDS, row_flops, show_pairs
 from lm.objectives.seq2seq import closed
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.data.rows.packing import lay
 from lm.data.rows.prompts import Prompt, answered
 from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.models import flops
@@ -66,20 +67,6 @@ class SourceTarget:
 
     def flops(self) -> float:
         return row_flops(self.model, *self.limits)
-
-
-def lay(sequences: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Concatenate sequences into a row: tokens, segments (from 1) and positions, int32 [length], truncated or padded."""
-    tokens, segments, positions = (np.zeros(length, np.int32) for _ in range(3))
-    if sequences:
-        sizes = np.array([len(sequence) for sequence in sequences])
-        flat = np.concatenate(sequences)[:length]
-        tokens[: len(flat)] = flat
-        segments[: len(flat)] = np.repeat(np.arange(1, len(sizes) + 1), sizes)[:length]
-        # Positions restart at each sequence, so that a packed sequence is computed like one alone in its row.
-        first = np.repeat(np.cumsum(sizes) - sizes, sizes)[:length]
-        positions[: len(flat)] = np.arange(len(flat)) - first
-    return tokens, segments, positions
 
 
 def forced(

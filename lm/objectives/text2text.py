@@ -15,6 +15,7 @@ import numpy as np
 from lm.data.corpus.corpus import Corpus
 from lm.data.labelled.check import check_tokens, items_of, refuse_empty
 from lm.data.rows.examples import Examples, pair_lengths
+from lm.data.rows.packing import lay
 from lm.data.rows.prompts import Prompt
 from lm.data.rows.templates import Frame, Keep, cut
 from lm.data.tokenizer import special
@@ -28,7 +29,7 @@ from lm.models.transformer import Transformer
 from lm.objectives.base import Answers, Batch, Objective, Sums, fit
 from lm.objectives.base import Example as Row
 from lm.objectives.finetune import network
-from lm.objectives.rows import forced, guess, lay, read, row_flops, show_pairs, target_sums
+from lm.objectives.rows import forced, guess, read, row_flops, show_pairs, target_sums
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
+from lm.data.rows.packing import lay
 from lm.decode.infilling import Filler, MaskPredict
 from lm.decode.search import mask_predict as module
 from lm.decode.search.mask_predict import mask_predict
 from lm.decode.writer import Request
 from lm.errors import UserError
 from lm.objectives.conditional import Conditional
-from lm.objectives.rows import lay
 from lm.sharding import unbox
 from tests.marks import quick
 from tests.objectives.pairs import END, MASK, TOKENIZER, twice

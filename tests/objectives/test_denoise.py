@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from lm.data.corpus.store import Tokens
-from lm.data.rows.packing import window
+from lm.data.rows.packing import lay, window
 from lm.data.tokenizer.tokenizer import Bytes
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.objectives.denoise import Denoise
-from lm.objectives.rows import lay, read
+from lm.objectives.rows import read
 from lm.sharding import unbox
 from tests.models.reference import tiny
 from tests.objectives.pairs import BEGIN, END, MASK, SEPARATOR, TOKENIZER, draw, from_bart, split, twice

@@ -7,6 +7,7 @@ A row is `tokens`, `segments` and `positions`, int32 [length] each: `segments` n
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,6 +16,20 @@ from lm.errors import UserError
 
 Row = dict[str, np.ndarray]
 BLOCK = 1 << 25  # tokens searched for separators at once
+
+
+def lay(sequences: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Concatenate sequences into a row: tokens, segments (from 1) and positions, int32 [length], truncated or padded."""
+    tokens, segments, positions = (np.zeros(length, np.int32) for _ in range(3))
+    if sequences:
+        sizes = np.array([len(sequence) for sequence in sequences])
+        flat = np.concatenate(sequences)[:length]
+        tokens[: len(flat)] = flat
+        segments[: len(flat)] = np.repeat(np.arange(1, len(sizes) + 1), sizes)[:length]
+        # Positions restart at each sequence, so that a packed sequence is computed like one alone in its row.
+        first = np.repeat(np.cumsum(sizes) - sizes, sizes)[:length]
+        positions[: len(flat)] = np.arange(len(flat)) - first
+    return tokens, segments, positions
 
 
 def window(tokens: Tokens, start: int, length: int, packing: str = "documents") -> Row:

@@ -14,6 +14,7 @@ import numpy as np
 
 from lm.corruption.permutation import NEVER
 from lm.data.corpus.corpus import Corpus
+from lm.data.rows.packing import lay
 from lm.data.rows.templates import SPECIAL, Frame, Laid, Style, style_of
 from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.data.types import ExampleSet
@@ -26,7 +27,7 @@ from lm.models.pooling import Inner, Scores
 from lm.models.transformer import Transformer
 from lm.models.two_stream import TwoStream, XLNet
 from lm.objectives.base import Batch, Example, sized
-from lm.objectives.rows import lay, row_flops
+from lm.objectives.rows import row_flops
 from lm.sharding import Named
 
 Stacks = Transformer | EncoderDecoder  # rows of these may hold several texts
