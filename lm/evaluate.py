@@ -56,6 +56,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     from lm.evaluation.registry import named
     from lm.evaluation.subject import Subject
 
+    # Before the model is opened, which may take minutes: a wrong name is reported at once.
     tasks = named(TASKS.value or ("" if TEXT.value else "validation"))
     config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value)
     check(
@@ -66,6 +67,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     subject = Subject(config, params, tokenizer, seed=SEED.value, workdir=workdir, progress=progress_bar)
     results: dict[str, Any] = {name: measured(name, task, subject) for name, task in tasks.items()}
     if TEXT.value:
+        # For --text alone: the texts of tasks stay text.
         reading = tokenizer.reading_special() if SPECIAL.value else tokenizer
         results["text"] = texts(dataclasses.replace(subject, tokenizer=reading))
     if file:

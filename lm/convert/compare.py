@@ -37,6 +37,7 @@ def compare(path: str) -> str:
     known = isinstance(model, Transformer | EncoderDecoder) and {"stack", "decoder"} & set(loaded.params)
     if not known and not task:
         raise UserError(f"--check does not know the layers of {type(loaded.objective).__name__}")
+    # In float32 whatever the file has: what differs then is the implementation, not the rounding.
     reference = getattr(transformers, name).from_pretrained(path).eval().float()
     settings = reference.config
     tokens = drawn(settings, model.vocab, min(LENGTH, model.context))

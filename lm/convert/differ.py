@@ -35,6 +35,7 @@ def differ(ours: Any, theirs: Any, path: str = "") -> list[Difference]:
         if dataclasses.is_dataclass(a):
             differences += differ(a, b, f"{path}{name}.")
             continue
+        # By what the fields come to: a 0 and the value that it stands for are the same network.
         if hasattr(ours, DERIVED.get(name, " ")):
             same = getattr(ours, DERIVED[name]) == getattr(theirs, DERIVED[name])
         elif name == "qkv_bias":

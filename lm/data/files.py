@@ -206,6 +206,7 @@ def expand(path: str) -> list[str]:
             raise UserError(f"{part} does not exist: check the path (relative paths start at {os.getcwd()})")
     if not paths:
         raise UserError(f"no file in {path!r}: give a path, a glob, or several joined by commas")
+    # Parts of the list may overlap: a file counts once.
     return list(dict.fromkeys(paths))
 
 

@@ -51,6 +51,7 @@ def generate(
     )
     encoded = writer.encode(prompts)
     for prompt in encoded:
+        # All before the first is written: one that is too long must not cost the work on the others.
         strategy.fits(writer, prompt, request)
     samples: dict[int, list[Sample]] = {}
     for i, rows in decode_batches(writer, strategy, request, encoded, occurrences(encoded), watch):

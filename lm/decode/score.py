@@ -143,6 +143,7 @@ def score(
         h_RD, targets_R = part
         logits_RV = steps.logits(prepared, h_RD)
         own_R, best_R = jnp.take_along_axis(logits_RV, targets_R[:, None], 1)[:, 0], logits_RV.max(-1)
+        # One array of exponentials serves the log-probability, the confidence and the sum of squares.
         shares_RV = jnp.exp(logits_RV - best_R[:, None])
         total_R, squares_R = shares_RV.sum(-1), (shares_RV**2).sum(-1)
         return own_R - best_R - jnp.log(total_R), own_R >= best_R, 1 / total_R, squares_R / total_R**2

@@ -116,7 +116,7 @@ def leave(found: Found, figures: Figures, folder: Path, task: str = "", run: Run
     folder.mkdir(parents=True, exist_ok=True)
     end = task and "-" + task.strip("/")
     paths = [folder / f"predictions{end}.jsonl", folder / f"figures{end}.json", folder / f"errors{end}.html"]
-    # JSON's escapes bring lone surrogates into a text, for which UTF-8 has no bytes.
+    # A character without bytes in UTF-8, half a surrogate pair, must not cost the whole file.
     replace_file(paths[0], "".join(dump_json(p) + "\n" for p in found.predictions), "backslashreplace")
     replace_file(paths[1], dump_json(flat(figures, intervals=True), indent=1) + "\n")
     run = (run or Run(str(folder)))._replace(task=task.strip("/"))

@@ -52,7 +52,7 @@ class HeldOut:
     def figures(self, total: metrics.Host, prefix: str) -> dict[str, float]:
         """Convert sums to named means."""
         values = metrics.total(metrics.means(total, prefix), self.objective.scales, prefix)
-        # No token precedes the first, so it is in the bytes but not among the targets.
+        # Targets per byte: nothing precedes the first token of the stream, so it is none.
         rate = (len(self.tokens) - 1) / max(self.tokens.raw_bytes, 1)
         return metrics.language(values, self.objective.nats, prefix, rate)
 

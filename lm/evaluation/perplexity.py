@@ -82,7 +82,7 @@ class Perplexity:
                 done = end
 
     def pseudo(self, subject: Subject, encoded: Sequence[np.ndarray], size: Size) -> Figures:
-        # Less [CLS] and [SEP]. A masked model sees both sides, so the windows need no overlap.
+        # Less [CLS] and [SEP], which stand around every window.
         window = self.window or subject.objective.model.context - 2
         rows = [ids[low : low + window] for ids in encoded for low in range(0, len(ids), window)]
         sums = np.array([[-x.sum(dtype=float), len(x)] for x in masked_logprobs(subject, rows)])

@@ -33,8 +33,8 @@ def masked_logprobs(subject: Subject, rows: Sequence[np.ndarray]) -> list[np.nda
         count = 1 << (len(part) - 1).bit_length()  # powers of two: few shapes to compile for
         filled = part + part[-1:] * (count - len(part))
         tokens_BT, segments_BT = padded([framed_rows[i] for i, _ in filled], width)
+        # One further right, behind [CLS]; the targets are read before the mask stands in their places.
         positions_B = np.array([at + 1 for _, at in filled], np.int32)
-        # Behind [CLS], so one further right; read before the masks overwrite them.
         targets_B = tokens_BT[np.arange(count), positions_B].copy()
         tokens_BT[np.arange(count), positions_B] = mask
         with jax.sharding.use_abstract_mesh(NO_MESH):

@@ -94,5 +94,5 @@ def mean_encoded(params: Any, tokens_BT: jax.Array, segments_BT: jax.Array, *, m
 
 
 def averaged(h_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
-    # Summed in float32: over a long text a sum in bfloat16 would stop growing.
+    # Summed in float32: over a long text the eight bits of bfloat16 would be lost in the sum.
     return (h_BTD.astype(jnp.float32) * real_BT[..., None]).sum(1) / real_BT.sum(1)[:, None]

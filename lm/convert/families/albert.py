@@ -47,6 +47,7 @@ class Albert(Family):
         }
 
     def rules(self, objective: Masked) -> list[Rule]:
+        # One group of one layer, which the whole depth shares.
         layer, ours = "albert.encoder.albert_layer_groups.0.albert_layers.0", "stack/layers"
         found = [
             *inputs("albert"),

@@ -78,6 +78,7 @@ class Bart(Family):
 
     def settings(self, objective: Denoise | Seq2seq) -> dict[str, Any]:
         c = objective.model.decoder
+        # The sides may differ in depth, heads and feed-forward, as those of distilled models do.
         sizes: dict[str, Any] = {}
         for side in SIDES:
             names = {"depth": f"{side}_layers", "heads": f"{side}_attention_heads", "mlp": f"{side}_ffn_dim"}

@@ -60,6 +60,7 @@ class GPT(Family):
         c, name = objective.model, name_of(objective.model.activation)
         own = {"activation_function": name, "n_inner": c.mlp or None}
         if self.first:
+            # Files of GPT-1 call the tanh form gelu.
             own = {"afn": name.replace("gelu_new", "gelu")}
         return {
             "model_type": self.name,

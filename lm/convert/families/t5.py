@@ -58,6 +58,7 @@ class T5(Family):
         c = objective.model.decoder
         feed = {ours: theirs for theirs, ours in T5_FEEDS.items()}.get(c.activation)
         check(feed is not None, f"T5 has no activation '{c.activation}'")
+        # Without a tokenizer the id of the released vocabularies.
         end = 1 if objective.end is None else objective.end
         if isinstance(objective, Span | Network):  # as T5 itself: targets begin with padding
             ids = dict.fromkeys(("decoder_start_token_id", "pad_token_id"), objective.pad or 0)
@@ -99,6 +100,7 @@ class T5(Family):
             if "cross" in sub:
                 found += normal(f"{ours}/cross_norm", f"{layer}.1.layer_norm", **no)
             feed = f"{layer}.{sub['mlp']}.DenseReluDense"
+            # In a gated feed-forward wi_0 is the part with the activation; a plain one has a single wi.
             gated = objective.model.decoder.activation != "relu"
             found += dense(f"{ours}/mlp/down", f"{feed}.wo", **no)
             found += dense(f"{ours}/mlp/{'gate' if gated else 'up'}", f"{feed}.{'wi_0' if gated else 'wi'}", **no)

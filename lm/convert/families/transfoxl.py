@@ -37,6 +37,7 @@ class TransfoXL(Family):
     def objective(self, settings: Mapping[str, Any]) -> Recurrent:
         fields = Fields(settings)
         fields.refuse(attn_type=0, sample_softmax=-1, ext_len=0, tie_weight=True, tie_word_embeddings=True)
+        # Defaults of absent fields are those of their class in transformers.
         width, embed = fields.get("d_model"), fields.get("d_embed")
         cutoffs, dropout = tuple(fields.get("cutoffs", default=())), fields.get("dropout", default=0.1)
         shared = fields.get("proj_share_all_but_first", default=True)

@@ -277,6 +277,7 @@ def augmented(sides: Sequence[Sequence[Example]], kinds: Sequence[Augmentation])
                 copies = _copies(example, kind.copies, rewrite)
                 counts[k] += len(copies)
                 result[-1] += copies
+    # One that never applies is a mistake in the config, which the run would not show.
     for kind, count in zip(kinds, counts):
         check(count > 0, f"augment: {type(kind).__name__} made no copy of any example: {kind.idle}")
     return result

@@ -62,6 +62,7 @@ class Tokens:
             wanted, sums = (header["tokens"], header["documents"], header["tokens"]), header["crc32"]
         except (OSError, ValueError, KeyError, UserError) as error:
             raise DamagedCorpus(f"{base}.bin is damaged ({error})") from None
+        # Lengths first, which cost no reading: streams too large to be verified are at least complete.
         if wanted != (len(tokens), len(starts), len(tokens if marks is None else marks)):
             raise DamagedCorpus(f"{base}.bin is cut short")
         arrays = {".bin": tokens, ".starts": starts} | ({} if marks is None else {".marks": marks})

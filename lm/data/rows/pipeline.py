@@ -165,6 +165,7 @@ class Batches:
 
     def _example(self, index: int) -> Example:
         stream, at, key = self.place(index)
+        # Keyed by the row's number alone: a resume at any step draws what an unbroken run would have drawn.
         rng = self.draws(*(key or (0, index, 0)))
         return self.corrupt(rng, self.streams[stream].record(rng, at))
 

@@ -43,6 +43,7 @@ class ParquetReader:
             kind = parquet.schema_arrow.field(column).type
             if str(kind) not in ("string", "large_string", "string_view"):
                 raise UserError(f"{p}: column {column!r} is {kind}, not string")
+            # From the footer alone: no text is read before it is asked for.
             groups += [(file, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups)]
         self.groups = groups
         self.ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)

@@ -54,6 +54,7 @@ def _build(model: Any, path: Path) -> Any:
         scheme = "always" if rule.add_dummy_prefix else "never"
         core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=spec.model_type == UNIGRAM)
     back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    # The space that encoding puts before a text is taken away again.
     core.decoder = decoders.Sequence([*back, decoders.Strip(" ", int(rule.add_dummy_prefix), 0)])
     core.add_special_tokens([AddedToken(p.piece, special=True) for p in pieces if p.type in (UNKNOWN, CONTROL)])
     core.add_tokens([AddedToken(p.piece, normalized=False) for p in pieces if p.type == USER_DEFINED])

@@ -36,6 +36,7 @@ class Pieces:
         model = _model(core)
         prefix = model.get("continuing_subword_prefix") if model["type"] == "WordPiece" else None
         suffix = model.get("end_of_word_suffix")
+        # One pass over the vocabulary: rows of ids are only looked up afterwards, never decoded.
         for name, i in core.get_vocab(with_added_tokens=True).items():
             if self.special[i]:
                 self._last[i] = OWN

@@ -59,6 +59,7 @@ def mask_predict(
     `longest`: longest target, its end token and prefix included; 0: the decoder's context.
     """
     check("mask_predict" in objective.fills, f"{type(objective).__name__} predicts no lengths: take a run of Conditional")
+    # Two places of the encoder are the slot of the length and the end token.
     capacity, context = objective.limits[0] - 2, objective.limits[1]
     longest = min(longest or context, context)
     check(iterations >= 1 and lengths >= 1, f"iterations={iterations} and lengths={lengths} must be at least 1")

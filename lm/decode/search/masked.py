@@ -55,6 +55,7 @@ def fill_masks(
     if order not in get_args(Order):
         raise unknown("order", order, get_args(Order))
     check(top_k >= 1, f"top_k={top_k}: report at least 1 candidate")
+    # Every text is encoded, and refused where it must be, before the network runs.
     mask, rows = tokenizer.special_id("[MASK]"), []
     for text in texts:
         ids = framed(tokenizer, tokenizer.encode(named_mask(tokenizer, text), special=True), objective)

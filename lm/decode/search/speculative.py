@@ -188,6 +188,7 @@ def settle(
     ids_T = jnp.append(ids_G, 0).at[count].set(extra)
     logprobs_T = jax.lax.dynamic_update_slice(s.logprobs_T, log_probability(raw_TV, ids_T), (start,))
     at = jnp.arange(gamma + 1)
+    # A stop token among the refused proposals was never written.
     stopped_T = jnp.isin(ids_T, jnp.asarray(stops, jnp.int32)) & (at <= count)
     done = stopped_T.any()
 

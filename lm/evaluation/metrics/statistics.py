@@ -166,7 +166,7 @@ def jackknife(
     without = [statistic(np.sort(np.concatenate([p for j, p in enumerate(parts) if j != i]))) for i in range(len(parts))]
     values = {name: np.array([f.get(name, math.nan) for f in without], float) for name in whole}
     known = {name: v[np.isfinite(v)] for name, v in values.items()}  # the other groups may hold nothing to measure
-    # The samples share most of their examples: their spread is scaled up by the number of groups less one.
+    # The samples share most of their examples: their variance is scaled up by the number of groups less one.
     errors = {
         name: math.sqrt((len(v) - 1) * np.mean((v - v.mean()) ** 2)) if len(v) > 1 else math.nan for name, v in known.items()
     }
