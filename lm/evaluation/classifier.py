@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from lm.data.types import Example
 from lm.errors import UserError, check, check_choices
-from lm.evaluation.attacks.adversarial import attacks
+from lm.evaluation.attacks.adversarial import attack, summarise
 from lm.evaluation.attacks.perturbations import Perturbed
 from lm.evaluation.attacks.robustness import change, invariance
 from lm.evaluation.files import read_examples
@@ -123,14 +124,17 @@ class Attacked:
         classifier, examples = Classifier(subject), read_examples(self.path)
         name, table = classifier.objective.fields[0], self.table()
 
-        def predict(texts: Sequence[str]) -> np.ndarray:
-            return classifier([with_text(examples[0], name, text) for text in texts])
+        def predict(example: Example, texts: Sequence[str]) -> np.ndarray:
+            # The other fields stay the example's own: of a pair, one side is attacked beside its partner.
+            return classifier([with_text(example, name, text) for text in texts])
 
         def synonyms(word: str) -> list[str]:
             return table.get(word.lower(), [])
 
-        texts = [example.get(name) for example in examples]
-        return attacks(texts, classifier.label_ids(examples), predict, synonyms, self.order, self.most)[0]
+        return summarise([
+            attack(example.get(name), label, partial(predict, example), synonyms, self.order, self.most)
+            for example, label in zip(examples, classifier.label_ids(examples))
+        ])  # fmt: skip
 
     def table(self) -> dict[str, list[str]]:
         table = load_json(self.synonyms, dict)

@@ -1,6 +1,7 @@
 """A classifier asked for texts: the same probabilities as in packed rows, and its tasks under noise and attack."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -95,3 +96,28 @@ def test_mistakes_are_told(subject, tmp_path):
     with pytest.raises(UserError, match=r"w.jsonl:1: label 'unheard of' is none of"):
         Disturbed(path=path).measure(under)
     assert named(f"shifted:{path}?prior=0.5,0.5") == {f"shifted:{path}?prior=0.5,0.5": Shifted(path=path, prior=(0.5, 0.5))}
+
+
+def test_a_side_of_a_pair_is_attacked_beside_its_own_partner(tmp_path, monkeypatch):
+    pairs = [{"premise": "a good film", "hypothesis": name, "label": "yes"} for name in ("first", "second")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (tmp_path / "syn.json").write_text('{"good": ["bad"], "film": ["book"]}')
+    seen = []
+
+    class Stub:
+        objective = SimpleNamespace(fields=("premise", "hypothesis"))
+
+        def __init__(self, subject):
+            pass
+
+        def label_ids(self, examples):
+            return [0] * len(examples)
+
+        def __call__(self, examples):
+            seen.extend((one.get("premise"), one.get("hypothesis")) for one in examples)
+            return np.array([[0.2, 0.8] if "bad" in one.get("premise") else [0.8, 0.2] for one in examples])
+
+    monkeypatch.setattr("lm.evaluation.classifier.Classifier", Stub)
+    found = Attacked(path=str(tmp_path / "pairs.jsonl"), synonyms=str(tmp_path / "syn.json")).measure(None)
+    assert (found["clean"].value, found["attacked"].value) == (1.0, 0.0)
+    assert {partner for text, partner in seen if "bad" in text} == {"first", "second"}

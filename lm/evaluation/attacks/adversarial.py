@@ -154,13 +154,17 @@ def attacks(
     most: float = 1.0,
     unknown_word: str = "[UNK]",
 ) -> tuple[Figures, list[Attack]]:
-    """Attack each text.
-
-    Returns clean (accuracy), attacked (accuracy under attack), delta, success (flips among correctly classified texts),
-    changed_words (share of words replaced, of flips) and queries (per correctly classified text).
-    """
-    count = same_length(texts=texts, labels=labels)
+    """Attack each text of one classifier; return the figures (`summarise`) and the attacks."""
+    same_length(texts=texts, labels=labels)
     results = [attack(text, label, predict, synonyms, order, most, unknown_word) for text, label in zip(texts, labels)]
+    return summarise(results), results
+
+
+def summarise(results: Sequence[Attack]) -> Figures:
+    """Return clean (accuracy), attacked (accuracy under attack), delta, and of correctly classified texts success (flips),
+    changed_words (share of words replaced, of flips) and queries (of the classifier, per text).
+    """
+    count = len(results)
     # Success counts texts that were right: the others need no attack.
     right = [a for a in results if a.was_right]
     flips = [a for a in right if a.flipped]
@@ -173,4 +177,4 @@ def attacks(
         figures |= {"success": proportion(len(flips), len(right)), "queries": mean([a.queries for a in right])}
     if flips:
         figures["changed_words"] = mean([len(a.replaced) / a.words for a in flips])
-    return figures, results
+    return figures
