@@ -56,6 +56,7 @@ def token_scores(
 ) -> TokenScores:
     """Score a text's tokens, of an encoder-decoder those of `target`; masked models hide each token in turn."""
     reading = lay_out(objective, params, tokenizer, text, target)
+    check(target is not None or reading.kind != "encoder-decoder", "two encoder-decoders are compared on a --target: give one")
     given = [one for one in reading.predictions if one[2] >= 0]
     ids, ends = tokenizer.encode_ends([text if target is None else target])[0]
     aligned = first_match([one[2] for one in given], ids.tolist())

@@ -129,6 +129,8 @@ def translators_of(
     if options.lens_text is None:
         check(options.tuned_lens == "auto", f"--tuned_lens={path}: there is no such file; --lens_text=FILE trains it")
         return None
+    is_run = (folder / "checkpoints").is_dir()
+    check(is_run or options.tuned_lens != "auto", "--lens_text with a model folder: name the lens's file, --tuned_lens=FILE")
     check(path.parent.is_dir(), f"--tuned_lens={path}: there is no folder {path.parent}")
     own = options.lens_text == "train"
     ids = tuned_lens.read_ids(config, tokenizer, None if own else options.lens_text)

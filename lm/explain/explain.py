@@ -134,10 +134,9 @@ def loss_on_text(reading: Reading, params: Params) -> tuple[Network, Sides, tupl
 
 def explain(
     objective: Objective, params: Params, tokenizer: Tokenizer, text: str, *, target: str | None = None, layers: str = "auto",
-    attribute: str = "auto", baseline: str = "mean", top: int = 5,
-    translators: Callable[..., Any] | None = None,
+    attribute: str = "auto", baseline: str = "mean", top: int = 5, translators: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the contents of a page, as plain values and arrays (see `lm.explain.page.page`)."""
+    """Return the predictions on a text, as plain values and arrays; `translators`: of a tuned lens beside the logit lens."""
     reading = lay_out(objective, params, tokenizer, text, target)
     network, inputs = reading.network, reading.inputs
     baseline_E = baseline_of(baseline, params, tokenizer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -191,7 +191,6 @@ def decide(
 def explain_labels(
     objective: Objective, params: Params, tokenizer: Tokenizer, given: str | Mapping[str, Any], *, label: str | None = None,
     layers: str = "auto", attribute: str = "auto", baseline: str = "mean", top: int = 5,
-    training: tuple[Objective, Sequence[Example]] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Explain the predicted labels of an example, or `label`, as plain values and arrays in the layout of `explain`."""
     decision = decide(objective, params, tokenizer, given, label)

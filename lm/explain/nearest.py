@@ -10,7 +10,7 @@ import numpy as np
 from lm.config import Config
 from lm.data.corpus.prepare import prepare
 from lm.data.tokenizer.tokenizer import Tokenizer
-from lm.data.types import Example, ExampleSet
+from lm.data.types import Example, ExampleSet, labelled
 from lm.errors import check
 from lm.explain.attribution import Params
 from lm.explain.labelled import run, task_number
@@ -24,11 +24,10 @@ def training_examples(
     config: Config, tokenizer: Tokenizer, task: str | None, most: int
 ) -> tuple[Objective, list[Example]]:
     """Return a run's resolved objective and its first training examples; raises UserError where its data has none."""
+    check(labelled(config.data.source), "the config names no labelled training examples")
     number, sides = task_number(config.objective, task), prepare(config.data).train
     objective = config.objective if number is None else config.objective.parts[number].objective
-    side = sides[number or 0][1]
-    check(isinstance(side, ExampleSet), "the config names no labelled training examples")
-    return objective.measured().resolve(tokenizer), list(side.examples[:most])
+    return objective.measured().resolve(tokenizer), list(sides[number or 0][1].examples[:most])
 
 
 def similar(

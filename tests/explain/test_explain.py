@@ -190,7 +190,7 @@ def test_masks_in_the_text(models):
 
 def test_an_answer_asked_for_and_its_own(models):
     theirs, objective, params, tokenizer = opened(models, "t5")
-    found = explain(objective, params, tokenizer, "a <extra_id_0> b", target="xyz")
+    found = explain(objective, params, tokenizer, "a <extra_id_0> b", target="xyz", attribute="1")
     end = objective.end
     source = [*tokenizer.encode("a <extra_id_0> b", special=True).tolist(), end]
     read = [objective.pad, *b"xyz"]
@@ -200,7 +200,7 @@ def test_an_answer_asked_for_and_its_own(models):
     assert [p["id"] for p in found["predictions"]] == [*b"xyz", end]
     for t, one in enumerate(found["predictions"]):
         assert one["logp"] == pytest.approx(float(log_p[t, one["id"]]), abs=1e-4)
-        assert len(one["input"]) == len(source) + len(read)
+    assert len(found["predictions"][0]["input"]) == len(source) + len(read)
     assert set(found["attention"]) == {"encoder", "decoder", "decoder to source"}
     own = explain(objective, params, tokenizer, "a <extra_id_0> b", attribute="1")
     greedy = [objective.pad]
@@ -315,9 +315,8 @@ def test_the_command(models, tmp_path):
     done = start("lm.explain", f"--model={folder}", f"--text={TEXT}", f"--output={page}", *more)
     assert done.returncode == 0, done.stderr
     data = data_of(page.read_text(encoding="utf-8"))
-    # Beside itself: no difference; bytes of one character are one span.
-    assert len(data["beside"]["spans"]) == len(TEXT)
-    assert {span[3] for span in data["beside"]["spans"]} == {0}
+    # Beside itself: no difference but of the first byte, which nothing precedes; bytes of one character are one span.
+    assert [span[3] for span in data["beside"]["spans"]] == [None, *[0] * (len(TEXT) - 1)]
     assert np.shape(data["ablation"]["heads"]["attention"]) == (3, 4)
     assert len(data["ablation"]["neurons"]) == 3
     assert [one["token"] for one in data["neighbours"]][:9] == list(dict.fromkeys(TEXT))[:9]
@@ -333,6 +332,6 @@ def test_the_command(models, tmp_path):
 def test_numbers_are_plain(models):
     """What `explain` gives besides arrays and Integrated goes into JSON as it is."""
     _, objective, params, tokenizer = opened(models, "bert")
-    found = explain(objective, params, tokenizer, "cat")
+    found = explain(objective, params, tokenizer, "cat", attribute="1")
     assert dataclasses.is_dataclass(found["predictions"][0]["integrated"])
     json.dumps({k: v for k, v in found["predictions"][0].items() if k not in ("input", "integrated")})
