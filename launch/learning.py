@@ -240,9 +240,15 @@ def draw(curves: Mapping[str, np.ndarray], steps: int, png: Path) -> None:
         high = max(1.0, max(float(curve[:, 1].max()) for curve in curves.values()))
         axes.set_xlim(0, steps)
         axes.set_ylim(0, 1.03 * high)
-        level = -np.inf
-        for value, name, color in sorted(ends):
-            level = max(value, level + 0.043 * high)
+        # Labels a line apart: pushed up from below where they would overlap, then down from the top.
+        ends, gap = sorted(ends), 0.043 * high
+        levels = [value for value, _, _ in ends]
+        for i in range(1, len(levels)):
+            levels[i] = max(levels[i], levels[i - 1] + gap)
+        levels[-1] = min(levels[-1], high)
+        for i in reversed(range(len(levels) - 1)):
+            levels[i] = min(levels[i], levels[i + 1] - gap)
+        for (value, name, color), level in zip(ends, levels):
             axes.annotate(
                 f" {name} {value:.2f}", (1, level), xycoords=axes.get_yaxis_transform(), color=color, va="center", fontsize=10
             )

@@ -17,6 +17,7 @@ from lm.config import load
 from tests.documentation import EVERY, ROOT, Command
 
 # Tiny stand-ins: of words everywhere, and of whole commands.
+SHORT = "--config.steps=2 --config.batch=4 --config.evaluate_batches=1 --config.objective.stride=16"
 STAND_INS = {"HF_DIR2": "HF2", "HF_DIR": "HF", "path/to/gpt2": "HF", "path/to/bert": "BERT", "PATH": "T5"}
 INSTEAD = {
     "python -m launch.learning --readme": "--curves=2 --only=span --workdir=curves --picture=a.png",
@@ -29,6 +30,19 @@ INSTEAD = {
     "python -m launch.bench --parts=objectives": "--config=tests/configs/tiny.py:text=a.txt --parts=objectives",
     "python -m launch.folds --config=configs/classify_nano.py --folds=5": (
         "--config=tests/configs/tiny_classify.py --folds=2 --workdir=runs/folds"
+    ),
+    "python -m lm.main --config=configs/transformer_base.py:text=wmt14.en-de.jsonl --config.mesh.fsdp=4": (
+        "--config=tests/configs/tiny_seq2seq.py:text=wmt14.en-de.jsonl --config.mesh.fsdp=4 --workdir=runs/pairs_of_wmt"
+    ),
+    "python -m lm.main '--config=configs/t5_base.py:text=c4/en/*.json'": (
+        "--config=tests/configs/tiny_span.py:text=c4/en/*.json --workdir=runs/c4"
+    ),
+    "python -m lm.main --config=configs/extract_nano.py:text=squad.json,start=HF_DIR": (
+        f"--config=configs/extract_nano.py:text=squad.json,start=BERT,length=48 --workdir=runs/questions {SHORT}"
+    ),
+    "python -m lm.main '--config=configs/extract_cloze.py:text=articles/*.txt,start=RUN'": (
+        "--config=configs/extract_cloze.py:text=articles/*.txt,start=BERT --workdir=runs/gaps "
+        f"--config.objective.rows.length=64 --config.objective.rows.row=64 {SHORT}"
     ),
     "python -m lm.compile --config=configs/gpt_small.py --topology=v5e:4x4 --config.mesh.data=1 --config.mesh.fsdp=16": (
         "--config=tests/configs/tiny.py --config.mesh.data=1 --config.mesh.fsdp=4"
@@ -68,7 +82,7 @@ SQUAD = {
     ]
 }  # fmt: skip
 TEXTS = ("my_text.txt", "input.txt", "wiki.txt", "wiki1m.txt", "books/a.txt")
-SEVERAL = [f"{folder}/{name}.txt" for folder in ("corpus", "articles") for name in "abc"]  # sentence pairs need several
+SEVERAL = [f"{folder}/{name}.txt" for folder in ("corpus", "articles") for name in "abcdefghijkl"]  # some tasks need several
 QUESTIONS = ("squad.json", "train-v2.0.json", "dev-v2.0.json", "questions.json")
 MODULE = """
 class Run:
@@ -103,6 +117,7 @@ def furnish(folder: Path) -> None:
     text = (folder / "a.txt").read_text()
     shutil.copytree(folder / "HF", folder / "HF2")
     subprocess.run([sys.executable, "-c", READER], check=True, cwd=folder)
+    many = range(40)
     lines = [json.dumps({"text": part}) for part in text.split("\n\n") if part.strip()]
     files = {
         **dict.fromkeys(TEXTS, text),
@@ -111,9 +126,9 @@ def furnish(folder: Path) -> None:
         "lambada.jsonl": '{"text": "The list is long enough."}\n' * 4,
         **dict.fromkeys(QUESTIONS, json.dumps(SQUAD)),
         **dict.fromkeys(("reviews.csv", "new.csv"), REVIEWS),
-        "pairs.tsv": "premise\thypothesis\tlabel\n" + "A man\tA woman\tno\nA man\tSomebody\tyes\n" * 20,
-        "train.conll": "Anna B-PER\nlives O\nin O\nRome B-LOC\n\n" * 40,
-        "pairs.jsonl": '{"text": "a long text", "summary": "a text"}\n' * 40,
+        "pairs.tsv": "premise\thypothesis\tlabel\n" + "".join(f"{i} men\t{i % 2} men\t{i % 2}\n" for i in many),
+        "train.conll": "".join(f"Anna{i} B-PER\nlives O\nin O\nRome B-LOC\n\n" for i in many),
+        "pairs.jsonl": "".join(f'{{"text": "{i} long texts", "summary": "{i} texts"}}\n' for i in many),
         "wmt14.en-de.jsonl": "".join(f'{{"source": "{i} words of a list", "target": "A list: {i}"}}\n' for i in range(200)),
         "lines.txt": "The\nA list\n",
         "words.txt": "documentation\nstatement\n",
