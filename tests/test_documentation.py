@@ -136,7 +136,7 @@ def test_the_table_of_objectives_has_the_measured_figures():
 
 
 def test_python_blocks_are_right():
-    """Of the example its own lines, of configs values that can be made; README's block runs in test_language_model."""
+    """Of the examples their own lines, of configs values that can be made; README's block runs in test_language_model."""
     names: dict = {}
     exec(
         "from lm.data.corpus.augment import *; from lm.data.corpus.corpus import Data; from lm.data.labelled.sources import *\n"
@@ -144,7 +144,8 @@ def test_python_blocks_are_right():
         "from lm.data.corpus.augment import Edits, SpanCutoff",
         names,
     )
-    example = (ROOT / "tests" / "examples" / "shuffled.py").read_text().splitlines()
+    files = [ROOT / "tests" / "examples" / name for name in ("shuffled.py", "own_loop.py")]
+    example = [line for file in files for line in file.read_text().splitlines()]
     for page in PAGES[1:]:
         for block in blocks(page, "python"):
             if block.startswith("Data("):
