@@ -173,10 +173,10 @@ class LanguageModel:
         to them.
         """
         options = Options(
-            target=target, label=label, task=task, layers=layers, attribute=attribute, baseline=baseline, top=top,
-            ablate=ablate, probe=probe and str(probe), words=tuple(words), lens_text=lens_text and str(lens_text),
+            target=target or "", label=label or "", task=task or "", layers=layers, attribute=attribute, baseline=baseline,
+            top=top, ablate=ablate, probe=str(probe or ""), words=tuple(words), lens_text=str(lens_text or ""),
         )  # fmt: skip
-        other = beside and (beside.folder.name, beside.opened)
+        other = None if beside is None else (beside.folder.name, beside.opened)
         return Explanation(contents(self.opened, text, options, self.folder, other))
 
     @property

@@ -62,12 +62,12 @@ def main(overrides: list[tuple[str, str]]) -> None:
     loaded, beside = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value), None
     if BESIDE.value:
         is_run = (Path(BESIDE.value) / "checkpoints").is_dir()
-        place = (BESIDE.value, None) if is_run else (None, BESIDE.value)
-        beside = Path(BESIDE.value).name, opened(*place, "auto", NEW_HEADS.value)
+        run_folder, model_folder = (BESIDE.value, None) if is_run else (None, BESIDE.value)
+        beside = Path(BESIDE.value).name, opened(run_folder, model_folder, "auto", NEW_HEADS.value)
     options = Options(
-        target=TARGET.value, label=LABEL.value, task=TASK.value, layers=LAYERS.value, attribute=ATTRIBUTE.value,
+        target=TARGET.value or "", label=LABEL.value or "", task=TASK.value or "", layers=LAYERS.value, attribute=ATTRIBUTE.value,
         baseline=BASELINE.value, top=TOP.value, training=TRAINING.value, ablate=ABLATE.value, neurons=NEURONS.value,
-        tuned_lens=TUNED_LENS.value, lens_text=LENS_TEXT.value, words=tuple(WORDS.value), probe=PROBE.value,
+        tuned_lens=TUNED_LENS.value, lens_text=LENS_TEXT.value or "", words=tuple(WORDS.value), probe=PROBE.value or "",
     )  # fmt: skip
     explanation = contents(loaded, TEXT.value, options, Path(WORKDIR.value or MODEL.value), beside)
     html = page(explanation)

@@ -76,23 +76,38 @@ def ablate(
     if objective.answers is not None and not objective.writes:
         check(objective.answers.form != "numbers", "a number has no probability: ablation is of labels and tokens")
         decision = decide(objective, params, tokenizer, text, label)
-        loss, batch = LabelScorer(decision.objective), dict(decision.row)
-        picks: tuple[np.ndarray, ...] = (np.array(decision.chosen, np.int32),)
         tokens = sum(side.size for side in decision.sides)
-    else:
-        reading = lay_out(objective, params, tokenizer, str(text), target)
-        loss, batch, picks = loss_on_text(reading, params)
-        tokens = sum(side.size for side in batch)
-    heads = {name: matrix_at(params, path)["kernel"].shape[:-2] for name, path in HEADS.items() if exists(params, path)}
+        check_cost(objective, params, tokens, neurons, budget)
+        picks = (np.array(decision.chosen, np.int32),)
+        return measure(LabelScorer(decision.objective), params, dict(decision.row), picks, tokens, neurons)
+    network, sides, tokens_picked = loss_on_text(lay_out(objective, params, tokenizer, str(text), target), params)
+    tokens = sum(side.size for side in sides)
+    check_cost(objective, params, tokens, neurons, budget)
+    return measure(network, params, sides, tokens_picked, tokens, neurons)
+
+
+def heads_of(params: Params) -> dict[str, tuple[int, ...]]:
+    """Return the layers and heads of each stack, (L, N), or (N,) of layers that share their parameters."""
+    return {name: matrix_at(params, path)["kernel"].shape[:-2] for name, path in HEADS.items() if exists(params, path)}
+
+
+def check_cost(objective: Objective, params: Params, tokens: int, neurons: int, budget: float) -> None:
+    """Raise UserError for a network without heads, and where ablation takes more operations than the budget."""
+    heads = heads_of(params)
     check(bool(heads), f"ablation is of Transformers, not of a model of {type(objective).__name__}")
     cost = 2.0 * sum(x.size for x in jax.tree.leaves(params)) * tokens * (sum(map(np.prod, heads.values())) + neurons)
     if cost > budget:
         raise UserError(f"{cost:.1e} operations for all heads: --ablate=all computes them")
 
+
+def measure(
+    loss: Loss[Rows], params: Params, batch: Rows, picks: tuple[np.ndarray, ...], tokens: int, neurons: int
+) -> Ablation:
+    """Ablate every head, and the neurons with the largest first-order estimates; `tokens`: of the batch."""
     before = float(value(loss, params, batch, picks))
     at_once = max(1, min(16, TOKENS // tokens))
     changes = {}
-    for name, shape in heads.items():
+    for name, shape in heads_of(params).items():
         units = np.arange(int(np.prod(shape)))
         after = np.asarray(ablated(loss, HEADS[name], at_once, params, batch, picks, units))
         changes[name] = two_axes(after.reshape(shape) - before)
@@ -105,7 +120,9 @@ def ablate(
     best, exact = sorted(every, key=lambda one: -one[0])[:neurons], []
     for name, path in present:
         units = np.array([i for _, own, i in best if own == name], np.int32)
-        after = np.asarray(ablated(loss, path, at_once, params, batch, picks, units)) if len(units) else []
+        if not len(units):
+            continue
+        after = np.asarray(ablated(loss, path, at_once, params, batch, picks, units))
         for i, x in zip(units.tolist(), after):
             layer, neuron = divmod(i, estimates[name].shape[1])
             exact.append(Neuron(name, layer, neuron, float(estimates[name][layer, neuron]), float(x) - before))

@@ -29,9 +29,9 @@ Opened = tuple[Config, Params, Tokenizer]
 class Options:
     """Options of a page; the flags of `lm.explain` of the same names describe them."""
 
-    target: str | None = None
-    label: str | None = None
-    task: str | None = None
+    target: str = ""  # of these four, empty: none
+    label: str = ""
+    task: str = ""
     layers: str = "auto"
     attribute: str = "auto"
     baseline: str = "mean"
@@ -40,9 +40,9 @@ class Options:
     ablate: str = "auto"
     neurons: int = 20
     tuned_lens: str = "auto"
-    lens_text: str | None = None
+    lens_text: str = ""
     words: tuple[str, ...] = ()
-    probe: str | None = None
+    probe: str = ""
 
 
 def contents(
@@ -54,42 +54,43 @@ def contents(
     was opened of it.
     """
     config, params, tokenizer = opened
-    objective, params = select_task(config.objective, params, options.task)
+    target, label = options.target or None, options.label or None
+    objective, params = select_task(config.objective, params, options.task or None)
     # Mistakes in what was named come before minutes of work.
     items = read_items(options.probe) if options.probe else []
     words = ids_of(tokenizer, options.words)
     shown: dict[str, Any] = {name: getattr(options, name) for name in ("layers", "attribute", "baseline", "top")}
     if objective.answers is not None and not objective.writes:
-        check(options.target is None, f"--target is for encoder-decoders; this run is a {objective.answers.kind}")
+        check(not options.target, f"--target is for encoder-decoders; this run is a {objective.answers.kind}")
         check(beside is None, f"--beside compares probabilities of tokens; this run is a {objective.answers.kind}")
-        check(options.lens_text is None, f"--lens_text is for models of tokens; this run is a {objective.answers.kind}")
-        found = explain_labels(objective, params, tokenizer, text, label=options.label, **shown)
+        check(not options.lens_text, f"--lens_text is for models of tokens; this run is a {objective.answers.kind}")
+        found = explain_labels(objective, params, tokenizer, text, label=label, **shown)
         add_nearest(found, objective, (config, params, tokenizer), options)
         plain = " ".join(texts_of(objective, example_of(objective, text)))
     else:
-        check(options.label is None, "--label is for runs of labelled examples; this one predicts tokens")
+        check(not options.label, "--label is for runs of labelled examples; this one predicts tokens")
         check(isinstance(text, str), "a model of running text explains a text, not a mapping of values")
         if options.lens_text:
             tuned_lens.network_of(objective)
-            lay_out(objective, params, tokenizer, text, options.target)
+            lay_out(objective, params, tokenizer, str(text), target)
         translators = translators_of(objective, (config, params, tokenizer), options, folder)
-        found = explain(objective, params, tokenizer, text, target=options.target, translators=translators, **shown)
-        plain = f"{text} {options.target or ''}"
+        found = explain(objective, params, tokenizer, str(text), target=target, translators=translators, **shown)
+        plain = f"{text} {options.target}"
     if options.ablate != "none":
         try:
             budget = float("inf") if options.ablate == "all" else BUDGET
             found["ablation"] = ablate(
-                objective, params, tokenizer, text, target=options.target, label=options.label, neurons=options.neurons,
-                budget=budget,
+                objective, params, tokenizer, text, target=target, label=label,
+                neurons=options.neurons, budget=budget,
             )  # fmt: skip
         except UserError as error:
             check(options.ablate == "auto", str(error))
             found["notes"].append(f"Without ablation: {error}.")
     if beside is not None:
         name, (other, other_params, other_tokenizer) = beside
-        first = token_scores(objective, params, tokenizer, text, options.target)
-        second = token_scores(other.objective, other_params, other_tokenizer, text, options.target)
-        found["beside"] = {"name": name, "comparison": compare(first, second), "text": options.target or text}
+        first = token_scores(objective, params, tokenizer, str(text), target)
+        second = token_scores(other.objective, other_params, other_tokenizer, str(text), target)
+        found["beside"] = {"name": name, "comparison": compare(first, second), "text": target or text}
     ids = words or ids_in(tokenizer, plain)
     found["neighbours"] = neighbours(params, tokenizer, ids)
     if len({*ids, *(id for one in found["neighbours"] for id in one.ids)}) > 2:
@@ -105,7 +106,7 @@ def add_nearest(found: dict[str, Any], objective: Objective, opened: Opened, opt
     if not options.training:
         return
     try:
-        own, examples = training_examples(config, tokenizer, options.task, options.training)
+        own, examples = training_examples(config, tokenizer, options.task or None, options.training)
     except (UserError, OSError) as error:
         found["notes"].append(f"Without nearest training examples: {error}.")
         return
@@ -121,12 +122,12 @@ def translators_of(
     """Return the translators of the tuned lens: those of a file, or trained on --lens_text where there is no file yet."""
     config, params, tokenizer = opened
     if options.tuned_lens == "none":
-        check(options.lens_text is None, "--lens_text trains a tuned lens: leave out --tuned_lens=none")
+        check(not options.lens_text, "--lens_text trains a tuned lens: leave out --tuned_lens=none")
         return None
     path = folder / tuned_lens.FILE if options.tuned_lens == "auto" else Path(options.tuned_lens).expanduser()
     if path.is_file():
         return tuned_lens.load(path, params)
-    if options.lens_text is None:
+    if not options.lens_text:
         check(options.tuned_lens == "auto", f"--tuned_lens={path}: there is no such file; --lens_text=FILE trains it")
         return None
     is_run = (folder / "checkpoints").is_dir()

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.corpus.corpus import Corpus
+from lm.data.rows.examples import Examples
 from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.data.types import Example, ExampleSet
 from lm.errors import UserError, check, unknown
@@ -35,7 +36,7 @@ from lm.explain.attribution import (
 from lm.explain.numbers import numbers
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.transformer import Transformer
-from lm.objectives.base import Batch, Objective
+from lm.objectives.base import Objective
 from lm.objectives.finetune.network import bare
 
 ATTRIBUTED = 12  # targets that 'auto' attributes: the words of a sentence
@@ -49,7 +50,7 @@ class LabelScorer:
     objective: Objective
 
     def score(
-        self, params: Params, batch: Batch, vectors: tuple[jax.Array, ...], positions_R: jax.Array, ids_R: jax.Array
+        self, params: Params, batch: Mapping[str, Any], vectors: tuple[jax.Array, ...], positions_R: jax.Array, ids_R: jax.Array
     ) -> jax.Array:
         """Sum the scores `ids_R` (R, K) of the targets `positions_R` (R,)."""
         with replaced_embeddings(vectors):
@@ -57,7 +58,7 @@ class LabelScorer:
         scores_RC = jnp.take_along_axis(scores_RPC, positions_R[:, None, None], 1)[:, 0]
         return jnp.take_along_axis(scores_RC, ids_R, 1).sum(-1)
 
-    def loss(self, params: Params, batch: Batch, picks: tuple[jax.Array, ...]) -> jax.Array:
+    def loss(self, params: Params, batch: Mapping[str, Any], picks: tuple[jax.Array, ...]) -> jax.Array:
         """Return the mean of -log p of the decided labels of one row; `picks`: their scores, int32 (P, K)."""
         scores_PC, (ids_PK,) = self.objective.scored(params, batch).scores_BPC[0], picks
         scores_PC = scores_PC[: len(ids_PK)]
@@ -71,7 +72,7 @@ class LabelScorer:
 
 
 @partial(jax.jit, static_argnums=0)
-def run(objective: Objective, params: Params, batch: Batch) -> tuple[Any, Any]:
+def run(objective: Objective, params: Params, batch: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return the scores and states of a batch's targets, and its predictions."""
     return objective.scored(params, batch), objective.predict(params, batch)
 
@@ -134,10 +135,23 @@ def prepared(objective: Objective, tokenizer: Tokenizer, example: Example) -> Ob
     return objective.unbounded(tokenizer, [example]).resolve(tokenizer).study(corpus)
 
 
+def record_kind(objective: Objective) -> Examples:
+    """Return how an objective's labelled examples become rows; raises UserError for one of running text."""
+    records = objective.records
+    if not isinstance(records, Examples):
+        raise UserError(f"{type(objective).__name__} reads running text, which has no labels")
+    return records
+
+
+def parts_of(objective: Objective, example: Example) -> list[tuple[int, int]]:
+    """Return (tokens, targets) of each part of an example, the windows of a long text."""
+    return record_kind(objective).sizes(example)
+
+
 def rows_of(objective: Objective, example: Example) -> list[dict[str, np.ndarray]]:
     """Lay out each part of an example as a batch of one row without padding."""
     rows = []
-    for part, (_, targets) in enumerate(objective.records.sizes(example)):
+    for part, (_, targets) in enumerate(parts_of(objective, example)):
         row = objective.corrupt(np.random.default_rng(0), {"examples": [(example, part)], "room": targets})
         length, real = len(row["tokens"]), int((row["segments"] > 0).sum())
         along = ("tokens", "segments", "positions", "types", "source", "source_segments", "source_positions")
@@ -175,7 +189,7 @@ def decide(
     names, rows, decisions = objective.score_names(example), rows_of(objective, example), []
     for part, row in enumerate(rows):
         scored, outputs = jax.device_get(run(objective, params, row))
-        targets = objective.records.sizes(example)[part][1]
+        targets = parts_of(objective, example)[part][1]
         scores_PC, states_PD = scored.scores_BPC[0, :targets], scored.states_BPD[0, :targets]
         chosen = objective.decide(example, part, scores_PC, {name: x[0] for name, x in (outputs or {}).items()})
         decisions.append(Decision(objective, example, part, len(rows), row, names, scores_PC, states_PD, chosen))
@@ -258,7 +272,7 @@ class Describer:
         }  # fmt: skip
         if form != "tags":
             return result
-        first = sum(count for _, count in one.objective.records.sizes(one.example)[: one.part])
+        first = sum(count for _, count in parts_of(one.objective, one.example)[: one.part])
         (words,) = (one.example.values[name] for name in one.objective.answers.reads)
         return {**result, "column": int(one.row["places"][0, target]), "word": words[first + target]}
 

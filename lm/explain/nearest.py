@@ -13,7 +13,7 @@ from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.data.types import Example, ExampleSet, labelled
 from lm.errors import check
 from lm.explain.attribution import Params
-from lm.explain.labelled import run, task_number
+from lm.explain.labelled import parts_of, record_kind, run, task_number
 from lm.objectives.base import Objective
 
 ROWS = 16  # of one pass over training examples
@@ -39,7 +39,8 @@ def similar(
     result = []
     for cosines_N in cosines_PN:
         best = np.argsort(-cosines_N, kind="stable")[:NEAREST]
-        result.append([{**shown(objective, *owners[i], reads), "cosine": float(cosines_N[i])} for i in best])
+        described = [(shown(objective, owners[i], reads), float(cosines_N[i])) for i in best]
+        result.append([{**one, "cosine": cosine} for one, cosine in described])
     return result
 
 
@@ -47,8 +48,9 @@ def states_of_examples(
     objective: Objective, examples: Sequence[Example], params: Params
 ) -> tuple[np.ndarray, list[tuple[Example, int, int]]]:
     """Return the states that the head reads, (N, D), and their (example, part, target), in rows packed as in training."""
-    stream, unused = objective.records.open(ExampleSet("training examples", list(examples))), np.random.default_rng(0)
-    states, owners = [], []
+    stream = record_kind(objective).open(ExampleSet("training examples", list(examples)))
+    unused, states = np.random.default_rng(0), []
+    owners: list[tuple[Example, int, int]] = []
     for low in range(0, stream.once, ROWS):
         records = [stream.held_out(unused, min(k, stream.once - 1)) for k in range(low, low + ROWS)]
         rows = [objective.corrupt(unused, record) for record in records]
@@ -57,7 +59,7 @@ def states_of_examples(
         for k, record in enumerate(records[: stream.once - low]):
             first = 0
             for example, part in record["examples"]:
-                count = objective.records.sizes(example)[part][1]
+                count = parts_of(objective, example)[part][1]
                 states += list(found[k, first : first + count])
                 owners += [(example, part, target) for target in range(count)]
                 first += count
@@ -68,8 +70,9 @@ def unit(x_ND: np.ndarray) -> np.ndarray:
     return x_ND / np.maximum(np.linalg.norm(x_ND, axis=-1, keepdims=True), 1e-12)
 
 
-def shown(objective: Objective, example: Example, part: int, target: int, reads: Sequence[str]) -> dict[str, Any]:
+def shown(objective: Objective, owner: tuple[Example, int, int], reads: Sequence[str]) -> dict[str, Any]:
     """Describe a training target: its text, of a tagger the word within it, its gold label, and its file and line."""
+    example, part, target = owner
     values = example.values
     texts = [
         " ".join(map(str, value)) if isinstance(value, list) else str(value) for value in (values[r] for r in reads)
@@ -77,6 +80,6 @@ def shown(objective: Objective, example: Example, part: int, target: int, reads:
     result = {"text": " | ".join(texts)[:300], "where": example.where, "word": ""}
     gold = values.get(next(iter(objective.placeholder(example)), ""), "")
     if objective.answers.form == "tags":
-        word = sum(count for _, count in objective.records.sizes(example)[:part]) + target
+        word = sum(count for _, count in parts_of(objective, example)[:part]) + target
         return {**result, "word": str(values[reads[0]][word]), "label": str(gold[word])}
     return {**result, "label": " / ".join(map(str, gold)) if isinstance(gold, list) else str(gold)}

@@ -40,7 +40,8 @@ def page(explanation: dict[str, Any]) -> str:
 
 def shortened(prediction: dict[str, Any]) -> dict[str, Any]:
     """Round the numbers of a prediction: a page holds thousands."""
-    result = {key: prediction[key] for key in ("column", "token", "rank", "own", "nearest", "word") if key in prediction}
+    kept = ("column", "token", "rank", "own", "nearest", "word")
+    result: dict[str, Any] = {key: prediction[key] for key in kept if key in prediction}
     figures = ((key, prediction.get(key)) for key in ("logp", "entropy", "score"))
     result |= {key: None if value is None else short(value) for key, value in figures}
     result["top"] = [[t, short(p)] for t, p in prediction["top"]]

@@ -158,7 +158,8 @@ def probe(
 
     check(len(items) >= 8, f"{len(items)} examples are too few for a probe: give at least 8")
     vectors_LND, owners = features(objective, params, tokenizer, items)
-    rng, seen = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    seen: dict[int, int] = {}
     labels = []
     for i, _ in owners:  # the pieces of an item come in their order
         seen[i] = seen.get(i, -1) + 1
