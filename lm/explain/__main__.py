@@ -66,8 +66,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
         beside = Path(BESIDE.value).name, opened(run_folder, model_folder, "auto", NEW_HEADS.value)
     options = Options(
         target=TARGET.value or "", label=LABEL.value or "", task=TASK.value or "", layers=LAYERS.value,
-        attribute=ATTRIBUTE.value, baseline=BASELINE.value, top=TOP.value, training=TRAINING.value, ablate=ABLATE.value,
-        neurons=NEURONS.value,
+        attribute=ATTRIBUTE.value,
+        baseline=BASELINE.value, top=TOP.value, training=TRAINING.value, ablate=ABLATE.value, neurons=NEURONS.value,
         tuned_lens=TUNED_LENS.value, lens_text=LENS_TEXT.value or "", words=tuple(WORDS.value), probe=PROBE.value or "",
     )  # fmt: skip
     explanation = contents(loaded, TEXT.value, options, Path(WORKDIR.value or MODEL.value), beside)

@@ -29,7 +29,7 @@ Opened = tuple[Config, Params, Tokenizer]
 class Options:
     """Options of a page; the flags of `lm.explain` of the same names describe them."""
 
-    target: str = ""  # of these four, empty: none
+    target: str = ""  # of the texts, empty: none
     label: str = ""
     task: str = ""
     layers: str = "auto"
