@@ -64,6 +64,7 @@ def test_neurons_are_torchs(ablation, models):
     assert (np.abs(ablation.estimates["stack"]) >= smallest * (1 - 1e-5)).sum() == 40
 
 
+@pytest.mark.slow
 def test_encoder_decoders_and_masks(models):
     """Both stacks and the attention to the source; masks of a text are the model's own guesses."""
     _, objective, params, tokenizer = opened(models, "t5")

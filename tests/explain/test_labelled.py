@@ -14,6 +14,7 @@ from lm.explain.labelled import decide, explain_labels, rows_of
 from lm.explain.nearest import similar, training_examples
 from lm.explain.page import page
 from lm.sharding import unbox
+from tests.marks import quick
 from tests.objectives.labelled import prepared
 
 QUESTION = {"question": "Who has two cats?", "context": "Tom has two cats, Max and Moritz."}
@@ -102,7 +103,7 @@ def test_decisions_are_the_predictions(runs, found):
     assert found["extract"]["predictions"][0]["token"] in (objective.merge(decision.example, parts)["text"] or "(no answer)")
 
 
-@pytest.mark.parametrize("name", ["classify", "tag"])
+@pytest.mark.parametrize("name", quick(["classify", "tag"], ["tag"]))
 def test_nearest_training_examples(name, runs):
     """Of states computed one example a row: the same cosines, and an example of the training set is nearest to itself."""
     config, params, tokenizer = runs[name]
