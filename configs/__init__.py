@@ -25,9 +25,7 @@ def examples(
     return Data(source=source, validation=validation, tokenizer=tokenizer or WordPiece(vocab=4096))
 
 
-def finetuning(
-    objective: Objective, data: Data, start: str | None, steps: int, lr: float = 5e-5, every: int = 200
-) -> Config:
+def finetuning(objective: Objective, data: Data, start: str | None, steps: int, lr: float = 5e-5, every: int = 200) -> Config:
     """Return the recipe of the labelled `*_nano` configs: AdamW, at the rate `lr` where there is a start."""
     return Config(
         objective=objective,

@@ -1,6 +1,6 @@
 """A GPT for an evening on a laptop or minutes on an accelerator: 6 x 384, 13.9 M parameters; the model of `launch.bench`.
 
-    python -m lm.main --config=configs/gpt_tiny.py:text='books/*.txt'
+python -m lm.main --config=configs/gpt_tiny.py:text='books/*.txt'
 """
 
 from lm.config import Config, Data, Every, Optimizer, Schedule

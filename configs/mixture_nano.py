@@ -17,9 +17,7 @@ from lm.objectives.masked import Masked
 from lm.objectives.mixture import Multitask, Part
 
 
-def config(
-    text: str | None = None, data: str | None = None, take: Literal["all", "one"] = "one", steps: int = 1600
-) -> Config:
+def config(text: str | None = None, data: str | None = None, take: Literal["all", "one"] = "one", steps: int = 1600) -> Config:
     model = Transformer(context=128, width=192, depth=4, heads=6, positions="rotary", transform=True, head_bias=True, unroll=0)
     return Config(
         objective=Multitask(

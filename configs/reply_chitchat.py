@@ -21,9 +21,7 @@ def config(
     steps: int = 300,
 ) -> Config:
     return Config(
-        objective=Text2text(
-            model=tuned(DECODER), source="{context}\n>", lengths=(96, 48), keep="end", reply=Reply(tokens=48)
-        ),
+        objective=Text2text(model=tuned(DECODER), source="{context}\n>", lengths=(96, 48), keep="end", reply=Reply(tokens=48)),
         data=Data(source=Labelled(path=text), validation=Labelled(path=held_out), tokenizer=BytePair(vocab=8192)),
         optimizer=tuning(start, 4e-3, 2e-3),
         schedule=Schedule(shape="linear", warmup=steps // 10),

@@ -33,9 +33,7 @@ def config(
 ) -> Config:
     alone = fields == 1
     check(alone or text, f"fields={fields} needs text=FILE.csv with the columns {COLUMNS}")
-    model = replace(
-        BERT_BASE, dropout=0.1, attention_dropout=0.1, dtype="bfloat16", transform=mlm > 0, head_bias=mlm > 0
-    )
+    model = replace(BERT_BASE, dropout=0.1, attention_dropout=0.1, dtype="bfloat16", transform=mlm > 0, head_bias=mlm > 0)
     return Config(
         objective=Contrastive(model=replace(model, vocab=0), fields=fields, mlp_only_train=alone, mlm=mlm),
         data=Data(

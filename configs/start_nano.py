@@ -52,7 +52,8 @@ def config(
         objective=OBJECTIVES[kind],
         data=Data(source=source_from(text, data), tokenizer=tokenizer, validation=0.01),
         optimizer=Optimizer(name="muon", lr=4e-3, betas=(0.9, 0.98), eps=1e-6, decay=0.1, clip=1.0),
-        schedule=Schedule(shape="linear", warmup=100), steps=steps,
+        schedule=Schedule(shape="linear", warmup=100),
+        steps=steps,
         batch=64 if kind == "masked" else 32,  # the others are asked for every token
         start=start,
         every=Every(log=50, evaluate=600, save=300, sample=600),

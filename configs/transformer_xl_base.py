@@ -35,9 +35,7 @@ def config(
         vocabulary = Bytes()
     return Config(
         objective=Recurrent(model=replace(model, dtype="bfloat16"), evaluation=lengths),
-        data=Data(
-            source=source_from(text, data), tokenizer=vocabulary, validation=0.005 if words else 0.05, packing="windows"
-        ),
+        data=Data(source=source_from(text, data), tokenizer=vocabulary, validation=0.005 if words else 0.05, packing="windows"),
         optimizer=Optimizer(lr=2.5e-4, clip=0.25),
         schedule=Schedule(shape="cosine"),
         steps=200_000 if words else 400_000,

@@ -98,8 +98,7 @@ def measure(config: Config, topology: str | None, compiling: bool = True) -> dic
     example = training_batches(config, corpus, (0, 1))[0]
     layout = batch_layout(mesh, example)
     batch = {
-        name: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype, sharding=layout[name])
-        for name, x in example.items()
+        name: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype, sharding=layout[name]) for name, x in example.items()
     }
     with jax.set_mesh(mesh):
         abstract = abstract_state(config, batch, mesh)

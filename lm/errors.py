@@ -50,6 +50,7 @@ def check_range(instance: Any, low: float, high: float, *names: str) -> None:
         wanted = f"at least {low:g}{above}" if low > -float("inf") else "a finite number"
         check(low <= value < high and value > -float("inf"), f"{name}={value} must be {wanted}")
 
+
 # -- errors of the environment in one line ------------------------------------------------------------------------------
 
 # errno -> (cause, remedy); the file name precedes them.

@@ -45,9 +45,7 @@ from lm.models.transformer import Transformer
 from lm.platform import begin
 
 
-def load(
-    folder: str | Path, step: str = "auto", new_heads: bool = False, modules: Sequence[str] = ()
-) -> LanguageModel:
+def load(folder: str | Path, step: str = "auto", new_heads: bool = False, modules: Sequence[str] = ()) -> LanguageModel:
     """Open a run, or a model folder in Hugging Face's layout.
 
     `step`: auto, latest, best or a number, of a run. `modules`: names of your own modules whose classes the run's config holds.

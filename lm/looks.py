@@ -71,9 +71,7 @@ def due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def look(
-    run: Run, step: int, state: TrainState, meter: Meter, writers: Writers, ending: bool, saved: bool = False
-) -> None:
+def look(run: Run, step: int, state: TrainState, meter: Meter, writers: Writers, ending: bool, saved: bool = False) -> None:
     """Save, evaluate and sample, each when it is due; an evaluation better than all before is saved too.
 
     `saved`: the save of this step is on disk already, from a sitting that ended before its looks.

@@ -43,9 +43,7 @@ def make_mesh(sizes: Mapping[str, int], devices: list | None = None) -> jax.shar
     if -1 in shape and len(devices) % fixed == 0:
         shape[shape.index(-1)] = len(devices) // fixed
     if math.prod(shape) != len(devices):
-        raise UserError(
-            f"mesh {dict(sizes)} does not fit {len(devices)} device(s): the sizes must multiply to that number"
-        )
+        raise UserError(f"mesh {dict(sizes)} does not fit {len(devices)} device(s): the sizes must multiply to that number")
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
@@ -107,9 +105,7 @@ def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
             if size % devices and axis == "kv_heads":
                 entry = None
             elif size % devices:
-                advice = (
-                    "set objective.model.pad_vocab to a multiple of it" if axis == "vocab" else "change one of the two"
-                )
+                advice = "set objective.model.pad_vocab to a multiple of it" if axis == "vocab" else "change one of the two"
                 raise UserError(
                     f"mesh: the {axis} axis of {jax.tree_util.keystr(path)} has size {size}, which does not divide among "
                     f"the {devices} devices of {'x'.join(entry)}; {advice}"
@@ -152,9 +148,7 @@ def local_rows(mesh: jax.sharding.Mesh, batch: int) -> tuple[int, int]:
     """
     devices = math.prod(mesh.shape[a] for a in RULES["batch"])
     if batch % devices:
-        raise UserError(
-            f"batch={batch} does not divide among the {devices} devices of the axes {', '.join(RULES['batch'])}"
-        )
+        raise UserError(f"batch={batch} does not divide among the {devices} devices of the axes {', '.join(RULES['batch'])}")
     # The hull of this process's slices: devices of one process are neighbours along the batch axes.
     slices = [s for s in batch_sharding(mesh, 1).addressable_devices_indices_map((batch,)).values() if s]
     return min(s[0].start or 0 for s in slices), max(batch if s[0].stop is None else s[0].stop for s in slices)
@@ -193,9 +187,7 @@ def place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rows: int) -
 def local_columns(sharding: NamedSharding, shape: tuple[int, ...]) -> slice:
     """Return the columns of axis 1 on this process's devices: all, unless the context axis spans processes."""
     slices = [s for s in sharding.addressable_devices_indices_map(shape).values() if s]
-    return slice(
-        min(s[1].start or 0 for s in slices), max(shape[1] if s[1].stop is None else s[1].stop for s in slices)
-    )
+    return slice(min(s[1].start or 0 for s in slices), max(shape[1] if s[1].stop is None else s[1].stop for s in slices))
 
 
 NO_MESH = jax.sharding.AbstractMesh((), ())  # a batch need not divide among the devices of training

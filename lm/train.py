@@ -91,9 +91,7 @@ def train_step(
     return state.replace(step=state.step + 1), {**sums, **always}
 
 
-def gradients(
-    config: Config, params: Any, batch: Batch, memory: Any, keys_B: jax.Array
-) -> tuple[dict[str, Any], Sums, Any]:
+def gradients(config: Config, params: Any, batch: Batch, memory: Any, keys_B: jax.Array) -> tuple[dict[str, Any], Sums, Any]:
     """Return (gradients, sums, memory) of the batch, computed in `micro_batches` parts one after another.
 
     Where rows are compared with each other (`Objective.peers`), their states are computed first for the rows of all parts. With
@@ -169,9 +167,7 @@ def compile_step(config: Config, abstract: TrainState, batch: Mapping[str, Any])
     # Donation: old and new state share their buffers, half the memory of the state. Sums are small, wherever they lie.
     optimizer = chain(config, abstract_params(config.objective, batch))
     layout = jax.tree.map(lambda x: x.sharding, abstract)
-    step = jax.jit(
-        lambda *arguments: train_step(config, optimizer, *arguments), donate_argnums=0, out_shardings=(layout, None)
-    )
+    step = jax.jit(lambda *arguments: train_step(config, optimizer, *arguments), donate_argnums=0, out_shardings=(layout, None))
     compiled = step.lower(abstract, batch, numbers_of(config)).compile()
     if memory := compiled.memory_analysis():
         check_device_memory(

@@ -83,9 +83,7 @@ def test_compile_refuses_an_unknown_slice_in_one_line():
 
 
 def test_the_objective_is_a_command_of_its_own(text, tmp_path):
-    done = start(
-        "lm.objectives.causal", f"--config={TINY}:text={text}", f"--workdir={tmp_path}", "--config.steps=2"
-    )
+    done = start("lm.objectives.causal", f"--config={TINY}:text={text}", f"--workdir={tmp_path}", "--config.steps=2")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "summary.json").is_file()
 

@@ -150,9 +150,7 @@ def test_parse_floats(number):
     assert parse(repr(number), float, "x") == number
 
 
-@given(
-    st.text(), st.sampled_from([int, float, bool, tuple[int, ...], tuple[float, float], Literal["a", "b"], int | None])
-)
+@given(st.text(), st.sampled_from([int, float, bool, tuple[int, ...], tuple[float, float], Literal["a", "b"], int | None]))
 def test_parse_never_breaks(text, kind):
     """Whatever is typed: a value or a UserError."""
     try:

@@ -235,9 +235,7 @@ def test_a_killed_run_counts_on_from_its_notes(stopped, tmp_path):
     assert {k: v for k, v in again.items() if k not in drop} == {k: v for k, v in summary.items() if k not in drop}
     for name in ("predictions.jsonl", "figures.json"):
         assert (workdir / name).read_bytes() == (stopped / name).read_bytes()
-    jax.tree.map(
-        np.testing.assert_array_equal, parameters(workdir, summary["steps"]), parameters(stopped, summary["steps"])
-    )
+    jax.tree.map(np.testing.assert_array_equal, parameters(workdir, summary["steps"]), parameters(stopped, summary["steps"]))
 
 
 def test_a_launcher_takes_it_for_ended(stopped, tmp_path):

@@ -8,9 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "lm").rglob("*.py"))
-TREES = {
-    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): ast.parse(path.read_text()) for path in FILES
-}
+TREES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): ast.parse(path.read_text()) for path in FILES}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 # The floors of the house, from the ground up: a module imports from its own floor and those above it in this list,
 # wherever in it the import stands. A name stands for a module and all below it.
@@ -185,9 +183,9 @@ def test_modules_say_what_they_are():
 
 def test_objectives_are_not_told_apart_elsewhere():
     """No `if objective == ...`, no isinstance of one: what differs between objectives is in their files."""
-    names = {
-        node.name for m in modules("lm.objectives") for node in TREES[m].body if isinstance(node, ast.ClassDef)
-    } - {"Objective"}
+    names = {node.name for m in modules("lm.objectives") for node in TREES[m].body if isinstance(node, ast.ClassDef)} - {
+        "Objective"
+    }
     assert "Causal" in names
     for module, tree in TREES.items():
         if inside(module, "lm.objectives", "lm.convert"):  # a family of files is one of objectives, too

@@ -36,9 +36,7 @@ def rows(step: int) -> dict[str, np.ndarray]:
 @cache
 def run(mesh: Mesh, micro_batches: int = 1, dropout: float = 0.1, steps: int = 3):
     """Losses, parameters and the compiled program of three steps."""
-    model = Transformer(
-        vocab=96, context=LENGTH, width=64, depth=2, heads=4, dropout=dropout, attention_dropout=dropout
-    )
+    model = Transformer(vocab=96, context=LENGTH, width=64, depth=2, heads=4, dropout=dropout, attention_dropout=dropout)
     # A plain rule: Adam's division turns rounding of tiny gradients into whole steps.
     config = Config(
         objective=Causal(model=model, z_loss=1e-3, chunk=48),

@@ -106,9 +106,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
         assert (tmp_path / "exported" / "model.safetensors").exists()
         theirs, ours = text.strip().splitlines()[-2:]
         assert ours == theirs
-    pictures = [
-        output for cell in done.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
-    ]
+    pictures = [output for cell in done.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
     assert len(pictures) == (2 if path.stem == "colab" else 13)
 
 
@@ -182,9 +180,7 @@ def test_under_colabs_versions(tmp_path):
     assert "'flax': '0.11.2'" in text
     assert "'numpy': '2.1.3'" in text
     assert "logged losses are equal to the last bit" in text
-    frozen = subprocess.run(
-        [here, "-m", "pip", "freeze"], check=True, capture_output=True, text=True
-    ).stdout.splitlines()
+    frozen = subprocess.run([here, "-m", "pip", "freeze"], check=True, capture_output=True, text=True).stdout.splitlines()
     assert {name for name in COLAB.split() if name.partition("==")[0] != "tensorstore"} <= {
         line.replace("array-record", "array_record") for line in frozen
     }

@@ -53,9 +53,7 @@ def test_masked_tokens_are_shown_and_measured(tmp_path):
 
 
 def test_a_dry_run_shows_rows_and_trains_nothing(tmp_path):
-    done = command(
-        "lm.objectives.span", "--config=tests/configs/tiny_span.py", "--dry_run", f"--workdir={tmp_path / 'none'}"
-    )
+    done = command("lm.objectives.span", "--config=tests/configs/tiny_span.py", "--dry_run", f"--workdir={tmp_path / 'none'}")
     assert done.returncode == 0, done.stderr
     assert "<extra_id_0>" in done.stdout
     assert "source_segments" in done.stdout

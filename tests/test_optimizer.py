@@ -66,9 +66,7 @@ def follow(formula, steps: int = 3, decay: float = 0.0, shapes=SHAPES, axes=AXES
 def same(found: list[dict], expected: list[dict], tolerance: float = 1e-5) -> None:
     for mine, theirs in zip(found, expected, strict=True):
         for name in theirs:
-            np.testing.assert_allclose(
-                mine[name], theirs[name], atol=tolerance * np.abs(theirs[name]).max(), err_msg=name
-            )
+            np.testing.assert_allclose(mine[name], theirs[name], atol=tolerance * np.abs(theirs[name]).max(), err_msg=name)
 
 
 def adam(b1, b2, eps):
@@ -90,9 +88,7 @@ def test_adamw():
 def test_adamw_is_torchs():
     torch = pytest.importorskip("torch")
     params = {name: torch.nn.Parameter(torch.tensor(p)) for name, p in trees(0).items()}
-    groups = [
-        {"params": [p for n, p in params.items() if (n in MATRICES) == m], "weight_decay": 0.3 * m} for m in (0, 1)
-    ]
+    groups = [{"params": [p for n, p in params.items() if (n in MATRICES) == m], "weight_decay": 0.3 * m} for m in (0, 1)]
     rule = torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9), eps=1e-8)
     for step, updates in enumerate(run(Optimizer(betas=(0.8, 0.9), decay=0.3))):
         before = {name: p.detach().numpy().copy() for name, p in params.items()}
@@ -249,10 +245,7 @@ def test_decay_hits_matrices_and_tables(model):
     boxed = abstract_params(Causal(model=model), {"tokens": np.zeros((1, 16), np.int32)})
     mask = optimizers.map_axes(optimizers.is_matrix, axes_of(boxed))
     hidden = optimizers.map_axes(optimizers.is_hidden, axes_of(boxed))
-    found = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): m
-        for path, m in jax.tree_util.tree_leaves_with_path(mask)
-    }
+    found = {jax.tree_util.keystr(path, simple=True, separator="/"): m for path, m in jax.tree_util.tree_leaves_with_path(mask)}
     for name, decays in found.items():
         assert decays == name.endswith(("kernel", "embed/table", "input/places/table", "output/table")), name
     for path, is_hidden in jax.tree_util.tree_leaves_with_path(hidden):

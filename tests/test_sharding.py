@@ -132,11 +132,7 @@ def test_stacking_adds_the_layers_axis():
 
 def test_every_axis_has_a_known_name():
     """A name that the table lacks is held whole silently: this is the list of those that are meant to be."""
-    names = {
-        a
-        for axes in jax.tree.leaves(axes_of(boxes(qk_norm=True)), is_leaf=lambda x: isinstance(x, tuple))
-        for a in axes
-    }
+    names = {a for axes in jax.tree.leaves(axes_of(boxes(qk_norm=True)), is_leaf=lambda x: isinstance(x, tuple)) for a in axes}
     assert names <= {*RULES, "layers", "head", "position", None}
 
 
@@ -166,9 +162,7 @@ def test_constraints_are_in_the_program(remat):
     with jax.set_mesh(mesh()):
         found = constraints(program(remat=remat))
     assert found.count(spec(("batch", "length", None))) >= 2  # after the embedding and after each layer
-    heads = [
-        sorted(axes for axes in ("batch", "length", "heads") if spec((axes,))[0] in f) for f in found if len(f) == 4
-    ]
+    heads = [sorted(axes for axes in ("batch", "length", "heads") if spec((axes,))[0] in f) for f in found if len(f) == 4]
     assert ["batch", "heads", "length"] in heads  # queries
     assert ["batch", "heads"] in heads  # keys and values: gathered along the row
     assert spec((None, None)) in found  # the table, for the look-up

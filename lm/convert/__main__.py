@@ -1,9 +1,9 @@
 """Read and write model folders in Hugging Face's layout.
 
-    python -m lm.convert --model=HF_DIR --workdir=RUN      # a run from a folder
-    python -m lm.convert --workdir=RUN --output=HF_DIR     # a folder from a run
-    python -m lm.convert --check --model=HF_DIR            # layer by layer beside transformers
-    python -m lm.convert --model=HF_DIR --tokenizer=PATH|--add_tokens=FILE --output=HF_DIR2|--workdir=RUN   # other tokens
+python -m lm.convert --model=HF_DIR --workdir=RUN      # a run from a folder
+python -m lm.convert --workdir=RUN --output=HF_DIR     # a folder from a run
+python -m lm.convert --check --model=HF_DIR            # layer by layer beside transformers
+python -m lm.convert --model=HF_DIR --tokenizer=PATH|--add_tokens=FILE --output=HF_DIR2|--workdir=RUN   # other tokens
 """
 
 from pathlib import Path

@@ -173,9 +173,7 @@ class Fields:
         """Translate a value by a table; raise UserError for a value that is not in it."""
         value = self.get(name, default=default)
         if not isinstance(value, str | int) or value not in known:
-            raise UserError(
-                f"{self.where}: {name}={value!r} has no counterpart here; known: {', '.join(map(str, known))}"
-            )
+            raise UserError(f"{self.where}: {name}={value!r} has no counterpart here; known: {', '.join(map(str, known))}")
         return known[value]
 
     def refuse(self, **plain: Any) -> None:

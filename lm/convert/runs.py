@@ -171,5 +171,3 @@ def card(workdir: Path, config: Config) -> str:
     intro = f"A language model trained with `lm` (objective: {kind}) on {corpus}."
     return "\n".join(["---", "library_name: transformers", "---", "", "# " + workdir.name, "", intro, "", *table, "",
                       "```json", to_json(config).rstrip(), "```", ""])  # fmt: skip
-
-

@@ -36,9 +36,7 @@ def vocabulary_from(name: str, vocab: int) -> Vocabulary:
         case "wordpiece":
             return WordPiece(vocab=vocab)
     if not Path(name).expanduser().exists():
-        raise UserError(
-            f"tokenizer={name}: use bytes, characters, bpe, wordpiece, or the path of a tokenizer.json or folder"
-        )
+        raise UserError(f"tokenizer={name}: use bytes, characters, bpe, wordpiece, or the path of a tokenizer.json or folder")
     return Pretrained(name)
 
 

@@ -72,9 +72,7 @@ class Renderer:
         """Start the process and let it compile the template."""
         # -P: no imports from the script's folder.
         command = [sys.executable, "-P", str(Path(__file__).with_name("templates.py")), str(SECONDS)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         # A finalizer runs at the interpreter's exit as well: no renderer outlives its owner.
         self.finish = weakref.finalize(self, end, self.process)
         self.ask(json.dumps(self.source))

@@ -169,8 +169,7 @@ def entries(partial: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 check(isinstance(record.get(name), kind), "")
             except UserError:
                 raise UserError(
-                    f"{partial}, line {number}: no unfinished file of lm.generate; move it, or name another "
-                    "--output"
+                    f"{partial}, line {number}: no unfinished file of lm.generate; move it, or name another --output"
                 ) from None
             yield file.tell(), record
 

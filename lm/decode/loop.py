@@ -32,9 +32,7 @@ class Progress(struct.PyTreeNode):
         return self.history.tokens_BT[:, self.history.prompt :]
 
 
-def read_prompts(
-    steps: Steps, prepared: Prepared, prompts: Prompts, room: int
-) -> tuple[jax.Array, jax.Array, Any, History]:
+def read_prompts(steps: Steps, prepared: Prepared, prompts: Prompts, room: int) -> tuple[jax.Array, jax.Array, Any, History]:
     """Read the prompts once; return hidden states (B, T, D), the next token's logits (B, V), the state and the history."""
     h_BTD, state = steps.prefill(prepared, prompts, room)
     sources = prompts.source_BS, prompts.source_segments_BS

@@ -155,9 +155,7 @@ class Rules:
         if self.forced_end is not None:
             scores_BV = force(scores_BV, self.forced_end, count == self.limit - 1)
         if self.length_penalty_factor != 1 and self.stops:
-            scores_BV = exponential_length(
-                scores_BV, count, self.stops, self.length_penalty_start, self.length_penalty_factor
-            )
+            scores_BV = exponential_length(scores_BV, count, self.stops, self.length_penalty_start, self.length_penalty_factor)
         if self.suppress:
             scores_BV = ban(scores_BV, self.suppress)
         if self.begin_suppress:
@@ -198,9 +196,7 @@ def frequency(scores_BV: jax.Array, history: History, per_time: float, once: flo
     return scores_BV
 
 
-def no_repeat_ngram(
-    scores_BV: jax.Array, history: History, tokens_BT: jax.Array, real_BT: jax.Array, size: int
-) -> jax.Array:
+def no_repeat_ngram(scores_BV: jax.Array, history: History, tokens_BT: jax.Array, real_BT: jax.Array, size: int) -> jax.Array:
     """Ban tokens that would repeat an n-gram of `tokens_BT`, the text or its source (Paulus et al. 2017)."""
     windows = tokens_BT.shape[1] - size + 1
     if windows < 1:

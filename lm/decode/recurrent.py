@@ -114,9 +114,7 @@ class PageSteps(UncachedSteps):
     def prefill(self, prepared: Prepared, prompts: Prompts, room: int) -> tuple[jax.Array, Page]:
         # One place more than tokens to come: the position that is predicted lies behind all of them.
         width, wider = prompts.tokens_BT.shape[1], ((0, 0), (0, room + 1))
-        page = Page(
-            jnp.pad(prompts.tokens_BT, wider), jnp.pad(prompts.segments_BT > 0, wider), jnp.asarray(width, jnp.int32)
-        )
+        page = Page(jnp.pad(prompts.tokens_BT, wider), jnp.pad(prompts.segments_BT > 0, wider), jnp.asarray(width, jnp.int32))
         return self.predict(prepared, page), page
 
     def step(self, prepared: Prepared, state: Page, tokens_BT: jax.Array) -> tuple[jax.Array, Page]:

@@ -121,9 +121,7 @@ def repeat_last(arrays: tuple[np.ndarray, np.ndarray], spare: int) -> tuple[np.n
 
 
 @partial(jax.jit, static_argnames=("steps", "single"))
-def score(
-    prepared: Prepared, prompts: Prompts, targets_BW: jax.Array, *, steps: Steps, single: bool
-) -> tuple[jax.Array, ...]:
+def score(prepared: Prepared, prompts: Prompts, targets_BW: jax.Array, *, steps: Steps, single: bool) -> tuple[jax.Array, ...]:
     """Return the fields of `Scored` for the targets, each (B, W)."""
     width = targets_BW.shape[1]
     if single:

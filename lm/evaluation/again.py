@@ -1,6 +1,6 @@
 """Write the files of a finished fine-tuning run again: for another checkpoint or into another folder.
 
-    python -m lm.evaluation.again --workdir=RUN [--step=best] [--output=DIR]
+python -m lm.evaluation.again --workdir=RUN [--step=best] [--output=DIR]
 """
 
 from pathlib import Path

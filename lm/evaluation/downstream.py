@@ -87,9 +87,7 @@ def squad(predictions: Sequence[Prediction]) -> dict[str, str]:
 def examined(held_out: Any, params: Any, seed: int = 0) -> Figures:
     """Measure the held-out examples: `examples/NAME`, of several tasks `examples/TASK/NAME`; {} for running text."""
     return {
-        PREFIX + task + name: figure
-        for task, found in asked(held_out, params)
-        for name, figure in found.figures(seed).items()
+        PREFIX + task + name: figure for task, found in asked(held_out, params) for name, figure in found.figures(seed).items()
     }
 
 

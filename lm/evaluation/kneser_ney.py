@@ -108,9 +108,7 @@ class KneserNey:
                 levels.append(Level.of(keys, counts, contexts, vocab))
                 break
             at = stream.targets(k)
-            upper, number, upper_counts = np.unique(
-                gram[at - 1] * vocab + tokens[at], return_inverse=True, return_counts=True
-            )
+            upper, number, upper_counts = np.unique(gram[at - 1] * vocab + tokens[at], return_inverse=True, return_counts=True)
             suffix = np.empty(len(upper), np.int64)
             suffix[number] = gram[at]
             # An n-gram below the highest order counts once for each distinct predecessor, and once for each document

@@ -162,9 +162,7 @@ def observe(
     h_RTD, seen = network.read(params, sides, look=True, types_RT=types_RT)
     sown = seen[network.stack]
     names = {"stack": "attention", "encoder": "encoder", "decoder": "decoder"}
-    attention = {
-        names[name]: stack["layers"]["attention"]["weights"][0] for name, stack in seen.items() if name in names
-    }
+    attention = {names[name]: stack["layers"]["attention"]["weights"][0] for name, stack in seen.items() if name in names}
     if "cross" in sown["layers"]:
         attention["decoder to source"] = sown["layers"]["cross"]["weights"][0]
     return h_RTD, states_of(sown), attention
@@ -255,9 +253,7 @@ def integrated_gradients(
     def at(path: Sides) -> tuple[np.ndarray, Sides]:
         rows = len(path[0])
         repeated = jax.tree.map(lambda x: np.repeat(x, rows, 0), batch)
-        return gradients(
-            scorer, params, repeated, path, np.full(rows, position), np.repeat(np.asarray(id)[None], rows, 0)
-        )
+        return gradients(scorer, params, repeated, path, np.full(rows, position), np.repeat(np.asarray(id)[None], rows, 0))
 
     begins = tuple(np.broadcast_to(baseline_E, end.shape).astype(np.float32) for end in vectors)
     (text, base), _ = at(tuple(np.concatenate(pair) for pair in zip(vectors, begins)))

@@ -116,9 +116,7 @@ def add_nearest(found: dict[str, Any], objective: Objective, opened: Opened, opt
     found["notes"].append(f"Nearest of the first {len(examples):,} training examples (--training=N for another number).")
 
 
-def translators_of(
-    objective: Objective, opened: Opened, options: Options, folder: Path
-) -> tuned_lens.Translators | None:
+def translators_of(objective: Objective, opened: Opened, options: Options, folder: Path) -> tuned_lens.Translators | None:
     """Return the translators of the tuned lens: those of a file, or trained on --lens_text where there is no file yet."""
     config, params, tokenizer = opened
     if options.tuned_lens == "none":

@@ -55,9 +55,7 @@ def lay_out(objective: Objective, params: Params, tokenizer: Tokenizer, text: st
             return hidden(Network(model, False), tokenizer, text)
         if objective.writes == "text":
             return onward(Network(model, True), objective, tokenizer, text)
-    raise UserError(
-        f"lm.explain shows Transformers that predict tokens (causal, masked, encoder-decoder), no model of {name}"
-    )
+    raise UserError(f"lm.explain shows Transformers that predict tokens (causal, masked, encoder-decoder), no model of {name}")
 
 
 def fits(count: int, limit: int, flag: str) -> None:
@@ -115,9 +113,7 @@ def answer(
     fits(len(row) - 1, context, "--target")
     inputs = Inputs(np.array([row[:-1]], np.int32), source)
     first = len(begin) - 1
-    targets = [
-        (0, t, row[t + 1], source.shape[1] + t + 1 if t + 2 < len(row) else -1) for t in range(first, len(row) - 1)
-    ]
+    targets = [(0, t, row[t + 1], source.shape[1] + t + 1 if t + 2 < len(row) else -1) for t in range(first, len(row) - 1)]
     return Reading(network, inputs, inputs, "encoder-decoder", targets)
 
 
@@ -219,9 +215,7 @@ def attribute_inputs(
     """Add "input" (gradient x input) and "integrated" gradients: to all predictions, the named, or as many as time allows."""
 
     count, named = len(predictions), numbers(attribute, 1, "attribute")
-    check(
-        not named or max(named) <= count, f"--attribute={attribute}: the text has {count} predictions, numbered from 1"
-    )
+    check(not named or max(named) <= count, f"--attribute={attribute}: the text has {count} predictions, numbered from 1")
     chosen = [k - 1 for k in named] if named else list(range(count))
     # The last predictions have the longest context: they come first where time is short.
     few = slice(None) if attribute != "auto" else slice(-max(1, int(BUDGET / cost)), None)

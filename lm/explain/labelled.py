@@ -209,9 +209,7 @@ def explain_labels(
     """Explain the predicted labels of an example, or `label`, as plain values and arrays in the layout of `explain`."""
     decision = decide(objective, params, tokenizer, given, label)
     objective, row = decision.objective, decision.row
-    notes = [
-        f"The text is read in {decision.parts} windows; window {decision.part + 1}, with the highest score, is shown."
-    ]
+    notes = [f"The text is read in {decision.parts} windows; window {decision.part + 1}, with the highest score, is shown."]
 
     # Predictions, with their attributions.
     sides, describe = decision.sides, Describer(decision, tokenizer)
@@ -286,9 +284,7 @@ def attribute_labels(
 ) -> None:
     """Add "input" (gradient x input) and "integrated" gradients of the scores: to all, the named or the first few."""
     named, count = numbers(attribute, 1, "attribute"), len(predictions)
-    check(
-        not named or max(named) <= count, f"--attribute={attribute}: the text has {count} predictions, numbered from 1"
-    )
+    check(not named or max(named) <= count, f"--attribute={attribute}: the text has {count} predictions, numbered from 1")
     which = [k - 1 for k in named] if named else list(range(count))[: ATTRIBUTED if attribute == "auto" else None]
     scorer, row, vectors = LabelScorer(decision.objective), dict(decision.row), embed(params, decision.sides)
     batch, repeated = jax.tree.map(lambda x: np.repeat(x, len(which), 0), (row, vectors))

@@ -20,9 +20,7 @@ ROWS = 16  # of one pass over training examples
 NEAREST = 5  # training examples of a prediction
 
 
-def training_examples(
-    config: Config, tokenizer: Tokenizer, task: str | None, most: int
-) -> tuple[Objective, list[Example]]:
+def training_examples(config: Config, tokenizer: Tokenizer, task: str | None, most: int) -> tuple[Objective, list[Example]]:
     """Return a run's resolved objective and its first training examples; raises UserError where its data has none."""
     check(labelled(config.data.source), "the config names no labelled training examples")
     number, sides = task_number(config.objective, task), prepare(config.data).train
@@ -74,9 +72,7 @@ def shown(objective: Objective, owner: tuple[Example, int, int], reads: Sequence
     """Describe a training target: its text, of a tagger the word within it, its gold label, and its file and line."""
     example, part, target = owner
     values = example.values
-    texts = [
-        " ".join(map(str, value)) if isinstance(value, list) else str(value) for value in (values[r] for r in reads)
-    ]
+    texts = [" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in (values[r] for r in reads)]
     result = {"text": " | ".join(texts)[:300], "where": example.where, "word": ""}
     gold = values.get(next(iter(objective.placeholder(example)), ""), "")
     if objective.answers.form == "tags":

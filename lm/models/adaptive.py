@@ -175,9 +175,7 @@ def adaptive_cross_entropy(
     return {"total": total, "nll": jax.lax.stop_gradient(total), "hits": jax.lax.stop_gradient(hits)}
 
 
-def chunk_loss(
-    h_PD: jax.Array, targets_P: jax.Array, weights_P: jax.Array, cluster: Cluster
-) -> tuple[jax.Array, jax.Array]:
+def chunk_loss(h_PD: jax.Array, targets_P: jax.Array, weights_P: jax.Array, cluster: Cluster) -> tuple[jax.Array, jax.Array]:
     """Return the loss of P tokens, and 1 for each whose target is the most likely."""
     logits_PV = cluster.logits(h_PD)
     # A sum against the one-hot vector, as in `lm.models.heads`: a gather is slow along a sharded vocabulary.

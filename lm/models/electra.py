@@ -100,9 +100,7 @@ class Electra(nn.Module):
         h_BPE, _ = self.guess(tokens_BT, places_BP, row, row, row)
         return h_BPE, self.judge(tokens_BT, row, row, row)
 
-    def read(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array, keys_B: jax.Array | None
-    ) -> jax.Array:
+    def read(self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array, keys_B: jax.Array | None) -> jax.Array:
         """Return the shared embeddings (B, T, E)."""
         return self.input(self.embed(tokens_BT, jnp.dtype(self.model.dtype)), positions_BT, types_BT, keys_B)
 

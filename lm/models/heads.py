@@ -169,9 +169,7 @@ def fused_forward(
     return totals, (d_h, d_head)
 
 
-def fused_backward(
-    extras: tuple[float, float], saved: tuple[Any, Any], cotangents: tuple[jax.Array, Any]
-) -> tuple[Any, ...]:
+def fused_backward(extras: tuple[float, float], saved: tuple[Any, Any], cotangents: tuple[jax.Array, Any]) -> tuple[Any, ...]:
     """Scale the gradients of the forward pass."""
     d_h, d_head = saved
     scale = cotangents[0]

@@ -116,9 +116,7 @@ def recur_backward(residuals: tuple[Any, ...], cotangents: tuple[jax.Array, Stat
         d_cell = d_state.cell_BD + d_hidden * o * (1 - squashed**2)
         d_gates = d_cell * g * i * (1 - i), d_cell * old_cell * f * (1 - f), d_cell * i * (1 - g**2)
         d_pre = jnp.stack([*d_gates, d_hidden * squashed * o * (1 - o)], 1)
-        d_old = jnp.dot(
-            d_pre.reshape(len(d_pre), -1).astype(transposed.dtype), transposed, preferred_element_type=jnp.float32
-        )
+        d_old = jnp.dot(d_pre.reshape(len(d_pre), -1).astype(transposed.dtype), transposed, preferred_element_type=jnp.float32)
         # A reset state passes no gradient to the document before.
         keep = keep_B[:, None]
         return State(jnp.where(keep, d_cell * f, 0), jnp.where(keep, d_old, 0)), d_pre

@@ -58,9 +58,7 @@ class Block(nn.Module):
 
         def attention(y: jax.Array) -> tuple[jax.Array, Any]:
             attend = Attention(c, name="attention")
-            return attend(
-                y, positions_BT=shared.positions_BT, mask=mask, bias_NTS=shared.bias, keys_B=keys_B, cache=cache
-            )
+            return attend(y, positions_BT=shared.positions_BT, mask=mask, bias_NTS=shared.bias, keys_B=keys_B, cache=cache)
 
         def cross(y: jax.Array) -> tuple[jax.Array, Any]:
             attend = Attention(c, name="cross")

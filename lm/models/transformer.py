@@ -91,9 +91,7 @@ class Transformer(Shape):
                 raise unknown(name, getattr(self, name), list(table))
         # Sizes and rates on their own.
         check_range(self, 1, float("inf"), "pad_vocab", "context", "width", "depth", "heads")
-        check_range(
-            self, 0, float("inf"), "vocab", "kv_heads", "head", "mlp", "unroll", "mup_base", "embed", "types", "offset"
-        )
+        check_range(self, 0, float("inf"), "vocab", "kv_heads", "head", "mlp", "unroll", "mup_base", "embed", "types", "offset")
         check_range(self, 0, 1, "dropout", "attention_dropout", "mlp_dropout")
         check_range(self, 0, float("inf"), "eps", "init", "init_positions", "logit_cap", "attention_cap", "scale")
         for name, word in (("embed_scale", "sqrt_width"), ("logit_scale", "rsqrt_width")):
@@ -112,9 +110,7 @@ class Transformer(Shape):
         if self.rotary.local and not any(self.windows):
             raise UserError(f"rotary.local={self.rotary.local} is the base of layers with a window: set windows")
         if self.share and any(self.windows):
-            raise UserError(
-                "layers that share their parameters have no windows of their own: share=False or windows=(0,)"
-            )
+            raise UserError("layers that share their parameters have no windows of their own: share=False or windows=(0,)")
 
     @property
     def kv(self) -> int:

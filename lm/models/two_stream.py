@@ -96,9 +96,7 @@ class RelativeAttention(nn.Module):
     config: XLNet
 
     @nn.compact
-    def __call__(
-        self, x_BQD: jax.Array, memory_BMD: jax.Array | None, shared: Shared, keys_B: jax.Array | None
-    ) -> jax.Array:
+    def __call__(self, x_BQD: jax.Array, memory_BMD: jax.Array | None, shared: Shared, keys_B: jax.Array | None) -> jax.Array:
         c, length = self.config, shared.reach_BT.shape[1]
 
         # Queries of both streams side by side; keys and values are content only, of the memory and of the row.
@@ -216,9 +214,7 @@ class Layers(nn.Module):
     config: XLNet
 
     @nn.compact
-    def __call__(
-        self, x_BQD: jax.Array, memory_BLMD: jax.Array | None, shared: Shared
-    ) -> tuple[jax.Array, jax.Array | None]:
+    def __call__(self, x_BQD: jax.Array, memory_BLMD: jax.Array | None, shared: Shared) -> tuple[jax.Array, jax.Array | None]:
         c = self.config
         scan = repeat(Block, c, in_axes=((0, 1), nn.broadcast), out_axes=1, remat=c.remat, unroll=c.unroll)
         numbers = jnp.arange(c.depth, dtype=jnp.int32)

@@ -1,7 +1,7 @@
 """List the objectives: papers and their systems, configs, keys of a batch; or begin one of your own.
 
-    python -m lm.objectives
-    python -m lm.objectives --new=my_idea     writes my_idea.py, my_idea_config.py and test_my_idea.py here
+python -m lm.objectives
+python -m lm.objectives --new=my_idea     writes my_idea.py, my_idea_config.py and test_my_idea.py here
 """
 
 import importlib.util

@@ -94,9 +94,7 @@ class LSTMLanguageModel(Objective):
     def enter(self, memory: State, tokens_BT: jax.Array) -> State:
         """Return the initial state, layers first: zero where a row starts with the separator, thus with a new document."""
         inside_B = jnp.ones(len(tokens_BT), bool) if self.separator is None else tokens_BT[:, 0] != self.separator
-        cell, hidden = (
-            jnp.where(inside_B[:, None, None], x, 0).swapaxes(0, 1) for x in (memory.cell_BD, memory.hidden_BD)
-        )
+        cell, hidden = (jnp.where(inside_B[:, None, None], x, 0).swapaxes(0, 1) for x in (memory.cell_BD, memory.hidden_BD))
         return State(cell_BD=cell, hidden_BD=hidden)
 
     def flops(self) -> float:

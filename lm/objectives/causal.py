@@ -1,6 +1,6 @@
 """Next-token prediction: GPT (Radford et al. 2018, 2019; Brown et al. 2020).
 
-    python -m lm.objectives.causal [--config=configs/gpt_nano.py]
+python -m lm.objectives.causal [--config=configs/gpt_nano.py]
 """
 
 from collections.abc import Mapping

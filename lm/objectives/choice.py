@@ -1,6 +1,6 @@
 """Multiple choice: the correct one of several options (RACE, SWAG, C3).
 
-    python -m lm.objectives.choice [--config=configs/choice_nano.py]
+python -m lm.objectives.choice [--config=configs/choice_nano.py]
 """
 
 import dataclasses

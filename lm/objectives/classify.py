@@ -1,6 +1,6 @@
 """Text classification, single-label and multi-label, and regression, of a text or a pair of texts.
 
-    python -m lm.objectives.classify [--config=configs/classify_nano.py]
+python -m lm.objectives.classify [--config=configs/classify_nano.py]
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Conditional masked language modelling, for parallel decoding: Mask-Predict (Ghazvininejad et al. 2019).
 
-    python -m lm.objectives.conditional [--config=configs/mask_predict_nano.py]
+python -m lm.objectives.conditional [--config=configs/mask_predict_nano.py]
 """
 
 import dataclasses
@@ -144,9 +144,7 @@ class Conditional(Objective):
     def loss(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[Sums, Any]:
         source_BSD, h_BTD, lengths = self.states(params, batch, keys_B)
         head = self.head(params)
-        words = cross_entropy(
-            h_BTD, head, batch["targets"], batch["weights"], smoothing=self.smoothing, chunk=self.chunk
-        )
+        words = cross_entropy(h_BTD, head, batch["targets"], batch["weights"], smoothing=self.smoothing, chunk=self.chunk)
         slots_BS = (batch["lengths"] > 0).astype(jnp.float32)
         # Off the slots the weight is 0 and the label, length 1, arbitrary.
         length = cross_entropy(source_BSD, lengths, jnp.maximum(batch["lengths"] - 1, 0), slots_BS)

@@ -1,6 +1,6 @@
 """Contrastive sentence embeddings: SimCSE (Gao et al. 2021), without labels, with pairs, with hard negatives.
 
-    python -m lm.objectives.contrastive [--config=configs/simcse_nano.py]
+python -m lm.objectives.contrastive [--config=configs/simcse_nano.py]
 """
 
 import dataclasses
@@ -173,8 +173,7 @@ class Contrastive(Objective):
         """Sum the masked-language-modelling loss and its hits over all sentences."""
         model, variables = Model(self.model), {"params": params}
         masked, places, targets, weights, segments = (
-            batch[name].reshape(-1, batch[name].shape[-1])
-            for name in ("masked", "places", "targets", "weights", "segments")
+            batch[name].reshape(-1, batch[name].shape[-1]) for name in ("masked", "places", "targets", "weights", "segments")
         )
         # Sites 0 to 2 are those of `embed`: the two passes must not share dropout masks.
         keys = views(keys_B, range(3, 3 + self.fields))

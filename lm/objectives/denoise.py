@@ -1,6 +1,6 @@
 """Denoising of corrupted text by an encoder-decoder: BART (Lewis et al. 2020).
 
-    python -m lm.objectives.denoise [--config=configs/bart_nano.py]
+python -m lm.objectives.denoise [--config=configs/bart_nano.py]
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Extractive question answering: the answer as a span of a paragraph (SQuAD 1.1 and 2.0, CMRC, DRCD).
 
-    python -m lm.objectives.extract [--config=configs/extract_nano.py]
+python -m lm.objectives.extract [--config=configs/extract_nano.py]
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Multi-task pre-training on a shared trunk (Liu et al. 2019, MT-DNN; Raffel et al. 2020, 2.1).
 
-    python -m lm.objectives.mixture [--config=configs/mixture_nano.py]
+python -m lm.objectives.mixture [--config=configs/mixture_nano.py]
 """
 
 import dataclasses
@@ -150,9 +150,7 @@ class Multitask(Parts, Objective):
         for part in self.parts:
             records = part.objective.records
             if not isinstance(records, Windows) or records.order != "shuffled":
-                raise UserError(
-                    f"part '{part.name}' reads whole documents or in order: it cannot share windows of text"
-                )
+                raise UserError(f"part '{part.name}' reads whole documents or in order: it cannot share windows of text")
 
     @property
     def nats(self) -> str | None:

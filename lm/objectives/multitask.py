@@ -1,6 +1,6 @@
 """Multi-task fine-tuning of one network; each step is of one task, which has its own examples (Liu et al. 2019).
 
-    python -m lm.objectives.multitask [--config=configs/tasks_nano.py]
+python -m lm.objectives.multitask [--config=configs/tasks_nano.py]
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Permutation language modelling: XLNet (Yang et al. 2019).
 
-    python -m lm.objectives.permuted [--config=configs/xlnet_nano.py]
+python -m lm.objectives.permuted [--config=configs/xlnet_nano.py]
 """
 
 from collections.abc import Mapping, Sequence
@@ -183,9 +183,7 @@ class Permuted(Objective):
         c = self.model
         return jnp.zeros((rows, c.depth, c.memory, c.width), c.dtype) if c.memory else None
 
-    def states(
-        self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None
-    ) -> tuple[jax.Array, Head, Any]:
+    def states(self, params: Any, batch: Batch, memory: Any, keys_B: jax.Array | None) -> tuple[jax.Array, Head, Any]:
         """Return query-stream states (B, P, D), the vocabulary head, and the memory of the next batch."""
         variables = {"params": params}
         _, g_BPD, memory = TwoStream(self.model).apply(

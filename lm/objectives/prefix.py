@@ -1,6 +1,6 @@
 """Prefix-LM (Liu et al. 2018; Raffel et al. 2020) and UL2's mixture of denoisers (Tay et al. 2022).
 
-    python -m lm.objectives.prefix [--config=configs/prefix_nano.py]
+python -m lm.objectives.prefix [--config=configs/prefix_nano.py]
 """
 
 import dataclasses

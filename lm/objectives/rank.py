@@ -1,6 +1,6 @@
 """Semantic similarity as the cosine of two sentence embeddings (Sentence-BERT).
 
-    python -m lm.objectives.rank [--config=configs/rank_nano.py]
+python -m lm.objectives.rank [--config=configs/rank_nano.py]
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Next-token prediction with segment-level recurrence: Transformer-XL (Dai et al. 2019).
 
-    python -m lm.objectives.recurrent [--config=configs/xl_nano.py]
+python -m lm.objectives.recurrent [--config=configs/xl_nano.py]
 """
 
 import dataclasses

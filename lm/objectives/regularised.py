@@ -1,6 +1,6 @@
 """Regularisation of another objective: R-Drop, adversarial perturbation of embeddings, smoothness (SMART).
 
-    python -m lm.objectives.regularised [--config=configs/regularised_nano.py]
+python -m lm.objectives.regularised [--config=configs/regularised_nano.py]
 """
 
 import dataclasses

@@ -40,9 +40,7 @@ class Replaced(Objective):
     loss, and its first sample is the one inserted.
     """
 
-    paper: ClassVar[str] = (
-        "Clark et al. 2020, ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators"
-    )
+    paper: ClassVar[str] = "Clark et al. 2020, ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators"
     holds: ClassVar[str] = (
         "tokens (masked) original types segments positions (B, T); places targets weights (B, P); seed (B,) of the samples"
         " in evaluation"
@@ -69,9 +67,7 @@ class Replaced(Objective):
 
     def __post_init__(self):
         check_range(self, 0, 1, "rate", "mask_share", "single", "short")
-        check_range(
-            self, 0, float("inf"), "generator_scale", "discriminator_scale", "generator_width", "generator_depth"
-        )
+        check_range(self, 0, float("inf"), "generator_scale", "discriminator_scale", "generator_width", "generator_depth")
         check(not self.model.mup_base, "two networks of different widths have no muP: objective.model.mup_base=0")
         check(self.model.context >= 8, f"objective.model.context={self.model.context}: give at least 8")
         check(
@@ -205,9 +201,7 @@ class Replaced(Objective):
             "f1": (2 * both, flagged + replaced),
         }, memory
 
-    def play(
-        self, params: Any, batch: Batch, keys_B: jax.Array | None
-    ) -> tuple[tuple[jax.Array, Head], jax.Array, jax.Array]:
+    def play(self, params: Any, batch: Batch, keys_B: jax.Array | None) -> tuple[tuple[jax.Array, Head], jax.Array, jax.Array]:
         """Run both networks; return the generator's (states, head), the row with its samples and the logits, (B, T)."""
         layout = batch["positions"], batch["segments"], batch["types"]
         network, variables = self.network, {"params": params}

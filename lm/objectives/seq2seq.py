@@ -1,6 +1,6 @@
 """Sequence-to-sequence learning: the original Transformer (Vaswani et al. 2017).
 
-    python -m lm.objectives.seq2seq [--config=configs/translate_nano.py]
+python -m lm.objectives.seq2seq [--config=configs/translate_nano.py]
 """
 
 import dataclasses

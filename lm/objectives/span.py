@@ -1,6 +1,6 @@
 """Span corruption: T5 and T5.1.1 (Raffel et al. 2020; Shazeer 2020).
 
-    python -m lm.objectives.span [--config=configs/t5_nano.py]
+python -m lm.objectives.span [--config=configs/t5_nano.py]
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Sequence labelling: a tag for each word (named entities, parts of speech), by softmax or a linear-chain CRF.
 
-    python -m lm.objectives.tag [--config=configs/tag_nano.py]
+python -m lm.objectives.tag [--config=configs/tag_nano.py]
 """
 
 import dataclasses

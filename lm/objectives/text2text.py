@@ -1,6 +1,6 @@
 """Text to text by labelled examples: translation, summarisation, dialogue; encoder-decoders, and decoders by prompt.
 
-    python -m lm.objectives.text2text [--config=configs/text2text_nano.py]
+python -m lm.objectives.text2text [--config=configs/text2text_nano.py]
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ import numpy as np
 from lm.data.corpus.corpus import Corpus
 from lm.data.labelled.check import check_tokens, items_of, refuse_empty
 from lm.data.rows.examples import Examples, pair_lengths
-from lm.data.rows.packing import lay
 from lm.data.rows.prompts import Prompt
 from lm.data.rows.templates import Frame, Keep, cut
 from lm.data.tokenizer import special
@@ -29,7 +28,7 @@ from lm.models.transformer import Transformer
 from lm.objectives.base import Answers, Batch, Objective, Sums, fit
 from lm.objectives.base import Example as Row
 from lm.objectives.finetune import network
-from lm.objectives.rows import forced, guess, read, row_flops, show_pairs, target_sums
+from lm.objectives.rows import forced, guess, lay, read, row_flops, show_pairs, target_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +57,10 @@ class Text2text(Objective):
     a decoder alone reads it as a prompt, with bidirectional attention within it if `bidirectional` (prefix LM), and only
     the target has a loss.
 
-    `lengths`: maximum tokens of a source and of a target (0: an encoder-decoder's contexts; half of a decoder's each).
-    Longer texts lose their end; a source with `keep="end"` its start (dialogues), with "both" its middle. Rows hold as
-    many examples as fit, which do not attend to each other, unless `pack` is off; `row` is their length on each side.
-    `smoothing` e: e / (V - 1) on every wrong token (Szegedy et al. 2016; fairseq's form).
+    `lengths`: maximum tokens of a source and of a target (0: an encoder-decoder's contexts; half of a decoder's each). Longer
+    texts lose their end; a source with `keep="end"` its start (dialogues), with "both" its middle. Rows hold as many examples
+    as fit, which do not attend to each other, unless `pack` is off; `row` is their length on each side. `smoothing` e: e / (V
+    - 1) on every wrong token (Szegedy et al. 2016; fairseq's form).
     """
 
     paper: ClassVar[str] = "Raffel et al. 2020 (T5), 2.4; Radford et al. 2019 (GPT-2), decoders by prompt"

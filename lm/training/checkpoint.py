@@ -263,9 +263,7 @@ def compare(wanted: Any, stored: Mapping[str, tuple[int, ...]], path: Path) -> N
     for keys, x in jax.tree_util.tree_flatten_with_path(wanted)[0]:
         name, shape = path_of(keys), tuple(x.shape)
         if name not in stored:
-            raise UserError(
-                f"checkpoint {path} has no '{name}': it is of another model or optimizer; use another --workdir"
-            )
+            raise UserError(f"checkpoint {path} has no '{name}': it is of another model or optimizer; use another --workdir")
         if stored[name] != shape:
             raise UserError(
                 f"checkpoint {path} holds '{name}' as {stored[name]}, this config needs {shape}: it is of another shape; "

@@ -17,8 +17,7 @@ def add(total: Host, sums: Sums) -> Host:
     # In float64: a float32 count of tokens no longer grows by one beyond 2^24.
     zero = (0.0, 0.0)
     return {
-        n: tuple(float(np.float64(a) + np.float64(b)) for a, b in zip(total.get(n, zero), fetched.get(n, zero)))
-        for n in names
+        n: tuple(float(np.float64(a) + np.float64(b)) for a, b in zip(total.get(n, zero), fetched.get(n, zero))) for n in names
     }
 
 

@@ -164,9 +164,7 @@ def factors(groups: Groups, shapes: Mapping[str, tuple[tuple, tuple]]) -> dict[s
 
 def joins(groups: Groups, shapes: Mapping[str, tuple[tuple, tuple]]) -> dict[str, np.ndarray]:
     """Return the first step in which every path moves, int32, broadcastable against the parameter."""
-    return {
-        path: spread(height * groups.unfreeze, shapes[path]).astype(np.int32) for path, height in heights(shapes).items()
-    }
+    return {path: spread(height * groups.unfreeze, shapes[path]).astype(np.int32) for path, height in heights(shapes).items()}
 
 
 def spread(x: np.ndarray, like: tuple[tuple, tuple]) -> np.ndarray:

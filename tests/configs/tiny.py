@@ -10,9 +10,7 @@ from lm.objectives.causal import Causal
 def config(text: str | None = None, data: str | None = None, dropout: float = 0.1) -> Config:
     return Config(
         objective=Causal(
-            model=Transformer(
-                context=32, width=32, depth=2, heads=2, pad_vocab=8, dropout=dropout, attention_dropout=dropout
-            )
+            model=Transformer(context=32, width=32, depth=2, heads=2, pad_vocab=8, dropout=dropout, attention_dropout=dropout)
         ),
         data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1 if text else 0.005),
         optimizer=Optimizer(lr=1e-2, decay=0.1, clip=1.0, average=0.9),

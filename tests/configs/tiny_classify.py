@@ -30,9 +30,7 @@ def config(
             rows=Rows(causal=trunk == "decoder", pack=trunk != "xlnet"),
             head=Head(dropout=dropout),
         ),
-        data=Data(
-            source=Labelled(path=str(Path(__file__).with_name("reviews.csv"))), tokenizer=Bytes(), validation=0.2
-        ),
+        data=Data(source=Labelled(path=str(Path(__file__).with_name("reviews.csv"))), tokenizer=Bytes(), validation=0.2),
         optimizer=Optimizer(lr=1e-2, clip=1.0),
         steps=3,
         batch=8,

@@ -13,9 +13,7 @@ def config(dropout: float = 0.1) -> Config:
     path = str(Path(__file__).with_name("triples.jsonl"))
     return Config(
         objective=Contrastive(
-            model=Transformer(
-                context=32, width=32, depth=2, heads=2, pad_vocab=8, dropout=dropout, attention_dropout=dropout
-            ),
+            model=Transformer(context=32, width=32, depth=2, heads=2, pad_vocab=8, dropout=dropout, attention_dropout=dropout),
             fields=3,
             pooling="avg_first_last",
             hard_weight=1.0,

@@ -8,9 +8,7 @@ from lm.objectives.permuted import Permuted
 
 
 def config(text: str | None = None, data: str | None = None, dropout: float = 0.1) -> Config:
-    model = XLNet(
-        context=32, memory=8, width=32, depth=2, heads=2, pad_vocab=8, dropout=dropout, attention_dropout=dropout
-    )
+    model = XLNet(context=32, memory=8, width=32, depth=2, heads=2, pad_vocab=8, dropout=dropout, attention_dropout=dropout)
     return Config(
         objective=Permuted(model=model, predictions=8),
         data=Data(source=source_from(text, data), tokenizer=Bytes(), validation=0.1 if text else 0.005, packing="windows"),

@@ -16,9 +16,7 @@ def config(crf: bool = True, dropout: float = 0.1) -> Config:
     )
     return Config(
         objective=Tag(model=model, crf=crf, dropout=dropout, overlap=8, rows=Rows(length=48)),
-        data=Data(
-            source=Columns(path=str(Path(__file__).with_name("sentences.conll"))), tokenizer=Bytes(), validation=0.2
-        ),
+        data=Data(source=Columns(path=str(Path(__file__).with_name("sentences.conll"))), tokenizer=Bytes(), validation=0.2),
         optimizer=Optimizer(lr=1e-2, clip=1.0),
         steps=3,
         batch=8,

@@ -21,9 +21,7 @@ def config(trunk: Literal["pair", "decoder", "prefix"] = "pair", dropout: float 
             lengths=(40, 24),
             reply=Reply(tokens=8, most=3),
         ),
-        data=Data(
-            source=Labelled(path=str(Path(__file__).with_name("replies.jsonl"))), tokenizer=Bytes(), validation=0.2
-        ),
+        data=Data(source=Labelled(path=str(Path(__file__).with_name("replies.jsonl"))), tokenizer=Bytes(), validation=0.2),
         optimizer=Optimizer(lr=1e-2, clip=1.0),
         steps=3,
         batch=8,

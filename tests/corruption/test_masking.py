@@ -12,9 +12,7 @@ def near(found: float, share: float, count: int) -> None:
     assert abs(found - share) < 5 * np.sqrt(share * (1 - share) / count)
 
 
-@pytest.mark.parametrize(
-    ("length", "expected"), [(10, 2), (30, 4), (50, 8), (3, 1), (1, 1), (128, 19), (512, 77), (1000, 77)]
-)
+@pytest.mark.parametrize(("length", "expected"), [(10, 2), (30, 4), (50, 8), (3, 1), (1, 1), (128, 19), (512, 77), (1000, 77)])
 def test_budget(length, expected):
     """round(4.5) is 4 and round(7.5) is 8 in Python; one at least, 77 at most here."""
     assert masking.budget(length, 0.15, 77) == expected

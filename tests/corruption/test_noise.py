@@ -186,8 +186,7 @@ def test_spans_that_meet_become_one():
     """Two spans of three words among four: where the first reaches the second's start, one mask is left."""
     text = block(10, 11, 12, 13)
     found = {
-        tuple(cover(np.random.default_rng(seed), text, words_of(text), np.array([3, 3]), FILLERS)[1:-1])
-        for seed in range(200)
+        tuple(cover(np.random.default_rng(seed), text, words_of(text), np.array([3, 3]), FILLERS)[1:-1]) for seed in range(200)
     }
     assert found == {(MASK,), (MASK, MASK), (10, MASK), (10, 11, MASK)}
 

@@ -152,7 +152,7 @@ def test_questions_tell_their_lines(tmp_path):
     assert [one.where for one in Questions(path=path).open()] == [f"{path}:{first}, question 1", f"{path}:{second}, question 2"]
     nameless = [{**CMRC[0], "qas": [{"query_text": "住哪里？", "answers": ["北京"]}] * 2}]
     path = write(tmp_path / "b.json", json.dumps(nameless, indent=0))
-    assert [one.where for one in Questions(path=path).open()] == [f"{path}:{k}, question \"住哪里？\"" for k in (7, 13)]
+    assert [one.where for one in Questions(path=path).open()] == [f'{path}:{k}, question "住哪里？"' for k in (7, 13)]
 
 
 def test_answers_that_are_none(tmp_path):

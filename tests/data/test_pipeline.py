@@ -36,9 +36,7 @@ def stream(documents: int, seed: int = 0, separator: int | None = 1, vocab: int 
 
 def batches(tokens, **changes):
     spec = {"length": 17, "stride": 16}
-    spec |= {
-        name: changes.pop(name) for name in [*changes] if name in ("length", "stride", "order", "others", "copies")
-    }
+    spec |= {name: changes.pop(name) for name in [*changes] if name in ("length", "stride", "order", "others", "copies")}
     settings_ = {"corrupt": causal, "batch": 6, "seed": 3} | changes
     return Batches(((1.0, tokens),), Windows(**spec), **settings_)
 

@@ -66,9 +66,7 @@ def test_as_one_at_a_time(tmp_path):
     for i in (0, 5, 60, 149):
         alone = generate(*opened(), TOKENIZER, [lines[i]], **options)
         assert [s.tokens for s in alone] == [s["tokens"] for s in found[2 * i : 2 * i + 2]]
-        np.testing.assert_allclose(
-            [s.logprob for s in alone], [s["logprob"] for s in found[2 * i : 2 * i + 2]], rtol=1e-4
-        )
+        np.testing.assert_allclose([s.logprob for s in alone], [s["logprob"] for s in found[2 * i : 2 * i + 2]], rtol=1e-4)
     again = generate(*opened(), TOKENIZER, [lines[5]] * 3, **options)  # a prompt that comes back is drawn for anew
     assert [s.tokens for s in again] == [found[2 * i + k]["tokens"] for i in (5, 20, 77) for k in (0, 1)]
 
@@ -227,9 +225,7 @@ def test_a_wrong_line_is_told_before_anything_is_written(tmp_path, text, words):
 
 
 def test_conversations(tmp_path):
-    template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
-    )
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
     (tmp_path / "chat_template.jinja").write_text(template)
     path, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}]

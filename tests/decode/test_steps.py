@@ -24,9 +24,7 @@ TINY = {"vocab": VOCAB, "context": 64, "width": 32, "depth": 2, "heads": 4}
 LOUD = {**TINY, "init": 0.3, "init_positions": 0.3}
 SIDES = {
     "bart": Transformer(**LOUD, placement="post", embed_norm=True, offset=2, head_bias=True),
-    "t5": Transformer(
-        **LOUD, head=10, positions="bucket", norm="rms", bias=False, scale=1.0, activation="geglu", tied=False
-    ),
+    "t5": Transformer(**LOUD, head=10, positions="bucket", norm="rms", bias=False, scale=1.0, activation="geglu", tied=False),
     "marian": Transformer(**LOUD, placement="post", positions="sinusoidal", embed_scale=32**0.5, activation="silu"),
 }
 MODELS = {

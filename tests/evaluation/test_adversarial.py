@@ -67,9 +67,7 @@ def test_capitals_and_punctuation_stay():
 
 
 def test_a_word_without_helpful_synonyms_stays():
-    found = attack(
-        "great film", 1, predict, lambda word: {"film": ["great"], "great": ["great", "GREAT", ""]}.get(word, [])
-    )
+    found = attack("great film", 1, predict, lambda word: {"film": ["great"], "great": ["great", "GREAT", ""]}.get(word, []))
     assert found.changed == "great film"
     assert not found.flipped
 

@@ -397,5 +397,3 @@ def test_a_curve_needs_figures(tmp_path):
 def test_a_short_look_waits_for_the_end():
     held_out = SimpleNamespace(count=1, batches=[0, 1], tokens=None)
     assert downstream.logged(held_out, None, None) == {}
-
-

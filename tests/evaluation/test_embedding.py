@@ -36,14 +36,10 @@ def test_similarity():
     found = similarity(FIRST, near, GOLD, subsets)
     assert found["spearman"].value == pytest.approx(stats.spearmanr(cosines, GOLD)[0])
     assert found["pearson"].value == pytest.approx(stats.pearsonr(cosines, GOLD)[0])
-    parts = [
-        stats.spearmanr(cosines[chosen], GOLD[chosen])[0] for chosen in (np.arange(60) % 3 == 0, np.arange(60) % 3 > 0)
-    ]
+    parts = [stats.spearmanr(cosines[chosen], GOLD[chosen])[0] for chosen in (np.arange(60) % 3 == 0, np.arange(60) % 3 > 0)]
     assert [found["spearman/sts12"].value, found["spearman/sts13"].value] == pytest.approx(parts)
     assert found["spearman_mean"].value == pytest.approx(np.mean(parts))
-    theory = np.sqrt((1 + found["spearman"].value ** 2 / 2) / 57) * (
-        1 - found["spearman"].value ** 2
-    )  # Bonett & Wright 2000
+    theory = np.sqrt((1 + found["spearman"].value ** 2 / 2) / 57) * (1 - found["spearman"].value ** 2)  # Bonett & Wright 2000
     assert found["spearman"].error == pytest.approx(theory, rel=0.3)
     assert set(similarity(FIRST, near, GOLD)) == {"spearman", "pearson"}
 

@@ -51,9 +51,7 @@ def test_bleu_signature():
 def test_chrf(words):
     metric = sacrebleu.CHRF(word_order=words)
     found, signature = chrf(TEXTS, REFERENCES, words)
-    assert found["chrf++" if words else "chrf"].value == pytest.approx(
-        metric.corpus_score(TEXTS, streams(REFERENCES)).score
-    )
+    assert found["chrf++" if words else "chrf"].value == pytest.approx(metric.corpus_score(TEXTS, streams(REFERENCES)).score)
     assert signature == str(metric.get_signature())
 
 

@@ -35,7 +35,7 @@ def test_a_task_from_outside_is_a_file_and_a_line(tmp_path):
     start += "runpy.run_module('lm.evaluate', run_name='__main__', alter_sys=True)"
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}."}
     done = subprocess.run([sys.executable, "-c", start, "--help"], env=environment, capture_output=True, text=True, timeout=300)
-    assert "short:FILE        Share of short texts in {\"text\"}.\n                      ?most=7\n" in done.stdout
+    assert 'short:FILE        Share of short texts in {"text"}.\n                      ?most=7\n' in done.stdout
     assert "perplexity:FILE   Perplexity of running text" in done.stdout
 
 

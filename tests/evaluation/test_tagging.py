@@ -15,13 +15,9 @@ from lm.evaluation.metrics.tagging import SCHEMES, Span, entities, mistakes, spa
 
 
 def sentences(letters: str):
-    tag = hs.one_of(
-        hs.just("O"), hs.builds("{}-{}".format, hs.sampled_from(letters[1:]), hs.sampled_from(["PER", "LOC"]))
-    )
+    tag = hs.one_of(hs.just("O"), hs.builds("{}-{}".format, hs.sampled_from(letters[1:]), hs.sampled_from(["PER", "LOC"])))
     pairs = hs.lists(hs.tuples(tag, tag), min_size=1, max_size=9)
-    return hs.lists(pairs, min_size=1, max_size=4).map(
-        lambda x: tuple([[pair[k] for pair in s] for s in x] for k in (0, 1))
-    )
+    return hs.lists(pairs, min_size=1, max_size=4).map(lambda x: tuple([[pair[k] for pair in s] for s in x] for k in (0, 1)))
 
 
 def quiet(function, *arguments, **words):
@@ -94,9 +90,7 @@ def test_spans(tags, scheme, expected):
     assert spans(tags.split(), scheme) == [Span(*e) for e in expected]
 
 
-@pytest.mark.parametrize(
-    ("tag", "scheme"), [("PER", None), ("X-PER", None), ("B-", None), ("E-PER", "IOB2"), ("", None)]
-)
+@pytest.mark.parametrize(("tag", "scheme"), [("PER", None), ("X-PER", None), ("B-", None), ("E-PER", "IOB2"), ("", None)])
 def test_strange_tags_are_told(tag, scheme):
     with pytest.raises(UserError, match="is neither O nor one of"):
         spans([tag], scheme)

@@ -1,6 +1,6 @@
 """The example objective on the interpreter's documentation: 2 x 128.
 
-    python -m lm.main --config=tests/examples/shuffled_config.py:text=my_text.txt --dry_run
+python -m lm.main --config=tests/examples/shuffled_config.py:text=my_text.txt --dry_run
 """
 
 from lm.config import Config, Data, Every, Optimizer, Schedule

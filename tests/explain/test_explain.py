@@ -23,7 +23,7 @@ from tests.processes import command as start
 
 torch = pytest.importorskip("torch")
 
-TEXT = "A cat, \"sat\" & </script><b>\u00e9!"
+TEXT = 'A cat, "sat" & </script><b>\u00e9!'
 
 # -- numbers beside theirs ---------------------------------------------------------------------------------------------
 

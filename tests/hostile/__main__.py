@@ -1,6 +1,6 @@
 """Run hostile cases and print a table: how many of each group are well, and the bad ones with command and output.
 
-    python -m tests.hostile [--group=damage] [--case=words] [--jobs=2] [--quick] [--verbose] [--json=FILE]
+python -m tests.hostile [--group=damage] [--case=words] [--jobs=2] [--quick] [--verbose] [--json=FILE]
 """
 
 import argparse

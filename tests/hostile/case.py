@@ -64,9 +64,7 @@ def verdict(case: Case, outcome: Outcome, folder: Path) -> tuple[str, str]:
     everything = outcome.stdout + outcome.stderr
     if outcome.late:
         return "hang", f"not ended after {outcome.seconds:.0f} s"
-    if (
-        callable(case.run) and outcome.status == 1 and "AssertionError" in outcome.stderr
-    ):  # our own words on what is wrong
+    if callable(case.run) and outcome.status == 1 and "AssertionError" in outcome.stderr:  # our own words on what is wrong
         return "silent", outcome.stderr.strip().splitlines()[-1][:300]
     if TRACEBACK.search(everything) or outcome.status < 0 or outcome.status in (1, 134, 139):
         return "traceback", f"status {outcome.status}"

@@ -137,11 +137,25 @@ def saves() -> list[Case]:
         Case(RUN, "metrics.jsonl cut", RESUME, "0 ", damage=cut("RUN/metrics.jsonl", 300)),
         Case(RUN, "metrics.jsonl bytes", RESUME, "02 ", damage=write("RUN/metrics.jsonl", b"\xff\xfe\n{")),
         Case(RUN, "metrics.jsonl a folder", RESUME, "2 metrics.jsonl", damage=folder_for("RUN/metrics.jsonl")),
-        Case(RUN, "tensorboard a file", RESUME, "02 ", damage=lambda f: (remove("RUN/tensorboard")(f), put(f / "RUN/tensorboard", "x"))),
+        Case(
+            RUN,
+            "tensorboard a file",
+            RESUME,
+            "02 ",
+            damage=lambda f: (remove("RUN/tensorboard")(f), put(f / "RUN/tensorboard", "x")),
+        ),
         Case(RUN, "summary.json garbage", RESUME, "0 ", damage=write("RUN/summary.json", "{")),
         # A field that no parameter depends on: the network is traced and found to be the checkpoint's.
-        Case(RUN, "config edited by hand", "lm.evaluate --workdir=CLS", "0 accuracy",
-             damage=lambda f: put(f / "CLS/config.json", (f / "CLS/config.json").read_text().replace('"smoothing": 0.0', '"smoothing": 0.1')), quick=True),
+        Case(
+            RUN,
+            "config edited by hand",
+            "lm.evaluate --workdir=CLS",
+            "0 accuracy",
+            damage=lambda f: put(
+                f / "CLS/config.json", (f / "CLS/config.json").read_text().replace('"smoothing": 0.0', '"smoothing": 0.1')
+            ),
+            quick=True,
+        ),
         Case(RUN, "workdir a file", f"lm.main --config={TINY} --workdir=notes.txt", "2 notes.txt"),
         Case(RUN, "workdir below a file", f"lm.main --config={TINY} --workdir=notes.txt/w", "2 notes.txt"),
         Case(RUN, "workdir of 300 letters", f"lm.main --config={TINY} --workdir={'w' * 300}", "2 long"),
@@ -329,7 +343,13 @@ def folders() -> list[Case]:
     ]  # fmt: skip
     cases += [
         Case(FOREIGN, f"config {name}", HF, "2 config.json", damage=write("HF/config.json", text))
-        for name, text in {"deep": DEEP, "digits": '{"a": ' + DIGITS + "}", "empty": "", "bytes": b"\xff\xfe", "list": "[]"}.items()
+        for name, text in {
+            "deep": DEEP,
+            "digits": '{"a": ' + DIGITS + "}",
+            "empty": "",
+            "bytes": b"\xff\xfe",
+            "list": "[]",
+        }.items()
     ]
     limit = "--max_new_tokens=8"
     cases += [

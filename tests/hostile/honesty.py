@@ -162,7 +162,9 @@ def full_disk(line: str, status: int = 2) -> Callable[[Path], None]:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
 
-        process = start(line, preexec_fn=limit, env={**os.environ, "LM_CACHE": str(folder / "c"), "JAX_COMPILATION_CACHE_DIR": ""})
+        process = start(
+            line, preexec_fn=limit, env={**os.environ, "LM_CACHE": str(folder / "c"), "JAX_COMPILATION_CACHE_DIR": ""}
+        )
         out, err = process.communicate(timeout=300)
         assert process.returncode == status, f"status {process.returncode}: {out[-300:]}{err[-500:]}"
         assert "Traceback" not in err, err[-800:]

@@ -46,7 +46,14 @@ def chats() -> list[Case]:
 def calling(name: str, argument: str) -> bytes:
     """Pickle a call of `module name`, by hand."""
     module, _, attribute = name.rpartition(".")
-    return b"\x80\x02c" + f"{module}\n{attribute}\n".encode() + b"X" + len(argument).to_bytes(4, "little") + argument.encode() + b"\x85R."
+    return (
+        b"\x80\x02c"
+        + f"{module}\n{attribute}\n".encode()
+        + b"X"
+        + len(argument).to_bytes(4, "little")
+        + argument.encode()
+        + b"\x85R."
+    )
 
 
 def zipped(data: bytes, *more: tuple[str, bytes]) -> Callable[[Path], None]:

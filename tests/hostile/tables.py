@@ -11,9 +11,7 @@ EVERY = 8
 
 def chosen(cases: list[Case]) -> list[Case]:
     """Mark what runs in the default suite."""
-    return [
-        dataclasses.replace(c, quick=c.quick or (k % EVERY == 0 and c.group not in HEAVY)) for k, c in enumerate(cases)
-    ]
+    return [dataclasses.replace(c, quick=c.quick or (k % EVERY == 0 and c.group not in HEAVY)) for k, c in enumerate(cases)]
 
 
 CASES = chosen([*typed.CASES, *damage.CASES, *programs.CASES, *honesty.CASES])

@@ -21,7 +21,9 @@ from lm.errors import UserError
 from tests.hostile.typed import TINY
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.integers(-(10**40), 10**40)
-JSONS = st.recursive(SCALARS, lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8), x, max_size=4), max_leaves=12)
+JSONS = st.recursive(
+    SCALARS, lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8), x, max_size=4), max_leaves=12
+)
 ODD = st.text(st.sampled_from('{}[]",:\\0123456789.eE-+ truefalsn\n\t\0\ud800é\u2028'), max_size=80)
 
 
@@ -156,7 +158,10 @@ READERS: dict[str, tuple[Callable, st.SearchStrategy]] = {
     "schemas": (schema, SCHEMAS),
     "regular expressions": (regex, REGEX | st.text(max_size=12)),
 }  # fmt: skip
-READERS["model folders"] = (in_file(lambda path: published_file(path.rename(path.with_name("config.json"))), ""), READERS["model folders"][1])
+READERS["model folders"] = (
+    in_file(lambda path: published_file(path.rename(path.with_name("config.json"))), ""),
+    READERS["model folders"][1],
+)
 
 
 def fuzz(name: str, count: int) -> None:

@@ -105,9 +105,7 @@ def bucket(relative: int, causal: bool) -> int:
     gap, exact = max(-relative, 0), number // 2
     if gap < exact:
         return offset + gap
-    return offset + min(
-        exact + int(math.log(gap / exact) / math.log(128 / exact) * (number - exact) + 1e-9), number - 1
-    )
+    return offset + min(exact + int(math.log(gap / exact) / math.log(128 / exact) * (number - exact) + 1e-9), number - 1)
 
 
 def attention_bias(config, params, head, length, causal):
@@ -224,9 +222,7 @@ def gpt2_params(found: dict[str, np.ndarray], config: Transformer, names: tuple[
         qkv = weights(f"{at}.attn.c_attn")
         attention = {
             name: {"kernel": kernel.reshape(d, n, h), "bias": bias.reshape(n, h)}
-            for name, kernel, bias in zip(
-                ("query", "key", "value"), np.split(qkv["kernel"], 3, 1), np.split(qkv["bias"], 3)
-            )
+            for name, kernel, bias in zip(("query", "key", "value"), np.split(qkv["kernel"], 3, 1), np.split(qkv["bias"], 3))
         }
         out = weights(f"{at}.attn.c_proj")
         attention["out"] = {"kernel": out["kernel"].reshape(n, h, d), "bias": out["bias"]}
@@ -275,9 +271,7 @@ def bert_params(found: dict[str, np.ndarray], config: Transformer) -> dict:
             "norm1": norm(f"{at}.output.LayerNorm"),
         }
 
-    tables = {
-        name: found[f"{trunk}.embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
-    }
+    tables = {name: found[f"{trunk}.embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")}
     params = {
         "embed": {"table": tables["word"]},
         "input": {
@@ -302,8 +296,7 @@ def llama_params(found: dict[str, np.ndarray], config: Transformer) -> dict:
         at = f"model.layers.{i}"
         heads = {"query": ("q_proj", config.heads), "key": ("k_proj", config.kv), "value": ("v_proj", config.kv)}
         attention = {
-            name: {"kernel": found[f"{at}.self_attn.{theirs}.weight"].T.reshape(d, n, h)}
-            for name, (theirs, n) in heads.items()
+            name: {"kernel": found[f"{at}.self_attn.{theirs}.weight"].T.reshape(d, n, h)} for name, (theirs, n) in heads.items()
         }
         attention["out"] = {"kernel": found[f"{at}.self_attn.o_proj.weight"].T.reshape(config.heads, h, d)}
         feed = {ours: {"kernel": found[f"{at}.mlp.{ours}_proj.weight"].T} for ours in ("up", "gate", "down")}

@@ -27,9 +27,7 @@ def module(**changes) -> Adaptive:
 
 
 def draw(made: Adaptive) -> dict:
-    shapes = unbox(
-        jax.eval_shape(lambda key: made.init(key, np.zeros((1, 2), np.int32), jnp.float32), jax.random.key(0))
-    )
+    shapes = unbox(jax.eval_shape(lambda key: made.init(key, np.zeros((1, 2), np.int32), jnp.float32), jax.random.key(0)))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes["params"])
 

@@ -150,9 +150,7 @@ def test_all_logits_never_exist():
     def compiled(loss):
         return jax.jit(jax.grad(loss, (0, 1))).lower(h, table).compile().as_text()
 
-    fused = compiled(
-        lambda h, t: cross_entropy(h, Head(table_VD=t, vocab=vocab), targets, weights, chunk=chunk)["total"]
-    )
+    fused = compiled(lambda h, t: cross_entropy(h, Head(table_VD=t, vocab=vocab), targets, weights, chunk=chunk)["total"])
     whole = compiled(lambda h, t: -jnp.sum(weights * jax.nn.log_softmax(h @ t.T)[..., 0]))
     assert largest(whole) >= rows * length * vocab
     assert largest(fused) <= max(chunk * vocab, vocab * width)
@@ -164,12 +162,7 @@ def test_all_logits_never_exist_in_a_training_step():
     batch = {name: np.ones(shape, np.int32) for name in ("tokens", "targets", "segments", "positions")}
     batch["weights"] = np.ones(shape, np.float32)
     params = draw(objective.model)
-    text = (
-        jax.jit(jax.grad(lambda p: objective.loss(p, batch, None, None)[0]["loss"][0]))
-        .lower(params)
-        .compile()
-        .as_text()
-    )
+    text = jax.jit(jax.grad(lambda p: objective.loss(p, batch, None, None)[0]["loss"][0])).lower(params).compile().as_text()
     assert largest(text) <= 16 * 5000
 
 

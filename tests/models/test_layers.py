@@ -51,9 +51,7 @@ def test_norm(kind, dtype):
     y = y - y.mean(-1, keepdims=True) if kind == "layer" else y
     scale = params["scale"] + (kind == "rms_one")
     expected = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5) * scale + params.get("bias", 0)
-    np.testing.assert_allclose(
-        np.asarray(found, np.float64), expected, rtol=1e-2 if dtype == "bfloat16" else 1e-4, atol=2e-5
-    )
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=1e-2 if dtype == "bfloat16" else 1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -25,8 +25,7 @@ def stack(width: int, base: int = BASE, **changes) -> Transformer:
 
 def leaves(tree) -> dict:
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 

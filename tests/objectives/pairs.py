@@ -32,9 +32,7 @@ TOKENIZER = SimpleNamespace(
 
 
 def twice(**changes) -> EncoderDecoder:
-    shape = tiny(
-        **{"context": 24, "placement": "post", "activation": "gelu", "embed_norm": True, "offset": 2, **changes}
-    )
+    shape = tiny(**{"context": 24, "placement": "post", "activation": "gelu", "embed_norm": True, "offset": 2, **changes})
     return EncoderDecoder(encoder=shape, decoder=shape)
 
 

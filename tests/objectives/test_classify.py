@@ -239,6 +239,7 @@ def test_running_text_is_refused():
 
 def test_a_head_on_the_network_of_another_run(tmp_path):
     """Masked first, then labels: the network is taken, its head is left, a new one is drawn, and all is said."""
+
     def run(*args):
         return command("lm.main", *args)
 
@@ -273,9 +274,7 @@ def test_numbers_of_a_head_are_float32():
         assert float(head.apply({"params": params}, states)[0, 0, 0]) == pytest.approx(1987.3)
 
 
-@pytest.mark.parametrize(
-    ("labels", "kept"), [(("neg", "pos"), True), (("cat", "dog"), False), (("cat", "dog", "emu"), False)]
-)
+@pytest.mark.parametrize(("labels", "kept"), [(("neg", "pos"), True), (("cat", "dog"), False), (("cat", "dog", "emu"), False)])
 def test_scores_of_other_labels_are_drawn_anew(labels, kept, tmp_path):
     """From one classifier to the next: the network comes along, the scores only where they are of the same labels."""
     config = load("tests/configs/tiny_classify.py")

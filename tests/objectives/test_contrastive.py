@@ -134,15 +134,11 @@ def test_masks_are_berts():
 
 def test_pairs_and_hostile_documents():
     found = objective(fields=3)
-    row = found.corrupt(
-        np.random.default_rng(0), {"documents": [[np.array([7]), np.arange(20, 40), np.array([], int)]]}
-    )
+    row = found.corrupt(np.random.default_rng(0), {"documents": [[np.array([7]), np.arange(20, 40), np.array([], int)]]})
     np.testing.assert_array_equal(row["sentences"][0], [CLS, 7, SEP, *[PAD] * 9])
     np.testing.assert_array_equal(row["sentences"][1], [CLS, *range(20, 30), SEP])
     assert not row["segments"][2].any()  # an empty field is absent
-    masked = objective(fields=2, mlm=0.1).corrupt(
-        np.random.default_rng(0), {"documents": [[np.array([7]), np.array([])]]}
-    )
+    masked = objective(fields=2, mlm=0.1).corrupt(np.random.default_rng(0), {"documents": [[np.array([7]), np.array([])]]})
     assert masked["weights"].sum() == 1
     assert sentences_of(objective(), stream(*[0] * 30), 1)["segments"].sum() == 0
     with pytest.raises(UserError, match="length"):
@@ -182,9 +178,7 @@ def test_alignment_and_uniformity():
     z = np.random.default_rng(0).normal(size=(5, 4))
     z /= np.linalg.norm(z, axis=-1, keepdims=True)
     pairs = [np.exp(-2 * np.sum((z[i] - z[j]) ** 2)) for i in range(4) for j in range(i)]
-    np.testing.assert_allclose(
-        uniformity(jnp.asarray(z), jnp.array([1.0, 1, 1, 1, 0])), np.log(np.mean(pairs)), rtol=1e-5
-    )
+    np.testing.assert_allclose(uniformity(jnp.asarray(z), jnp.array([1.0, 1, 1, 1, 0])), np.log(np.mean(pairs)), rtol=1e-5)
     assert np.isfinite(uniformity(jnp.asarray(z), jnp.array([1.0, 0, 0, 0, 0])))
 
 

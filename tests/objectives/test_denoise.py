@@ -26,9 +26,7 @@ def stream(sizes, seed=0) -> Tokens:
     return Tokens.of([rng.integers(0, BEGIN, size) for size in sizes], SEPARATOR, 29)
 
 
-def rows(
-    objective: Denoise, sizes=(3, 40, 1, 11, 2, 60, 5, 30), count: int = 6, seed: int = 0
-) -> dict[str, np.ndarray]:
+def rows(objective: Denoise, sizes=(3, 40, 1, 11, 2, 60, 5, 30), count: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
     """A batch of packed rows."""
     opened = objective.records.open(stream(sizes, seed))
     rng = np.random.default_rng(seed)
@@ -59,9 +57,7 @@ def test_row_by_hand():
         assert row[name].dtype == (np.float32 if name == "weights" else np.int32)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"random": 0.5, "insert": 0.3, "rotate": 1.0}, {"units": "tokens", "replace": "none"}]
-)
+@pytest.mark.parametrize("changes", [{}, {"random": 0.5, "insert": 0.3, "rotate": 1.0}, {"units": "tokens", "replace": "none"}])
 def test_targets_are_the_text_and_sources_fit(changes):
     """Whatever the noise: targets hold the documents in order, the decoder reads them shifted, nothing else moves."""
     objective, tokens = denoise(**changes), stream((3, 40, 1, 11, 2, 60, 5, 30))
@@ -162,9 +158,7 @@ def test_who_sees_whom():
     vectors = [pair.apply({"params": params}, row[name], method="vectors") for name in ("source", "tokens")]
     encoder, decoder = jax.jit(jax.jacrev(run, (0, 1)))(*vectors)
     own = batch["source_segments"][0], batch["segments"][0]
-    inside = [
-        (a[:, None] == b[None]) & (a[:, None] > 0) for a, b in ((own[0], own[0]), (own[1], own[0]), (own[1], own[1]))
-    ]
+    inside = [(a[:, None] == b[None]) & (a[:, None] > 0) for a, b in ((own[0], own[0]), (own[1], own[0]), (own[1], own[1]))]
     inside[2] &= np.tril(np.ones((24, 24), bool))
     assert len(np.unique(own[1])) > 2
     for gradient, seen, queries in zip((encoder[0], decoder[0], decoder[1]), inside, (own[0], own[1], own[1])):
@@ -214,9 +208,7 @@ def test_parity_with_bart():
     batch["tokens"] = np.stack([lay([np.array([part[-1], *part[:-1]])], 12)[0] for part in targets])
     batch["weights"] = (batch["segments"] > 0).astype(np.float32)
     objective = denoise()
-    logits, sums = jax.jit(lambda p, b: (scores(objective.model, p, b), objective.loss(p, b, None, None)[0]))(
-        ours, batch
-    )
+    logits, sums = jax.jit(lambda p, b: (scores(objective.model, p, b), objective.loss(p, b, None, None)[0]))(ours, batch)
     labels = torch.tensor(np.where(batch["segments"] > 0, batch["targets"], -100))
     with torch.no_grad():
         seen = torch.tensor(batch["source_segments"])

@@ -28,9 +28,7 @@ def prefix(context: int = 24, **changes) -> Prefix:
 
 def rows(objective: Prefix, *sizes: int, count: int = 1, packing: str = "documents", seed: int = 0):
     rng = np.random.default_rng(seed)
-    made = [
-        objective.corrupt(rng, record(*sizes, length=objective.records.length, packing=packing)) for _ in range(count)
-    ]
+    made = [objective.corrupt(rng, record(*sizes, length=objective.records.length, packing=packing)) for _ in range(count)]
     return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
 
@@ -96,9 +94,7 @@ def test_nothing_is_lost(model, packing):
         for number in range(1, row["segments"].max() + 1):
             mine = row["segments"] == number
             one_line = "prefix" in row
-            inputs = (
-                row["tokens"][mine & row["prefix"]] if one_line else row["source"][row["source_segments"] == number]
-            )
+            inputs = row["tokens"][mine & row["prefix"]] if one_line else row["source"][row["source_segments"] == number]
             text = restored(inputs, row["targets"][mine & (row["weights"] > 0)], objective.sentinels)
             text = np.array([t for t in text if SEPARATOR < t <= FIRST - 200])
             np.testing.assert_array_equal(text, text[0] + np.arange(len(text)))
@@ -152,9 +148,7 @@ def test_two_sides_of_a_split():
     assert objective.records.length == capacity(Sides(24, 24), SPLIT) == 24
 
 
-@pytest.mark.parametrize(
-    "objective", [prefix(24), prefix(24, denoisers=ul2()), Prefix(model=both(24, 24), denoisers=ul2())]
-)
+@pytest.mark.parametrize("objective", [prefix(24), prefix(24, denoisers=ul2()), Prefix(model=both(24, 24), denoisers=ul2())])
 def test_strange_records(objective):
     objective, rng = objective.resolve(TOKENIZER), np.random.default_rng(0)
     empty = {name: np.zeros(objective.records.length, np.int32) for name in ("tokens", "segments", "positions")}

@@ -118,9 +118,7 @@ def test_predictions_are_drawn_with_replacement():
     # A token stays only if each of its draws leaves it: 1 - (1 - 0.85 / total) ** draws are hidden.
     near(hidden, 1 - (1 - 0.85 / total) ** draws, total * len(tokens))
     assert (original[tokens != MASK] == tokens[tokens != MASK]).all()
-    alone = np.array(
-        [np.diff(np.flatnonzero(np.append(True, np.diff(row) != 0)), append=19).max() == 1 for row in places]
-    )
+    alone = np.array([np.diff(np.flatnonzero(np.append(True, np.diff(row) != 0)), append=19).max() == 1 for row in places])
     once = tokens[alone], places[alone]
     near((np.take_along_axis(*once, 1) == MASK).sum(), 0.85, once[1].size)
     spread = np.bincount(places.ravel(), minlength=128)
@@ -285,9 +283,7 @@ def test_losses_are_those_of_transformers(monkeypatch):
             with torch.no_grad():
                 logits = guess(ids["tokens"], token_type_ids=ids["types"]).logits[0].log_softmax(-1).numpy()
                 labels = torch.tensor((fake != batch["original"])[r][here][None].astype(np.int64))
-                out = judge(
-                    torch.tensor(fake[r][here][None].astype(np.int64)), token_type_ids=ids["types"], labels=labels
-                )
+                out = judge(torch.tensor(fake[r][here][None].astype(np.int64)), token_type_ids=ids["types"], labels=labels)
             judged += float(out.loss) * here.sum()
             right += int(((out.logits > 0) == (labels > 0)).sum())
             count += here.sum()

@@ -141,9 +141,7 @@ def test_parity_with_marian():
     objective = Seq2seq(model=EncoderDecoder(encoder=shape, decoder=shape)).resolve(TOKENIZER)
     ours = from_bart({k: v.detach().numpy() for k, v in theirs.state_dict().items()}, heads=3)
     rows = batch(objective, pairs((5, 9), seed=1), pairs((8, 9), seed=2))
-    logits, sums = jax.jit(lambda p, b: (scores(objective.model, p, b), objective.loss(p, b, None, None)[0]))(
-        ours, rows
-    )
+    logits, sums = jax.jit(lambda p, b: (scores(objective.model, p, b), objective.loss(p, b, None, None)[0]))(ours, rows)
     with torch.no_grad():
         result = theirs(
             input_ids=torch.tensor(rows["source"]),

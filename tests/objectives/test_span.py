@@ -152,9 +152,7 @@ def test_appendix_examples():
 
     def text(mask):
         mask = np.array([*mask]) == "1"
-        return [
-            "".join(chr(t) if t > 2 else f"S{t}" for t in with_sentinels(letters, m, sentinels)) for m in (mask, ~mask)
-        ]
+        return ["".join(chr(t) if t > 2 else f"S{t}" for t in with_sentinels(letters, m, sentinels)) for m in (mask, ~mask)]
 
     assert text("00110001") == ["abS0efgS1", "S0cdS1h"]
     assert text("00110010") == ["abS0efS1h", "S0cdS1gS2"]
@@ -289,9 +287,7 @@ def test_what_sees_what():
         return network.apply({"params": params}, tokens, method=decode)[0].sum(-1), h[0].sum(-1)
 
     (to_source, to_tokens), (encoder, nothing) = jax.jit(jax.jacobian(states, (0, 1)))(source, tokens)
-    seen = {
-        name: np.abs(x).sum((1, -1)) > 0 for name, x in (("cross", to_source), ("self", to_tokens), ("source", encoder))
-    }
+    seen = {name: np.abs(x).sum((1, -1)) > 0 for name, x in (("cross", to_source), ("self", to_tokens), ("source", encoder))}
     mine, theirs = rows["segments"][0], rows["source_segments"][0]
     real, words = mine > 0, theirs > 0
     later = np.arange(len(mine))[:, None] >= np.arange(len(mine))
@@ -326,12 +322,10 @@ def from_t5(saved: dict[str, np.ndarray], heads: int, depth: int = 2):
 
     def attention(side, name):
         found = {
-            ours: kernel(side, f"{name}.{theirs}")["kernel"]
-            for ours, theirs in zip(("query", "key", "value", "out"), "qkvo")
+            ours: kernel(side, f"{name}.{theirs}")["kernel"] for ours, theirs in zip(("query", "key", "value", "out"), "qkvo")
         }
         shapes = {
-            ours: (depth, heads, -1, x.shape[2]) if ours == "out" else (*x.shape[:2], heads, -1)
-            for ours, x in found.items()
+            ours: (depth, heads, -1, x.shape[2]) if ours == "out" else (*x.shape[:2], heads, -1) for ours, x in found.items()
         }
         return {ours: {"kernel": x.reshape(shapes[ours])} for ours, x in found.items()}
 
@@ -364,9 +358,7 @@ def test_published_network(version):
     shape = {"d_model": 12, "d_ff": 20, "d_kv": 5, "num_heads": 3, "num_layers": 2, "vocab_size": 40}
     new = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if version == "1.1" else {}
     torch.manual_seed(0)
-    theirs = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(**shape, **new, decoder_start_token_id=0)
-    ).eval()
+    theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(**shape, **new, decoder_start_token_id=0)).eval()
     if version == "1.1":  # transformers 5 ties them whatever the config says; the published files have two tables
         theirs.lm_head.weight = torch.nn.Parameter(theirs.lm_head.weight.detach().clone())
     for parameter in theirs.parameters():

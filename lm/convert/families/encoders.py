@@ -88,7 +88,6 @@ class Encoder(Family):
             found += [*dense("pooler/dense", f"{root}.pooler.dense"), *dense("pair", "cls.seq_relationship")]
         return found
 
-
     def fitted(self, objective: Any, leaves: dict[str, Any], pad: int | None) -> tuple[Any, dict[str, Any]]:
         """Start RoBERTa's position table behind the padding's id, where transformers counts from; zeros before it."""
         old, new, name = objective.model.offset, (pad or 0) + 1, "input/places/table"

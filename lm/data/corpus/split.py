@@ -71,9 +71,7 @@ def choose_split(reader: Reader, share: float) -> Split:
             raise UserError(f"{reader.name} has {characters} characters: too few to hold out a share of {share}")
         return Split(cut=cut)
     if low == high:
-        raise UserError(
-            f"{reader.name}: all {documents} documents begin alike, so none can be held out; use validation=0"
-        )
+        raise UserError(f"{reader.name}: all {documents} documents begin alike, so none can be held out; use validation=0")
     # The share would put all on one side: hold out the least hash alone, or all but the greatest.
     return Split(below=math.nextafter(low, 1) if low >= share else high)
 
@@ -102,9 +100,7 @@ def split_parts(reader: Reader, split: Split) -> Iterator[Part]:
         open_ = not end
 
 
-def _sliced(
-    marks: Callable[[], np.ndarray] | None, start: int | None, stop: int | None
-) -> Callable[[], np.ndarray] | None:
+def _sliced(marks: Callable[[], np.ndarray] | None, start: int | None, stop: int | None) -> Callable[[], np.ndarray] | None:
     return None if marks is None else lambda: marks()[start:stop]
 
 

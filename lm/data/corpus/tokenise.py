@@ -184,8 +184,7 @@ class Tokenisation:
             "name": "+".join(reader.name for _, reader in self.readers),
             "bytes": sum(self.bytes.values()),
             "sha256": self.hashes["all"].hexdigest(),
-            "files": self.files
-            | {f"{name}.json": digests.checksum(self.folder / f"{name}.json") for name in self.writers},
+            "files": self.files | {f"{name}.json": digests.checksum(self.folder / f"{name}.json") for name in self.writers},
         }
         digests.write_sealed(self.folder / "corpus.json", about)
         # A text that changed while it was read is compared once more at the next opening.

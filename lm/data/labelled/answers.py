@@ -66,9 +66,7 @@ def candidates(window: Window, start_T: np.ndarray, end_T: np.ndarray, choice: C
     return none, sorted(spans, reverse=True)[: choice.candidates]
 
 
-def answer(
-    context: str, parts: Sequence[tuple[float, Sequence[Candidate]]], choice: Choice, null: bool
-) -> dict[str, Any]:
+def answer(context: str, parts: Sequence[tuple[float, Sequence[Candidate]]], choice: Choice, null: bool) -> dict[str, Any]:
     """Choose among the candidates of all windows of a question; return text, odds and the best few.
 
     With `null` the answer is "" where the score of no answer, the least over the windows, exceeds the best span's by more

@@ -16,6 +16,7 @@ from lm.errors import UserError, check
 __all__ = ["Cloze", "Columns", "Documented", "Entities", "Labelled", "Questions", "TfdsExamples", "examples_from",
            "held_out_from"]  # fmt: skip
 
+
 def examples_from(
     text: str | None, task: Task = "topic", data: str | None = None, field: str = "text", language: str = ""
 ) -> ExampleSource:

@@ -134,9 +134,7 @@ class Batches:
         train = corpus.train if isinstance(corpus, Corpus) else corpus
         _check(batch, shard)
         if any(len(tokens) < 2 or not tokens.documents for _, tokens in train):
-            raise UserError(
-                "nothing to train on: the training text has less than two tokens; lower validation or add text"
-            )
+            raise UserError("nothing to train on: the training text has less than two tokens; lower validation or add text")
         self.batch, self.shard, self.corrupt, self.draws = batch, shard or (0, batch), corrupt, Draws(derive(seed, -1))
         self.streams = [records.open(tokens, packing, derive(seed, k)) for k, (_, tokens) in enumerate(train)]
         rows = self.shard[1] - self.shard[0]  # each has its tokens as int32, at least

@@ -25,9 +25,7 @@ IDEOGRAPHS = (
 # Classes of the reference library that cut text as GPT-2's does before pairs are merged.
 GPT2_WAY = ("GPT2", "Roberta", "Bart", "Longformer", "LED", "CodeGen", "Deberta", "OPT")
 # Yang et al. 2024, the expression that Qwen's published tokenizers cut text by.
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 IDS, GROWTH = 1 << 24, 1000  # ids that a tokenizer.json may have, and how much longer it may make a text
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

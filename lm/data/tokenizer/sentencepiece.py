@@ -43,9 +43,7 @@ def _build(model: Any, path: Path) -> Any:
     elif spec.model_type == BPE:
         vocab = {piece.piece: i for i, piece in enumerate(pieces)}
         unknown = pieces[spec.unk_id].piece
-        core = Tokenizer(
-            models.BPE(vocab, _merges(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=spec.byte_fallback)
-        )
+        core = Tokenizer(models.BPE(vocab, _merges(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=spec.byte_fallback))
     else:
         raise UserError(f"{path}: a SentencePiece word or character model; only unigram and BPE can be read")
     rule = model.normalizer_spec

@@ -89,9 +89,7 @@ class WordPiece:
         check(100 <= self.vocab <= IDS, f"WordPiece(vocab={self.vocab}): give at least 100 and at most {IDS:,}")
 
     def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
-        return Tokenizer(
-            builders.trained_word_piece(lambda: _first(texts(), self.train_bytes), self.vocab, self.lowercase)
-        )
+        return Tokenizer(builders.trained_word_piece(lambda: _first(texts(), self.train_bytes), self.vocab, self.lowercase))
 
 
 @dataclass(frozen=True)

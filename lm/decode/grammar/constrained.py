@@ -41,9 +41,7 @@ class Grammar(struct.PyTreeNode):
     far_S: jax.Array
     stops: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
-    def allow(
-        self, scores_BV: jax.Array, logits_BV: jax.Array, states_B: jax.Array, remaining: jax.Array
-    ) -> jax.Array:
+    def allow(self, scores_BV: jax.Array, logits_BV: jax.Array, states_B: jax.Array, remaining: jax.Array) -> jax.Array:
         """Ban tokens that are rejected, or that could not be completed in `remaining` tokens, this one included.
 
         Where the rules banned every allowed token, the grammar wins: the model's logits then decide.
@@ -99,9 +97,7 @@ def compiled(
     next_SY, ends_S = machine
     states, pieces = len(ends_S), token_bytes(tokenizer)
     size = states * len(pieces)
-    check(
-        size <= ENTRIES, f"{what} has {states:,} states for {len(pieces):,} tokens: too many to follow; make it simpler"
-    )
+    check(size <= ENTRIES, f"{what} has {states:,} states for {len(pieces):,} tokens: too many to follow; make it simpler")
     next_SC, class_V = classes(next_SY, pieces, what)
     far_S = distances(next_SC, ends_S)
     check(far_S[0] < FAR, f"{what}: no text of this tokenizer's tokens follows it")

@@ -133,9 +133,7 @@ def parts(objective: Conditional, params: Any) -> tuple[Seq2Seq, dict[str, Any],
 
 
 @partial(jax.jit, static_argnames="objective")
-def encode(
-    objective: Conditional, params: Any, source_BS: jax.Array, segments_BS: jax.Array
-) -> tuple[Encoded, jax.Array]:
+def encode(objective: Conditional, params: Any, source_BS: jax.Array, segments_BS: jax.Array) -> tuple[Encoded, jax.Array]:
     """Encode the sources, whose first entry is the slot; return them and logits (B, L) of the lengths 1, 2, ..."""
     pair, variables, table_LD = parts(objective, params)
     x_BSD = pair.apply(variables, source_BS, method="vectors")
@@ -159,9 +157,7 @@ def refine(
     free_B1 = free_BT.sum(1, keepdims=True)
 
     # Predict the masked tokens in parallel; the others keep their token and log-probability.
-    def guess(
-        tokens_BT: jax.Array, logprobs_BT: jax.Array, masked_BT: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def guess(tokens_BT: jax.Array, logprobs_BT: jax.Array, masked_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         read_BT = jnp.where(masked_BT, objective.mask, tokens_BT)
         h_BTD = pair.apply(variables, read_BT, positions_BT, segments_BT, causal=False, method="decode", **source)
         logits_BTV = head.logits(h_BTD)

@@ -151,9 +151,7 @@ def verified(raw_TV: jax.Array, history: History, count: jax.Array, sampling: Sa
     return jax.vmap(process)(raw_TV, count + jnp.arange(len(raw_TV)))
 
 
-def judge(
-    p_TV: jax.Array, q_GV: jax.Array, ids_G: jax.Array, key: jax.Array, greedy: bool
-) -> tuple[jax.Array, jax.Array]:
+def judge(p_TV: jax.Array, q_GV: jax.Array, ids_G: jax.Array, key: jax.Array, greedy: bool) -> tuple[jax.Array, jax.Array]:
     """Accept proposals up to the first rejection; return their number and the token after them.
 
     Proposal x is accepted with probability min(1, p(x) / q(x)). Behind a rejection the next token comes from

@@ -132,10 +132,7 @@ def _weighted(
 
 def _options(word: str, synonyms: Synonyms) -> list[str]:
     """List distinct substitutes other than the word, in its capitalisation."""
-    cased = [
-        s.capitalize() if word.istitle() else s.upper() if word.isupper() and len(word) > 1 else s
-        for s in synonyms(word)
-    ]
+    cased = [s.capitalize() if word.istitle() else s.upper() if word.isupper() and len(word) > 1 else s for s in synonyms(word)]
     return list(dict.fromkeys(option for option in cased if option and option.lower() != word.lower()))
 
 

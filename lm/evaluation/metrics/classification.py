@@ -46,9 +46,7 @@ def scores(
     counts_KK, classes = confusion(truth, predicted, classes)
     formulas: dict[str, Callable] = {"matthews": matthews, "balanced_accuracy": balanced_accuracy}
     for which, name in enumerate(("precision", "recall", "f1")):
-        formulas |= {
-            f"{name}/{how}": partial(_averaged, which=which, how=how) for how in ("macro", "micro", "weighted")
-        }
+        formulas |= {f"{name}/{how}": partial(_averaged, which=which, how=how) for how in ("macro", "micro", "weighted")}
         formulas |= {f"{name}/{apart(label)}": partial(_one, which=which, k=k) for k, label in enumerate(classes)}
     # Every figure is a function of the confusion matrix: its cells are the rows to resample, however many examples.
     rows, times = _cells(counts_KK)

@@ -111,9 +111,7 @@ def retrieval(
     same_length(queries=queries_QD, relevant=relevant)
     queries_QD, documents_ND = normalised(queries_QD), normalised(documents_ND)
     check(queries_QD.shape[1] == documents_ND.shape[1], "queries and documents must be embedded in one size")
-    ranks = np.array(
-        [first_rank(documents_ND @ q, wanted, i) for i, (q, wanted) in enumerate(zip(queries_QD, relevant))]
-    )
+    ranks = np.array([first_rank(documents_ND @ q, wanted, i) for i, (q, wanted) in enumerate(zip(queries_QD, relevant))])
     found = {f"accuracy@{k}": proportion(int((ranks <= k).sum()), len(ranks)) for k in cutoffs}
     return found | {"mrr": mean(1 / ranks)}
 

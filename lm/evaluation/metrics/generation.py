@@ -102,9 +102,7 @@ def rouge(
     scorer = RougeScorer(list(kinds), use_stemmer=stemmer, tokenizer=tokenizer)
     scored = [scorer.score_multi(list(r), text) for text, r in zip(texts, references)]
     parts = {"": "fmeasure", "/precision": "precision", "/recall": "recall"}
-    return {
-        f"{kind}{name}": mean([getattr(s[kind], part) for s in scored]) for kind in kinds for name, part in parts.items()
-    }
+    return {f"{kind}{name}": mean([getattr(s[kind], part) for s in scored]) for kind in kinds for name, part in parts.items()}
 
 
 def _readable(references: References, tokenizer: object | None) -> None:

@@ -154,9 +154,7 @@ def bootstrap(
     return {name: resampled(float(value), np.array([values[name] for values in drawn])) for name, value in whole.items()}
 
 
-def jackknife(
-    statistic: Callable[[np.ndarray], Mapping[str, float]], size: int, seed: int = 0, groups: int = 20
-) -> Figures:
+def jackknife(statistic: Callable[[np.ndarray], Mapping[str, float]], size: int, seed: int = 0, groups: int = 20) -> Figures:
     """Delete-a-group jackknife: recompute with each of at most `groups` random groups left out; normal intervals."""
     check(size > 0, "nothing to measure: no examples")
     whole, order = statistic(np.arange(size)), np.random.default_rng(seed).permutation(size)

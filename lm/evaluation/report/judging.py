@@ -78,13 +78,9 @@ def write_sheet(path: Path, items: Sequence[str], systems: Mapping[str, Sequence
     whole = json.dumps([list(items), {n: list(t) for n, t in systems.items()}, seed], ensure_ascii=False)
     sheet = hashlib.sha256(whole.encode()).hexdigest()[:6]
     key: dict[str, dict[str, Any]] = {
-        f"r{sheet}-{i:04}": {"item": item, "left": a, "right": b}
-        for i, (item, a, b) in _placed(len(items), systems, seed)
+        f"r{sheet}-{i:04}": {"item": item, "left": a, "right": b} for i, (item, a, b) in _placed(len(items), systems, seed)
     }
-    rows = [
-        (r, items[k["item"]], *(systems[k[side]][k["item"]] for side in ("left", "right")), "", "")
-        for r, k in key.items()
-    ]
+    rows = [(r, items[k["item"]], *(systems[k[side]][k["item"]] for side in ("left", "right")), "", "") for r, k in key.items()]
     # The key first: a sheet without its key could never be read.
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(key_path, dump_json({"systems": list(systems), "rows": key}, indent=1) + "\n")

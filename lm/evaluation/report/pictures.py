@@ -55,9 +55,7 @@ def draw_confusion(counts_KK: np.ndarray, classes: Sequence[object], png: Path) 
     longest = max(map(len, names))
     from matplotlib.colors import PowerNorm
 
-    with canvas(
-        png, side + 1.6 + 0.09 * longest, side + 1.0 + 0.07 * longest, any(map(is_chinese, "".join(names)))
-    ) as figure:
+    with canvas(png, side + 1.6 + 0.09 * longest, side + 1.0 + 0.07 * longest, any(map(is_chinese, "".join(names)))) as figure:
         axes = figure.subplots()
         shares_KK = divide(counts_KK, counts_KK.sum(1, keepdims=True))
         image = axes.imshow(shares_KK, cmap=_shades(), norm=PowerNorm(0.5, 0, 1))
