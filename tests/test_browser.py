@@ -59,7 +59,9 @@ try {
       const { x, y, width, height } = one.getClientRects()[0];
       const at = { clientX: x + width / 2, clientY: y + height / 2, bubbles: true };
       const top = document.elementFromPoint(at.clientX, at.clientY);
-      if (!one.contains(top) && !top?.contains(one)) covered.push(one.outerHTML.slice(0, 200));
+      // Points of a map may lie on each other: the keyboard reaches all of them.
+      const free = one.contains(top) || top?.contains(one) || (one.closest("svg") && top?.closest("svg"));
+      if (!free) covered.push(one.outerHTML.slice(0, 200));
       for (const kind of ["pointermove", "pointerdown", "pointerup"]) (top ?? one).dispatchEvent(new PointerEvent(kind, at));
       (one.contains(top) ? top : one).dispatchEvent(new MouseEvent("click", { ...at, cancelable: true }));
     }
@@ -310,9 +312,8 @@ def test_every_control_of_a_page(name, pages, browser):
         browser.look(width, scheme)
         if (width, scheme) in ((PHONE, "dark"), (DESK, "light")):
             assert browser.operate() >= (0 if name == "none" else 3)
-        # lm.explain's page has a style of its own, and shades that stand for numbers.
-        if name != "explained":
-            assert browser.run("return document.documentElement.scrollWidth") <= width  # wide tables scroll in their own box
+        assert browser.run("return document.documentElement.scrollWidth") <= width  # wide tables scroll in their own box
+        if name != "explained":  # whose shades stand for numbers
             ratio, text = browser.run(CONTRAST)
             assert ratio >= 4.5, (scheme, text)
     assert browser.run("return window.broken ?? 0") == 0
