@@ -236,7 +236,7 @@ def draw(curves: Mapping[str, np.ndarray], steps: int, png: Path) -> None:
         ends = []
         for (name, curve), (color, line) in zip(curves.items(), styles * len(curves)):
             axes.plot(*curve.T, color=color, linestyle=line, linewidth=1.8)
-            ends.append((curve[-1, 1], name, color))
+            ends.append((curve[-1, 1], f"{'—' if line == '-' else '- -'} {name}", color))
         high = max(1.0, max(float(curve[:, 1].max()) for curve in curves.values()))
         axes.set_xlim(0, steps)
         axes.set_ylim(0, 1.03 * high)
