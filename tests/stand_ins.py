@@ -82,7 +82,9 @@ SQUAD = {
     ]
 }  # fmt: skip
 TEXTS = ("my_text.txt", "input.txt", "wiki.txt", "wiki1m.txt", "books/a.txt")
-SEVERAL = [f"{folder}/{name}.txt" for folder in ("corpus", "articles") for name in "abcdefghijkl"]  # some tasks need several
+# Sentence pairs need several documents, cloze questions words that few of them have and sentences that share these.
+SEVERAL = [f"corpus/{name}.txt" for name in "abc"]
+ARTICLE = "Anna{0} Berg{0} discovered comet{0} Lysandra{0}. It rained. The comet{0} Lysandra{0} was what Anna{0} Berg{0} saw. "
 QUESTIONS = ("squad.json", "train-v2.0.json", "dev-v2.0.json", "questions.json")
 MODULE = """
 class Run:
@@ -123,6 +125,7 @@ def furnish(folder: Path) -> None:
     files = {
         **dict.fromkeys(TEXTS, text),
         **{name: "\n\n".join(text.split("\n\n")[i :: len(SEVERAL)]) for i, name in enumerate(SEVERAL)},
+        **{f"articles/{name}.txt": ARTICLE.format(name) for name in "abcdefghijkl"},
         "c4/en/a.json": "\n".join(lines),
         "lambada.jsonl": '{"text": "The list is long enough."}\n' * 4,
         **dict.fromkeys(QUESTIONS, json.dumps(SQUAD)),

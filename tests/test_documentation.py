@@ -31,6 +31,7 @@ ELSEWHERE = {
     "python -m launch.recipes --readme": "needs libtpu; tests/test_commands.py::test_a_recipe_becomes_a_row",
     "python -m lm.evaluation.harness --model=HF_DIR --tasks=arc_easy": "needs a network",
     "python -m lm.main --config=gpt_shakespeare_char": "needs a network",
+    "python -m lm.main --config=configs/bert_wwm_chinese_nano.py:words=jieba,text=my_text.txt": "needs jieba",
 }
 # -- every time --------------------------------------------------------------------------------------------------------
 
