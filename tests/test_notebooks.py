@@ -104,8 +104,11 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
         assert "going on from step 20" in text
         assert "logged losses are equal to the last bit" in text
         assert (tmp_path / "exported" / "model.safetensors").exists()
-        theirs, ours = text.strip().splitlines()[-2:]
-        assert ours == theirs
+        # The last cell prints the text of transformers, then ours; either may hold line ends.
+        last = [cell for cell in done.cells if cell.cell_type == "code"][-1]
+        both = "".join(output.text for output in last.outputs if output.get("name") == "stdout")
+        assert len(both) > 2
+        assert both[: len(both) // 2] == both[len(both) // 2 :]
     pictures = [output for cell in done.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
     assert len(pictures) == (2 if path.stem == "colab" else 13)
 
