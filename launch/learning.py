@@ -211,10 +211,10 @@ def beginnings(chosen: Sequence[Row], steps: int) -> dict[str, np.ndarray]:
 
     A point is (step, loss / loss of the untrained network); the first is (0, 1).
     """
-    # Ten batches of the held-out split and no checkpoints but the last: what a curve needs, five times in a run.
+    # Five points a curve; ten held-out batches resolve them, and no checkpoint but the last is read.
     few = {"steps": steps, "every.evaluate": max(steps // 5, 1), "evaluate_batches": 10}
     few |= {"every.save": 0, "every.sample": 0, "keep.best": 0}
-    found = {}
+    curves = {}
     for row in {row.config: row for row in chosen}.values():
         held = Held.open(train(row, few, f"first-{steps}"))
         file = held.workdir / "untrained.json"  # measured once
@@ -222,9 +222,9 @@ def beginnings(chosen: Sequence[Row], steps: int) -> dict[str, np.ndarray]:
             replace_file(file, dump_json(held.measured(trained=False)) + "\n")
         start = load_json(file, dict)[LOSS]
         curve = points(parse_metrics(held.workdir / "metrics.jsonl"), LOSS)
-        found[f"{row.name}, {held.workdir.name}"] = np.concatenate([[[0, 1]], curve / [1, start]])
+        curves[f"{row.name}, {held.workdir.name}"] = np.concatenate([[[0, 1]], curve / [1, start]])
         print(f"{held.workdir.name}: loss {start:.3f} untrained, {curve[-1, 1]:.3f} after {steps} steps", flush=True)
-    return found
+    return curves
 
 
 def draw(curves: Mapping[str, np.ndarray], steps: int, png: Path) -> None:

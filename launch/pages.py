@@ -8,7 +8,7 @@ from lm.outputs import replace_file
 
 
 def write_between(page: Path, name: str, lines: Sequence[str]) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`; raises UserError for a page without the two."""
+    """Replace the lines between `<!-- NAME -->` and `<!-- /NAME -->`; raises UserError for a page without both comments."""
     first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, found, rest = page.read_text(encoding="utf-8").partition(first)
     _, closed, after = rest.partition(last)

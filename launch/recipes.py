@@ -4,7 +4,7 @@
     python -m launch.recipes [--only=gpt_small,bert_base] [--workdir=runs/recipes] [--readme]
 
 No TPU is needed; a config takes minutes on two CPU cores, and one that was compiled already is not compiled again. Figures of
-papers are those of the named task, † where they come from a secondary source; "run by us" is what this project has trained.
+papers are those of the named task, † where they come from a secondary source; "run by us": a figure of this project's own run.
 """
 
 import subprocess
@@ -20,8 +20,8 @@ from lm.flags import run
 from lm.strict_json import load_json
 
 ONLY = flags.DEFINE_list("only", [], "names of configs, joined by commas (default: all)")
-WORKDIR = flags.DEFINE_string("workdir", "runs/recipes", "folder of what lm.compile found, a file a config")
-COMPILE = flags.DEFINE_bool("compile", True, "--nocompile leaves the memory of what is not compiled yet out")
+WORKDIR = flags.DEFINE_string("workdir", "runs/recipes", "folder for the outputs of lm.compile, one JSON file per config")
+COMPILE = flags.DEFINE_bool("compile", True, "compile steps without a file; --nocompile shows a dash for their memory")
 README = flags.DEFINE_bool("readme", False, "write the table into configs/README.md, between its two marks")
 
 PAGE = Path(__file__).parent.parent / "configs" / "README.md"
@@ -60,7 +60,7 @@ RECIPES = (
 
 
 def compiled(recipe: Recipe) -> dict:
-    """Compile a recipe's step unless that is done; return what `lm.compile` wrote."""
+    """Return the figures of `lm.compile` for a recipe, compiling its step where they are missing."""
     file = Path(WORKDIR.value) / f"{recipe.config}.json"
     if not file.exists() or (COMPILE.value and "arguments_bytes" not in load_json(file, dict)):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -86,10 +86,10 @@ def groups() -> dict[str, dict[str, str]]:
              "show_probabilities"), "",
         ),
         "Conversations": {"chat": "", "system": ""},
-        "Strategy": {"strategy": "", "regex": "greedy, sample: ", "json_schema": "greedy, sample: "},
+        "Strategy": {"strategy": ""},
     }  # fmt: skip
     for name in ("regex", "json_schema"):
-        found["Strategy"][name] += flags.FLAGS[name].help
+        found["Strategy"][name] = f"{', '.join(strategies_with(name))}: {flags.FLAGS[name].help}"
     for name, flag in OPTIONS.items():
         for text, strategies in flag.groups.items():
             found.setdefault(f"Options of {', '.join(strategies)}", {})[name] = text

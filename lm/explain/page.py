@@ -11,6 +11,7 @@ import numpy as np
 
 from lm.explain.attribution import rollout
 from lm.explain.panels import panels, short
+from lm.pages import render
 
 CAPACITY = 6_000_000  # attention weights of a page with --layers=auto, a byte each
 HERE = Path(__file__).parent
@@ -19,8 +20,6 @@ PLAIN = ("name", "kind", "objective", "parameters", "columns", "split", "baselin
 
 def page(explanation: dict[str, Any]) -> str:
     """Return the HTML of `lm.explain.contents.contents`' values."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     data = {key: explanation[key] for key in PLAIN}
     predictions = explanation["predictions"]
     data["predictions"] = [shortened(prediction) for prediction in predictions]
@@ -34,8 +33,7 @@ def page(explanation: dict[str, Any]) -> str:
     # No "<" in the script: a text with "</script>" in it stays text.
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
     title = f"{data['name']}: {explanation['text'][:60]}".encode("utf-8", "replace").decode()
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("page.html").render(title=title, data=text)
+    return render(HERE / "page.html", {"title": title, "data": text})
 
 
 def shortened(prediction: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +17,8 @@ from lm.decode.sampling import Sampling
 from lm.decode.search import reorder
 from lm.decode.search.beam import Beams, beam_search
 from lm.decode.steps import Seq2SeqSteps
+from lm.decode.strategies import BeamSampling, BeamSearch
+from lm.decode.writer import Request
 from lm.errors import UserError
 from lm.models.encoder_decoder import EncoderDecoder, Seq2Seq
 from lm.models.lstm import LSTM, LSTMModel
@@ -338,6 +341,25 @@ def test_sampled_beams(models):
     seen = [k for k in best if best[k] > 1e-9]
     assert sum(counts[k] for k in seen) == draws
     assert chisquare([counts[k] for k in seen], [draws * best[k] for k in seen]).pvalue > 1e-3
+
+
+def test_the_strategy_draws_by_its_options_with_a_key_a_prompt(monkeypatch):
+    seen = {}
+
+    def search(steps, prepared, prompts, **options):
+        seen.update(options)
+        return [[], []]
+
+    monkeypatch.setattr("lm.decode.search.beam.beam_search", search)
+    monkeypatch.setattr("lm.decode.prefill.batch_prompts", list)
+    writer = SimpleNamespace(steps=None, stops=(), prepared=lambda rows: rows)
+    keys = jax.random.split(jax.random.key(0), 6)
+    BeamSampling(num_beams=3, temperature=0.5, top_k=7).write(writer, Request(new=4, samples=3), ["a", "b"], keys, None)
+    assert seen["sampling"] == Sampling(temperature=0.5, top_k=7)
+    assert (seen["keys_P"] == keys[np.array([0, 3])]).all()  # those of each prompt's first sample
+    seen.clear()
+    BeamSearch(num_beams=3).write(writer, Request(new=4, samples=3), ["a", "b"], keys, None)
+    assert not {"sampling", "keys_P"} & set(seen)
 
 
 @pytest.mark.parametrize(
