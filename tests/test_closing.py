@@ -10,7 +10,7 @@ from tests.objectives.test_contract import prepared
 
 NEXT = {
     "tiny_masked": ("fill", "measure", "look inside", "train on", "export as bert"),
-    "tiny_classify": ("answer", "measure", "train on"),
+    "tiny_classify": ("answer", "measure", "train on", "export as megatron-bert"),
     "tiny_lstm": ("write", "measure", "train on"),
 }
 
