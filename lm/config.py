@@ -32,7 +32,7 @@ from lm.training.stopping import EarlyStop
 __all__ = ["Config", "Data", "Every", "Keep", "Mesh", "Optimizer", "Schedule", "arguments", "from_json", "load", "override",
            "parse", "read_config", "to_json"]  # fmt: skip
 # Rooms of lm whose dataclasses a config is made of.
-DESCRIBING = {"config", "objectives", "models", "data", "corruption", "training"}
+DESCRIBING = {"config", "objectives", "models", "data", "corruption", "training", "studies"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def load(spec: str, changes: Mapping[str, Any] | None = None) -> Config:
     else:
         kind = f"config file '{path}': name a Python file with a function config(), or a run's config.json"
         check(path.endswith(".py"), kind)
-        function = config_function(path)
+        function = function_of(path)
         own = {name: changes[name] for name in inspect.signature(function).parameters if name in changes}
         values = arguments(function, arg, tuple(own)) | own
         with errors_of(path):
@@ -103,8 +103,8 @@ def load(spec: str, changes: Mapping[str, Any] | None = None) -> Config:
     return override(config, [(name, as_text(value)) for name, value in changes.items() if name not in own])
 
 
-def config_function(path: str) -> Callable[..., Config]:
-    """Run a config file and return its function `config`."""
+def function_of(path: str, name: str = "config") -> Callable[..., Any]:
+    """Run a config file and return its function `name`."""
     # By path, under a name of its own: a config file need not lie in a package, and two may share a stem. Modules beside it
     # are found last, so that none of them takes the place of an installed one.
     if (folder := str(Path(path).absolute().parent)) not in sys.path:
@@ -115,15 +115,15 @@ def config_function(path: str) -> Callable[..., Config]:
             raise UserError(f"config file '{path}' is no Python file that can be loaded")
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
-    check(hasattr(module, "config"), f"config file '{path}' defines no function config()")
-    return module.config
+    check(hasattr(module, name), f"config file '{path}' defines no function {name}()")
+    return getattr(module, name)
 
 
-def named(name: str) -> str:
+def named(name: str, room: str = "configs") -> str:
     """Return the path of a config file: `name` itself, or configs/NAME.py, here or beside `lm`."""
     if os.path.isfile(name):
         return name
-    folders = [Path("configs"), Path(__file__).parent.parent / "configs"]
+    folders = [Path(room), Path(__file__).parent.parent / room]
     for folder in folders if name.isidentifier() else ():
         if (folder / f"{name}.py").is_file():
             return str(folder / f"{name}.py")

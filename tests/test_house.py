@@ -26,6 +26,7 @@ FLOORS = (
     ("decode",),
     ("explain",),
     ("evaluation",),
+    ("studies",),
     ("train", "looks", "progress", "closing", "restore"),
     ("main", "generate", "predict", "evaluate", "compile", "plots", "language_model"),
 )  # fmt: skip
