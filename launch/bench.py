@@ -7,11 +7,8 @@ First what the machine can do (one large matrix product, memory bandwidth), then
 shares of that. Medians of several repeats; on a shared machine compare only figures of one run.
 """
 
-import dataclasses
 import resource
-import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -31,21 +28,12 @@ OUTPUT = define_output("write the figures to this file as JSON")
 SEED = flags.DEFINE_integer("seed", 0, "seed of the random weights")
 
 
-def seconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median wall time of a call that blocks until done, after one call to warm up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def machine() -> dict[str, float]:
     """Rate of one large matrix product (FLOP/s) and of reading and writing memory (bytes/s)."""
     import jax
     import jax.numpy as jnp
+
+    from lm.timing import seconds
 
     size = 2048 if jax.default_backend() == "cpu" else 8192
     found = {}
@@ -57,48 +45,6 @@ def machine() -> dict[str, float]:
     total = jax.jit(lambda a: a.sum())
     found["memory_bytes_per_second"] = x.nbytes / seconds(lambda: total(x).block_until_ready(), 7)
     return found
-
-
-def step(config: Config, corpus: Any, rate: float) -> dict[str, float]:
-    """Measure the train step, repeated on one real batch.
-
-    `tokens_per_second` is the upper bound of a run's `train/tokens_per_second`: no data loading, no logging.
-    """
-    import jax
-
-    from lm.models import flops
-    from lm.objectives.base import training_batches
-    from lm.sharding import make_mesh, place
-    from lm.train import abstract_batch, compile_step, numbers_of
-    from lm.training.state import abstract_state, initialise
-
-    batches = training_batches(config, corpus)
-    mesh = make_mesh(dataclasses.asdict(config.mesh))
-    with jax.set_mesh(mesh):
-        batch = place(batches[0], mesh, config.batch)
-        abstract = abstract_state(config, abstract_batch(batch), mesh)
-        start = time.perf_counter()
-        function, numbers = compile_step(config, abstract, abstract_batch(batch)), jax.device_put(numbers_of(config))
-        compiled = time.perf_counter() - start
-        box = [initialise(config, abstract_batch(batch), abstract)]
-
-        def once():
-            box[0], sums = function(box[0], batch, numbers)
-            jax.block_until_ready((box[0], sums))
-
-        median = seconds(once, STEPS.value)
-        memory = function.memory_analysis()
-    tokens = config.batch * config.objective.records.tokens
-    work = config.batch * config.objective.flops()
-    return {
-        "parameters": flops.parameter_count(abstract.params),
-        "compile_seconds": compiled,
-        "step_seconds": median,
-        "tokens_per_second": tokens / median,
-        "step_flops": work,
-        "share_of_matmul": work / median / rate,
-        "program_bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0,
-    }
 
 
 def batches(config: Config, corpus: Any) -> dict[str, float]:
@@ -157,6 +103,7 @@ def score(config: Config) -> dict[str, float]:
     from lm.decode.score import TOKENS as TOGETHER
     from lm.decode.score import Pair, Scorer
     from lm.decode.speed import random_params
+    from lm.timing import seconds
 
     objective, model = config.objective, config.objective.model
     params, rows = random_params(model, SEED.value), max(1, TOGETHER // model.context)
@@ -189,7 +136,11 @@ def main(overrides: list[tuple[str, str]]) -> None:
     if "objectives" in PARTS.value:
         found |= corruptions()
     if "step" in PARTS.value:
-        found |= step(config, corpus, found["matmul_float32_flops"])
+        from lm.timing import step
+
+        timed = step(config, corpus, STEPS.value)
+        share = timed["step_flops"] / timed["step_seconds"] / found["matmul_float32_flops"]
+        found |= {**timed, "share_of_matmul": share}
     if "decode" in PARTS.value and config.objective.writes == "text":
         found |= decode(config, found["memory_bytes_per_second"])
     if "score" in PARTS.value and config.objective.writes == "text":

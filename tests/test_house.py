@@ -26,8 +26,8 @@ FLOORS = (
     ("decode",),
     ("explain",),
     ("evaluation",),
+    ("train", "looks", "progress", "closing", "restore", "timing"),
     ("studies",),
-    ("train", "looks", "progress", "closing", "restore"),
     ("main", "generate", "predict", "evaluate", "compile", "plots", "language_model"),
 )  # fmt: skip
 ENTRIES = FLOORS[-1]

@@ -141,6 +141,10 @@ class ExampleSet:
         """Select the examples of one source of a mixture."""
         return ExampleSet(f"{self.name}, source {part + 1}", [example for example in self.examples if example.part == part])
 
+    def half(self, second: bool) -> ExampleSet:
+        """Return every other example: the even ones, or the odd."""
+        return ExampleSet(self.name, self.examples[second::2])
+
     @property
     def separator(self):
         raise UserError(

@@ -73,6 +73,7 @@ class Objective:
     holds: ClassVar[str]  # keys of a batch with their shapes, for people
     # After training. A subclass declares its abilities, so that no consumer has to test classes or attributes.
     fills: ClassVar[tuple[str, ...]] = ()  # strategies of lm.generate that fill masked positions
+    quantity: ClassVar[str] = ""  # name of the held-out loss, such as a bound; "": see `lm.objectives.quantity`
     embeds: ClassVar[bool] = False  # has an `embed` of its own for whole texts of up to `length` tokens
     length: int
     task: ClassVar[str] = ""  # fine-tuning head that lm.convert exports, as transformers names it ("TokenClassification")

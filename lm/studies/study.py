@@ -1,4 +1,4 @@
-"""A study as a value: arms that differ in one thing, the seeds they share, the budget that makes them equal, the figures compared.
+"""A study as a value: arms that differ in one thing, shared seeds, a budget that makes them equal, the figures compared.
 
 A study file is a Python file with a function `study(...) -> Study`, as a config file has `config(...)`.
 """
@@ -39,7 +39,9 @@ class Arm:
     control_of: str = ""
 
     def __post_init__(self):
-        check(bool(re.fullmatch(r"[^\s/,|][^\n/,|]*", self.name)), f"arm '{self.name}': a name has no line end, '/', ',' or '|'")
+        check(
+            bool(re.fullmatch(r"[^\s/,|][^\n/,|]*", self.name)), f"arm '{self.name}': a name has no line end, '/', ',' or '|'"
+        )
         stages = self.stages if isinstance(self.stages, tuple) else (self.stages,)
         check(bool(stages) and all(isinstance(one, Config) for one in stages), f"arm '{self.name}': a stage is a Config")
         object.__setattr__(self, "stages", stages)
@@ -108,8 +110,8 @@ class Study:
 
     `downstream`: configs by name that are trained from the result of every arm, such as fine-tunings; their figures are named
     NAME/eval/.... `metrics`: the figures compared, the first of them first in tables. `level`: error rate of a verdict over all
-    arms together. `power`: probability that the plan asks for to find a difference. `relevant`: smallest difference of the first
-    figure that matters, 0: any. `scaling`: fit a scaling law over the arms' parameters and tokens, or isoFLOP parabolas.
+    arms together. `power`: probability of finding a difference that the plan asks for. `relevant`: smallest difference of the
+    first figure that matters, 0: any. `scaling`: fit a scaling law over the arms' parameters and tokens, or isoFLOP parabolas.
     """
 
     arms: tuple[Arm, ...]

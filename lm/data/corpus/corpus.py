@@ -24,7 +24,8 @@ class Data:
     within a document, 'windows' runs over their borders. `words` marks the words of text without spaces.
     Sources of `lm.data.labelled` hold labelled examples, for fine-tuning; they stay text until a row is made. `fold` "2/5"
     holds out the second of five equal folds (`lm.data.corpus.split`) in place of `validation`, which is then not read.
-    `augment` adds changed copies of the training examples (`lm.data.corpus.augment`).
+    `augment` adds changed copies of the training examples (`lm.data.corpus.augment`). `half` evaluates the first or second half
+    of the held-out data: a choice made on one, such as a learning rate, is judged on the other.
     """
 
     source: TextSource | ExampleSource = dataclasses.field(default_factory=Documentation)
@@ -34,12 +35,14 @@ class Data:
     words: Words | None = None
     augment: tuple[Augmentation, ...] = ()
     fold: str = ""
+    half: Literal["", "first", "second"] = ""
 
     def __post_init__(self):
         if isinstance(self.validation, int | float) and not 0 <= self.validation < 1:
             raise UserError(f"validation={self.validation}: give a share from 0 to below 1, or a source")
         if self.packing not in ("documents", "windows"):
             raise UserError(f"packing={self.packing!r}: use 'documents' or 'windows'")
+        check(self.half in ("", "first", "second"), f"half={self.half!r}: use 'first' or 'second', or leave it empty")
         if not isinstance(self.augment, tuple) or not all(isinstance(one, Augmentation) for one in self.augment):
             raise UserError(f"augment={self.augment!r}: give a tuple of values of lm.data.corpus.augment, such as (Edits(),)")
         if self.fold and parse_fold(self.fold) and not labelled(self.source):
@@ -59,6 +62,14 @@ class Corpus:
     bytes: int
     sha256: str
     folder: Path
+
+    def halved(self, half: str) -> Corpus:
+        """Keep one half of the held-out documents or examples; "": all of them."""
+        if not half:
+            return self
+        validation = self.validation.half(half == "second")
+        check(len(validation) > 1, f"data.half={half}: the held-out data of {self.name} are too few to be halved")
+        return dataclasses.replace(self, validation=validation)
 
     @property
     def holds_out(self) -> bool:

@@ -43,7 +43,7 @@ def prepare(
     if any(labelled(source) for _, source in components(data.source)):
         from lm.data.corpus.gather import gather
 
-        return gather(data, _cache_root(cache), report)
+        return gather(data, _cache_root(cache), report).halved(data.half)
     readers = [(share, _opened(source, data.words)) for share, source in components(data.source)]
     held = data.validation
     validation = held if isinstance(held, int | float) else _opened(held, data.words)
@@ -67,7 +67,7 @@ def prepare(
                 line = f"{problem}, and " if problem else ""
                 raise UserError(f"{line}{root}: {error.strerror}; set LM_CACHE to a folder with room") from None
             raise
-    return corpus or _open(final, [share for share, _ in readers], whole)
+    return (corpus or _open(final, [share for share, _ in readers], whole)).halved(data.half)
 
 
 def _stored(

@@ -48,6 +48,25 @@ class Tokens:
     def documents(self) -> int:
         return len(self.starts)
 
+    def half(self, second: bool) -> Tokens:
+        """Return the documents before the border nearest to the middle, or those behind it; of a single one its half.
+
+        `raw_bytes` is divided like the tokens: bits per byte of both halves rest on the bytes per token of the whole.
+        """
+        middle = len(self) // 2
+        if len(self.starts) > 1:
+            cut = int(self.starts[1:][np.abs(self.starts[1:] - middle).argmin()])
+            starts = self.starts[(self.starts >= cut) == second] - cut * second
+            # The separator at the border closes the first half and opens the second.
+            last = cut + (self.separator is not None)
+        else:
+            cut = last = middle
+            starts = np.zeros_like(self.starts)
+        chosen = slice(cut, None) if second else slice(last)
+        share = (len(self.tokens[chosen]) - 1) / max(len(self) - 1, 1)
+        header = {**self.header, "raw_bytes": round(self.raw_bytes * share)}
+        return Tokens(self.tokens[chosen], starts, header, None if self.marks is None else self.marks[chosen])
+
     @staticmethod
     def open(base: Path, whole: bool = False) -> Tokens:
         """Map BASE.bin, BASE.starts and, where the corpus has them, BASE.marks under the header BASE.json.
