@@ -31,6 +31,7 @@ from lm.errors import check, unknown
 from lm.flags import run
 from lm.outputs import replace_file
 from lm.strict_json import dump_json, load_json
+from lm.studies.runs import ended
 
 VALUES = flags.FlagValues()  # of its own: other commands, imported beside this one, have some of the same names
 NAMES = flags.DEFINE_list("tasks", [], "names of tasks, joined by commas (default: all)", flag_values=VALUES)
@@ -172,19 +173,12 @@ def spread(values: list[float | None]) -> str:
 
 def train(spec: str, workdir: Path, overrides: list[tuple[str, str]]) -> None:
     """Train a run to its end, or go on with it; nothing where it is done."""
-    if (workdir / "summary.json").exists() and ended(workdir):
+    if ended(workdir):
         return
     command = [sys.executable, "-m", "lm.main", f"--config={spec}", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in overrides]
     print(" ".join(command[1:]), flush=True)
     check(subprocess.run(command, check=False).returncode == 0, f"{workdir} did not train; see above")
-
-
-def ended(workdir: Path) -> bool:
-    """Tell whether a run took all its steps or stopped early by its rule: one that was interrupted has a summary, too."""
-    config, summary = (load_json(workdir / f"{n}.json", dict) for n in ("config", "summary"))
-    rule = {name: value for name, value in config.get("stop", {}).items() if name != "type"}
-    return summary["steps"] >= config["steps"] or ("stopped" in summary and summary["stop"] == rule)
 
 
 def pretrained(task: Task, folder: Path) -> Path:

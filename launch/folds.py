@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from launch.finetune import ended, train
+from launch.finetune import train
 from lm.config import Config, load, override, parse, read_config
 from lm.console import table
 from lm.data.corpus.split import assign_folds
@@ -34,6 +34,7 @@ from lm.errors import check
 from lm.flags import run
 from lm.outputs import replace_file
 from lm.strict_json import dump_json, load_json, load_json_lines
+from lm.studies.runs import ended
 
 VALUES = flags.FlagValues()  # of its own: other commands, imported beside this one, have some of the same names
 CONFIG = flags.DEFINE_string("config", None, "config file and its arguments: FILE.py[:key=value,...]", flag_values=VALUES)

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class Claim:
         inside = self.path.is_dir()
         self.lock = self.path / ".lock" if inside else self.path.with_name(f".{self.path.name}.lock")
         self.file: IO[str] | None = None
+        tries = 3  # `is_claimed` holds the lock for a moment, which must not be taken for an owner
         while self.file is None:
             file = self.lock.open("a+", encoding="utf-8")
             try:
@@ -42,6 +44,10 @@ class Claim:
             except BlockingIOError:
                 holder = holder_of(file)
                 file.close()
+                tries -= 1
+                if tries:
+                    time.sleep(0.02)
+                    continue
                 raise UserError(f"{self.path} is in use by {holder}: wait for it to end, or {otherwise}") from None
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
@@ -70,6 +76,19 @@ class Claim:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def is_claimed(path: Path) -> bool:
+    """Return whether another process holds a `Claim` on a folder or file."""
+    lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock file, or a file system without locks
+        pass
+    return False
 
 
 def holder_of(file: IO[str]) -> str:

@@ -26,8 +26,9 @@ TRAIN = "train"  # the last stage of an arm; those before are stage-1, stage-2 .
 
 @dataclass(frozen=True)
 class Measure:
-    """A network's sizes and the cost of its steps on this machine."""
+    """A network's sizes and the cost of its steps on this machine; `key` names its folder."""
 
+    key: str
     params: int
     step_tokens: float
     step_flops: float
@@ -56,7 +57,7 @@ class PlannedRun:
         return self.measure.start_seconds + self.config.steps * self.measure.step_seconds
 
 
-Measures = Callable[[Config, Config | None], Measure]  # (config, the stage it starts from) -> its measure
+Measures = Callable[[Config, Measure | None], Measure]  # (config, that of the stage it starts from) -> its measure
 
 
 def seeded(config: Config, seed: int) -> Config:
@@ -76,14 +77,17 @@ def half_of(config: Config, half: str) -> Config:
 
 def steps_of(study: Study, arm: Arm, measures: Measures) -> list[Config]:
     """Return an arm's stages with the steps that the study's budget gives each."""
-    before: Config | None = None
+    before: Measure | None = None
     stages = []
     for share, config in zip(arm.shares, arm.stages, strict=True):
+        before = measures(config, before)
         if study.budget:
-            units = {"steps": 1.0}
-            if study.budget.kind != "steps":
-                measure = measures(config, before)
-                units |= {"tokens": measure.step_tokens, "flops": measure.step_flops, "seconds": measure.step_seconds}
+            units = {
+                "steps": 1.0,
+                "tokens": before.step_tokens,
+                "flops": before.step_flops,
+                "seconds": before.step_seconds,
+            }
             steps = round(share * study.budget.amount / units[study.budget.kind])
             check(
                 steps >= 1,
@@ -91,7 +95,6 @@ def steps_of(study: Study, arm: Arm, measures: Measures) -> list[Config]:
             )
             config = dataclasses.replace(config, steps=steps)
         stages.append(config)
-        before = config
     return stages
 
 
@@ -99,18 +102,22 @@ class Planner:
     """Lists the runs of a study in the order in which they are started; runs that two arms share are listed once."""
 
     def __init__(self, study: Study, folder: Path, measures: Measures):
-        self.study, self.folder, self.measures = study, folder, measures
+        # Absolute: a run finds its start from any working folder.
+        self.study, self.folder, self.measures = study, folder.absolute(), measures
         self.budgeted = {arm.name: steps_of(study, arm, measures) for arm in study.arms}
+
+    def workdir(self, run: PlannedRun) -> Path:
+        """Return the folder of a run."""
+        return self.folder / "runs" / run.hash
 
     def run(self, arm: str, seed: int, stage: str, config: Config, after: PlannedRun | None) -> PlannedRun:
         """Name a run by the hash of its whole config, in which the run it starts from is named by its own hash."""
         if after is not None:
             config = dataclasses.replace(config, start=f"../{after.hash}")
         digest = hash_of(config)
+        measure = self.measures(config, after.measure if after else None)
         if after is not None:
             config = dataclasses.replace(config, start=str(self.folder / "runs" / after.hash))
-        before = after.config if after else None
-        measure = self.measures(config if after is None else dataclasses.replace(config, start=None), before)
         return PlannedRun(digest, arm, seed, stage, config, measure, (after.hash,) if after else ())
 
     def chain(self, arm: str, seed: int, stages: list[Config], last: str) -> list[PlannedRun]:
