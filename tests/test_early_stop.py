@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from launch.finetune import ended
 from lm.config import Keep, from_json, load, override, to_json
 from lm.errors import UserError
+from lm.studies.runs import ended
 from lm.training.checkpoint import Checkpoints
 from lm.training.state import TrainState
 from lm.training.stopping import EarlyStop, Watch

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lm.config import Config
 from lm.data.types import labelled
@@ -70,7 +70,7 @@ def with_value(config: Config, field: str, value: Any) -> Config:
     return override(config, [(field, as_text(value))])
 
 
-def half_of(config: Config, half: str) -> Config:
+def half_of(config: Config, half: Literal["first", "second"]) -> Config:
     """Evaluate one half of the held-out data."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, half=half))
 

@@ -7,14 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lm.config import from_json
 from lm.errors import UserError, check
 from lm.strict_json import load_json
 from lm.studies.measures import Measures, Missing
 from lm.studies.plan import TRAIN, PlannedRun, Planner
-from lm.studies.runs import ended, reason_of, state_of
+from lm.studies.runs import State, ended, reason_of, state_of
 from lm.studies.study import Study, higher_is_better
 from lm.training.writers import parse_metrics
 
@@ -44,7 +44,7 @@ class Outcome:
     arm: str
     seed: int
     hash: str  # of the last stage
-    state: Literal["done", "failed", "missing", "running"]
+    state: State
     folders: Mapping[str, Path] = field(default_factory=dict)  # run folders by stage: "train", "stage-1", a downstream name
     steps: int = 0
     tokens: float = 0.0
@@ -101,7 +101,8 @@ def outcome(planner: Planner, arm: str, seed: int, value: Any, grid: Sequence[tu
     study, runs = planner.study, planner.trainings(arm, seed, value)
     folders = {run.stage: planner.workdir(run) for run in runs}
     states = [state_of(planner.workdir(run)) for run in runs]
-    state = next((one for one in ("failed", "running", "missing") if one in states), "done")
+    order: tuple[State, ...] = ("failed", "running", "missing", "done")
+    state = next(one for one in order if one in states)
     stages = [run for run in runs if run.stage not in study.downstream]
     figures: dict[str, float] = {}
     for run in runs:
