@@ -132,6 +132,7 @@ def engine(study, folder: Path, planner, slots, memory: int, view) -> bool:
     """Run what is missing by the backend; return whether a signal ended it."""
     from lm.studies.engine import Sweep
     from lm.studies.results import chosen
+    from lm.studies.study import differences
 
     def plan():
         return list(planner.runs(chosen(planner)))
@@ -140,7 +141,7 @@ def engine(study, folder: Path, planner, slots, memory: int, view) -> bool:
         from lm.studies.slurm import Cluster
 
         return Cluster(folder, study.name, plan, view, CORES.value, PARTITION.value, MINUTES.value, JOBS.value).go()
-    return Sweep(folder, study.name, plan, slots, memory, view).go()
+    return Sweep(folder, study.name, plan, slots, memory, view, differences(study.arms)).go()
 
 
 def conclude(folder: Path, interrupted: bool) -> None:

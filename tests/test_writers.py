@@ -252,6 +252,28 @@ def test_writers_fill_tensorboard(tmp_path):
     assert [event[2] for event in read_events(tmp_path / "tensorboard")] == [[0], [1], [1], [1]]
 
 
+def test_a_run_of_a_study_has_hyperparameters(tmp_path):
+    """Read back by protobuf's own Value: TensorBoard's HParams page lists arm, seed and the fields that differ."""
+    from google.protobuf.struct_pb2 import Value
+
+    label = {"study": "positions", "arm": "rotary", "seed": 3, "stage": "train", "fields": {"optimizer.lr": "0.001"}}
+    (tmp_path / "arm.json").write_text(json.dumps(label))
+    with Writers(tmp_path, steps=2):
+        pass
+    *_, last = read_events(tmp_path / "tensorboard")
+    value = read_fields(read_fields(last[5][0])[1][0])
+    assert value[1] == [b"_hparams_/session_start_info"]
+    plugin = read_fields(read_fields(value[9][0])[1][0])
+    assert plugin[1] == [b"hparams"]
+    session = read_fields(read_fields(plugin[2][0])[3][0])
+    assert session[4] == [b"positions/rotary"]
+    entries = [read_fields(entry) for entry in session[1]]
+    found = {entry[1][0].decode(): Value.FromString(entry[2][0]) for entry in entries}
+    assert found["arm"].string_value == "rotary"
+    assert found["seed"].number_value == 3
+    assert found["optimizer.lr"].string_value == "0.001"
+
+
 # W&B, with a module that stands in for it ----------------------------------------------------------------------------
 
 

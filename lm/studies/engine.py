@@ -11,7 +11,7 @@ import contextlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -59,6 +59,7 @@ class Sweep:
     slots: Sequence[Slot]
     memory: int
     view: View
+    fields: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # in which arms differ (`study.differences`)
     runs: Sequence[PlannedRun] = ()
     started: list[Started] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
@@ -135,8 +136,9 @@ class Sweep:
         """Start a run, unless another sweep has just done so."""
         workdir = self.workdir(run)
         workdir.mkdir(parents=True, exist_ok=True)
-        label = {"study": self.study, "arm": run.arm, "seed": run.seed, "stage": run.stage}
         if not (workdir / "arm.json").exists():
+            fields = {path: row[run.arm] for path, row in self.fields.items()}
+            label = {"study": self.study, "arm": run.arm, "seed": run.seed, "stage": run.stage, "fields": fields}
             replace_file(workdir / "arm.json", dump_json(label, indent=1) + "\n")
         try:
             claim = Claim(workdir / "arm.json", "")
@@ -150,7 +152,7 @@ class Sweep:
         if not (workdir / "config.json").exists():
             replace_file(workdir / "config.json", to_json(run.config))
         (workdir / "failed.json").unlink(missing_ok=True)
-        process = spawn(run, workdir, slot, claim, self.study)
+        process = spawn(workdir, slot, claim)
         self.started.append(Started(run, slot, claim, process))
         self.states[run.hash] = "running"
 
@@ -175,9 +177,8 @@ class Sweep:
         return bool(over)
 
 
-def spawn(run: PlannedRun, workdir: Path, slot: Slot, claim: Claim, study: str) -> subprocess.Popen:
-    """Start a run with its lock, its console in its folder, and its study for W&B."""
-    trackers = {"WANDB_RUN_GROUP": study, "WANDB_TAGS": f"{run.arm},seed {run.seed}", "WANDB_NAME": f"{run.arm} {run.seed}"}
+def spawn(workdir: Path, slot: Slot, claim: Claim) -> subprocess.Popen:
+    """Start a run with its lock and its console in its folder."""
     lock = [claim.file.fileno()] if claim.file else []
     with (workdir / "console.txt").open("a", encoding="utf-8") as console:
         return subprocess.Popen(
@@ -185,7 +186,7 @@ def spawn(run: PlannedRun, workdir: Path, slot: Slot, claim: Claim, study: str) 
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
-            env=trackers | environment(slot),
+            env=environment(slot),
             pass_fds=lock,
             start_new_session=True,  # Ctrl-C reaches the sweep alone, which ends its runs by SIGTERM
         )

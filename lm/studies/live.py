@@ -8,7 +8,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from lm.console import duration, number, printable
+from lm.console import duration, number, printable, table
+from lm.sizes import readable
 from lm.studies.runs import last_metrics
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ class Live:
         self.looked = time.monotonic()
         from rich.table import Table
 
-        table = Table(title=self.title(sweep), title_justify="left")
+        screen = Table(title=self.title(sweep), title_justify="left")
         for name in ("arm", "seed", "stage", "step", "loss", "left"):
-            table.add_column(name, justify="left" if name in ("arm", "stage") else "right")
+            screen.add_column(name, justify="left" if name in ("arm", "stage") else "right")
         for one in sweep.started[:ROWS]:
             line = last_metrics(sweep.workdir(one.run))
             step = line.get("step", 0)
@@ -54,8 +55,8 @@ class Live:
             loss = line.get("train/loss")
             shown = number(loss) if isinstance(loss, float) else ""
             cells = (one.run.arm, str(one.run.seed), one.run.stage, f"{step}/{one.run.config.steps}", shown, duration(left))
-            table.add_row(*map(printable, cells))
-        self.table.update(table, refresh=True)
+            screen.add_row(*map(printable, cells))
+        self.table.update(screen, refresh=True)
 
     def title(self, sweep: Sweep) -> str:
         """Count the states and estimate the remaining time."""
@@ -89,9 +90,6 @@ def remaining(sweep: Sweep) -> float:
 
 def table_of(plan: dict[str, Any]) -> list[str]:
     """Format a plan: a row an arm, then the sums."""
-    from lm.console import table
-    from lm.sizes import readable
-
     rows = [
         (
             name,

@@ -15,9 +15,14 @@ from absl import flags
 
 from lm import platform
 from lm.config import from_json, to_json
+from lm.data.corpus.prepare import prepare
 from lm.flags import run
+from lm.objectives.base import resolve
+from lm.objectives.quantity import quantity
 from lm.outputs import replace_file
+from lm.restore import adopted
 from lm.strict_json import dump_json
+from lm.timing import step
 
 FOLDER = flags.DEFINE_string("folder", None, "folder with asked.json", required=True)
 REPEATS = 5  # steps that are timed
@@ -27,11 +32,6 @@ def main(overrides: list[tuple[str, str]]) -> None:
     """Measure the config of a folder."""
     began, folder = time.monotonic(), Path(FOLDER.value)
     platform.begin()
-    from lm.data.corpus.prepare import prepare
-    from lm.objectives.base import resolve
-    from lm.objectives.quantity import quantity
-    from lm.restore import adopted
-    from lm.timing import step
 
     config = adopted(from_json((folder / "asked.json").read_bytes(), str(folder / "asked.json")))
     # The network is taken from the folder, its values are not: time and sizes do not depend on them.

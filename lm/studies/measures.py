@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -106,6 +107,4 @@ def measure(folder: Path, config: Config, slot: Slot, say: Callable[[str], None]
 
 def environment(slot: Slot) -> dict[str, str]:
     """Return the environment of a process in a slot."""
-    import os
-
     return {**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,8 +62,6 @@ def last_line(path: Path) -> str:
 
 def last_metrics(workdir: Path) -> dict[str, Any]:
     """Return the last logged object of a run that trains."""
-    import json
-
     with contextlib.suppress(OSError, ValueError), (workdir / "metrics.jsonl").open("rb") as file:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - TAIL))

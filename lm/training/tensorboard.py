@@ -7,9 +7,10 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-DT_STRING = 7
+DT_FLOAT, DT_STRING = 1, 7
 SESSION_START = 1
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
@@ -83,6 +84,28 @@ def text_value(tag: str, text: str) -> bytes:
     return _field(1, BYTES, tag.encode()) + _field(8, BYTES, tensor) + _field(9, BYTES, metadata)
 
 
+def hparams_value(values: Mapping[str, str | float], group: str) -> bytes:
+    """Encode one `Summary.Value` with the hyperparameters of a run, for TensorBoard's HParams page; `group`: its trial.
+
+    Field numbers are those of plugin_data.proto of the hparams plugin and of protobuf's struct.proto.
+    """
+
+    def entry(name: str, value: str | float) -> bytes:
+        held = _field(3, BYTES, value.encode()) if isinstance(value, str) else _field(2, FIXED64, struct.pack("<d", value))
+        return _field(1, BYTES, _field(1, BYTES, name.encode()) + _field(2, BYTES, held))
+
+    session = b"".join(entry(*pair) for pair in values.items()) + _field(4, BYTES, group.encode())
+    plugin = _field(1, BYTES, b"hparams") + _field(2, BYTES, _field(3, BYTES, session))
+    # A tensor must be there, though its value is not read: a float of shape (1,).
+    shape = _field(2, BYTES, _field(1, VARINT, _varint(1)))
+    tensor = _field(1, VARINT, _varint(DT_FLOAT)) + _field(2, BYTES, shape) + _field(5, FIXED32, _float32(0.0))
+    return (
+        _field(1, BYTES, b"_hparams_/session_start_info")
+        + _field(8, BYTES, tensor)
+        + _field(9, BYTES, _field(1, BYTES, plugin))
+    )
+
+
 def event(wall_time: float, step: int, payload: bytes) -> bytes:
     """Encode one `Event`; `payload` is its encoded file_version, summary or session_log field."""
     return _field(1, FIXED64, struct.pack("<d", wall_time)) + _field(2, VARINT, _varint(step)) + payload
@@ -110,6 +133,10 @@ class EventFile:
         """Add a text, indented: TensorBoard's markdown shows a code block verbatim."""
         block = "\n".join("    " + line for line in text.splitlines())
         self._add(step, _field(5, BYTES, _field(1, BYTES, text_value(name, block))))
+
+    def hparams(self, values: Mapping[str, str | float], group: str) -> None:
+        """Add the hyperparameters of a run of a study."""
+        self._add(0, _field(5, BYTES, _field(1, BYTES, hparams_value(values, group))))
 
     def _add(self, step: int, payload: bytes) -> None:
         self.file.write(record(event(time.time(), step, payload)))

@@ -7,10 +7,12 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lm.console import Console
 from lm.errors import UserError
 from lm.outputs import replace_file
+from lm.strict_json import load_json
 from lm.training.settings import Wandb
 from lm.training.tensorboard import EventFile
 
@@ -36,9 +38,13 @@ class Writers:
             return
         self.workdir.mkdir(parents=True, exist_ok=True)
         # W&B first: where the package is missing, a resumed run must not have lost the end of its log.
-        self.wandb = start_wandb(self.workdir, wandb) if wandb else None
+        label = study_label(self.workdir)
+        self.wandb = start_wandb(self.workdir, wandb, label) if wandb else None
         self.metrics = MetricsLog(self.workdir / "metrics.jsonl", start)
         self.events = EventFile(self.workdir / "tensorboard", start)
+        if label:
+            values = {"arm": label["arm"], "seed": float(label["seed"]), **label.get("fields", {})}
+            self.events.hparams(values, f"{label['study']}/{label['arm']}")
         self.sampled: int | None = None
         self.console = Console(steps, start)
 
@@ -158,7 +164,13 @@ def parse_metrics(path: Path) -> list[dict]:
     return lines
 
 
-def start_wandb(workdir: Path, place: Wandb):
+def study_label(workdir: Path) -> dict[str, Any]:
+    """Return the study, arm, seed and differing fields of a run that a sweep has started; {} for any other run."""
+    path = workdir / "arm.json"
+    return load_json(path, dict) if path.is_file() else {}
+
+
+def start_wandb(workdir: Path, place: Wandb, label: Mapping[str, Any]):
     """Start or resume this folder's W&B run; `step` is a metric there, so that a resumed run may repeat steps."""
     try:
         import wandb
@@ -171,9 +183,9 @@ def start_wandb(workdir: Path, place: Wandb):
     run = wandb.init(
         project=place.project,
         entity=place.entity or None,
-        group=place.group or None,
-        tags=list(place.tags) or None,
-        name=workdir.name,
+        group=place.group or label.get("study"),
+        tags=[*place.tags, *([label["arm"], f"seed {label['seed']}"] if label else [])] or None,
+        name=f"{label['arm']}, seed {label['seed']}" if label else workdir.name,
         id=saved.read_text().strip(),
         dir=str(workdir),
         resume="allow",
