@@ -146,14 +146,14 @@ def engine(study, folder: Path, planner, slots, memory: int, view) -> bool:
 
 def conclude(folder: Path, interrupted: bool) -> None:
     """Write the report of what is there."""
-    from lm.studies.report import write
+    from lm.studies.report import write_report
 
-    from lm.studies.results import read
+    from lm.studies.results import read_results
 
-    study, outcomes = read(folder)
+    study, outcomes = read_results(folder)
     states = [one.state for one in outcomes]
     if any(state == "done" for state in states):
-        print(write(folder, study, outcomes))
+        print(write_report(folder, study, outcomes))
     if interrupted:
         print(f"stopped, and every run saved; the same command goes on: python -m launch.sweep --workdir={folder} --go")
         sys.exit(130)

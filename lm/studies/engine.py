@@ -80,7 +80,7 @@ class Sweep:
                         self.runs, fresh = self.plan(), False
                     self.look()
                     if not self.stopping:
-                        self.fill()
+                        self.occupy()
                     self.view.show(self)
                     if not self.started and (self.stopping or not self.waiting()):
                         break
@@ -121,7 +121,7 @@ class Sweep:
         """Return whether a run may start: it is missing, and those it starts from are done."""
         return self.states[run.hash] == "missing" and all(self.states.get(one) == "done" for one in run.after)
 
-    def fill(self) -> None:
+    def occupy(self) -> None:
         """Start runs in the free slots, as far as memory allows; a run that needs more than all of it goes alone."""
         for run in self.runs:
             taken = [one.slot for one in self.started]

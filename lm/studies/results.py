@@ -69,7 +69,7 @@ def read_study(folder: Path) -> Study:
     return study
 
 
-def read(folder: Path) -> tuple[Study, list[Outcome]]:
+def read_results(folder: Path) -> tuple[Study, list[Outcome]]:
     """Read a study and its outcomes, arm by arm and seed by seed; runs that are not there are "missing".
 
     Raises UserError where a folder holds no study, or one whose networks were never measured.
