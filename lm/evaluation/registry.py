@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TASKS = {
     "validation": "lm.evaluation.validation:Validation",
     "perplexity": "lm.evaluation.perplexity:Perplexity",
+    "lengths": "lm.evaluation.lengths:Lengths",
     "last_word": "lm.evaluation.perplexity:LastWord",
     "choices": "lm.evaluation.in_context:Choices",
     "answers": "lm.evaluation.in_context:Answers",

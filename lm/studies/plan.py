@@ -148,9 +148,8 @@ class Planner:
             stages = [half_of(with_value(config, tune.field, value), "second") for config in stages]
         runs = self.chain(arm, seed, stages, TRAIN)
         result = runs[-1]
-        return runs + [
-            self.run(arm, seed, name, seeded(config, seed), result) for name, config in self.study.downstream.items()
-        ]
+        own = {**self.study.downstream, **self.study.arm(arm).downstream}
+        return runs + [self.run(arm, seed, name, seeded(config, seed), result) for name, config in own.items()]
 
     def runs(self, chosen: Mapping[str, Any]) -> Iterator[PlannedRun]:
         """List the runs that can be named: searches, and the trainings of arms whose value is `chosen` or needs no choice."""

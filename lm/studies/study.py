@@ -29,13 +29,15 @@ DIGITS = 12  # of a hash: two of 10,000 runs are equal with a probability of 2e-
 class Arm:
     """One variant. `stages`: the trainings one after another, each from the parameters of the one before.
 
-    `shares`: parts of the study's budget that the stages take, equal parts by default. `control_of`: name of the arm that is
-    compared with this one in addition to the baseline, such as one with as many parameters but without the idea.
+    `shares`: parts of the study's budget that the stages take, equal parts by default. `downstream`: in place of the study's
+    configs of these names, where a network needs another form of them. `control_of`: name of the arm that is compared with this
+    one in addition to the baseline, such as one with as many parameters but without the idea.
     """
 
     name: str
     stages: tuple[Config, ...]
     shares: tuple[float, ...] = ()
+    downstream: Mapping[str, Config] = field(default_factory=dict)
     control_of: str = ""
 
     def __post_init__(self):
@@ -146,9 +148,15 @@ class Study:
         check(self.tune is None or self.tune.seed not in self.seeds, "tune.seed is one of the study's seeds: take another")
         same: dict[str, str] = {}
         for arm in self.arms:
-            other = same.setdefault(hashlib.sha256(repr([to_json(one) for one in arm.stages]).encode()).hexdigest(), arm.name)
+            # The study sets the seeds: arms that differ in nothing else are one.
+            facts = repr([to_json(dataclasses.replace(one, seed=0)) for one in arm.stages])
+            other = same.setdefault(facts, arm.name)
             check(other == arm.name, f"arms '{other}' and '{arm.name}' are equal: no field differs")
-        for name, config in self.downstream.items():
+        for arm in self.arms:
+            for name in arm.downstream:
+                if name not in self.downstream:
+                    raise unknown(f"downstream config of arm '{arm.name}'", name, list(self.downstream))
+        for name, config in (pair for one in (self, *self.arms) for pair in one.downstream.items()):
             check(bool(re.fullmatch(r"[\w.-]+", name)), f"downstream '{name}': a name has letters, digits, '_', '.' and '-'")
             check(isinstance(config, Config), f"downstream '{name}' is no Config")
 
