@@ -38,12 +38,13 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
 
 def run(
     main: Callable[[list[tuple[str, str]]], None], described: type | None = None,
-    groups: Mapping[str, Mapping[str, str]] | None = None,
+    groups: Mapping[str, Mapping[str, str]] | None = None, argument: str = "",
 ) -> None:  # fmt: skip
     """Run an entry point `main(overrides)` under absl; errors of users and of the machine are one line and exit status 2.
 
     `described`: the class of the command's config, whose fields an unknown flag is compared with; `groups`: those of --help
-    (`lm.usage.usage`). Only a defect of lm prints a traceback; LM_TRACEBACK=1 prints one for every error.
+    (`lm.usage.usage`); `argument`: the flag that one argument without a name sets. Only a defect of lm prints a traceback;
+    LM_TRACEBACK=1 prints one for every error.
     """
     from absl import app, flags, logging
 
@@ -64,7 +65,9 @@ def run(
             return
         from_command_line(sys.argv)
         argv, overrides = split_overrides(sys.argv)
-        app.run(lambda _: main(overrides), argv=argv, flags_parser=lambda args: parse_flags(flags.FLAGS, args, described))
+        app.run(
+            lambda _: main(overrides), argv=argv, flags_parser=lambda args: parse_flags(flags.FLAGS, args, described, argument)
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
@@ -113,16 +116,23 @@ def output(command: str, inputs: Sequence[str | Path | None] = ()) -> Output | N
     return None if name is None else output_file(name, command, [one for one in inputs if one], flags.FLAGS.overwrite)
 
 
-def parse_flags(flag_values: Any, argv: Sequence[str], described: type | None = None) -> list[str]:
-    """Parse absl flags; raises UserError for an unknown or malformed flag and for a stray argument."""
+def parse_flags(flag_values: Any, argv: Sequence[str], described: type | None = None, argument: str = "") -> list[str]:
+    """Parse absl flags; raises UserError for an unknown or malformed flag and for a stray argument.
+
+    `argument`: the flag that one argument without a name sets, before, between or after flags.
+    """
     from absl import flags
 
+    if argument:
+        flag_values.set_gnu_getopt()
     try:
         rest = flag_values(argv)
     except flags.UnrecognizedFlagError as error:
         raise UserError(unknown_flag(error, described)) from error
     except flags.Error as error:
         raise UserError(str(error).replace("\n", " ")) from error
+    if argument and len(rest) == 2:
+        flag_values[argument].parse(rest.pop())
     check(len(rest) == 1, f"'{' '.join(rest[1:])}' is not a flag; flags look like --name=value, see --help")
     return rest
 
