@@ -27,10 +27,10 @@ def main(overrides: list[tuple[str, str]]) -> None:
     check(bool(FOLDER.value) and not overrides, "which study? name its folder and nothing else: python -m launch.report DIR")
     from lm.studies.report import write_report
     from lm.studies.report.compare import select
-    from lm.studies.results import read
+    from lm.studies.results import read_results
 
     folder = Path(FOLDER.value)
-    study, outcomes = read(folder)
+    study, outcomes = read_results(folder)
     study = select(study, outcomes, METRIC.value, BASELINE.value)
     print(write_report(folder, study, outcomes))
 

@@ -102,8 +102,8 @@ def sweep(study, folder: Path) -> None:
     check_figures(study)
     slots, memory = slots_of(JOBS.value, CORES.value), memory_budget(MEMORY.value)
     measures = Measures(folder)
-    complete(measures, lambda: Planner(study, folder, measures).anticipated({}), slots, lambda line: print(line, flush=True))
     planner = Planner(study, folder, measures)
+    complete(measures, [*planner.wanted(), lambda: planner.anticipated({})], slots, lambda line: print(line, flush=True))
     runs = planner.anticipated(chosen(planner))
     done = {one.hash for one in runs if ended(planner.workdir(one))}
     plan = summary(study, runs, done, len(slots))
@@ -147,7 +147,6 @@ def engine(study, folder: Path, planner, slots, memory: int, view) -> bool:
 def conclude(folder: Path, interrupted: bool) -> None:
     """Write the report of what is there."""
     from lm.studies.report import write_report
-
     from lm.studies.results import read_results
 
     study, outcomes = read_results(folder)

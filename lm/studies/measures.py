@@ -7,7 +7,9 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
 from lm.config import Config, to_json
 from lm.errors import UserError, check
@@ -72,14 +74,36 @@ def essence(config: Config, before: Measure | None) -> Config:
     )
 
 
-def complete(measures: Measures, wanted: Callable[[], object], slots: Sequence[Slot], say: Callable[[str], None]) -> None:
-    """Measure networks until `wanted`, which calls `measures`, finds all; raises UserError for one that does not train."""
-    while True:
+def complete(
+    measures: Measures, wanted: Sequence[Callable[[], object]], slots: Sequence[Slot], say: Callable[[str], None]
+) -> None:
+    """Measure networks, one in each slot, until every function of `wanted`, which calls `measures`, finds all of its own.
+
+    Raises UserError for a network that does not train.
+    """
+    free: Queue[Slot] = Queue()
+    for slot in slots:
+        free.put(slot)
+
+    def one(missing: Missing) -> None:
+        slot = free.get()
         try:
-            wanted()
+            measure(measures.folder / missing.key, missing.config, slot, say)
+        finally:
+            free.put(slot)
+
+    while True:
+        absent: dict[str, Missing] = {}
+        for function in wanted:
+            try:
+                function()
+            except Missing as missing:
+                absent[missing.key] = missing
+        if not absent:
             return
-        except Missing as missing:
-            measure(measures.folder / missing.key, missing.config, slots[0], say)
+        with ThreadPoolExecutor(len(slots)) as pool:
+            for future in [pool.submit(one, missing) for missing in absent.values()]:
+                future.result()
 
 
 def measure(folder: Path, config: Config, slot: Slot, say: Callable[[str], None]) -> None:

@@ -6,6 +6,7 @@ Every number of a plan comes from `Measure`, a few steps of each network on this
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -104,7 +105,20 @@ class Planner:
     def __init__(self, study: Study, folder: Path, measures: Measures):
         # Absolute: a run finds its start from any working folder.
         self.study, self.folder, self.measures = study, folder.absolute(), measures
-        self.budgeted = {arm.name: steps_of(study, arm, measures) for arm in study.arms}
+
+    @functools.cached_property
+    def budgeted(self) -> dict[str, list[Config]]:
+        """The stages of every arm, with their steps."""
+        return {arm.name: steps_of(self.study, arm, self.measures) for arm in self.study.arms}
+
+    def wanted(self) -> list[Callable[[], object]]:
+        """Return functions that ask for the measures of each arm."""
+        value = self.study.tune.values[0] if self.study.tune else None
+
+        def ask(arm: Arm) -> None:
+            self.trainings(arm.name, 0, value, steps_of(self.study, arm, self.measures))
+
+        return [functools.partial(ask, arm) for arm in self.study.arms]
 
     def workdir(self, run: PlannedRun) -> Path:
         """Return the folder of a run."""
@@ -140,10 +154,10 @@ class Planner:
             found[value] = self.chain(arm, tune.seed, shorter, SEARCH)
         return found
 
-    def trainings(self, arm: str, seed: int, value: Any = None) -> list[PlannedRun]:
+    def trainings(self, arm: str, seed: int, value: Any = None, stages: list[Config] | None = None) -> list[PlannedRun]:
         """Plan the stages and downstream runs of one arm and seed; `value`: chosen by the search."""
         tune = self.study.tune
-        stages = self.budgeted[arm]
+        stages = stages or self.budgeted[arm]
         if tune is not None:
             stages = [half_of(with_value(config, tune.field, value), "second") for config in stages]
         runs = self.chain(arm, seed, stages, TRAIN)

@@ -146,7 +146,9 @@ def _concluded(row: Comparison, conclusions: Mapping) -> Comparison:
 def incomparable(study: Study, outcomes: Sequence[Outcome], arm: str, baseline: str, metric: str) -> str:
     """Return why two arms cannot be compared by a figure, "" where they can."""
     place, _, last = metric.rpartition("/")
-    if last not in LIKELIHOODS:
+    # Accuracy, too, is of the targets: those of a masked model change with its rate, those of labelled examples do not.
+    labelled = any(name.startswith(EXAMPLES) for one in outcomes for name in one.figures)
+    if last not in LIKELIHOODS and (labelled or place != "eval/validation"):
         return ""
     if place.startswith("stage-"):
         return "not comparable: the quantity of a loss is recorded for the last stage only"
