@@ -29,6 +29,7 @@ SEEDS = flags.DEFINE_integer("seeds", None, "number of seeds, 0 to N - 1 (defaul
 STEPS = flags.DEFINE_integer("steps", None, "budget of every arm in steps", 1)
 TOKENS = flags.DEFINE_float("tokens", None, "budget of every arm in tokens", 1)
 FLOPS = flags.DEFINE_float("flops", None, "budget of every arm in FLOPs", 1)
+SECONDS = flags.DEFINE_float("seconds", None, "budget of every arm in seconds of training, as measured for the plan", 1)
 METRICS = flags.DEFINE_list("metric", [], "figures to compare, joined by commas (default: the study's)")
 BASELINE = flags.DEFINE_string("baseline", None, "arm that the others are compared with (default: the first)")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the study (default: runs/NAME)")
@@ -86,7 +87,8 @@ def budget() -> dict:
     """Return the budget of the command line."""
     from lm.studies.study import Budget
 
-    given = {name: flag.value for name, flag in (("steps", STEPS), ("tokens", TOKENS), ("flops", FLOPS)) if flag.value}
+    flag_of = {"steps": STEPS, "tokens": TOKENS, "flops": FLOPS, "seconds": SECONDS}
+    given = {name: flag.value for name, flag in flag_of.items() if flag.value}
     return {"budget": Budget(**given)} if given else {}
 
 

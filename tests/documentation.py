@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md", "launch/README.md", "lm/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md", "configs/studies/README.md")),
+    *(ROOT / name for name in ("launch/README.md", "lm/README.md")),
     *sorted((ROOT / "lm").glob("*/**/README.md")),
 ]
 

@@ -145,7 +145,7 @@ def test_python_blocks_are_right():
         "from lm.data.corpus.augment import Edits, SpanCutoff",
         names,
     )
-    files = [ROOT / "tests" / "examples" / name for name in ("shuffled.py", "own_loop.py")]
+    files = [ROOT / "tests" / "examples" / name for name in ("shuffled.py", "own_loop.py", "study.py")]
     example = [line for file in files for line in file.read_text().splitlines()]
     for page in PAGES[1:]:
         for block in blocks(page, "python"):

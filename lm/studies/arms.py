@@ -57,12 +57,14 @@ def named(config: Config, arms: Mapping[str, Mapping[str, Any]]) -> tuple[Arm, .
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     """Replace fields at dotted paths: plain values with the checks of the command line, dataclasses as they are."""
-    plain = [(path, as_text(value)) for path, value in changes.items() if not dataclasses.is_dataclass(value)]
-    config = override(config, plain)
+    # One by one, as fields below a new object exist only then; plain values that follow each other together.
+    plain: list[tuple[str, str]] = []
     for path, value in changes.items():
         if dataclasses.is_dataclass(value):
-            config = placed(config, path.split("."), value, path)
-    return config
+            config, plain = placed(override(config, plain), path.split("."), value, path), []
+        else:
+            plain.append((path, as_text(value)))
+    return override(config, plain)
 
 
 def placed(config: Any, names: Sequence[str], value: Any, path: str) -> Any:

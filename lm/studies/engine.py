@@ -27,6 +27,7 @@ from lm.studies.slots import Slot
 
 TRIES = 2  # of a run that fails, in one call
 PAUSE = 0.25  # seconds between two looks at the processes
+STALE = 3.0  # seconds after which the folders of runs in other hands are read again
 
 
 class View(Protocol):
@@ -73,12 +74,14 @@ class Sweep:
     def go(self) -> bool:
         """Run until nothing is left to do; return whether a signal ended it. Failed runs of earlier calls are tried again."""
         with handled(self.stop):
-            fresh = True
+            fresh, looked = True, 0.0
             try:
                 while True:
                     if fresh:
-                        self.runs, fresh = self.plan(), False
-                    self.look()
+                        self.runs = self.plan()
+                    if fresh or time.monotonic() - looked > STALE:
+                        self.look()
+                        fresh, looked = False, time.monotonic()
                     if not self.stopping:
                         self.occupy()
                     self.view.show(self)

@@ -149,7 +149,7 @@ class Study:
         same: dict[str, str] = {}
         for arm in self.arms:
             # The study sets the seeds: arms that differ in nothing else are one.
-            facts = repr([to_json(dataclasses.replace(one, seed=0)) for one in arm.stages])
+            facts = repr([arm.shares, *(to_json(dataclasses.replace(one, seed=0)) for one in arm.stages)])
             other = same.setdefault(facts, arm.name)
             check(other == arm.name, f"arms '{other}' and '{arm.name}' are equal: no field differs")
         for arm in self.arms:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -31,7 +32,6 @@ def measured(config, before):
 
 
 def planned(study, folder="study", chosen=None):
-    from pathlib import Path
 
     return list(Planner(study, Path(folder), measured).runs(chosen or {}))
 
@@ -226,3 +226,34 @@ def test_json_of_a_study_holds_everything():
     again = from_json(to_json(study))
     assert again == study or to_json(again) == to_json(study)
     assert json.loads(to_json(study))["type"] == "lm.studies.study.Study"
+
+
+# -- the studies that come with lm -------------------------------------------------------------------------------------
+
+STUDIES = sorted(path.stem for path in Path("configs/studies").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_studies_have_a_plan(name, tmp_path):
+    """Every study can be made, planned, saved and read; its page names it."""
+    study = load_study(f"{name}:text=x.txt" if name == "chinese" else name)
+    check_figures(study)
+
+    def measure(config, before):
+        return Measure("k" * 12, 1000, 1024.0, 8e9, 0.3, 4000, 10**8, 5.0, LIKELIHOOD)
+
+    planner = Planner(study, tmp_path, measure)
+    runs = planner.anticipated({})
+    assert len(runs) >= len(study.arms) * len(study.seeds)
+    assert to_json(from_json(to_json(study))) == to_json(study)
+    assert differences(study.arms)
+    text = Path("configs/studies/README.md").read_text()
+    assert f"`{name}`" in text
+    assert study.question in text
+    assert f"--study={name}" in Path(f"configs/studies/{name}.py").read_text()
+
+
+def test_the_study_of_the_page():
+    study = load_study("tests/examples/study.py:seeds=2")
+    assert [arm.name for arm in study.arms] == ["activation=gelu", "activation=swiglu", "activation=relu2"]
+    assert len([line for line in Path("tests/examples/study.py").read_text().splitlines() if line][1:]) <= 10
