@@ -282,8 +282,30 @@ def judged(folder: Path) -> str:
     return (folder / "sheet.html").read_text(encoding="utf-8")
 
 
+def study() -> str:
+    """The report of a study of four arms, a grid, with hostile texts wherever a user or a network may write some."""
+    from lm.studies.report.contents import gather
+    from lm.studies.report.page import page
+    from lm.studies.study import LOSS, Study, Tune
+    from tests.studies import makers
+
+    name = HOSTILE.replace("/", "").replace(",", "")  # which no arm's name has
+    arms = tuple(makers.arm(f"{name} {k}", lr=0.01 * (k % 2 + 1), width=32 * (k // 2 + 1)) for k in range(4))
+    tasks = {"cls": makers.CONFIG, "ner": makers.CONFIG}
+    made = Study(
+        arms=arms, name=HOSTILE, question=HOSTILE, seeds=3, metrics=(LOSS, "cls/eval/validation/examples/f1", HOSTILE),
+        tune=Tune(values=(HOSTILE, "b")), downstream=tasks,
+    )  # fmt: skip
+    figures = {f"{task}/eval/validation/examples/f1": 0.5 for task in tasks}
+    values = {"samples": ((HOSTILE, HOSTILE), ("", "\ud800")), "tuned": {HOSTILE: HOSTILE}, "figures": figures}
+    outcomes = makers.outcomes(made, [0, 0.1, -0.1, 0.01], search={"optimizer.lr": ((HOSTILE, 3.1), ("b", 3.2))}, **values)
+    outcomes = makers.replaced(outcomes, arms[3].name, (1,), state="failed", reason=HOSTILE, folders={HOSTILE: Path(HOSTILE)})
+    return page(gather(made, makers.replaced(outcomes, arms[2].name, (2,), state="running")))
+
+
 PAGES = {"classes": classes, "several": several, "numbers": numbers, "tags": tags, "spans": spans, "options": options,
-         "written": written, "none": none, "explained": explained, "judged": judged}  # fmt: skip
+         "written": written, "none": none, "explained": explained, "judged": judged,
+         "study": study}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -496,3 +518,80 @@ def test_a_judges_file_is_read_back(pages, browser):
     assert [(one.judge, one.preferred == one.left) for one in judgements] == [("Ann", True)] * 2
     assert '=1, "so"' in {one.comment for one in judgements}
     browser.sound()
+
+
+# -- the report of a study ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def report(pages, browser):
+    browser.look(DESK, "light")
+    browser.open(pages("study"))
+    return browser
+
+
+def column(browser: Browser, place: int) -> list[str]:
+    script = (
+        "return [...document.querySelector('table.sortable').tBodies[0].rows].map(row => row.cells[arguments[0]].textContent)"
+    )
+    return browser.run(script, place)
+
+
+def test_results_are_sorted_by_a_column(report):
+    arms, means = column(report, 0), column(report, 3)
+    button = report.all("table.sortable button.sort")[3]
+    for order, sign in (("ascending", 1), ("descending", -1)):
+        button.click()
+        assert column(report, 3) == sorted(means)[::sign]
+        assert report.one("table.sortable th:nth-child(4)").get_attribute("aria-sort") == order
+    report.all("table.sortable button.sort")[0].click()
+    assert column(report, 0) == sorted(arms)
+    assert [one.get_attribute("aria-sort") for one in report.all("table.sortable:first-of-type th[aria-sort=ascending]")] == [
+        "ascending"
+    ]
+    report.all("table.sortable button.sort")[4].click()
+    assert column(report, 1)[-1] == "baseline"  # without a difference: last
+    report.sound()
+
+
+def test_curves_follow_their_choices(report):
+    lines = lambda: len(report.all("#curve-chart path[stroke-width='2']"))  # noqa: E731
+    assert lines() == 4
+    arms = report.all("#legend button[aria-pressed]")
+    arms[1].click()
+    assert (lines(), arms[1].get_attribute("aria-pressed")) == (3, "false")
+    report.one("#all").click()  # shows what was hidden
+    assert lines() == 4
+    report.one("#all").click()
+    assert lines() == 0
+    assert report.one("#curve-chart text").text == "no values yet"
+    report.one("#all").click()
+    choose(report, "#axis", "FLOPs")
+    assert report.all("#curve-chart text")[-1].text == "FLOPs"
+    whole = report.one("#curve-chart path[stroke-width='2']").get_attribute("d")
+    choose(report, "#range", "second half")
+    assert 0 < report.one("#curve-chart path[stroke-width='2']").get_attribute("d").count("L") < whole.count("L")
+    choose(report, "#figure", "train/lr")
+    assert "train/lr" in [one.text for one in report.all("#curve-chart text")]
+    report.sound()
+
+
+def test_a_point_is_read_by_pointer_and_by_keys(report):
+    from selenium.webdriver import ActionChains
+
+    report.run("document.querySelector('#curve-chart').scrollIntoView({block: 'center', behavior: 'instant'})")
+    tip, point = report.one("#curve-chart .tip"), report.all("#curve-chart g circle")[9]
+    assert not tip.is_displayed()
+    ActionChains(report.driver).move_to_element(point).perform()
+    assert tip.is_displayed()
+    assert tip.text.split("\n")[0] in [one.text for one in report.all("#legend button span")]
+    assert tip.text.endswith("(3 seeds)\nstep 100")
+    chart = report.one("#curve-chart svg")
+    report.run("arguments[0].focus()", chart)
+    chart.send_keys(Keys.ARROW_LEFT)
+    assert tip.text.endswith("step 90")
+    before = tip.text
+    chart.send_keys(Keys.ARROW_DOWN)
+    assert tip.text != before
+    assert tip.text.endswith("step 90")
+    report.sound()

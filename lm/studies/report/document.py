@@ -14,6 +14,7 @@ from lm.studies.report.tables import (
     result_table,
     scaling_lines,
     search_table,
+    summary,
     task_table,
     text_of,
 )
@@ -70,7 +71,7 @@ def document(contents: Contents, pictures: Collection[str]) -> str:
     lines = [f"# {text_of(study.name or 'Study')}", ""]
     if study.question:
         lines += [text_of(study.question), ""]
-    lines += [text_of(about(contents)), ""]
+    lines += [text_of(summary(contents)), "", text_of(about(contents)), ""]
     for metric in study.metrics:
         header, rows = result_table(contents, metric)
         lines += [f"## {code_of(metric)}", "", *markdown(header, rows), "", noise(contents, metric), ""]

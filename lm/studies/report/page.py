@@ -25,6 +25,7 @@ from lm.studies.report.tables import (
     result_table,
     scaling_lines,
     search_table,
+    summary,
     task_table,
 )
 from lm.studies.study import higher_is_better
@@ -62,6 +63,7 @@ def page(contents: Contents) -> str:
     values = {
         "title": study.name or "Study",
         "question": study.question,
+        "summary": summary(contents),
         "about": about(contents),
         "method": method(study),
         "results": [
@@ -125,8 +127,8 @@ def _ends(row: Comparison) -> tuple[float, float]:
     return (d.low, d.high) if math.isfinite(d.low) else (d.mean_difference, d.mean_difference)
 
 
-def heats(contents: Contents) -> Sequence[tuple[str, Sequence[str], Sequence[tuple[str, Sequence[Shade]]]]]:
-    """Lay out the heat map of a two-way grid for each figure: (figure, header, rows); the better, the darker."""
+def heats(contents: Contents) -> Sequence[tuple[str, str, Sequence[str], Sequence[tuple[str, Sequence[Shade]]]]]:
+    """Lay out the heat map of a two-way grid for each figure: (figure, noise floor, header, rows); the better, the stronger."""
     grid = contents.grid
     if grid is None:
         return []
@@ -144,7 +146,7 @@ def heats(contents: Contents) -> Sequence[tuple[str, Sequence[str], Sequence[tup
                 share = (means[arm] - low) / (high - low) if high > low and math.isfinite(means[arm]) else 0.0
                 shades.append(Shade(text, round(share if higher_is_better(metric) else 1 - share, 3) if finite else 0.0, arm))
             rows.append((down, shades))
-        found.append((metric, header, rows))
+        found.append((metric, noise(contents, metric), header, rows))
     return found
 
 

@@ -19,9 +19,10 @@ Table = tuple[list[str], list[list[str]]]  # header, rows
 RUN = ("arm", "seed", "hash", "state", "steps", "tokens", "flops", "params", "seconds")
 COMPARISON = ("arm", "baseline", "metric", "n", "mean", "sd", "delta", "low", "high", "p", "p_holm", "verdict",
               "seeds_needed", "p_sign_flip", "diverged", "note")  # fmt: skip
+VERDICTS = ("better", "worse", "no difference found", "too few seeds", "without a verdict")
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
          ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "'": "{'}", "`": r"\textasciigrave{}",
-         "-": "{-}", "−": "$-$", "±": r"$\pm$", "Δ": r"$\Delta$", "–": "--",
+         "[": "{[}", "−": "$-$", "±": r"$\pm$", "Δ": r"$\Delta$", "–": r"\textendash{}",
          **{c: "\\" + c for c in "{}$&#_%"}}  # fmt: skip
 
 
@@ -36,6 +37,17 @@ def result_table(contents: Contents, metric: str) -> Table:
     level = f"{100 * (1 - contents.study.level):g} %"
     header = ["arm", "n", "mean ± sd", f"Δ [{level} interval]", "p (Holm)", "p (sign flip)", "verdict"]
     return header, [[label(contents, row), *_cells(row, places)] for row in rows]
+
+
+def summary(contents: Contents) -> str:
+    """Answer the study's question by its first figure, in a sentence."""
+    metric = contents.study.metrics[0]
+    verdicts: dict[str, list[str]] = {}
+    for row in contents.of(metric):
+        if row.baseline:
+            verdicts.setdefault(row.verdict or "without a verdict", []).append(label(contents, row))
+    listed = "; ".join(f"{words}: {', '.join(verdicts[words])}" for words in VERDICTS if words in verdicts)
+    return f"By {metric}, compared with {contents.study.baseline}: {listed}." if listed else "There is one arm: no comparison."
 
 
 def label(contents: Contents, row: Comparison) -> str:
@@ -155,7 +167,8 @@ def scaling_lines(scaling: Scaling) -> list[str]:
 def text_of(value: str) -> str:
     """Escape a text for Markdown, on one line."""
     plain = re.sub(r"([\\`*_\[\]#|~!$^])", r"\\\1", " ".join(value.split()))
-    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # "@name" would call that user of a pull request.
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
 
 
 def code_of(value: str) -> str:
@@ -173,7 +186,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def latex(value: str) -> str:
     """Escape a text for LaTeX, on one line."""
-    return "".join(LATEX.get(c, c) for c in " ".join(value.split()) if c.isprintable())
+    # A row's "[" would be an argument of the line end before it, and "--" is another character.
+    return "".join(LATEX.get(c, c) for c in " ".join(value.split()) if c.isprintable()).replace("--", "-{}-")
 
 
 def latex_tables(contents: Contents) -> str:
@@ -232,7 +246,7 @@ def comparisons_csv(contents: Contents) -> str:
 
 def terminal(contents: Contents) -> str:
     """Format the comparisons and warnings for the terminal."""
-    parts = []
+    parts = [summary(contents)]
     for metric in contents.study.metrics:
         header, rows = result_table(contents, metric)
         parts.append(f"{metric} ({'higher' if higher_is_better(metric) else 'lower'} is better)\n{table(rows, header)}")

@@ -161,7 +161,9 @@ def _unequal(study: Study, rows: Sequence[Spent]) -> list[Notice]:
     for name, words in QUANTITIES.items():
         if name in VARIED[study.scaling]:
             continue
-        unequal = [f"{row.arm} {row.ratios[name] - 1:+.1%}" for row in rows if abs(row.ratios[name] - 1) > UNEQUAL]
+        unequal = [
+            row.arm + f" {row.ratios[name] - 1:+.1%}".replace("-", "−") for row in rows if abs(row.ratios[name] - 1) > UNEQUAL
+        ]
         if unequal:
             found.append(Notice("unequal", f"unequal {words} (baseline {study.baseline}): {', '.join(unequal)}"))
     return found
