@@ -13,4 +13,4 @@ echo "ruff check ."
 "$python" -m ruff check .
 # A file's tests stay in one process, as they share compiled programs. Two processes are as many as 16 GB bear.
 echo "pytest -n 2 --dist loadfile${*:+ $*}"
-exec "$python" -m pytest -n 2 --dist loadfile "$@"
+exec "$python" -m pytest -n 2 --dist loadfile --durations=100 --durations-min=4 "$@"
