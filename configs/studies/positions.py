@@ -17,6 +17,7 @@ def study(seeds: int = 4, steps: int = 500) -> Study:
     return Study(
         question="Which position encoding gives the lowest loss, and which keeps it on longer texts?",
         arms=grid(config, {"objective.model.positions": encodings}),
+        baseline="positions=rotary",
         seeds=seeds,
         budget=Budget(steps=steps),
         metrics=(LOSS, "eval/lengths/x1/loss", "eval/lengths/x2/loss", "eval/lengths/x4/loss"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,8 @@ from lm.data.types import labelled
 from lm.decode.score import Pair
 from lm.errors import check, check_range
 from lm.evaluation.metrics.statistics import Figures, bootstrap_sums, divide
-from lm.evaluation.perplexity import text_limit
 from lm.evaluation.subject import Subject
+from lm.models.positions import context_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +37,30 @@ class Lengths:
         objective, data = subject.writer.objective, subject.config.data
         check(objective.writes == "text", f"{type(objective).__name__} does not write from left to right")
         check(not labelled(data.source), "this run reads labelled examples, not running text")
-        context, limit = objective.model.context, text_limit(subject)
+        context = objective.model.context
+        longest = context * int(np.lcm.reduce(self.multiples))
+        # The context of other positions than a table bounds the lengths of training alone: it may grow here.
+        if context_of(objective.model) == "table":
+            lengths = [context for multiple in self.multiples if multiple == 1]
+        else:
+            lengths = [multiple * context for multiple in self.multiples]
+            subject = stretched(subject, longest)
         stream = np.array(prepare(data).validation.tokens[: self.tokens], np.int32)
         # A whole number of the longest windows, so that all lengths cover the same text.
-        longest = context * int(np.lcm.reduce(self.multiples))
         stream = stream[: len(stream) // longest * longest]
         check(len(stream) > 0, f"the held-out text has fewer than {longest} tokens: hold out more, or take smaller multiples")
         figures: Figures = {}
-        for multiple in self.multiples:
-            size = multiple * context
-            if limit is not None and size > limit + 1:
-                continue
+        for size in lengths:
             pairs = [Pair(Prompt(ids[:1]), ids[1:]) for ids in stream.reshape(-1, size)]
-            scored = subject.score(f"lengths x{multiple}", pairs)
+            scored = subject.score(f"windows of {size}", pairs)
             sums = np.array([[-one.logprobs.sum(dtype=float), len(one.logprobs)] for one in scored])
-            figures[f"x{multiple}/loss"] = bootstrap_sums(sums, {"loss": lambda s: divide(s[..., 0], s[..., 1])}, subject.seed)[
-                "loss"
-            ]
+            formula = {f"x{size // context}/loss": lambda s: divide(s[..., 0], s[..., 1])}
+            figures |= bootstrap_sums(sums, formula, subject.seed)
         return figures
+
+
+def stretched(subject: Subject, context: int) -> Subject:
+    """Return the subject with a longer context of its network, whose parameters do not depend on it."""
+    objective, params = subject.objective.writer(subject.params)
+    objective = dataclasses.replace(objective, model=dataclasses.replace(objective.model, context=context))
+    return dataclasses.replace(subject, config=dataclasses.replace(subject.config, objective=objective), params=params)

@@ -286,3 +286,46 @@ def test_a_broken_file_is_told(gpt2, tmp_path, line, said):
     (tmp_path / "q.jsonl").write_text(line)
     with pytest.raises(UserError, match=said):
         Choices(path=str(tmp_path / "q.jsonl")).measure(gpt2[1])
+
+
+# -- several times the training length -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", ["alibi", "learned"])
+def test_lengths_against_the_loss_of_each_window(tmp_path, positions):
+    """Every length scores the same text; a table of positions ends at its context."""
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+
+    from lm.config import load as load_config
+    from lm.data.corpus.prepare import prepare
+    from lm.evaluation.lengths import Lengths
+    from lm.objectives.base import resolve
+    from lm.sharding import unbox
+    from lm.studies.arms import changed
+
+    text = tmp_path / "a.txt"
+    text.write_text("\n\n".join(f"{TEXT} {i}" for i in range(40)))
+    config = changed(load_config(f"tests/configs/tiny.py:text={text}"), {"objective.model.positions": positions})
+    config, corpus = resolve(config, prepare(config.data))
+    model = dataclasses.replace(config.objective.model, context=128)
+    example = {name: jnp.zeros((1, 32), jnp.int32) for name in ("tokens", "segments", "positions")}
+    params = jax.tree.map(lambda x: 3 * x, unbox(config.objective.init(jax.random.key(0), example)))
+    figures = Lengths(multiples=(1, 4), tokens=300).measure(Subject(config, params, corpus.tokenizer))
+    assert list(figures) == (["x1/loss", "x4/loss"] if positions == "alibi" else ["x1/loss"])
+    stream = np.array(corpus.validation.tokens[:256], np.int32)
+    for size in (32, 128)[: len(figures)]:
+        rows = stream.reshape(-1, size)
+        network = dataclasses.replace(config.objective, model=model if positions == "alibi" else config.objective.model)
+        batch = {
+            "tokens": rows[:, :-1],
+            "targets": rows[:, 1:],
+            "weights": np.ones(rows[:, 1:].shape, np.float32),
+            "segments": np.ones(rows[:, 1:].shape, np.int32),
+            "positions": np.broadcast_to(np.arange(size - 1, dtype=np.int32), rows[:, 1:].shape),
+        }
+        sums, _ = network.loss(params, batch, None, None)
+        total, weight = sums["loss"]
+        assert figures[f"x{size // 32}/loss"].value == pytest.approx(float(total / weight), abs=1e-5)
