@@ -17,6 +17,7 @@ from typing import Any, Literal
 from lm.config import Config
 from lm.data.types import labelled
 from lm.errors import UserError, check
+from lm.evaluation.registry import label
 from lm.fields import as_text, override
 from lm.studies.statistics import detectable
 from lm.studies.study import Arm, Study, hash_of
@@ -191,14 +192,18 @@ class Planner:
 
 def check_figures(study: Study) -> None:
     """Raise UserError for a figure that no run of the study will have."""
-    prefixes = tuple(f"{name}/" for name in study.downstream)
+    below = sorted({name for one in (study, *study.arms) for name in one.downstream})
+    measured = {"validation", *(label(task) for arm in study.arms for task in arm.config.evaluate)}
     for metric in study.metrics:
-        own = metric.startswith(("eval/", "train/")) or metric in ("seconds", "tokens_per_second")
-        known = own or metric.startswith(prefixes)
+        first, _, rest = metric.partition("/")
+        place, _, rest = rest.partition("/") if first in below else (first, "", rest)
+        task = rest.partition("/")[0]
+        known = place == "train" or (place == "eval" and (first in below or task in measured))
+        tasks = ", ".join(f"eval/{task}/..." for task in sorted(measured))
         check(
             known,
-            f"no arm has a figure '{metric}': names begin with eval/, train/"
-            + "".join(f" or {prefix}eval/" for prefix in prefixes)
+            f"no arm has a figure '{metric}': there are {tasks}, train/..."
+            + "".join(f", {name}/eval/..." for name in below)
             + "; metrics.jsonl of a run lists its own",
         )
         for arm in study.arms if metric.startswith("eval/validation/") else ():
