@@ -99,16 +99,18 @@ def sweep(study, folder: Path) -> None:
     from lm.studies.plan import Planner, check_disk, check_figures, saves, summary
     from lm.studies.results import chosen
     from lm.studies.runs import ended
-    from lm.studies.slots import memory_budget, slots_of
+    from lm.studies.slots import available_cores, memory_budget, slots_of
 
     check_figures(study)
-    slots, memory = slots_of(JOBS.value, CORES.value), memory_budget(MEMORY.value)
+    memory, cluster = memory_budget(MEMORY.value), BACKEND.value == "slurm"
+    # The nodes of a cluster are not this machine, which only measures.
+    slots = slots_of(0, min(CORES.value, len(available_cores()))) if cluster else slots_of(JOBS.value, CORES.value)
     measures = Measures(folder)
     planner = Planner(study, folder, measures)
     complete(measures, [*planner.wanted(), lambda: planner.anticipated({})], slots, lambda line: print(line, flush=True))
     runs = planner.anticipated(chosen(planner))
     done = {one.hash for one in runs if ended(planner.workdir(one))}
-    plan = summary(study, runs, done, len(slots))
+    plan = summary(study, runs, done, (JOBS.value or len(runs)) if cluster else len(slots))
     print("\n".join(table_of(plan)))
     for line in notices(study, folder, {one.hash for one in runs}):
         print(line)
@@ -142,7 +144,8 @@ def engine(study, folder: Path, planner, slots, memory: int, view) -> bool:
     if BACKEND.value == "slurm":
         from lm.studies.slurm import Cluster
 
-        return Cluster(folder, study.name, plan, view, CORES.value, PARTITION.value, MINUTES.value, JOBS.value).go()
+        limits = (CORES.value, PARTITION.value, MINUTES.value, JOBS.value)
+        return Cluster(folder, study.name, plan, view, *limits, differences(study.arms)).go()
     return Sweep(folder, study.name, plan, slots, memory, view, differences(study.arms)).go()
 
 

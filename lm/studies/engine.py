@@ -30,10 +30,45 @@ PAUSE = 0.25  # seconds between two looks at the processes
 STALE = 3.0  # seconds after which the folders of runs in other hands are read again
 
 
-class View(Protocol):
-    """What is shown of a sweep: `lm.studies.live`."""
+class Active(Protocol):
+    """A run that trains."""
 
-    def show(self, sweep: Sweep) -> None:
+    @property
+    def run(self) -> PlannedRun:
+        """The run."""
+
+
+class Shown(Protocol):
+    """The part of a sweep that `View` shows."""
+
+    @property
+    def study(self) -> str:
+        """Name of the study."""
+
+    @property
+    def runs(self) -> Sequence[PlannedRun]:
+        """All runs that can be named by now."""
+
+    @property
+    def states(self) -> Mapping[str, State]:
+        """State of each run, by its hash."""
+
+    @property
+    def started(self) -> Sequence[Active]:
+        """Runs that train."""
+
+    @property
+    def slots(self) -> Sequence[object]:
+        """Places for runs."""
+
+    def workdir(self, run: PlannedRun) -> Path:
+        """Return the folder of a run."""
+
+
+class View(Protocol):
+    """Shows a sweep: `lm.studies.live`."""
+
+    def show(self, sweep: Shown) -> None:
         """Show the states, called every PAUSE."""
 
     def say(self, line: str) -> None:
@@ -138,11 +173,7 @@ class Sweep:
     def start(self, run: PlannedRun, slot: Slot) -> None:
         """Start a run, unless another sweep has just done so."""
         workdir = self.workdir(run)
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not (workdir / "arm.json").exists():
-            fields = {path: row[run.arm] for path, row in self.fields.items()}
-            label = {"study": self.study, "arm": run.arm, "seed": run.seed, "stage": run.stage, "fields": fields}
-            replace_file(workdir / "arm.json", dump_json(label, indent=1) + "\n")
+        prepare_folder(run, workdir, self.study, self.fields)
         try:
             claim = Claim(workdir / "arm.json", "")
         except UserError:
@@ -152,8 +183,6 @@ class Sweep:
             claim.close()
             self.states[run.hash] = "done"
             return
-        if not (workdir / "config.json").exists():
-            replace_file(workdir / "config.json", to_json(run.config))
         (workdir / "failed.json").unlink(missing_ok=True)
         process = spawn(workdir, slot, claim)
         self.started.append(Started(run, slot, claim, process))
@@ -165,7 +194,7 @@ class Sweep:
         for one in over:
             self.started.remove(one)
             workdir, status = self.workdir(one.run), one.process.returncode
-            title = f"{one.run.arm}, seed {one.run.seed}" + f", {one.run.stage}" * (one.run.stage != "train")
+            title = title_of(one.run)
             if ended(workdir):
                 self.states[one.run.hash] = "done"
                 self.view.say(f"done     {title}")
@@ -180,8 +209,24 @@ class Sweep:
         return bool(over)
 
 
-def spawn(workdir: Path, slot: Slot, claim: Claim) -> subprocess.Popen:
-    """Start a run with its lock and its console in its folder."""
+def title_of(run: PlannedRun) -> str:
+    """Return the name of a run for people."""
+    return f"{run.arm}, seed {run.seed}" + f", {run.stage}" * (run.stage != "train")
+
+
+def prepare_folder(run: PlannedRun, workdir: Path, study: str, fields: Mapping[str, Mapping[str, str]]) -> None:
+    """Make the folder of a run with its config and its arm; a folder that exists keeps its own."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "arm.json").exists():
+        own = {path: row[run.arm] for path, row in fields.items()}
+        label = {"study": study, "arm": run.arm, "seed": run.seed, "stage": run.stage, "fields": own}
+        replace_file(workdir / "arm.json", dump_json(label, indent=1) + "\n")
+    if not (workdir / "config.json").exists():
+        replace_file(workdir / "config.json", to_json(run.config))
+
+
+def spawn(workdir: Path, slot: Slot, claim: Claim, session: bool = True) -> subprocess.Popen:
+    """Start a run with its lock and its console in its folder, by default in a session of its own."""
     lock = [claim.file.fileno()] if claim.file else []
     with (workdir / "console.txt").open("a", encoding="utf-8") as console:
         return subprocess.Popen(
@@ -191,7 +236,7 @@ def spawn(workdir: Path, slot: Slot, claim: Claim) -> subprocess.Popen:
             stderr=subprocess.STDOUT,
             env=environment(slot),
             pass_fds=lock,
-            start_new_session=True,  # Ctrl-C reaches the sweep alone, which ends its runs by SIGTERM
+            start_new_session=session,  # Ctrl-C reaches the sweep alone, which ends its runs by SIGTERM
         )
 
 

@@ -13,7 +13,7 @@ from lm.sizes import readable
 from lm.studies.runs import last_metrics
 
 if TYPE_CHECKING:
-    from lm.studies.engine import Sweep
+    from lm.studies.engine import Shown
 
 EVERY = 1.0  # seconds between two looks at the logs of the runs
 ROWS = 30  # of the table
@@ -38,7 +38,7 @@ class Live:
         else:
             print(printable(line), flush=True)
 
-    def show(self, sweep: Sweep) -> None:
+    def show(self, sweep: Shown) -> None:
         """Redraw the table."""
         if not self.table or time.monotonic() - self.looked < EVERY:
             return
@@ -58,7 +58,7 @@ class Live:
             screen.add_row(*map(printable, cells))
         self.table.update(screen, refresh=True)
 
-    def title(self, sweep: Sweep) -> str:
+    def title(self, sweep: Shown) -> str:
         """Count the states and estimate the remaining time."""
         count = Counter(sweep.states.values())
         words = [f"{count[state]} {state}" for state in ("done", "running", "failed", "missing") if count[state]]
@@ -77,7 +77,7 @@ def seconds_a_step(run: Any, line: dict[str, Any]) -> float:
     return run.measure.step_tokens / rate if rate else run.measure.step_seconds
 
 
-def remaining(sweep: Sweep) -> float:
+def remaining(sweep: Shown) -> float:
     """Estimate the seconds until all known runs are done."""
     seconds = 0.0
     for run in sweep.runs:

@@ -1,0 +1,145 @@
+"""A cluster of SLURM on this machine: its daemons on free ports, with a folder of their own, ended by their process ids."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+# Node names are addresses: they resolve everywhere. No cgroups, no accounting, no systemd: processes are found by parentage.
+CONFIG = """ClusterName=virtual
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+AuthInfo=socket={folder}/munge.socket
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/log/slurmctld
+SlurmdLogFile={folder}/log/slurmd-%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
+PriorityType=priority/basic
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+SlurmdTimeout=10
+KillWait=20
+{nodes}
+PartitionName=low Nodes=127.0.0.[1-{count}] Default=YES PriorityTier=1 State=UP
+PartitionName=high Nodes=127.0.0.[1-{count}] PriorityTier=10 PreemptMode=OFF State=UP
+"""
+
+
+class VirtualCluster:
+    """Nodes of one core each, partitions `low` (preempted and requeued) and `high`."""
+
+    def __init__(self, folder: Path, count: int):
+        self.folder, self.count = folder, count
+        self.variables = {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": f"{os.environ['PATH']}:/usr/sbin",
+            # Jobs import this project and submitit as the tests do.
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+        }
+
+    def start(self) -> None:
+        for name in ("state", "spool", "log"):
+            (self.folder / name).mkdir(parents=True)
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        with contextlib.ExitStack() as stack:
+            held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(self.count + 1)]
+            ports = [one.getsockname()[1] for one in held]
+        nodes = [
+            f"NodeName=127.0.0.{k} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[k]} CPUs=1"
+            for k in range(1, self.count + 1)
+        ]
+        text = CONFIG.format(folder=self.folder, ports=ports, nodes="\n".join(nodes), count=self.count)
+        (self.folder / "slurm.conf").write_text(text)
+        files = {"key": key, "socket": "munge.socket", "pid": "munged.pid", "log": "log/munged", "seed": "munge.seed"}
+        where = {name: self.folder / path for name, path in files.items()}
+        self.call(
+            "munged", "--force", f"--key-file={where['key']}", f"--socket={where['socket']}", f"--pid-file={where['pid']}",
+            f"--log-file={where['log']}", f"--seed-file={where['seed']}",
+        )  # fmt: skip
+        self.call("slurmctld", "-c", "-i")
+        for k in range(1, self.count + 1):
+            self.call("slurmd", "-N", f"127.0.0.{k}")
+        self.until(lambda: len(self.call("sinfo", "-hNp", "low", "-t", "idle", "-o%N").split()) == self.count, 20)
+
+    def call(self, *line: str) -> str:
+        """Return the output of a command of SLURM."""
+        done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **self.variables})
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        return done.stdout
+
+    def until(self, condition, seconds: float = 120) -> None:
+        """Wait for a condition."""
+        last = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < last, (self.jobs(), "waited in vain")
+            time.sleep(0.2)
+
+    def jobs(self) -> list[list[str]]:
+        """Return id, array index, state and node of all jobs in the queue."""
+        return [row.split("|") for row in self.call("squeue", "-hro%A|%K|%T|%N").splitlines()]
+
+    def restart_requeued(self) -> None:
+        """Start jobs that were requeued: SLURM would wait two minutes."""
+        for job, _, state, _ in self.jobs():
+            if state == "PENDING":
+                subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], env={**os.environ, **self.variables})
+
+    def kill_node(self, number: int) -> None:
+        """Kill the daemon of a node."""
+        os.kill(self.pid(f"slurmd-127.0.0.{number}"), signal.SIGKILL)
+
+    def pid(self, name: str) -> int:
+        return int((self.folder / f"{name}.pid").read_text())
+
+    def sweep(self, *arguments: object, folder: Path) -> subprocess.Popen:
+        """Start `python -m launch.sweep` with --backend=slurm; its output goes to the file `out` of the folder."""
+        line = [sys.executable, "-m", "launch.sweep", *map(str, arguments), "--backend=slurm", "--go"]
+        with (folder / "out").open("a") as out:
+            return subprocess.Popen(
+                line, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **self.variables}, text=True
+            )
+
+    def stop(self) -> None:
+        """Cancel all jobs and end the daemons."""
+        with contextlib.suppress(AssertionError):
+            self.call("scancel", f"--user={os.getuid()}")
+            self.until(lambda: not self.jobs(), 40)
+        for name in (*(f"slurmd-127.0.0.{k}" for k in range(1, self.count + 1)), "slurmctld", "munged"):
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(self.pid(name), signal.SIGTERM)
+        last = time.monotonic() + 15
+        while any(self.folder.glob("*.pid")) and time.monotonic() < last:
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def virtual_cluster(folder: Path, count: int) -> Iterator[VirtualCluster]:
+    """Run a cluster of `count` nodes in a folder."""
+    cluster = VirtualCluster(folder, count)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
