@@ -100,9 +100,12 @@ def sweep(study, folder: Path) -> None:
     from lm.studies.results import chosen
     from lm.studies.runs import ended
     from lm.studies.slots import available_cores, memory_budget, slots_of
+    from lm.studies.slurm import check_cluster
 
     check_figures(study)
     memory, cluster = memory_budget(MEMORY.value), BACKEND.value == "slurm"
+    if cluster:  # before anything is measured
+        check_cluster()
     # The nodes of a cluster are not this machine, which only measures.
     slots = slots_of(0, min(CORES.value, len(available_cores()))) if cluster else slots_of(JOBS.value, CORES.value)
     measures = Measures(folder)
@@ -159,7 +162,8 @@ def conclude(folder: Path, interrupted: bool) -> None:
     if any(state == "done" for state in states):
         print(write_report(folder, study, outcomes))
     if interrupted:
-        print(f"stopped, and every run saved; the same command goes on: python -m launch.sweep --workdir={folder} --go")
+        again = f"--workdir={folder} --go" + " --backend=slurm" * (BACKEND.value == "slurm")
+        print(f"stopped, and every run saved; the same command goes on: python -m launch.sweep {again}")
         sys.exit(130)
     failed = [one for one in outcomes if one.state == "failed"]
     for one in failed:

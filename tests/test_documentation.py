@@ -29,6 +29,9 @@ ELSEWHERE = {
     "python -m launch.finetune --tasks=bbc,tweets": "tests/test_finetune.py::test_a_start_and_a_run_from_it",
     "python -m launch.finetune --readme --xquad=data/xquad": "tests/test_finetune.py::test_a_start_and_a_run_from_it",
     "python -m launch.recipes --readme": "needs libtpu; tests/test_commands.py::test_a_recipe_becomes_a_row",
+    (
+        "python -m launch.sweep --config=gpt_nano --grid=optimizer.lr=1e-3,3e-3 --backend=slurm --jobs=8 --minutes=60 --go"
+    ): "needs a cluster; tests/studies/test_slurm.py starts one",
     "python -m lm.evaluation.harness --model=HF_DIR --tasks=arc_easy": "needs a network",
     "python -m lm.main --config=gpt_shakespeare_char": "needs a network",
     "python -m lm.main --config=configs/bert_wwm_chinese_nano.py:words=jieba,text=my_text.txt": "needs jieba",

@@ -37,6 +37,13 @@ SUBMITTING = 60  # seconds that another sweep's sbatch may take: its record stan
 SITTINGS = 1_000_000  # of a run, each ended by the time limit
 
 
+def check_cluster() -> None:
+    """Raise UserError where no job can be submitted."""
+    check(shutil.which("sbatch") is not None, "--backend=slurm: this machine has no sbatch; run it where jobs are submitted")
+    found = importlib.util.find_spec("submitit") is not None
+    check(found, "--backend=slurm needs the package submitit, which is not installed: pip install submitit")
+
+
 @dataclass(frozen=True)
 class Queued:
     """A run's job in the queue. `job`: its id, "" before SLURM lists it."""
@@ -74,13 +81,6 @@ class Cluster:
     stopping: bool = False
 
     def __post_init__(self):
-        check(
-            shutil.which("sbatch") is not None, "--backend=slurm: this machine has no sbatch; run it where jobs are submitted"
-        )
-        check(
-            importlib.util.find_spec("submitit") is not None,
-            "--backend=slurm needs the package submitit, which is not installed: pip install submitit",
-        )
         self.folder = self.folder.absolute()
         check(
             "%" not in str(self.folder), f"--workdir={self.folder}: SLURM replaces '%' in names of files; name another folder"

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.processes import environment
+
 ROOT = Path(__file__).parent.parent.parent
 # Node names are addresses: they resolve everywhere. No cgroups, no accounting, no systemd: processes are found by parentage.
 CONFIG = """ClusterName=virtual
@@ -118,7 +120,7 @@ class VirtualCluster:
         line = [sys.executable, "-m", "launch.sweep", *map(str, arguments), "--backend=slurm", "--go"]
         with (folder / "out").open("a") as out:
             return subprocess.Popen(
-                line, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **self.variables}, text=True
+                line, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**environment(), **self.variables}, text=True
             )
 
     def stop(self) -> None:
