@@ -123,7 +123,11 @@ def named(name: str, room: str = "configs") -> str:
     """Return the path of a config file: `name` itself, or configs/NAME.py, here or beside `lm`."""
     if os.path.isfile(name):
         return name
-    folders = [Path(room), Path(__file__).parent.parent / room]
+    # The configs that come with lm are found from any folder, by their path in the repository, too.
+    root = Path(__file__).parent.parent
+    if name.startswith(f"{room}/") and (root / name).is_file():
+        return str(root / name)
+    folders = [Path(room), root / room]
     for folder in folders if name.isidentifier() else ():
         if (folder / f"{name}.py").is_file():
             return str(folder / f"{name}.py")
