@@ -15,6 +15,7 @@ from scipy import stats
 from launch import report as launcher
 from lm.errors import UserError
 from lm.flags import parse_flags
+from lm.objectives.masked import Masked
 from lm.studies import results
 from lm.studies.report import write_report
 from lm.studies.report.analyses import POINTS, curve_of, front, grid_of, scale
@@ -123,6 +124,22 @@ def test_unlike_losses_get_no_verdict():
     assert [notice.kind for notice in warn(study, unlike, compare(study, unlike))] == ["quantity"] * 3
 
 
+def test_losses_of_stages_and_downstream_runs():
+    """Each is compared by the quantity of its own config."""
+    other = dataclasses.replace(makers.CONFIG, objective=Masked(model=makers.CONFIG.objective.model))
+    metrics = ("stage-1/eval/validation/loss", "task/eval/validation/loss", LOSS)
+    wide = makers.arm("wide", lr=0.02)
+    first = Arm(name="plain", stages=(makers.CONFIG, makers.CONFIG))
+    cases = (
+        (Arm(name="wide", stages=(other, wide.config)), [False, True, True]),
+        (Arm(name="wide", stages=(makers.CONFIG, wide.config), downstream={"task": other}), [True, False, True]),
+    )
+    for second, expected in cases:
+        study = Study(arms=(first, second), downstream={"task": makers.CONFIG}, metrics=metrics)
+        outcomes = makers.outcomes(study, figures=dict.fromkeys(metrics, 3.0))
+        assert [bool(rows_of(study, outcomes, metric)["wide", "plain"].verdict) for metric in metrics] == expected
+
+
 def test_tokens_of_two_tokenizers_are_not_compared():
     other = dataclasses.replace(makers.CONFIG, data=dataclasses.replace(makers.CONFIG.data, tokenizer=None))
     study = Study(
@@ -161,7 +178,7 @@ def test_a_baseline_without_results():
     with pytest.raises(UserError, match=r"all runs of the baseline 'plain' failed \(out of memory\): .* --baseline"):
         gather(study, failed)
     rows = rows_of(study, makers.replaced(outcomes, "plain", state="running"))
-    assert rows["wide", "plain"].words == "no seed shared with plain"
+    assert rows["wide", "plain"].words == "plain has no result"
     assert rows["plain", ""].note == "has no result"
 
 

@@ -13,7 +13,7 @@ from lm.errors import UserError
 from lm.evaluation.metrics.statistics import Figure
 from lm.studies.report.compare import incomparable, results_of
 from lm.studies.results import Outcome
-from lm.studies.scaling import ScalingLaw, bootstrap_law, extrapolation_error, fit_law, isoflop, power_law
+from lm.studies.scaling import ScalingLaw, bootstrap_law, extrapolation_error, isoflop, power_law
 from lm.studies.study import Study, differences
 
 AXES = ("steps", "tokens", "flops", "seconds")
@@ -173,11 +173,11 @@ def scale(study: Study, outcomes: Sequence[Outcome]) -> Scaling | None:
         power = power_law([one.flops for one in budgets], [one.optimum for one in budgets])
         return Scaling(metric, params, tokens, losses, budgets=budgets, power=power)
     try:
-        law = fit_law(params, tokens, losses)
         constants = bootstrap_law(params, tokens, losses)
         error = extrapolation_error(params, tokens, losses)
     except UserError as refusal:
         return Scaling(metric, params, tokens, losses, refused=str(refusal))
+    law = ScalingLaw(*(constants[name].value for name in ("E", "A", "B", "alpha", "beta")))
     return Scaling(metric, params, tokens, losses, law, constants, error)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from lm.errors import check, unknown
 from lm.evaluation.metrics.statistics import Figure
+from lm.objectives.quantity import quantity
 from lm.studies.resampling import iqm, probability_of_improvement
 from lm.studies.results import Outcome
 from lm.studies.statistics import Paired, Sample, conclude, paired, sample
@@ -128,7 +129,9 @@ def _compare(study: Study, outcomes: Sequence[Outcome], metric: str) -> list[Com
             difference = paired(own, other, higher_is_better(metric), 1 - study.level)
             family[f"{arm}/{baseline}"] = difference  # names have no '/'
             row = replace(row, seeds=seeds, difference=difference if seeds else None)
-            row = row if seeds else replace(row, note="has no result" if not values[arm] else f"no seed shared with {baseline}")
+            if not seeds:
+                lacking = [name for name in (arm, baseline) if not values[name]]
+                row = replace(row, note=f"{lacking[0]} has no result" if lacking else f"no seed shared with {baseline}")
         rows.append(row)
     # Arms without results count as comparisons: an early look must not be less strict than the last one.
     wanted = study.relevant if study.relevant and metric == study.metrics[0] else None
@@ -150,17 +153,25 @@ def incomparable(study: Study, outcomes: Sequence[Outcome], arm: str, baseline: 
     labelled = any(name.startswith(EXAMPLES) for one in outcomes for name in one.figures)
     if last not in LIKELIHOODS and (labelled or place != "eval/validation"):
         return ""
-    if place.startswith("stage-"):
-        return "not comparable: the quantity of a loss is recorded for the last stage only"
-    if place not in ("eval/validation", "train"):
-        return ""  # a task's or a downstream run's, which measures all arms alike
-    sides = [sorted({one.quantity for one in outcomes if one.arm == name and one.quantity}) for name in (arm, baseline)]
-    if all(sides) and sides[0] != sides[1]:
-        return f"not comparable: {last} is {' and '.join(sides[0])} here, {' and '.join(sides[1])} in {baseline}"
+    own, other = (_quantity(study, outcomes, name, metric) for name in (arm, baseline))
+    if own and other and own != other:
+        return f"not comparable: {last} is {own} here, {other} in {baseline}"
+    by_token = last != "bits_per_byte" and not labelled and metric.partition("/")[0] not in study.downstream
     tokenizers = [study.arm(name).config.data.tokenizer for name in (arm, baseline)]
-    if last != "bits_per_byte" and tokenizers[0] != tokenizers[1]:
+    if by_token and tokenizers[0] != tokenizers[1]:
         return f"not comparable: tokens of another tokenizer than in {baseline}; eval/validation/bits_per_byte is comparable"
     return ""
+
+
+def _quantity(study: Study, outcomes: Sequence[Outcome], name: str, metric: str) -> str:
+    """Return the quantity that a loss of an arm measures, by its stage or downstream run; "" where it is unknown."""
+    arm, place = study.arm(name), metric.partition("/")[0]
+    if place in study.downstream:
+        return quantity({**study.downstream, **arm.downstream}[place].objective)
+    if place.startswith("stage-"):
+        number = int(place.removeprefix("stage-"))
+        return quantity(arm.stages[number - 1].objective) if number <= len(arm.stages) else ""
+    return " and ".join(sorted({one.quantity for one in outcomes if one.arm == name and one.quantity}))
 
 
 # -- several tasks ------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def gather(study: Study, outcomes: Sequence[Outcome]) -> Contents:
         differences(study.arms) if len(study.arms) > 1 else {},
         tasks,
         tuple(aggregates),
-        grid_of(study) if len(study.arms) > 3 else None,
+        grid_of(study) if any(math.isfinite(row.runs.mean) for row in comparisons) else None,
         scale(study, ordered),
         curves,
     )
