@@ -294,7 +294,7 @@ def study() -> str:
     tasks = {"cls": makers.CONFIG, "ner": makers.CONFIG}
     made = Study(
         arms=arms, name=HOSTILE, question=HOSTILE, seeds=3, metrics=(LOSS, "cls/eval/validation/examples/f1", HOSTILE),
-        tune=Tune(values=(HOSTILE, "b")), downstream=tasks,
+        tune=Tune(values=(HOSTILE, "b")), downstream=tasks, scaling="isoflop",
     )  # fmt: skip
     figures = {f"{task}/eval/validation/examples/f1": 0.5 for task in tasks}
     values = {"samples": ((HOSTILE, HOSTILE), ("", "\ud800")), "tuned": {HOSTILE: HOSTILE}, "figures": figures}

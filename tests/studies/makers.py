@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.config import Config
 from lm.studies.results import Outcome, Point
 from lm.studies.study import LOSS, Arm, Study
 from tests.configs import tiny
@@ -71,7 +70,3 @@ def outcomes(one: Study, shift: Sequence[float] | None = None, noise: float = 0.
 def replaced(found: Sequence[Outcome], name: str, seeds: Sequence[int] = (), **values) -> list[Outcome]:
     """Replace fields of the outcomes of one arm."""
     return [dataclasses.replace(o, **values) if o.arm == name and (not seeds or o.seed in seeds) else o for o in found]
-
-
-def config_of(one: Study, name: str) -> Config:
-    return one.arm(name).config

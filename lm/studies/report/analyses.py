@@ -141,6 +141,17 @@ class Budgeted:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Measured points and the fitted line of one network size or one budget, `size`; no line where nothing was fitted."""
+
+    size: float
+    x: np.ndarray
+    y: np.ndarray
+    line_x: np.ndarray
+    line_y: np.ndarray
+
+
+@dataclass(frozen=True)
 class Scaling:
     """A fitted law with intervals, or isoFLOP parabolas with their power law; `refused`: why there is neither."""
 
@@ -154,6 +165,21 @@ class Scaling:
     budgets: tuple[Budgeted, ...] = ()
     power: tuple[float, float] = (math.nan, math.nan)
     refused: str = ""
+
+    def groups(self) -> list[Group]:
+        """Return the lines of a drawing: loss against tokens for each size under a law, against parameters for each budget."""
+        found = []
+        if self.law is not None:
+            span = np.geomspace(self.tokens.min(), self.tokens.max(), 60)
+            for size in np.unique(self.params):
+                own = self.params == size
+                found.append(Group(float(size), self.tokens[own], self.losses[own], span, self.law.loss(size, span)))
+        for one in self.budgets:
+            known = math.isfinite(one.optimum)
+            span = np.geomspace(one.params.min(), one.params.max(), 60) if known else np.array([])
+            fit = one.loss + one.curvature * np.log10(span / one.optimum) ** 2
+            found.append(Group(one.flops, one.params, one.losses, span, fit))
+        return found
 
 
 def scale(study: Study, outcomes: Sequence[Outcome]) -> Scaling | None:

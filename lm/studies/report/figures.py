@@ -15,7 +15,7 @@ import numpy as np
 
 from lm.evaluation.report.loss_curve import INK, MUTED, OTHERS, TRAIN, count, plain
 from lm.evaluation.report.pictures import canvas, shortened
-from lm.studies.report.analyses import AXES, Scaling, front
+from lm.studies.report.analyses import AXES, front
 from lm.studies.report.contents import Contents, amount, decimals, fixed
 from lm.studies.study import higher_is_better
 
@@ -203,41 +203,26 @@ def _scaling(contents: Contents, png: Path) -> bool:
         return False
     with canvas(png, 9, 6) as figure:
         axes = figure.subplots()
-        (_parabolas if scaling.law is None else _law)(axes, scaling)
-        axes.set_xscale("log")
-        axes.set_ylabel(safe(scaling.metric), color=MUTED)
-        plain(axes)
+        unit = "FLOPs" if scaling.law is None else "parameters"
         _, sd = contents.floor(scaling.metric)
-        if math.isfinite(sd):
-            x = scaling.params if scaling.law is None else scaling.tokens
-            axes.errorbar(x, scaling.losses, sd, fmt="none", color=NOISE, capsize=4, zorder=1, label="noise floor, ± sd")
+        for k, group in enumerate(scaling.groups()):
+            color = COLORS[k % len(COLORS)]
+            axes.plot(group.x, group.y, "o", color=color, markersize=5, label=f"{amount(group.size)} {unit}")
+            axes.plot(group.line_x, group.line_y, color=color, linewidth=1.3)
+            if math.isfinite(sd):
+                label = "noise floor, ± sd" if k == 0 else None
+                axes.errorbar(group.x, group.y, sd, fmt="none", color=NOISE, capsize=4, zorder=1, label=label)
+        for k, one in enumerate(scaling.budgets):
+            axes.plot([one.optimum], [one.loss], "*", color=COLORS[k % len(COLORS)], markersize=13)
+        axes.set_xscale("log")
+        axes.set_xlabel("tokens" if scaling.law else "parameters", color=MUTED)
+        axes.set_ylabel(safe(scaling.metric), color=MUTED)
+        _title(
+            axes, "scaling law: points measured, lines fitted" if scaling.law else "isoFLOP parabolas, a star at each optimum"
+        )
+        plain(axes)
         axes.legend(frameon=False, labelcolor=INK, fontsize=9)
     return True
-
-
-def _law(axes: Axes, scaling: Scaling) -> None:
-    """Draw loss against tokens, a line a network size."""
-    assert scaling.law is not None
-    span = np.geomspace(scaling.tokens.min(), scaling.tokens.max(), 60)
-    for k, size in enumerate(np.unique(scaling.params)):
-        own, color = scaling.params == size, COLORS[k % len(COLORS)]
-        axes.plot(scaling.tokens[own], scaling.losses[own], "o", color=color, markersize=5, label=f"{amount(size)} parameters")
-        axes.plot(span, scaling.law.loss(size, span), color=color, linewidth=1.3)
-    axes.set_xlabel("tokens", color=MUTED)
-    _title(axes, "scaling law: points measured, lines fitted")
-
-
-def _parabolas(axes: Axes, scaling: Scaling) -> None:
-    """Draw loss against parameters, a parabola a budget."""
-    for k, one in enumerate(scaling.budgets):
-        color = COLORS[k % len(COLORS)]
-        axes.plot(one.params, one.losses, "o", color=color, markersize=5, label=f"{amount(one.flops)} FLOPs")
-        if math.isfinite(one.optimum):
-            x = np.geomspace(one.params.min(), one.params.max(), 60)
-            axes.plot(x, one.loss + one.curvature * np.log10(x / one.optimum) ** 2, color=color, linewidth=1.3)
-            axes.plot([one.optimum], [one.loss], "*", color=color, markersize=13)
-    axes.set_xlabel("parameters", color=MUTED)
-    _title(axes, "isoFLOP parabolas, a star at each optimum")
 
 
 DRAWERS: dict[str, Callable[[Contents, Path], bool]] = {

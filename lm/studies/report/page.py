@@ -128,13 +128,13 @@ def _ends(row: Comparison) -> tuple[float, float]:
 
 
 def heats(contents: Contents) -> Sequence[tuple[str, str, Sequence[str], Sequence[tuple[str, Sequence[Shade]]]]]:
-    """Lay out the heat map of a two-way grid for each figure: (figure, noise floor, header, rows); the better, the stronger."""
+    """Lay out the heat map of a two-way grid for each figure: (figure, caption, columns, rows); the better, the stronger."""
     grid = contents.grid
     if grid is None:
         return []
     found = []
     for metric in contents.study.metrics:
-        header, texts = grid_table(contents, metric)
+        _, texts = grid_table(contents, metric)
         means = {row.arm: row.runs.mean for row in contents.of(metric)}
         finite = [mean for mean in means.values() if math.isfinite(mean)]
         low, high = min(finite, default=0.0), max(finite, default=0.0)
@@ -146,7 +146,7 @@ def heats(contents: Contents) -> Sequence[tuple[str, str, Sequence[str], Sequenc
                 share = (means[arm] - low) / (high - low) if high > low and math.isfinite(means[arm]) else 0.0
                 shades.append(Shade(text, round(share if higher_is_better(metric) else 1 - share, 3) if finite else 0.0, arm))
             rows.append((down, shades))
-        found.append((metric, noise(contents, metric), header, rows))
+        found.append((metric, f"Down: {grid.down}; across: {grid.across}. {noise(contents, metric)}", grid.columns, rows))
     return found
 
 
@@ -215,6 +215,28 @@ def data_of(contents: Contents) -> dict[str, object]:
             if curves
         },
         "ends": {metric: _ends_of(contents, metric) for metric in study.metrics},
+        "scaling": _scaling(contents),
+    }
+
+
+def _scaling(contents: Contents) -> dict[str, object] | None:
+    """Return the points and fitted lines of a scaling study."""
+    scaling = contents.scaling
+    if scaling is None or not scaling.groups():
+        return None
+    unit, xname = ("FLOPs", "parameters") if scaling.law is None else ("parameters", "tokens")
+    return {
+        "xname": xname,
+        "yname": scaling.metric,
+        "sd": contents.floor(scaling.metric)[1],
+        "groups": [
+            {
+                "name": f"{amount(group.size)} {unit}",
+                "points": list(zip(_digits(group.x), _digits(group.y))),
+                "fit": list(zip(_digits(group.line_x), _digits(group.line_y))),
+            }
+            for group in scaling.groups()
+        ],
     }
 
 
