@@ -192,7 +192,7 @@ class Planner:
 
 def check_figures(study: Study) -> None:
     """Raise UserError for a figure that no run of the study will have."""
-    below = sorted({name for one in (study, *study.arms) for name in one.downstream})
+    below = sorted({*study.downstream, *(name for arm in study.arms for name in arm.downstream)})
     measured = {"validation", *(label(task) for arm in study.arms for task in arm.config.evaluate)}
     for metric in study.metrics:
         first, _, rest = metric.partition("/")
@@ -208,10 +208,12 @@ def check_figures(study: Study) -> None:
         )
         for arm in study.arms if metric.startswith("eval/validation/") else ():
             data = arm.config.data
-            held = data.validation != 0 or bool(data.fold)
-            check(held, f"arm '{arm.name}' holds nothing out (data.validation=0), so it has no {metric}")
-            task = metric.startswith("eval/validation/examples/")
-            check(not task or labelled(data.source), f"arm '{arm.name}' reads running text: it has no {metric}")
+            check(
+                data.validation != 0 or bool(data.fold),
+                f"arm '{arm.name}' holds nothing out (data.validation=0), so it has no {metric}",
+            )
+            examples = metric.startswith("eval/validation/examples/")
+            check(not examples or labelled(data.source), f"arm '{arm.name}' reads running text: it has no {metric}")
 
 
 def summary(study: Study, runs: list[PlannedRun], done: set[str], slots: int) -> dict[str, Any]:
