@@ -28,6 +28,17 @@ INSTEAD = {
         "--config=tests/configs/tiny.py:text=a.txt --steps=2 --parts=machine,step --output=bench.json"
     ),
     "python -m launch.bench --parts=objectives": "--config=tests/configs/tiny.py:text=a.txt --parts=objectives",
+    "python -m launch.sweep --config=gpt_nano --grid=objective.model.norm=layer,rms --seeds=5": (
+        "--config=tests/configs/tiny.py:text=a.txt --grid=objective.model.norm=layer,rms --seeds=2 --workdir=runs/norms"
+    ),
+    "python -m launch.sweep --config=gpt_nano --grid=objective.model.positions=rotary,learned --seeds=5 --steps=300": (
+        "--config=tests/configs/tiny.py:text=a.txt --grid=optimizer.lr=1e-2,1e-3 --seeds=2 --steps=2 "
+        "--workdir=runs/gpt_nano-sweep"
+    ),
+    "python -m launch.sweep --config=gpt_nano --grid=objective.model.positions=rotary,learned --seeds=5 --steps=300 --go": (
+        "--config=tests/configs/tiny.py:text=a.txt --grid=optimizer.lr=1e-2,1e-3 --seeds=2 --steps=2 "
+        "--workdir=runs/gpt_nano-sweep --go"
+    ),
     "python -m launch.folds --config=configs/classify_nano.py --folds=5": (
         "--config=tests/configs/tiny_classify.py --folds=2 --workdir=runs/folds"
     ),

@@ -32,6 +32,10 @@ ELSEWHERE = {
     (
         "python -m launch.sweep --config=gpt_nano --grid=optimizer.lr=1e-3,3e-3 --backend=slurm --jobs=8 --minutes=60 --go"
     ): "needs a cluster; tests/studies/test_slurm.py starts one",
+    "python -m launch.sweep --study=mine.py": "tests/studies/test_study.py::test_the_study_of_the_page",
+    "python -m launch.sweep --study=mine.py:seeds=8,steps=600 --go": "tests/studies/test_study.py::test_the_study_of_the_page",
+    "python -m launch.sweep --study=positions": "tests/studies/test_study.py::test_studies_have_a_plan",
+    "python -m launch.sweep --study=positions --go": "an hour; tests/studies/test_study.py::test_studies_have_a_plan",
     "python -m lm.evaluation.harness --model=HF_DIR --tasks=arc_easy": "needs a network",
     "python -m lm.main --config=gpt_shakespeare_char": "needs a network",
     "python -m lm.main --config=configs/bert_wwm_chinese_nano.py:words=jieba,text=my_text.txt": "needs jieba",
@@ -98,7 +102,16 @@ def test_flags_in_the_text_are_flags_of_a_command(tmp_path):
     found = {name for page in PAGES for span in spans(page) for name in re.findall(r"^--(\w+)(?:=|$)", span)}
     assert len(found) > 30
     known: set[str] = set()
-    for module in ("lm.main", "lm.generate", "lm.explain", "lm.convert", "lm.data.prepare", "lm.objectives", "launch.learning"):
+    for module in (
+        "lm.main",
+        "lm.generate",
+        "lm.explain",
+        "lm.convert",
+        "lm.data.prepare",
+        "lm.objectives",
+        "launch.learning",
+        "launch.sweep",
+    ):
         done = command(module, "--helpfull", folder=tmp_path)
         known |= set(re.findall(r"^ +--(?:\[no\])?(\w+):", done.stdout + done.stderr, re.MULTILINE))
     for name in sorted(found - known):
