@@ -3,8 +3,8 @@
     python -m launch.transfer --xquad=DIR
     python -m launch.sweep --study=transfer --go
 
-Pre-trained on English, on English and Chinese, and on both with parallel text or code switching; fine-tuned on 1, 10 and 100 % of
-the English questions of XQuAD (Artetxe et al. 2020), tested on the Chinese ones. One vocabulary in all arms, equal steps.
+Pre-trained on English, on English and Chinese, and on both with parallel text or code switching; fine-tuned on 1, 10 and 100 %
+of the English questions of XQuAD (Artetxe et al. 2020), tested on the Chinese ones. One vocabulary in all arms, equal steps.
 """
 
 from pathlib import Path
