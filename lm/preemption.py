@@ -26,8 +26,10 @@ class Stop:
             signal.signal(number, handler)
 
     def note(self, number: int, frame: object) -> None:
-        """Record the signal; training stops after the current step. A second signal raises KeyboardInterrupt."""
+        """Record the signal; training stops after the current step. A Ctrl-C after it raises KeyboardInterrupt."""
         if self.signal is not None:
+            if number == signal.SIGTERM:
+                return  # SLURM sends it twice, to the processes of a job and by srun: the save must not be lost to that
             raise KeyboardInterrupt
         self.signal = number
         if number == signal.SIGINT:

@@ -132,12 +132,12 @@ class Sweep:
         return self.stopping
 
     def stop(self, number: int, frame: object) -> None:
-        """End the runs after their step, saved; called for signals."""
+        """End the runs after their step, saved; called for signals. At the end, by 0: those that were told before end at once."""
         if number:
             self.stopping = True
         for one in self.started:
             with contextlib.suppress(ProcessLookupError):
-                one.process.send_signal(signal.SIGTERM)
+                one.process.send_signal(signal.SIGTERM if number else signal.SIGINT)
 
     def look(self) -> None:
         """Read the states of the runs that are not settled."""

@@ -88,7 +88,7 @@ class Job:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def note(self, number: int, frame: object) -> None:
-        """Record a SIGTERM. SLURM sends it to the child as well, and a second one would end the child before its save."""
+        """Record a SIGTERM, which SLURM sends to the child as well."""
         self.stopped = True
 
     def checkpoint(self, digest: str) -> submitit.helpers.DelayedSubmission | None:
@@ -105,10 +105,11 @@ class Job:
                     os.kill(self.process.pid, signal.SIGTERM)
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-            # Less than half of the limit: a preemption, which says nothing about the limit.
-            if time.monotonic() - self.began > 30 * self.minutes and saves(workdir) == self.saved and not ended(workdir):
+            # SLURM looks at limits once a minute. An earlier signal is a preemption, which says nothing about the limit.
+            limit = time.monotonic() - self.began > 60 * self.minutes - save_seconds(self.minutes) - 65
+            if limit and saves(workdir) == self.saved and not ended(workdir):
                 with (workdir / "console.txt").open("a", encoding="utf-8") as console:
-                    console.write(f"error: no step was saved within {self.minutes} minutes, a job's limit: raise --minutes\n")
+                    console.write(f"error: no step was saved before the limit of a job, --minutes={self.minutes}: raise it\n")
                 note_failure(workdir, 1)
                 return None
         return None if ended(workdir) else submitit.helpers.DelayedSubmission(self.again(), digest)
@@ -124,6 +125,11 @@ def record_of(workdir: Path) -> dict:
         return load_json(workdir / RECORD, dict)
     except (OSError, UserError):
         return {}
+
+
+def save_seconds(minutes: int) -> int:
+    """Return the seconds before the end of a time limit at which a job is told to save."""
+    return min(180, 15 * minutes)
 
 
 def saves(workdir: Path) -> set[str]:

@@ -24,7 +24,7 @@ from lm.errors import UserError, check, one_line
 from lm.outputs import Claim, replace_file
 from lm.strict_json import dump_json
 from lm.studies.engine import TRIES, View, handled, prepare_folder, title_of
-from lm.studies.job import RECORD, Job, record_of
+from lm.studies.job import RECORD, Job, record_of, save_seconds
 from lm.studies.plan import PlannedRun
 from lm.studies.runs import State, ended, last_line, last_metrics, note_failure, reason_of, state_of
 
@@ -279,7 +279,7 @@ class Cluster:
             ntasks_per_node=1,
             cpus_per_task=self.cores,
             array_parallelism=self.jobs or count,
-            signal_delay_s=min(180, 15 * self.minutes),  # for the save
+            signal_delay_s=save_seconds(self.minutes),
             stderr_to_stdout=True,
             srun_args=[f"--cpus-per-task={self.cores}"],  # which srun does not take from its job since SLURM 22.05
             additional_parameters={"requeue": True},  # after the loss of a node, whatever the cluster's default
@@ -305,7 +305,9 @@ class Cluster:
         for part in portions([one.job for one in fresh]):
             subprocess.run(["scancel", "--signal=TERM", *part], capture_output=True, check=False)
         if waiting or fresh:
-            self.view.say(f"stopping: {len(waiting)} waiting jobs cancelled, {len(fresh)} running ones save and end")
+            self.view.say(
+                f"stopping: jobs that wait are cancelled ({len(waiting)}), those that run save and end ({len(fresh)})"
+            )
         self.told |= {one.job for one in fresh}
         return bool(waiting or fresh)
 

@@ -9,15 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from lm.config import load
 from lm.errors import UserError
 from lm.outputs import replace_file
 from lm.studies import slurm
 from lm.studies.job import Job, slot
-from tests.processes import environment
+from lm.studies.measures import Measures, Missing
+from lm.studies.plan import Measure
+from tests.processes import command, environment
 from tests.studies.virtual_cluster import ROOT, virtual_cluster
 
 lacking = [
@@ -30,7 +34,7 @@ lacking = [
     if absent
 ]
 needs_slurm = pytest.mark.skipif(bool(lacking), reason=f"needs {', '.join(lacking)}")
-STEPS = 400
+STEPS = 240
 
 
 @pytest.fixture
@@ -84,6 +88,14 @@ def losses(folder: Path) -> dict[str, dict[int, list]]:
         path.name: {one["step"]: [one.get("train/loss"), one.get("eval/validation/loss")] for one in lines(path)}
         for path in sorted((folder / "runs").iterdir())
     }
+
+
+def check_same(folder: Path, reference: Path, runs: int) -> None:
+    """Check that all runs took every step and logged the losses of the local engine, bit for bit."""
+    found = losses(folder)
+    assert len(found) == runs
+    assert found.items() <= losses(reference).items()
+    assert all(set(one) == set(range(1, STEPS + 1)) for one in found.values())
 
 
 def consoles(folder: Path) -> dict[str, int]:
@@ -155,16 +167,27 @@ def test_neighbours_take_different_cores(monkeypatch):
 
 @needs_slurm
 def test_a_sweep_runs_as_jobs(cluster, tmp_path):
-    process = cluster.sweep(
-        f"--config=tests/configs/tiny.py:text={text(tmp_path)}", "--grid=optimizer.lr=1e-2", "--seeds=1", "--steps=3",
-        f"--workdir={tmp_path / 'study'}", folder=tmp_path,
-    )  # fmt: skip
-    assert process.wait(timeout=300) == 0, (tmp_path / "out").read_text()
-    out = (tmp_path / "out").read_text()
-    assert "queued   1 run as job" in out
-    assert "done     lr=1e-2, seed 0" in out
+    spec = f"tests/configs/tiny.py:text={text(tmp_path)}"
+    with pytest.raises(Missing) as missing:
+        Measures(tmp_path / "study")(load(spec), None)
+    sizes = Measure("", 1, 256.0, 1.0, 0.01, 1, 1, 1.0, "log-likelihood")  # a plan's figures, of which no run depends
+    place = tmp_path / "study" / "measures" / missing.value.key
+    place.mkdir(parents=True)
+    replace_file(place / "measure.json", json.dumps({k: v for k, v in asdict(sizes).items() if k != "key"}))
+    arguments = [
+        "--grid=optimizer.lr=1e-2",
+        "--seeds=1",
+        "--steps=3",
+        f"--workdir={tmp_path / 'study'}",
+        "--backend=slurm",
+        "--go",
+    ]
+    done = command("launch.sweep", f"--config={spec}", *arguments, variables=cluster.variables, seconds=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "queued   1 run as job" in done.stdout
+    assert "done     lr=1e-2, seed 0" in done.stdout
     assert [[one["step"] for one in lines(path)] for path in (tmp_path / "study" / "runs").iterdir()] == [[1, 2, 3]]
-    assert consoles(tmp_path / "study").popitem()[1] == 1
+    assert list(consoles(tmp_path / "study").values()) == [1]
     assert not cluster.jobs()
 
 
@@ -179,8 +202,7 @@ def test_runs_are_those_of_the_local_engine(cluster, study, reference, tmp_path)
         time.sleep(0.2)
     assert process.returncode == 0, (tmp_path / "out").read_text()
     assert most == 1
-    assert losses(study[0]) == losses(reference[0])
-    assert all(set(one) == set(range(1, STEPS + 1)) for one in losses(study[0]).values())
+    check_same(study[0], reference[0], 4)
     assert cluster.sweep(*study[1], folder=tmp_path).wait(timeout=120) == 0
     assert submitted(study[0]) == 4
 
@@ -188,7 +210,7 @@ def test_runs_are_those_of_the_local_engine(cluster, study, reference, tmp_path)
 @needs_slurm
 @pytest.mark.slow
 def test_a_preempted_job_goes_on(cluster, study, reference, tmp_path):
-    process = cluster.sweep(*study[1], folder=tmp_path)
+    process = cluster.sweep(*study[1], "--seeds=1", folder=tmp_path)
     cluster.until(lambda: len(training(study[0])) == 2)
     cut = {path.name for path in training(study[0])}
     (tmp_path / "high.sh").write_text("#!/bin/bash\nsleep 3\n")
@@ -202,16 +224,16 @@ def test_a_preempted_job_goes_on(cluster, study, reference, tmp_path):
     out = finish(cluster, process)
     assert process.returncode == 0, out
     assert "failed" not in out, out
-    assert losses(study[0]) == losses(reference[0])
+    check_same(study[0], reference[0], 2)
     assert {name for name, count in consoles(study[0]).items() if count == 2} == cut
-    assert submitted(study[0]) == 4
+    assert submitted(study[0]) == 2
 
 
 @needs_slurm
 @pytest.mark.slow
 def test_a_job_saves_before_its_time_is_over(cluster, study, reference, tmp_path):
     """SIGUSR2, which SLURM sends to all processes of a job before its time limit."""
-    process = cluster.sweep(*study[1], folder=tmp_path)
+    process = cluster.sweep(*study[1], "--seeds=1", folder=tmp_path)
     cluster.until(lambda: len(training(study[0])) == 2)
     cut = {path.name for path in training(study[0])}
     for job, _, state, _ in cluster.jobs():
@@ -220,9 +242,9 @@ def test_a_job_saves_before_its_time_is_over(cluster, study, reference, tmp_path
     out = finish(cluster, process)
     assert process.returncode == 0, out
     assert not {"failed", "again"} & set(out.split()), out
-    assert losses(study[0]) == losses(reference[0])
+    check_same(study[0], reference[0], 2)
     assert {name for name, count in consoles(study[0]).items() if count == 2} == cut
-    assert submitted(study[0]) == 4
+    assert submitted(study[0]) == 2
 
 
 @needs_slurm
@@ -238,7 +260,41 @@ def test_a_job_without_progress_is_not_requeued(cluster, study, tmp_path, monkey
     assert process.returncode == 1
     for arm in ("lr=1e-2", "lr=2e-2"):
         for word in ("again ", "failed"):
-            assert f"{word}   {arm}, seed 0: error: no step was saved within 1 minutes" in out, out
+            assert f"{word}   {arm}, seed 0: error: no step was saved before the limit of a job, --minutes=1" in out, out
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_a_cancelled_job_is_submitted_again(cluster, study, reference, tmp_path):
+    """By hand, or on a cluster that cancels what it preempts: no failure while the run gets on."""
+    process = cluster.sweep(*study[1], "--seeds=1", folder=tmp_path)
+    cluster.until(lambda: len(training(study[0])) == 2)
+    for job, *_ in cluster.jobs():
+        cluster.call("scancel", job)
+    out = finish(cluster, process)
+    assert process.returncode == 0, out
+    assert out.count("its job ended at step") == 2, out
+    check_same(study[0], reference[0], 2)
+    assert submitted(study[0]) == 4
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_a_job_that_dies_is_a_failure(cluster, study, tmp_path):
+    """Without a word in the run's own console: the last line is that of the job."""
+    (tmp_path / "dying").mkdir()
+    (tmp_path / "dying" / "sitecustomize.py").write_text(
+        "import os, sys\nif 'submitit.core._submit' in sys.orig_argv:\n    print('no such luck', flush=True)\n    os._exit(3)\n"
+    )
+    cluster.variables["PYTHONPATH"] = f"{tmp_path / 'dying'}:{cluster.variables['PYTHONPATH']}"
+    process = cluster.sweep(*study[1], "--seeds=1", folder=tmp_path)
+    out = finish(cluster, process)
+    assert process.returncode == 1
+    for arm in ("lr=1e-2", "lr=2e-2"):
+        rows = [row for row in out.splitlines() if row.startswith((f"again    {arm}, seed 0", f"failed   {arm}, seed 0"))]
+        assert len(rows) == 2
+        assert all("ended before the run did" in row for row in rows)
+    assert submitted(study[0]) == 4
 
 
 @needs_slurm
@@ -246,33 +302,33 @@ def test_a_job_without_progress_is_not_requeued(cluster, study, tmp_path, monkey
 def test_a_lost_node_loses_no_run(study, reference, tmp_path):
     """The killed daemon leaves its job running: the requeued one waits for its lock."""
     with virtual_cluster(tmp_path / "cluster", 2) as cluster:
-        process = cluster.sweep(*study[1], folder=tmp_path)
+        process = cluster.sweep(*study[1], "--seeds=1", folder=tmp_path)
         cluster.until(lambda: len(training(study[0])) == 2)
         cluster.kill_node(2)
         cluster.until(lambda: any(state == "PENDING" and not node for _, _, state, node in cluster.jobs()), 90)
         out = finish(cluster, process)
         assert process.returncode == 0, out
         assert "failed" not in out, out
-        assert losses(study[0]) == losses(reference[0])
-        assert submitted(study[0]) == 4
+        check_same(study[0], reference[0], 2)
+        assert submitted(study[0]) == 2
 
 
 @needs_slurm
 @pytest.mark.slow
 def test_a_killed_sweep_finds_its_jobs(cluster, study, reference, tmp_path):
-    process = cluster.sweep(*study[1], "--jobs=1", folder=tmp_path)
+    process = cluster.sweep(*study[1], "--seeds=1", "--jobs=1", folder=tmp_path)
     cluster.until(lambda: len(training(study[0])) == 1)
     process.kill()
     process.wait()
-    assert len(cluster.jobs()) == 4
-    both = [cluster.sweep(*study[1], "--jobs=1", folder=tmp_path) for _ in range(2)]  # two at once, moreover
+    assert len(cluster.jobs()) == 2
+    both = [cluster.sweep(*study[1], "--seeds=1", "--jobs=1", folder=tmp_path) for _ in range(2)]  # two at once, moreover
     for one in both:
         out = finish(cluster, one)
         assert one.returncode == 0, out
         assert not {"failed", "again"} & set(out.split()), out
-    assert losses(study[0]) == losses(reference[0])
+    check_same(study[0], reference[0], 2)
     assert set(consoles(study[0]).values()) == {1}
-    assert submitted(study[0]) == 4
+    assert submitted(study[0]) == 2
 
 
 @needs_slurm
@@ -294,13 +350,13 @@ def test_a_run_that_fails_is_tried_once_more(cluster, study, reference, tmp_path
 @needs_slurm
 @pytest.mark.slow
 def test_ctrl_c_saves_and_leaves_nothing_in_the_queue(cluster, study, reference, tmp_path):
-    process = cluster.sweep(*study[1], "--jobs=2", folder=tmp_path)
-    cluster.until(lambda: len(training(study[0])) == 2)
+    process = cluster.sweep(*study[1], "--seeds=1", "--jobs=1", folder=tmp_path)
+    cluster.until(lambda: len(training(study[0])) == 1)
     cut = {path.name for path in training(study[0])}
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     out = (tmp_path / "out").read_text()
-    assert "stopping: 2 waiting jobs cancelled, 2 running ones save and end" in out
+    assert "stopping: jobs that wait are cancelled (1), those that run save and end (1)" in out
     assert "--go --backend=slurm" in out
     assert not cluster.jobs()
     for name in cut:
@@ -310,7 +366,7 @@ def test_ctrl_c_saves_and_leaves_nothing_in_the_queue(cluster, study, reference,
     process = cluster.sweep(f"--workdir={study[0]}", folder=tmp_path)
     finish(cluster, process)
     assert process.returncode == 0
-    assert losses(study[0]) == losses(reference[0])
+    check_same(study[0], reference[0], 2)
     assert {name for name, count in consoles(study[0]).items() if count == 2} == cut
 
 

@@ -52,6 +52,8 @@ class VirtualCluster:
 
     def __init__(self, folder: Path, count: int):
         self.folder, self.count = folder, count
+        self.daemons: list[int] = []
+        self.sweeps: list[subprocess.Popen] = []
         self.variables = {
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": f"{os.environ['PATH']}:/usr/sbin",
@@ -83,6 +85,9 @@ class VirtualCluster:
         self.call("slurmctld", "-c", "-i")
         for k in range(1, self.count + 1):
             self.call("slurmd", "-N", f"127.0.0.{k}")
+        names = [*(f"slurmd-127.0.0.{k}" for k in range(1, self.count + 1)), "slurmctld", "munged"]
+        self.until(lambda: all((self.folder / f"{name}.pid").exists() for name in names), 20)
+        self.daemons = [self.pid(name) for name in names]
         self.until(lambda: len(self.call("sinfo", "-hNp", "low", "-t", "idle", "-o%N").split()) == self.count, 20)
 
     def call(self, *line: str) -> str:
@@ -110,7 +115,9 @@ class VirtualCluster:
 
     def kill_node(self, number: int) -> None:
         """Kill the daemon of a node."""
-        os.kill(self.pid(f"slurmd-127.0.0.{number}"), signal.SIGKILL)
+        pid = self.pid(f"slurmd-127.0.0.{number}")
+        self.daemons.remove(pid)
+        os.kill(pid, signal.SIGKILL)
 
     def pid(self, name: str) -> int:
         return int((self.folder / f"{name}.pid").read_text())
@@ -119,21 +126,33 @@ class VirtualCluster:
         """Start `python -m launch.sweep` with --backend=slurm; its output goes to the file `out` of the folder."""
         line = [sys.executable, "-m", "launch.sweep", *map(str, arguments), "--backend=slurm", "--go"]
         with (folder / "out").open("a") as out:
-            return subprocess.Popen(
-                line, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**environment(), **self.variables}, text=True
-            )
+            variables = {**environment(), **self.variables}
+            self.sweeps.append(subprocess.Popen(line, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=variables))
+        return self.sweeps[-1]
 
     def stop(self) -> None:
-        """Cancel all jobs and end the daemons."""
+        """End sweeps, jobs and daemons."""
+        for process in self.sweeps:
+            process.kill()
+            process.wait()
         with contextlib.suppress(AssertionError):
+            self.call("scancel", f"--user={os.getuid()}", "--state=PENDING")
+            self.call("scancel", f"--user={os.getuid()}", "--state=RUNNING", "--signal=KILL", "--full")
             self.call("scancel", f"--user={os.getuid()}")
             self.until(lambda: not self.jobs(), 40)
-        for name in (*(f"slurmd-127.0.0.{k}" for k in range(1, self.count + 1)), "slurmctld", "munged"):
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(self.pid(name), signal.SIGTERM)
+        for pid in self.daemons:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         last = time.monotonic() + 15
-        while any(self.folder.glob("*.pid")) and time.monotonic() < last:
+        while any(map(alive, self.daemons)) and time.monotonic() < last:
             time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process runs: one that has ended may wait for its parent."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 @contextlib.contextmanager
