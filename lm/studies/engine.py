@@ -132,7 +132,7 @@ class Sweep:
         return self.stopping
 
     def stop(self, number: int, frame: object) -> None:
-        """End the runs after their step, saved; called for signals. At the end, by 0: those that were told before end at once."""
+        """End the runs after their step, saved; called for signals. 0, at the end: those that were told before end at once."""
         if number:
             self.stopping = True
         for one in self.started:
