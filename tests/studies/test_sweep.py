@@ -106,6 +106,7 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path, text):
     assert "4 runs, 4 done" in output
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_tried_again_and_named(tmp_path, text):
     """The others end; the failure's last line is shown, and the status is 1."""
     folder = tmp_path / "study"
