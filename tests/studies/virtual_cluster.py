@@ -52,7 +52,6 @@ class VirtualCluster:
 
     def __init__(self, folder: Path, count: int):
         self.folder, self.count = folder, count
-        self.daemons: list[int] = []
         self.sweeps: list[subprocess.Popen] = []
         self.variables = {
             "SLURM_CONF": str(folder / "slurm.conf"),
@@ -85,9 +84,7 @@ class VirtualCluster:
         self.call("slurmctld", "-c", "-i")
         for k in range(1, self.count + 1):
             self.call("slurmd", "-N", f"127.0.0.{k}")
-        names = [*(f"slurmd-127.0.0.{k}" for k in range(1, self.count + 1)), "slurmctld", "munged"]
-        self.until(lambda: all((self.folder / f"{name}.pid").exists() for name in names), 20)
-        self.daemons = [self.pid(name) for name in names]
+        self.until(lambda: len(self.pids()) == self.count + 2, 20)
         self.until(lambda: len(self.call("sinfo", "-hNp", "low", "-t", "idle", "-o%N").split()) == self.count, 20)
 
     def call(self, *line: str) -> str:
@@ -113,14 +110,28 @@ class VirtualCluster:
             if state == "PENDING":
                 subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], env={**os.environ, **self.variables})
 
-    def kill_node(self, number: int) -> None:
-        """Kill the daemon of a node."""
-        pid = self.pid(f"slurmd-127.0.0.{number}")
-        self.daemons.remove(pid)
-        os.kill(pid, signal.SIGKILL)
+    def pids(self) -> dict[str, int]:
+        """Return the process ids of the daemons by their names."""
+        found = {path.stem: path.read_text().strip() for path in self.folder.glob("*.pid")}
+        return {name: int(text) for name, text in found.items() if text}
 
-    def pid(self, name: str) -> int:
-        return int((self.folder / f"{name}.pid").read_text())
+    def kill_node(self, number: int) -> None:
+        """Kill the daemon of a node and all processes of its jobs at once, as a loss of power does."""
+        # The daemon of a job first: it would report how its processes ended.
+        daemon = self.pids()[f"slurmd-127.0.0.{number}"]
+        jobs = [path for path in Path("/proc").glob("[0-9]*") if self.owns(path, number)]
+        for pid in (daemon, *(int(path.name) for path in sorted(jobs, key=lambda path: not is_daemon(path)))):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        (self.folder / f"slurmd-127.0.0.{number}.pid").unlink()
+
+    def owns(self, process: Path, number: int) -> bool:
+        """Return whether a process belongs to a job of a node."""
+        with contextlib.suppress(OSError):
+            own = (process / "environ").read_bytes().split(b"\0")
+            names = (f"SLURM_CONF={self.variables['SLURM_CONF']}", f"SLURMD_NODENAME=127.0.0.{number}")
+            return all(name.encode() in own for name in names)
+        return False
 
     def sweep(self, *arguments: object, folder: Path) -> subprocess.Popen:
         """Start `python -m launch.sweep` with --backend=slurm; its output goes to the file `out` of the folder."""
@@ -140,12 +151,20 @@ class VirtualCluster:
             self.call("scancel", f"--user={os.getuid()}", "--state=RUNNING", "--signal=KILL", "--full")
             self.call("scancel", f"--user={os.getuid()}")
             self.until(lambda: not self.jobs(), 40)
-        for pid in self.daemons:
+        daemons = self.pids().values()
+        for pid in daemons:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         last = time.monotonic() + 15
-        while any(map(alive, self.daemons)) and time.monotonic() < last:
+        while any(map(alive, daemons)) and time.monotonic() < last:
             time.sleep(0.1)
+
+
+def is_daemon(process: Path) -> bool:
+    """Return whether a process is the daemon of a job."""
+    with contextlib.suppress(OSError):
+        return (process / "cmdline").read_bytes().startswith(b"slurmstepd")
+    return False
 
 
 def alive(pid: int) -> bool:
