@@ -98,7 +98,7 @@ def sweep(study, folder: Path) -> None:
     from lm.studies.measures import Measures, complete
     from lm.studies.plan import Planner, check_disk, check_figures, saves, summary
     from lm.studies.results import chosen
-    from lm.studies.runs import ended
+    from lm.studies.runs import check_asked, ended
     from lm.studies.slots import available_cores, memory_budget, slots_of
     from lm.studies.slurm import check_cluster
 
@@ -112,6 +112,8 @@ def sweep(study, folder: Path) -> None:
     planner = Planner(study, folder, measures)
     complete(measures, [*planner.wanted(), lambda: planner.anticipated({})], slots, lambda line: print(line, flush=True))
     runs = planner.anticipated(chosen(planner))
+    for one in runs:
+        check_asked(planner.workdir(one), one.config)
     done = {one.hash for one in runs if ended(planner.workdir(one))}
     plan = summary(study, runs, done, (JOBS.value or len(runs)) if cluster else len(slots))
     print("\n".join(table_of(plan)))

@@ -11,7 +11,7 @@ from lm.studies.arms import changed, grid
 from lm.studies.study import LOSS, Budget, Study
 
 
-def study(seeds: int = 4, steps: int = 500) -> Study:
+def study(seeds: int = 3, steps: int = 400) -> Study:
     config = changed(small("gpt_nano", steps), {"evaluate": ("lengths",)})
     encodings = ("learned", "sinusoidal", "rotary", "alibi", "bucket", "none")
     return Study(

@@ -221,8 +221,9 @@ def prepare_folder(run: PlannedRun, workdir: Path, study: str, fields: Mapping[s
         own = {path: row[run.arm] for path, row in fields.items()}
         label = {"study": study, "arm": run.arm, "seed": run.seed, "stage": run.stage, "fields": own}
         replace_file(workdir / "arm.json", dump_json(label, indent=1) + "\n")
-    if not (workdir / "config.json").exists():
-        replace_file(workdir / "config.json", to_json(run.config))
+    for name in ("asked.json", "config.json"):  # the second is resolved by the run
+        if not (workdir / name).exists():
+            replace_file(workdir / name, to_json(run.config))
 
 
 def spawn(workdir: Path, slot: Slot, claim: Claim, session: bool = True) -> subprocess.Popen:

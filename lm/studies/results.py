@@ -14,7 +14,7 @@ from lm.errors import UserError, check
 from lm.strict_json import load_json
 from lm.studies.measures import Measures, Missing
 from lm.studies.plan import TRAIN, PlannedRun, Planner
-from lm.studies.runs import State, ended, reason_of, state_of
+from lm.studies.runs import State, check_asked, ended, reason_of, state_of
 from lm.studies.study import Study, higher_is_better
 from lm.training.writers import parse_metrics
 
@@ -100,6 +100,8 @@ def outcome(planner: Planner, arm: str, seed: int, value: Any, grid: Sequence[tu
     """Read the runs of one arm and seed."""
     study, runs = planner.study, planner.trainings(arm, seed, value)
     folders = {run.stage: planner.workdir(run) for run in runs}
+    for run in runs:
+        check_asked(planner.workdir(run), run.config)
     states = [state_of(planner.workdir(run)) for run in runs]
     order: tuple[State, ...] = ("failed", "running", "missing", "done")
     state = next(one for one in order if one in states)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Literal
 
+from lm.config import Config, from_json
 from lm.errors import UserError
 from lm.outputs import is_claimed, replace_file
 from lm.strict_json import dump_json, load_json
+from lm.studies.study import fields_of
 
 State = Literal["done", "running", "failed", "missing"]
 TAIL = 4000  # bytes of a console that are read for its last line
@@ -32,6 +35,18 @@ def state_of(workdir: Path) -> State:
     if is_claimed(workdir / "arm.json") or is_claimed(workdir):
         return "running"
     return "failed" if (workdir / "failed.json").exists() else "missing"
+
+
+def check_asked(workdir: Path, config: Config) -> None:
+    """Raise UserError where a run of an equal hash had another config: a default was another when it was trained."""
+    path = workdir / "asked.json"
+    if not path.exists():
+        return
+    # The path of the run it starts from may change; its name is in the hash.
+    before, now = (dataclasses.replace(one, start=None) for one in (from_json(path.read_bytes(), str(path)), config))
+    odd = sorted({name for name, _ in set(fields_of(before)) ^ set(fields_of(now))})
+    if odd:
+        raise UserError(f"{workdir} was trained with another default of {', '.join(odd[:3])}: name another --workdir")
 
 
 def note_failure(workdir: Path, status: int) -> str:

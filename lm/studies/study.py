@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -171,8 +172,29 @@ def higher_is_better(metric: str) -> bool:
 
 
 def hash_of(config: Config) -> str:
-    """Return the hash of a whole config, which names the folder of its run."""
-    return hashlib.sha256(to_json(config).encode()).hexdigest()[:DIGITS]
+    """Return the hash of a whole config, which names the folder of its run.
+
+    Fields at their defaults are left out, and classes are named without their modules: a version of lm in which a class has
+    moved, or a config has one more field, still finds the runs. `lm.studies.runs.check_asked` guards against a changed default.
+    """
+    return hashlib.sha256(json.dumps(essential(config), sort_keys=True).encode()).hexdigest()[:DIGITS]
+
+
+def essential(value: Any) -> Any:
+    """Return a dataclass tree as plain values, without the fields that have their default."""
+    if dataclasses.is_dataclass(value):
+        fields = {one.name: getattr(value, one.name) for one in chosen(value) if getattr(value, one.name) != default_of(one)}
+        return {"type": type(value).__qualname__, **{name: essential(one) for name, one in fields.items()}}
+    if isinstance(value, tuple | list):
+        return [essential(one) for one in value]
+    if isinstance(value, Mapping):
+        return {name: essential(one) for name, one in value.items()}
+    return value
+
+
+def default_of(one: dataclasses.Field) -> Any:
+    """Return the default of a field, MISSING where there is none."""
+    return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
 
 
 def differences(arms: tuple[Arm, ...]) -> dict[str, dict[str, str]]:

@@ -17,7 +17,8 @@ from lm.sharding import unbox
 from lm.studies.arms import axis, changed, grid, named, parse_axes, together, zipped
 from lm.studies.measures import essence
 from lm.studies.plan import SEARCH, Measure, Planner, check_figures, summary
-from lm.studies.study import Arm, Budget, Study, Tune, differences, hash_of, higher_is_better, load_study
+from lm.studies.runs import check_asked
+from lm.studies.study import Arm, Budget, Study, Tune, differences, essential, hash_of, higher_is_better, load_study
 
 TINY = "tests/configs/tiny.py"
 
@@ -140,6 +141,22 @@ def test_runs_are_named_by_their_whole_config():
     # The folder of the study is no part of a name; every field of a config is.
     assert [run.hash for run in planned(Study(arms=arms, seeds=3), "elsewhere")] == [run.hash for run in runs]
     assert hash_of(tiny(every__log=2)) != hash_of(tiny())
+
+
+def test_a_new_field_or_a_moved_class_keeps_the_hash(tmp_path, monkeypatch):
+    """A hash is of the values that differ from defaults; a default that changed is an error, not a silent mixture."""
+    config = tiny(optimizer__lr=2e-3)
+    assert hash_of(config) == hash_of(dataclasses.replace(config, batch=config.batch))
+    assert hash_of(config) != hash_of(tiny(optimizer__lr=3e-3))
+    text = json.dumps(essential(config))
+    assert "0.002" in text
+    assert "lm.models" not in text
+    assert "skip_limit" not in text
+    (tmp_path / "asked.json").write_text(to_json(config).replace('"skip_limit": 20', '"skip_limit": 30'))
+    with pytest.raises(UserError, match="another default of skip_limit"):
+        check_asked(tmp_path, config)
+    (tmp_path / "asked.json").write_text(to_json(config).replace(' "skip_limit": 20,\n', ""))
+    check_asked(tmp_path, dataclasses.replace(config, start="elsewhere"))
 
 
 def test_budgets_give_steps():
