@@ -88,15 +88,22 @@ def _failures(arm: str, own: Sequence[Outcome]) -> list[Notice]:
 def _missing(study: Study, arm: str, own: Sequence[Outcome]) -> list[Notice]:
     """Tell of seeds without a result, and of those that remain."""
     states = {outcome.seed: outcome for outcome in own}
-    words = {"running": "is running", "missing": "is missing"}
-    absent = [seed for seed in study.seeds if seed not in states or states[seed].state in words]
+    state_of = {seed: states[seed].state if seed in states else "missing" for seed in study.seeds}
+    absent = [seed for seed, state in state_of.items() if state in ("running", "missing")]
     if not absent:
         return []
     used = [str(seed) for seed in results_of(own, arm, study.metrics[0])]
-    listed = ", ".join(f"seed {seed} {words[states[seed].state if seed in states else 'missing']}" for seed in absent)
+    listed = ", ".join(
+        f"{_seeds(seeds)} {'is' if len(seeds) == 1 else 'are'} {state}"
+        for state in ("running", "missing")
+        if (seeds := [str(seed) for seed in absent if state_of[seed] == state])
+    )
     reasons = "".join(f" ({reason})" for reason in dict.fromkeys(states[s].reason for s in absent if s in states) if reason)
-    seeds = f"{'seed' if len(used) == 1 else 'seeds'} {', '.join(used)}" if used else "no seed"
-    return [Notice("missing", f"{arm}: {listed}{reasons}; results of {seeds} are used")]
+    return [Notice("missing", f"{arm}: {listed}{reasons}; results of {_seeds(used) if used else 'no seed'} are used")]
+
+
+def _seeds(seeds: Sequence[str]) -> str:
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}"
 
 
 def _edges(study: Study, arm: str, own: Sequence[Outcome]) -> list[Notice]:
