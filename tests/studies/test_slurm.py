@@ -109,6 +109,11 @@ def training(folder: Path, least: int = 20, most: int = STEPS) -> list[Path]:
     return [path for path in folder.glob("runs/*") if least <= max((one["step"] for one in lines(path)), default=0) < most]
 
 
+def job_of(workdir: Path) -> str:
+    """Return the id of a run's job."""
+    return json.loads((workdir / "job.json").read_text())["job"]
+
+
 def finish(cluster, process, seconds: float = 240) -> str:
     """Wait for a sweep while requeued jobs are started at once; return its output."""
     last = time.monotonic() + seconds
@@ -236,7 +241,7 @@ def test_runs_are_those_of_the_local_engine(cluster, study, reference, tmp_path)
 @pytest.mark.slow
 def test_a_preempted_job_goes_on(cluster, study, reference, tmp_path):
     process = cluster.sweep(*study[1], "--seeds=1", folder=tmp_path)
-    cluster.until(lambda: len(training(study[0])) == 2)
+    cluster.until(lambda: training(study[0]))
     cut = {path.name for path in training(study[0])}
     (tmp_path / "high.sh").write_text("#!/bin/bash\nsleep 3\n")
     high = cluster.call("sbatch", "--parsable", "-phigh", "-N2", f"--output={os.devnull}", str(tmp_path / "high.sh")).strip()
@@ -250,7 +255,7 @@ def test_a_preempted_job_goes_on(cluster, study, reference, tmp_path):
     assert process.returncode == 0, out
     assert "failed" not in out, out
     check_same(study[0], reference[0], 2)
-    assert {name for name, count in consoles(study[0]).items() if count == 2} == cut
+    assert all(consoles(study[0])[name] == 2 for name in cut)
     assert submitted(study[0]) == 2
 
 
@@ -259,7 +264,7 @@ def test_a_preempted_job_goes_on(cluster, study, reference, tmp_path):
 def test_a_job_saves_before_its_time_is_over(cluster, study, reference, tmp_path):
     """SIGUSR2, which SLURM sends to all processes of a job before its time limit."""
     process = cluster.sweep(*study[1], "--seeds=1", folder=tmp_path)
-    cluster.until(lambda: len(training(study[0])) == 2)
+    cluster.until(lambda: training(study[0]))
     cut = {path.name for path in training(study[0])}
     for job, _, state, _ in cluster.jobs():
         if state == "RUNNING":
@@ -268,7 +273,7 @@ def test_a_job_saves_before_its_time_is_over(cluster, study, reference, tmp_path
     assert process.returncode == 0, out
     assert not {"failed", "again"} & set(out.split()), out
     check_same(study[0], reference[0], 2)
-    assert {name for name, count in consoles(study[0]).items() if count == 2} == cut
+    assert all(consoles(study[0])[name] == 2 for name in cut)
     assert submitted(study[0]) == 2
 
 
@@ -293,14 +298,15 @@ def test_a_job_without_progress_is_not_requeued(cluster, study, tmp_path, monkey
 def test_a_cancelled_job_is_submitted_again(cluster, study, reference, tmp_path):
     """By hand, or on a cluster that cancels what it preempts: no failure while the run gets on."""
     process = cluster.sweep(*study[1], "--seeds=1", folder=tmp_path)
-    cluster.until(lambda: len(training(study[0])) == 2)
-    for job, *_ in cluster.jobs():
-        cluster.call("scancel", job)
+    cluster.until(lambda: training(study[0]))
+    cut = training(study[0])
+    for path in cut:
+        cluster.call("scancel", job_of(path))
     out = finish(cluster, process)
     assert process.returncode == 0, out
-    assert out.count("its job ended at step") == 2, out
+    assert out.count("its job ended at step") == len(cut), out
     check_same(study[0], reference[0], 2)
-    assert submitted(study[0]) == 4
+    assert submitted(study[0]) == 2 + len(cut)
 
 
 @needs_slurm
@@ -326,14 +332,16 @@ def test_a_job_that_dies_is_a_failure(cluster, study, tmp_path):
 @pytest.mark.slow
 def test_a_lost_node_loses_no_run(cluster, study, reference, tmp_path):
     process = cluster.sweep(*study[1], "--seeds=1", folder=tmp_path)
-    cluster.until(lambda: len(training(study[0], least=60)) == 2)
-    cluster.kill_node(2)
+    cluster.until(lambda: training(study[0], least=60))
+    (cut, *_) = training(study[0], least=60)
+    node = cluster.call("squeue", "-hro%N", f"--jobs={job_of(cut)}").strip()
+    cluster.kill_node(int(node.rpartition(".")[2]))
     cluster.until(lambda: any(state == "PENDING" and not node for _, _, state, node in cluster.jobs()), 90)
     out = finish(cluster, process)
     assert process.returncode == 0, out
     assert not {"failed", "again"} & set(out.split()), out
     check_same(study[0], reference[0], 2)
-    assert sorted(consoles(study[0]).values()) == [1, 2]
+    assert consoles(study[0])[cut.name] == 2
     assert submitted(study[0]) == 2
 
 
@@ -341,7 +349,7 @@ def test_a_lost_node_loses_no_run(cluster, study, reference, tmp_path):
 @pytest.mark.slow
 def test_a_killed_sweep_finds_its_jobs(cluster, study, reference, tmp_path):
     process = cluster.sweep(*study[1], "--seeds=1", "--jobs=1", folder=tmp_path)
-    cluster.until(lambda: len(training(study[0])) == 1)
+    cluster.until(lambda: training(study[0]))
     process.kill()
     process.wait()
     assert len(cluster.jobs()) == 2
@@ -375,7 +383,7 @@ def test_a_run_that_fails_is_tried_once_more(cluster, study, reference, tmp_path
 @pytest.mark.slow
 def test_ctrl_c_saves_and_leaves_nothing_in_the_queue(cluster, study, reference, tmp_path):
     process = cluster.sweep(*study[1], "--seeds=1", "--jobs=1", folder=tmp_path)
-    cluster.until(lambda: len(training(study[0])) == 1)
+    cluster.until(lambda: training(study[0]))
     cut = {path.name for path in training(study[0])}
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
@@ -391,7 +399,7 @@ def test_ctrl_c_saves_and_leaves_nothing_in_the_queue(cluster, study, reference,
     finish(cluster, process)
     assert process.returncode == 0
     check_same(study[0], reference[0], 2)
-    assert {name for name, count in consoles(study[0]).items() if count == 2} == cut
+    assert all(consoles(study[0])[name] == 2 for name in cut)
 
 
 @needs_slurm

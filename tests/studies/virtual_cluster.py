@@ -117,10 +117,10 @@ class VirtualCluster:
 
     def kill_node(self, number: int) -> None:
         """Kill the daemon of a node and all processes of its jobs at once, as a loss of power does."""
-        # The daemon of a job first: it would report how its processes ended.
-        daemon = self.pids()[f"slurmd-127.0.0.{number}"]
-        jobs = [path for path in Path("/proc").glob("[0-9]*") if self.owns(path, number)]
-        for pid in (daemon, *(int(path.name) for path in sorted(jobs, key=lambda path: not is_daemon(path)))):
+        # Daemons first, that of the node and those of its jobs: they would report how processes ended.
+        jobs = [int(path.name) for path in Path("/proc").glob("[0-9]*") if self.owns(path, number)]
+        daemons = {pid for pid in map(parent, jobs) if name_of(pid).startswith("slurmstepd")}
+        for pid in (self.pids()[f"slurmd-127.0.0.{number}"], *daemons, *jobs):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         (self.folder / f"slurmd-127.0.0.{number}.pid").unlink()
@@ -160,17 +160,25 @@ class VirtualCluster:
             time.sleep(0.1)
 
 
-def is_daemon(process: Path) -> bool:
-    """Return whether a process is the daemon of a job."""
-    with contextlib.suppress(OSError):
-        return (process / "cmdline").read_bytes().startswith(b"slurmstepd")
-    return False
+def stat(pid: int) -> list[str]:
+    """Return state, parent and more of a process."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def parent(pid: int) -> int:
+    """Return the parent of a process."""
+    return int(stat(pid)[1])
+
+
+def name_of(pid: int) -> str:
+    """Return the name by which a process was started, or which it has given itself."""
+    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def alive(pid: int) -> bool:
     """Return whether a process runs: one that has ended may wait for its parent."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return stat(pid)[0] != "Z"
     return False
 
 
