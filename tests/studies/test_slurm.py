@@ -266,9 +266,8 @@ def test_a_job_saves_before_its_time_is_over(cluster, study, reference, tmp_path
     process = cluster.sweep(*study[1], "--seeds=1", folder=tmp_path)
     cluster.until(lambda: training(study[0]))
     cut = {path.name for path in training(study[0])}
-    for job, _, state, _ in cluster.jobs():
-        if state == "RUNNING":
-            cluster.call("scancel", "--signal=USR2", job)
+    for name in cut:
+        cluster.call("scancel", "--signal=USR2", job_of(study[0] / "runs" / name))
     out = finish(cluster, process)
     assert process.returncode == 0, out
     assert not {"failed", "again"} & set(out.split()), out

@@ -53,6 +53,7 @@ class VirtualCluster:
     def __init__(self, folder: Path, count: int):
         self.folder, self.count = folder, count
         self.sweeps: list[subprocess.Popen] = []
+        self.waiting: dict[str, float] = {}
         self.variables = {
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": f"{os.environ['PATH']}:/usr/sbin",
@@ -105,10 +106,14 @@ class VirtualCluster:
         return [row.split("|") for row in self.call("squeue", "-hro%A|%K|%T|%N").splitlines()]
 
     def restart_requeued(self) -> None:
-        """Start jobs that were requeued: SLURM would wait two minutes."""
-        for job, _, state, _ in self.jobs():
-            if state == "PENDING":
-                subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], env={**os.environ, **self.variables})
+        """Start jobs that have waited for some seconds, as requeued ones do: SLURM would have them wait for two minutes."""
+        waiting = {job for job, _, state, _ in self.jobs() if state == "PENDING"}
+        self.waiting = {job: self.waiting.get(job, time.monotonic()) for job in waiting}
+        for job, since in self.waiting.items():
+            # Not at once: a node refuses the credential of a job within the second in which its last sitting was revoked.
+            if time.monotonic() - since > 4:
+                line = ["scontrol", "update", f"jobid={job}", "starttime=now"]
+                subprocess.run(line, env={**os.environ, **self.variables}, capture_output=True)
 
     def pids(self) -> dict[str, int]:
         """Return the process ids of the daemons by their names."""
