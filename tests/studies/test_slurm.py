@@ -195,6 +195,7 @@ def test_neighbours_take_different_cores(monkeypatch):
 # -- on a cluster ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_a_sweep_runs_as_jobs(cluster, tmp_path):
     spec = f"tests/configs/tiny.py:text={text(tmp_path)}"
