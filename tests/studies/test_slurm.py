@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import asdict
@@ -39,8 +40,9 @@ STEPS = 240
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    with virtual_cluster(tmp_path / "cluster", 2) as running:
+def cluster():
+    # Not below tmp_path: the daemons' sockets have names of 108 characters at most.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, virtual_cluster(Path(folder), 2) as running:
         yield running
 
 
