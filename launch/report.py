@@ -1,4 +1,4 @@
-"""Compare the arms of a study: is one better than the baseline, how sure is that, and what else differs between them.
+"""Report on an ablation study: the difference of each arm to the baseline with its interval, a verdict, and warnings.
 
     python -m launch.report DIR [--metric=eval/validation/loss] [--baseline=ARM]
 

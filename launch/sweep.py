@@ -1,4 +1,4 @@
-"""Ablation sweeps: change one thing, hold all else equal, several seeds; the same command goes on, and adds what is missing.
+"""Run an ablation study: arms that differ in one thing, several seeds each. The same command resumes and completes it.
 
     python -m launch.sweep --config=configs/gpt_nano.py --grid='objective.model.positions=rotary,learned' --seeds=5 [--go]
     python -m launch.sweep --study=configs/studies/NAME.py[:key=value,...] [--seeds=N] [--steps=N] [--workdir=DIR] [--go]
@@ -8,9 +8,13 @@ Prints the plan first: arms, runs, parameters, tokens, FLOPs, hours, disk, and t
 A folder `runs/HASH` holds each run; `python -m launch.report DIR` compares the arms, also while runs are missing.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -20,6 +24,13 @@ from lm.fields import override
 from lm.flags import run
 from lm.outputs import replace_file
 from lm.strict_json import dump_json
+
+if TYPE_CHECKING:  # scipy and jinja2 would cost --help its second
+    from lm.studies.engine import View
+    from lm.studies.plan import PlannedRun, Planner
+    from lm.studies.runs import State
+    from lm.studies.slots import Slot
+    from lm.studies.study import Study
 
 CONFIG = flags.DEFINE_string("config", None, "config that the arms change: FILE.py[:key=value,...], or a NAME in configs/")
 GRID = flags.DEFINE_multi_string("grid", [], "fields with their values, all combinations: 'a.b=v1,v2 c=d,e'")
@@ -39,24 +50,21 @@ MEMORY = flags.DEFINE_float("memory", 0, "gigabytes for all runs together (defau
 BACKEND = flags.DEFINE_enum("backend", "local", ["local", "slurm"], "run on this machine, or as jobs of a cluster")
 PARTITION = flags.DEFINE_string("partition", None, "SLURM: partition of the jobs")
 MINUTES = flags.DEFINE_integer("minutes", 60, "SLURM: time limit of a job, which is requeued and resumes until it is done", 1)
-GO = flags.DEFINE_bool("go", False, "run what is missing")
+GO = flags.DEFINE_bool("go", False, "start the missing runs")
 
 
 def main(overrides: list[tuple[str, str]]) -> None:
-    """Plan; with --go run what is missing and write the report."""
-    from lm.studies.study import Study
-
+    """Print the plan; with --go start the missing runs and write the report."""
     study, folder = asked(overrides)
     check(folder.is_dir() or not folder.exists(), f"--workdir={folder} is a file; name a folder")
     changes = {} if SEEDS.value is None else {"seeds": tuple(range(SEEDS.value))}
     changes |= {"metrics": tuple(METRICS.value)} if METRICS.value else {}
     changes |= {"baseline": BASELINE.value} if BASELINE.value else {}
     changes |= budget()
-    study: Study = dataclasses.replace(study, **changes)
-    sweep(study, folder)
+    sweep(dataclasses.replace(study, **changes), folder)
 
 
-def asked(overrides: list[tuple[str, str]]) -> tuple:
+def asked(overrides: list[tuple[str, str]]) -> tuple[Study, Path]:
     """Return the study that the command line asks for, and its folder."""
     from lm.studies.arms import axis, grid, parse_axes, together
     from lm.studies.results import read_study
@@ -92,8 +100,8 @@ def budget() -> dict:
     return {"budget": Budget(**given)} if given else {}
 
 
-def sweep(study, folder: Path) -> None:
-    """Print the plan of a study; with --go, or a yes on a terminal, run what is missing and write the report."""
+def sweep(study: Study, folder: Path) -> None:
+    """Print the plan of a study; with --go, or after confirmation on a terminal, start the missing runs; write the report."""
     from lm.studies.live import Live, table_of
     from lm.studies.measures import Measures, complete
     from lm.studies.plan import Planner, check_disk, check_figures, saves, summary
@@ -111,7 +119,7 @@ def sweep(study, folder: Path) -> None:
     measures = Measures(folder)
     planner = Planner(study, folder, measures)
     complete(measures, [*planner.wanted(), lambda: planner.anticipated({})], slots, lambda line: print(line, flush=True))
-    runs = planner.anticipated(chosen(planner))
+    runs = planner.anticipated(chosen(planner, {}))
     for one in runs:
         check_asked(planner.workdir(one), one.config)
     done = {one.hash for one in runs if ended(planner.workdir(one))}
@@ -137,14 +145,14 @@ def sweep(study, folder: Path) -> None:
     conclude(folder, interrupted)
 
 
-def engine(study, folder: Path, planner, slots, memory: int, view) -> bool:
-    """Run what is missing by the backend; return whether a signal ended it."""
+def engine(study: Study, folder: Path, planner: Planner, slots: Sequence[Slot], memory: int, view: View) -> bool:
+    """Start the missing runs on the backend; return whether a signal ended the sweep."""
     from lm.studies.engine import Sweep
     from lm.studies.results import chosen
     from lm.studies.study import differences
 
-    def plan():
-        return list(planner.runs(chosen(planner)))
+    def plan(states: Mapping[str, State]) -> list[PlannedRun]:
+        return list(planner.runs(chosen(planner, states)))
 
     if BACKEND.value == "slurm":
         from lm.studies.slurm import Cluster
@@ -174,7 +182,7 @@ def conclude(folder: Path, interrupted: bool) -> None:
         sys.exit(1)
 
 
-def notices(study, folder: Path, planned: set[str]) -> list[str]:
+def notices(study: Study, folder: Path, planned: set[str]) -> list[str]:
     """Say which runs of an earlier study in this folder stay valid."""
     from lm.studies.results import read_study
 

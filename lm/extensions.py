@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 
 from lm.errors import UserError, one_line
@@ -52,9 +52,14 @@ def register(config: object) -> None:
         _known.add(type(config).__module__)
         for field in dataclasses.fields(config):
             register(getattr(config, field.name))
-    elif isinstance(config, tuple):
-        for one in config:
+    elif isinstance(config, tuple | Mapping):
+        for one in config.values() if isinstance(config, Mapping) else config:
             register(one)
+
+
+def own_modules() -> list[str]:
+    """List the registered modules outside of lm, for the --modules of a command that this process starts."""
+    return sorted(name for name in _known if name.partition(".")[0] not in ("lm", "builtins"))
 
 
 def is_known(module: str) -> bool:

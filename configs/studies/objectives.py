@@ -1,4 +1,4 @@
-"""Which pre-training objective gives the best encoder for the same compute?
+"""Which pre-training objective gives the best network to fine-tune for the same compute?
 
     python -m launch.sweep --study=objectives --go
 

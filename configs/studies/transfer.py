@@ -1,4 +1,4 @@
-"""Does a network that read two languages answer in one of them what it learned to answer in the other?
+"""Does pre-training on two languages transfer question answering from one to the other, without labels in the second?
 
     python -m launch.transfer --xquad=DIR
     python -m launch.sweep --study=transfer --go

@@ -1,5 +1,5 @@
 """Ablation studies: arms that differ in one thing, paired seeds, and a report that says how sure the answer is.
 
-Read in this order: `study` (the value), `plan` (its runs and their cost), `engine` (run what is missing), `results` (read what
-is there), `statistics`, `resampling` and `scaling` (compare), `report/` (say).
+Read in this order: `study` (the value), `plan` (its runs and their cost), `engine` and `slurm` (start the missing runs),
+`results` (read the finished ones), `statistics`, `resampling` and `scaling` (compare), `report/` (tables, plots, pages).
 """

@@ -21,11 +21,6 @@ def axis(path: str, values: Sequence[Any]) -> Axis:
     return [{path: value} for value in values]
 
 
-def zipped(**fields: Sequence[Any]) -> Axis:
-    """Fields that change together, from sequences of one length; '__' stands for the '.' of a path."""
-    return together({name.replace("__", "."): values for name, values in fields.items()})
-
-
 def together(fields: Mapping[str, Sequence[Any]]) -> Axis:
     """Fields that change together: {dotted path: values}."""
     lengths = {len(values) for values in fields.values()}

@@ -87,11 +87,12 @@ class Started:
 
 @dataclass
 class Sweep:
-    """The runs of a study and those that this process has started; `plan` lists all runs that can be named by now."""
+    """The runs of a study and those that this process has started; `plan` lists all runs that
+    the states allow to name."""
 
     folder: Path
     study: str
-    plan: Callable[[], Sequence[PlannedRun]]
+    plan: Callable[[Mapping[str, State]], Sequence[PlannedRun]]
     slots: Sequence[Slot]
     memory: int
     view: View
@@ -113,7 +114,7 @@ class Sweep:
             try:
                 while True:
                     if fresh:
-                        self.runs = self.plan()
+                        self.runs = self.plan(self.states)
                     if fresh or time.monotonic() - looked > STALE:
                         self.look()
                         fresh, looked = False, time.monotonic()

@@ -18,7 +18,7 @@ from lm.config import Config
 from lm.data.types import labelled
 from lm.errors import UserError, check
 from lm.evaluation.registry import label
-from lm.fields import as_text, override
+from lm.studies.arms import changed
 from lm.studies.statistics import detectable
 from lm.studies.study import Arm, Study, hash_of
 
@@ -65,11 +65,6 @@ Measures = Callable[[Config, Measure | None], Measure]  # (config, that of the s
 def seeded(config: Config, seed: int) -> Config:
     """Return the config of a run with a seed."""
     return dataclasses.replace(config, seed=seed)
-
-
-def with_value(config: Config, field: str, value: Any) -> Config:
-    """Replace one field at its dotted path."""
-    return override(config, [(field, as_text(value))])
 
 
 def half_of(config: Config, half: Literal["first", "second"]) -> Config:
@@ -150,7 +145,7 @@ class Planner:
             return {}
         found = {}
         for value in tune.values:
-            stages = [half_of(with_value(config, tune.field, value), "first") for config in self.budgeted[arm]]
+            stages = [half_of(changed(config, {tune.field: value}), "first") for config in self.budgeted[arm]]
             shorter = [dataclasses.replace(one, steps=max(1, round(one.steps * tune.share))) for one in stages]
             found[value] = self.chain(arm, tune.seed, shorter, SEARCH)
         return found
@@ -160,7 +155,7 @@ class Planner:
         tune = self.study.tune
         stages = stages or self.budgeted[arm]
         if tune is not None:
-            stages = [half_of(with_value(config, tune.field, value), "second") for config in stages]
+            stages = [half_of(changed(config, {tune.field: value}), "second") for config in stages]
         runs = self.chain(arm, seed, stages, TRAIN)
         result = runs[-1]
         own = {**self.study.downstream, **self.study.arm(arm).downstream}

@@ -87,7 +87,7 @@ def outcomes(planner: Planner) -> list[Outcome]:
     study, found = planner.study, []
     for arm in study.arms:
         grid = searched(planner, arm.name)
-        value = chosen_value(planner, grid)
+        value = best_value(planner, grid)
         for seed in study.seeds:
             if study.tune is not None and value is None:
                 found.append(Outcome(arm.name, seed, "", "missing", reason=unfinished(planner, arm.name)))
@@ -192,8 +192,16 @@ def samples_of(workdir: Path) -> list[tuple[str, str]]:
 # -- the search of a tuned field --------------------------------------------------------------------------------------
 
 
-def searched(planner: Planner, arm: str) -> list[tuple[Any, float]]:
-    """Return the figure of each value of the search that has ended; NaN for one whose run failed."""
+def searched(planner: Planner, arm: str, states: Mapping[str, State] | None = None) -> list[tuple[Any, float]]:
+    """Return the figure of each value of the search that has ended; NaN for one whose run failed.
+
+    `states`: of a sweep that goes on, in which a run has failed only once it is not tried again; None: read from the folders.
+    """
+
+    def failed(run: PlannedRun) -> bool:
+        state = state_of(planner.workdir(run)) if states is None else states.get(run.hash)
+        return state == "failed"
+
     tune, found = planner.study.tune, []
     if tune is None:
         return []
@@ -201,12 +209,12 @@ def searched(planner: Planner, arm: str) -> list[tuple[Any, float]]:
         workdir = planner.workdir(runs[-1])
         if ended(workdir):
             found.append((value, last_figures(workdir).get(tune.metric, math.nan)))
-        elif any(state_of(planner.workdir(run)) == "failed" for run in runs):
+        elif any(map(failed, runs)):
             found.append((value, math.nan))
     return found
 
 
-def chosen_value(planner: Planner, grid: Sequence[tuple[Any, float]]) -> Any:
+def best_value(planner: Planner, grid: Sequence[tuple[Any, float]]) -> Any:
     """Return the best value of a search; None while runs of it are missing, or where all have failed."""
     tune = planner.study.tune
     finite = [(figure, value) for value, figure in grid if math.isfinite(figure)]
@@ -215,11 +223,9 @@ def chosen_value(planner: Planner, grid: Sequence[tuple[Any, float]]) -> Any:
     return (max if higher_is_better(tune.metric) else min)(finite, key=lambda pair: pair[0])[1]
 
 
-def chosen(planner: Planner) -> dict[str, Any]:
-    """Return the value of every arm whose search has ended."""
-    if planner.study.tune is None:
-        return {}
-    values = {arm.name: chosen_value(planner, searched(planner, arm.name)) for arm in planner.study.arms}
+def chosen(planner: Planner, states: Mapping[str, State]) -> dict[str, Any]:
+    """Return the value of every arm whose search has ended; `states` as in `searched`."""
+    values = {arm.name: best_value(planner, searched(planner, arm.name, states)) for arm in planner.study.arms}
     return {name: value for name, value in values.items() if value is not None}
 
 

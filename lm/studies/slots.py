@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lm.errors import check
+from lm.extensions import own_modules
 from lm.platform import has_accelerator
 from lm.sizes import memory
 
@@ -21,8 +22,9 @@ class Slot:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def command(self, module: str, *arguments: str) -> list[str]:
-        """Return the command line that runs a module here."""
-        return [sys.executable, "-m", "lm.studies.pinned", self.cores, module, *arguments]
+        """Return the command line that runs a module here; it knows the user's own modules that this process knows."""
+        own = [f"--modules={','.join(modules)}"] if (modules := own_modules()) else []
+        return [sys.executable, "-m", "lm.studies.pinned", self.cores, module, *arguments, *own]
 
 
 def available_cores() -> list[int]:
@@ -37,11 +39,12 @@ def slots_of(jobs: int = 0, cores: int = 1) -> list[Slot]:
 
     How many threads a step has may change its last bits, so that the cores of a run are a fixed number, whatever `jobs` is.
     """
-    gpus = sorted(Path("/dev").glob("nvidia[0-9]*"))
-    if gpus:
-        chosen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(str(k) for k in range(len(gpus)))).split(",")
-        found = [Slot(environment={"CUDA_VISIBLE_DEVICES": one}) for one in chosen if one]
-    elif has_accelerator():  # a TPU belongs to one process
+    count = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    gpus = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",") if one]
+    cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
+    if count and gpus and not cpu:
+        found = [Slot(environment={"CUDA_VISIBLE_DEVICES": one}) for one in gpus]
+    elif has_accelerator() and not count and not cpu:  # a TPU belongs to one process
         found = [Slot()]
     else:
         own = available_cores()

@@ -64,7 +64,7 @@ class Cluster:
 
     folder: Path
     study: str
-    plan: Callable[[], Sequence[PlannedRun]]
+    plan: Callable[[Mapping[str, State]], Sequence[PlannedRun]]
     view: View
     cores: int = 1
     partition: str | None = None
@@ -107,7 +107,7 @@ class Cluster:
             pause, fresh = PAUSES[0], True
             while True:
                 if fresh:
-                    self.runs = self.plan()
+                    self.runs = self.plan(self.states)
                 fresh = self.look()
                 changed = self.end() if self.stopping else self.submit()
                 self.view.show(self)

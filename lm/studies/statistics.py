@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ncfdtr, stdtr, stdtrit
-from scipy.stats import false_discovery_control
 
 from lm.errors import check
 
@@ -162,12 +161,6 @@ def holm(p: Values) -> np.ndarray:
     adjusted = np.empty(m)
     adjusted[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(m, 0, -1) * p[order]))
     return adjusted
-
-
-def benjamini_hochberg(p: Values) -> np.ndarray:
-    """Adjust p for the false-discovery rate (Benjamini and Hochberg 1995), for screens of many arms; NaN as in `holm`."""
-    p = np.asarray(p, float)
-    return np.where(np.isnan(p), np.nan, false_discovery_control(np.where(np.isnan(p), 1.0, p)) if p.size else p)
 
 
 # -- power --------------------------------------------------------------------------------------------------------------

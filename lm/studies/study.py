@@ -45,9 +45,9 @@ class Arm:
         check(
             bool(re.fullmatch(r"[^\s/,|][^\n/,|]*", self.name)), f"arm '{self.name}': a name has no line end, '/', ',' or '|'"
         )
-        stages = self.stages if isinstance(self.stages, tuple) else (self.stages,)
-        check(bool(stages) and all(isinstance(one, Config) for one in stages), f"arm '{self.name}': a stage is a Config")
-        object.__setattr__(self, "stages", stages)
+        stages = self.stages
+        fits = isinstance(stages, tuple) and bool(stages) and all(isinstance(one, Config) for one in stages)
+        check(fits, f"arm '{self.name}': stages is a tuple of Configs")
         shares = self.shares or (1 / len(stages),) * len(stages)
         check(len(shares) == len(stages), f"arm '{self.name}' has {len(stages)} stages and {len(shares)} shares")
         check(all(share > 0 for share in shares), f"arm '{self.name}': shares={shares} must be positive")
@@ -89,7 +89,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Tune:
-    """A grid over one field, searched for each arm before its runs: the last stage of the arm takes the best value.
+    """A grid over one field, searched for each arm before its runs: every stage of the arm takes the best value.
 
     Trained with `seed`, which is none of the study's, and chosen by `metric` on one half of the held-out data; the study's runs
     are measured on the other half, so that the choice does not leak. `share`: part of the steps that a run of the search takes.

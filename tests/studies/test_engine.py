@@ -6,12 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from lm.config import load
+from lm.config import from_json, load
+from lm.errors import UserError
+from lm.extensions import register
 from lm.studies import engine
 from lm.studies.engine import Sweep
-from lm.studies.plan import Measure, PlannedRun
+from lm.studies.plan import Measure, PlannedRun, Planner, check_disk
+from lm.studies.results import chosen
 from lm.studies.runs import reason_of
 from lm.studies.slots import Slot
+from lm.studies.study import Arm, Study, Tune
+from tests.examples.shuffled import Shuffled
 
 CONFIG = load("tests/configs/tiny.py")
 
@@ -66,7 +71,7 @@ def sweep_of(tmp_path, lines):
     view = SimpleNamespace(show=lambda sweep: None, say=lines.append)
 
     def made(runs, slots=2, memory=100):
-        return Sweep(tmp_path, "study", lambda: runs, [Slot(str(k)) for k in range(slots)], memory, view)
+        return Sweep(tmp_path, "study", lambda states: runs, [Slot(str(k)) for k in range(slots)], memory, view)
 
     return made
 
@@ -111,6 +116,56 @@ def test_a_failure_is_tried_again_once_and_stops_nothing(sweep_of, monkeypatch, 
     trainings = Trainings(monkeypatch, later)
     later.go()
     assert sorted(trainings.log) == ["next", "twice"]
+
+
+def test_a_search_waits_for_the_second_try(tmp_path, sweep_of, monkeypatch):
+    """A value whose run failed once is still open: the choice would otherwise change after the runs that rest on it."""
+    config = dataclasses.replace(CONFIG, every=dataclasses.replace(CONFIG.every, log=2))
+    study = Study(arms=(Arm(name="a", stages=(config,)),), seeds=(0,), tune=Tune(values=(1e-3, 1e-2)))
+    measure = Measure("k", 1, 1.0, 1.0, 1.0, 1, 1, 1.0, "")
+    planner = Planner(study, tmp_path, lambda config, before: measure)
+    sweep = sweep_of([])
+    rates = []
+
+    def plan(states):
+        values = chosen(planner, states)
+        rates.append(values.get("a"))
+        return list(planner.runs(values))
+
+    def spawn(workdir, slot, claim):
+        asked = from_json((workdir / "asked.json").read_text())
+        tries[asked.optimizer.lr] = tries.get(asked.optimizer.lr, 0) + 1
+        fails = asked.optimizer.lr == 1e-2 and tries[1e-2] == 1  # the better value, at its first try
+        if not fails:
+            figures = {"steps": asked.steps, "eval/validation/loss": 1 / asked.optimizer.lr}
+            (workdir / "summary.json").write_text(json.dumps(figures))
+        status = 2 if fails else 0
+        return SimpleNamespace(poll=lambda: status, returncode=status, send_signal=lambda number: None, wait=lambda: None)
+
+    tries = {}
+    sweep.plan = plan
+    monkeypatch.setattr(engine, "PAUSE", 0)
+    monkeypatch.setattr(engine, "spawn", spawn)
+    sweep.go()
+    assert {rate for rate in rates if rate} == {1e-2}
+    assert sorted(tries.items()) == [(1e-3, 1), (1e-2, 3)]
+
+
+def test_processes_know_the_modules_of_the_user():
+    """A run whose objective is the user's own reads its config.json by --modules."""
+    assert not any("--modules" in word for word in Slot("0").command("lm.main") if "tests." not in word)
+    register(Shuffled(model=CONFIG.objective.model))
+    (last,) = [word for word in Slot("0").command("lm.main", "--workdir=x") if word.startswith("--modules=")]
+    assert "tests.examples.shuffled" in last.removeprefix("--modules=").split(",")
+    assert not any(name.startswith("lm.") for name in last.removeprefix("--modules=").split(","))
+
+
+def test_the_disk_must_hold_the_runs(tmp_path, monkeypatch):
+    check_disk(tmp_path / "new" / "study", 1000)
+    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=10, f_frsize=100))
+    check_disk(tmp_path / "new" / "study", 1000)
+    with pytest.raises(UserError, match="lower keep"):
+        check_disk(tmp_path / "new" / "study", 1001)
 
 
 def test_a_signal_ends_the_sweep(sweep_of, monkeypatch):

@@ -124,7 +124,6 @@ def test_diverged_runs_lose(higher):
 def test_published_corrections():
     p = [0.003, 0.02, 0.04, 0.01]
     assert st.holm(p) == pytest.approx([0.012, 0.04, 0.04, 0.03], abs=1e-12)
-    assert st.benjamini_hochberg(p) == pytest.approx([0.012, 0.08 / 3, 0.04, 0.02], abs=1e-12)
 
 
 def test_holm_against_closed_testing():
@@ -138,7 +137,7 @@ def test_holm_against_closed_testing():
 
 
 def test_corrections_of_undefined_and_no_p():
-    for adjust, expected in ((st.holm, [0.03, math.nan, 0.08]), (st.benjamini_hochberg, [0.03, math.nan, 0.06])):
+    for adjust, expected in ((st.holm, [0.03, math.nan, 0.08]),):
         assert adjust([0.01, math.nan, 0.04]) == pytest.approx(expected, nan_ok=True)
         assert adjust([]).shape == (0,)
 

@@ -14,7 +14,7 @@ from lm.errors import UserError
 from lm.objectives.base import resolve, training_batches
 from lm.objectives.quantity import LIKELIHOOD, quantity
 from lm.sharding import unbox
-from lm.studies.arms import axis, changed, grid, named, parse_axes, together, zipped
+from lm.studies.arms import axis, changed, grid, named, parse_axes, together
 from lm.studies.measures import essence
 from lm.studies.plan import SEARCH, Measure, Planner, check_figures, summary
 from lm.studies.runs import check_asked
@@ -50,7 +50,6 @@ def test_a_grid_is_a_product_and_a_zip_is_not():
     assert arms[0].name == "lr=0.001 positions=rotary steps=5 batch=4"
     assert {(arm.config.steps, arm.config.batch) for arm in arms} == {(5, 4), (6, 8)}
     assert {arm.config.optimizer.lr for arm in arms} == {1e-3, 3e-3}
-    assert zipped(optimizer__lr=(1, 2)) == axis("optimizer.lr", (1, 2))
     assert [arm.name for arm in named(tiny(), {"a": {}, "b": {"seed": 4}})] == ["a", "b"]
 
 
