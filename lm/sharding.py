@@ -136,6 +136,15 @@ def pieces(*axes: str) -> tuple[int, ...]:
     return tuple(1 if mesh.empty else math.prod(mesh.shape[m] for m in RULES[a]) for a in axes)
 
 
+def platform() -> str:
+    """Return the kind of device that is compiled for: "cpu", "gpu" or "tpu"; without a mesh that of this process."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kind = None if mesh.empty else getattr(mesh.abstract_device, "device_kind", None)
+    if kind is None:
+        return jax.default_backend()
+    return next((name for name in ("cpu", "tpu") if kind.lower().startswith(name)), "gpu")
+
+
 def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:
     """Return the sharding of a batch array: rows over the batch axes, the second axis (length) over context."""
     return NamedSharding(mesh, spec(("batch", "length", None, None)[:ndim]))

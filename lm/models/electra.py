@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lm.models.attention import Mask
+from lm.models.attend import Mask
 from lm.models.heads import Head, gather
 from lm.models.layers import Linear, fold, named
 from lm.models.mlp import ACTIVATIONS

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lm.errors import UserError
-from lm.models.attention import Cache, Mask
+from lm.models.attend import Mask
+from lm.models.attention import Cache
 from lm.models.heads import Head
 from lm.models.layers import fold
 from lm.models.model import Inputs, declare_vocabulary, extended, token_table, vocabulary

@@ -11,7 +11,8 @@ from flax import linen as nn
 from flax import struct
 
 from lm.models.layers import Linear
-from lm.sharding import constrain_groups, pieces
+from lm.models.products import multiply
+from lm.sharding import constrain, constrain_groups, pieces, platform
 
 
 class Head(struct.PyTreeNode):
@@ -25,18 +26,19 @@ class Head(struct.PyTreeNode):
 
     def logits(self, h: jax.Array) -> jax.Array:
         """Map (..., D) to float32 logits (..., V); those of padded rows are the lowest float."""
-        table = self.table_VD.astype(h.dtype)
         # float32 out of the product itself: rounded to bfloat16, close logits would tie.
-        product = jax.lax.dot_general(h, table, (((h.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-        logits = product if self.scale == 1 else self.scale * product
+        return self.finish(multiply("...d,vd->...v", h, self.table_VD.astype(h.dtype)))
+
+    def finish(self, logits: jax.Array) -> jax.Array:
+        """Scale, shift, cap and mask the products of states and table, float32 (..., V)."""
+        logits = logits if self.scale == 1 else self.scale * logits
         if self.bias_V is not None:
             logits = logits + self.bias_V.astype(jnp.float32)
         if self.cap:
             logits = self.cap * jnp.tanh(logits / self.cap)
         # Padded rows are there for the mesh: they must take no part in a softmax or an argmax.
-        if self.vocab < table.shape[0]:
-            logits = jnp.where(np.arange(table.shape[0]) < self.vocab, logits, jnp.finfo(jnp.float32).min)
-        return logits
+        rows = logits.shape[-1]
+        return logits if self.vocab >= rows else jnp.where(np.arange(rows) < self.vocab, logits, jnp.finfo(jnp.float32).min)
 
 
 class Pooler(nn.Module):
@@ -71,14 +73,14 @@ def cross_entropy(
 
     Return the scalars "total" = nll + z_loss * z, the only one with a gradient, and "nll", "z", "hits". `smoothing` e
     makes "total" (1 - e) * nll + e / V * sum over v of -log p(v) (Szegedy et al. 2016). About `chunk` tokens per device
-    go through the vocabulary at once (0: chosen so that their logits take about 16 MiB). The gradient of a chunk is
+    go through the vocabulary at once (0: chosen by `chunk_tokens`). The gradient of a chunk is
     computed in the forward pass while its logits are at hand: three matrix products in all where recomputation needs
     four, and nothing of size tokens x vocabulary is kept.
     """
     # A group holds the tokens of one device, so that chunking moves none between devices.
     groups = tuple(n if size % n == 0 else 1 for n, size in zip(pieces("batch", "length"), targets_BT.shape))
     count = targets_BT.size // (groups[0] * groups[1])
-    chunk = chunk or max(1, 2**22 // head.table_VD.shape[0])
+    chunk = chunk or chunk_tokens(head.table_VD.shape[0])
     chunks = math.ceil(count / chunk)
     # A number of chunks that divides the tokens spares the padding; smaller chunks, by half at most, are the price.
     chunks = next((n for n in range(chunks, 2 * chunks) if count % n == 0), chunks)
@@ -98,12 +100,20 @@ def cross_entropy(
     return {"total": total, **{name: jax.lax.stop_gradient(x) for name, x in aux.items()}}
 
 
+def chunk_tokens(rows: int) -> int:
+    """Return the number of tokens whose logits a device holds at once, for a vocabulary of so many rows.
+
+    On a CPU their logits take 16 MiB, as large as its caches. Accelerators have none of that size: every chunk reads and
+    writes the float32 gradient of the table, which 1,024 tokens and more make cheap beside their products.
+    """
+    return max(1, 2**22 // rows) if platform() == "cpu" else max(1024, 2**26 // rows)
+
+
 def chunk_loss(
-    h_PD: jax.Array, targets_P: jax.Array, weights_P: jax.Array, head: Head, extras: tuple[float, float]
+    logits_PV: jax.Array, targets_P: jax.Array, weights_P: jax.Array, vocab: int, extras: tuple[float, float]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the loss of one chunk of P tokens and its parts; `extras`: z-loss and label smoothing."""
     z_loss, smoothing = extras
-    logits_PV = head.logits(h_PD)
     # A sum against the one-hot vector, not a gather: along a sharded or scanned vocabulary the gather is what hurts.
     one_hot = targets_P[:, None] == jnp.arange(logits_PV.shape[1], dtype=targets_P.dtype)
     target_P = jnp.sum(jnp.where(one_hot, logits_PV, 0), -1)
@@ -116,8 +126,8 @@ def chunk_loss(
     total = nll
     if smoothing:
         # Padded logits are the lowest float and would swamp the mean.
-        real = np.arange(logits_PV.shape[1]) < head.vocab
-        mean_P = jnp.sum(jnp.where(real, logits_PV, 0), -1) / head.vocab
+        real = np.arange(logits_PV.shape[1]) < vocab
+        mean_P = jnp.sum(jnp.where(real, logits_PV, 0), -1) / vocab
         total = (1 - smoothing) * nll + smoothing * jnp.sum(weights_P * (log_z_P - mean_P))
     return (total + z_loss * z if z_loss else total), {"nll": nll, "z": z, "hits": hits}
 
@@ -130,7 +140,8 @@ def fused(
 
     def step(total: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, None]:
         h_PD, targets_P, weights_P = chunk
-        return jax.tree.map(jnp.add, total, chunk_loss(h_PD, targets_P, weights_P, head, extras)), None
+        value = chunk_loss(head.logits(h_PD), targets_P, weights_P, head.vocab, extras)
+        return jax.tree.map(jnp.add, total, value), None
 
     def group(*tokens: jax.Array) -> Any:
         zero = jnp.zeros((), jnp.float32)
@@ -147,26 +158,36 @@ def fused_forward(
     Each group accumulates its own gradient of the table, and the groups are summed once at the end: under a mesh one
     reduction per step, where a shared accumulator would cost one per chunk.
     """
+    table_VD = head.table_VD.astype(h_GCPD.dtype)
+    if pieces("embed") != (1,):
+        # Once a step and in the dtype of the products: XLA would move the gathering of the table into the loop.
+        table_VD = jax.lax.optimization_barrier(constrain(table_VD, "vocab", None))
+    rest = head.replace(table_VD=None)
 
     def step(carry: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
-        total, d_head = carry
+        total, d_table, d_rest = carry
         h_PD, targets_P, weights_P = chunk
 
-        def loss(h: jax.Array, head: Head) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return chunk_loss(h, targets_P, weights_P, head, extras)
+        def loss(product_PV: jax.Array, head: Head) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return chunk_loss(head.finish(product_PV), targets_P, weights_P, head.vocab, extras)
 
-        value, pull, aux = jax.vjp(loss, h_PD, head, has_aux=True)
-        d_h, d_head_chunk = pull(jnp.ones_like(value))
-        return jax.tree.map(jnp.add, (total, d_head), ((value, aux), d_head_chunk)), d_h
+        value, pull, aux = jax.vjp(loss, multiply("pd,vd->pv", h_PD, table_VD), rest, has_aux=True)
+        d_product, d_rest_chunk = pull(jnp.ones_like(value))
+        d_product = d_product.astype(h_PD.dtype)
+        d_table += multiply("pv,pd->vd", d_product, h_PD)
+        total, d_rest = jax.tree.map(jnp.add, (total, d_rest), ((value, aux), d_rest_chunk))
+        return (total, d_table, d_rest), d_product @ table_VD
 
     def group(*tokens: jax.Array) -> Any:
         zero = jnp.zeros((), jnp.float32)
-        empty = ((zero, {"nll": zero, "z": zero, "hits": zero}), jax.tree.map(jnp.zeros_like, head))
-        return jax.lax.scan(step, empty, tokens)
+        empty = (zero, {"nll": zero, "z": zero, "hits": zero})
+        zeros = jnp.zeros(table_VD.shape, jnp.float32), jax.tree.map(jnp.zeros_like, rest)
+        return jax.lax.scan(step, (empty, *zeros), tokens)
 
-    (totals, d_head), d_h = jax.vmap(group)(h_GCPD, targets_GCP, weights_GCP)
-    totals, d_head = jax.tree.map(lambda x: x.sum(0), (totals, d_head))
-    return totals, (d_h, d_head)
+    (totals, d_table, d_rest), d_h = jax.vmap(group)(h_GCPD, targets_GCP, weights_GCP)
+    totals, d_table, d_rest = jax.tree.map(lambda x: x.sum(0), (totals, d_table, d_rest))
+    d_table = constrain(d_table.astype(head.table_VD.dtype), "vocab", "embed")
+    return totals, (d_h, d_rest.replace(table_VD=d_table))
 
 
 def fused_backward(extras: tuple[float, float], saved: tuple[Any, Any], cotangents: tuple[jax.Array, Any]) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lm.models.lora import Lora, bound
-from lm.sharding import Named, constrain
+from lm.sharding import Named, constrain, pieces
 
 
 def named(init: Callable[..., jax.Array], axes: tuple[str | None, ...]) -> Callable[..., jax.Array]:
@@ -56,11 +56,10 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
         whole, outer, outputs = x, x.shape[: x.ndim - self.inputs], self.shape[self.inputs :]
-        # Two plain matrices: on a CPU one large product is faster than the same product over more axes.
         size = math.prod(self.shape[: self.inputs])
-        x = x.reshape(-1, size)
+        x = self.flat(x, size)
         if self.has_variable("params", "flipped"):
-            y = jnp.einsum("ri,oi->ro", x, self.get_variable("params", "flipped").astype(x.dtype))
+            y = jnp.einsum("...i,oi->...o", x, self.get_variable("params", "flipped").astype(x.dtype))
         else:
             kernel = self.param("kernel", named(normal(self.std, self.truncate), self.axes), self.shape)
             y = x @ kernel.astype(x.dtype).reshape(size, -1)
@@ -74,15 +73,23 @@ class Linear(nn.Module):
             y = y + self.low_rank(whole, keys_B)
         return y.reshape(*outer, *outputs)
 
+    def flat(self, x: jax.Array, size: int) -> jax.Array:
+        """Merge the contracted axes, and the others too where the mesh cuts no row.
+
+        On a CPU one product of two matrices is faster than the same product over more axes; rows and columns that are
+        both cut cannot be merged without gathering them on every device.
+        """
+        return x.reshape(*x.shape[: x.ndim - self.inputs], size) if pieces("length") != (1,) else x.reshape(-1, size)
+
     def low_rank(self, x: jax.Array, keys_B: jax.Array | None) -> jax.Array:
-        """Return scale (x A) B, (rows, outputs): A has the kernel's input axes, B its output axes, each beside the rank's."""
+        """Return scale (x A) B, `flat`: A has the kernel's input axes, B its output axes, each beside the rank's."""
         rank, inputs = self.lora.rank, self.shape[: self.inputs]
         size = math.prod(inputs)
         a = self.param("lora_a", named(bound(size), (*self.axes[: self.inputs], "rank")), (*inputs, rank))
         zeros = named(nn.initializers.zeros, ("rank", *self.axes[self.inputs :]))
         b = self.param("lora_b", zeros, (rank, *self.shape[self.inputs :]))
         site = zlib.crc32((self.name or "").encode()) % 2**31  # matrices of one layer drop out independently
-        x = dropout(x, self.lora.dropout, keys_B, site).reshape(-1, size)
+        x = self.flat(dropout(x, self.lora.dropout, keys_B, site), size)
         # In this order: A B would be as large as the kernel.
         return (x @ a.astype(x.dtype).reshape(size, rank)) @ b.astype(x.dtype).reshape(rank, -1) * self.lora.scale
 
@@ -159,7 +166,8 @@ def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, site: int) -> j
     def mask(key: jax.Array) -> jax.Array:
         *lead, last = x.shape[1:]
         words = jax.random.bits(jax.random.fold_in(key, site), (*lead, -(-last // 2)), jnp.uint32)
-        bits = jnp.concatenate([words & 0xFFFF, words >> 16], -1)[..., :last]
+        # Side by side, so that an axis which is cut over devices stays cut.
+        bits = jnp.stack([words & 0xFFFF, words >> 16], -1).reshape(*lead, -1)[..., :last]
         return bits >= round(rate * 2**16)
 
     return jnp.where(jax.vmap(mask)(keys_B), x / (1 - rate), 0).astype(x.dtype)

@@ -10,9 +10,10 @@ from flax import struct
 
 from lm.errors import check, check_choices, check_range
 from lm.models.adaptive import Adaptive, AdaptiveHead, Order
-from lm.models.attention import masked, weighted_values
+from lm.models.attend import kept_weights, masked, seeds, weighted_values
 from lm.models.layers import Linear, dropout, fold, named, repeat
 from lm.models.norms import normalise
+from lm.models.products import multiply
 from lm.models.relative import distances, shift
 from lm.models.shape import Shape
 from lm.sharding import constrain
@@ -176,14 +177,16 @@ class RelativeAttention(nn.Module):
         q_BNTH, p_BNTH = (
             constrain(((q_BTNH + b) * scale).swapaxes(1, 2), "batch", "heads", "length", None) for b in (u_NH, v_NH)
         )
-        scores = jnp.einsum("bnth,bnsh->bnts", q_BNTH, k_BNSH, preferred_element_type=jnp.float32)
+        scores = multiply("bnth,bnsh->bnts", q_BNTH, k_BNSH)
         r_RNH = heads("position", shared.distances)
         equation = "bnth,rnh->bntr" if r_RNH.ndim == 3 else "bnth,brnh->bntr"
-        by_distance = jnp.einsum(equation, p_BNTH, r_RNH, preferred_element_type=jnp.float32)
+        by_distance = multiply(equation, p_BNTH, r_RNH)
         # The shift moves entries between rows, so a device needs whole rows of queries.
         scores = scores + shift(constrain(by_distance, "batch", "heads", None, None), from_BSD.shape[1])
         scores = masked(scores, shared.allowed_BTS)
-        y_BTNH = weighted_values(scores, v_BNSH, shared.keys_B, c.attention_dropout).swapaxes(1, 2)
+        numbers = (jnp.arange(n) for n in scores.shape[2:])
+        kept = kept_weights(seeds(shared.keys_B), c.attention_dropout, c.heads, *numbers)
+        y_BTNH = weighted_values(scores, v_BNSH, kept).swapaxes(1, 2)
         out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
         return Linear(*out, inputs=2, bias=False, std=c.init, name="out")(y_BTNH.reshape(-1, length, *out[0][:2]))
 

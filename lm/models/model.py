@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lm.errors import check
-from lm.models.attention import Cache, Mask
+from lm.models.attend import Mask
+from lm.models.attention import Cache
 from lm.models.heads import Head
 from lm.models.layers import Embed, Linear, dropout, named
 from lm.models.mlp import ACTIVATIONS

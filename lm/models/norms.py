@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lm.models.layers import named
+from lm.sharding import pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +83,13 @@ def backward(centred: bool, eps: float, saved: tuple[Any, ...], g: jax.Array) ->
     d_x = inner - normal * (inner * normal).mean(-1, keepdims=True)
     if centred:
         d_x = d_x - inner.mean(-1, keepdims=True)
-    # Sums over tokens by a matrix product: on a CPU ten times faster than a reduction.
-    ones = jnp.ones((1, g.size // g.shape[-1]), jnp.float32)
 
     def total(y: jax.Array) -> jax.Array:
-        return (ones @ y.reshape(-1, y.shape[-1]))[0]
+        # Rows and columns that are both cut by the mesh cannot be merged without gathering them.
+        if pieces("length") != (1,):
+            return y.sum(tuple(range(y.ndim - 1)))
+        # Over tokens, by a matrix product: on a CPU ten times faster than a reduction.
+        return (jnp.ones((1, y.size // y.shape[-1]), jnp.float32) @ y.reshape(-1, y.shape[-1]))[0]
 
     return (d_x * factor).astype(x.dtype), total(g * normal), None if shift is None else total(g)
 

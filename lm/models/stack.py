@@ -1,6 +1,5 @@
 """The layers of a Transformer: one block, repeated over stacked parameters."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +8,8 @@ from flax import linen as nn
 from flax import struct
 
 from lm.models.adapters import Bottleneck
-from lm.models.attention import Attention, Mask
+from lm.models.attend import Bias, Mask
+from lm.models.attention import Attention
 from lm.models.layers import dropout, fold, repeat
 from lm.models.mlp import FeedForward
 from lm.models.norms import Norm
@@ -26,7 +26,7 @@ class Shared(struct.PyTreeNode):
     keys_B: jax.Array | None = None
     source_BSD: jax.Array | None = None
     source_mask: Mask | None = None
-    bias: Callable[[slice, int], jax.Array] | None = struct.field(pytree_node=False, default=None)
+    bias: Bias = struct.field(pytree_node=False, default=None)
     collect: bool = struct.field(pytree_node=False, default=False)
 
 
@@ -58,7 +58,7 @@ class Block(nn.Module):
 
         def attention(y: jax.Array) -> tuple[jax.Array, Any]:
             attend = Attention(c, name="attention")
-            return attend(y, positions_BT=shared.positions_BT, mask=mask, bias_NTS=shared.bias, keys_B=keys_B, cache=cache)
+            return attend(y, positions_BT=shared.positions_BT, mask=mask, bias=shared.bias, keys_B=keys_B, cache=cache)
 
         def cross(y: jax.Array) -> tuple[jax.Array, Any]:
             attend = Attention(c, name="cross")
@@ -164,18 +164,8 @@ class Stack(nn.Module):
         x_BTD = Norm(kind=c.norm, eps=c.eps, bias=c.bias, name="norm")(x_BTD) if c.placement != "post" else x_BTD
         return dropout(x_BTD, c.dropout, keys_B, c.depth + 1) if c.last_dropout else x_BTD
 
-    def bias(self, mask: Mask) -> Callable[[slice, int], jax.Array] | None:
-        """Return the additive attention bias as a function of (slice of queries, number of keys), or None.
-
-        A function, because attention goes in blocks of queries: the bias of the whole row never exists at once.
-        """
+    def bias(self, mask: Mask) -> Bias:
+        """Return the additive attention bias as a function of distances, or None."""
+        # A function, because attention goes in blocks: the bias of the whole row never exists at once.
         kind = POSITIONS[self.config.positions]
-        if kind.bias is None:
-            return None
-        by_distance = kind.bias(self.config, self.param, mask.causal)
-
-        def bias(queries: slice, keys: int) -> jax.Array:
-            query_T1 = mask.offset() + jnp.arange(queries.start, queries.stop)[:, None]
-            return by_distance(jnp.arange(keys)[None, :] - query_T1)
-
-        return bias
+        return None if kind.bias is None else kind.bias(self.config, self.param, mask.causal)

@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 from lm.errors import UserError, check, check_choices, check_range, unknown
 from lm.models.adapters import Adapter
+from lm.models.backends import CHOICES
 from lm.models.lora import Lora
 from lm.models.mlp import ACTIVATIONS
 from lm.models.norms import NORMS
 from lm.models.positions import POSITIONS, Rotary
 from lm.models.shape import Shape
 
-TABLES = {"positions": POSITIONS, "norm": NORMS, "activation": ACTIVATIONS}  # the fields whose choices are entries
+# The fields whose choices are entries of a table.
+TABLES = {"attention": CHOICES, "positions": POSITIONS, "norm": NORMS, "activation": ACTIVATIONS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ class Transformer(Shape):
     bias: bool = True  # biases in dense layers and norms
     qkv_bias: bool | None = None  # None: as bias
     qk_norm: bool = False  # norm of queries and keys, per head
+    attention: str = "auto"  # of lm.models.backends.CHOICES
     scale: float = 0.0  # on attention scores; 0: 1/sqrt(head)
     share: bool = False
     tied: bool = True

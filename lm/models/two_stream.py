@@ -15,12 +15,13 @@ from flax import linen as nn
 from flax import struct
 
 from lm.errors import check, check_choices, check_range, unknown
-from lm.models.attention import masked, weighted_values
+from lm.models.attend import kept_weights, masked, seeds, weighted_values
 from lm.models.heads import Head
 from lm.models.layers import Embed, Linear, dropout, fold, named, repeat
 from lm.models.lora import Lora
 from lm.models.mlp import ACTIVATIONS, FeedForward
 from lm.models.norms import Norm
+from lm.models.products import multiply
 from lm.models.relative import distances, shift
 from lm.models.shape import Shape
 from lm.sharding import constrain, pieces
@@ -126,16 +127,18 @@ class RelativeAttention(nn.Module):
         def stream(q_BNTH: jax.Array, places_BT: jax.Array | None, site: int) -> jax.Array:
             # Three scores: with the key's content, with its distance, and whether both tokens are of one segment.
             content, position, segment = ((q_BNTH + bias) * c.head_size**-0.5 for bias in biases)
-            scores = jnp.einsum("bnth,bnsh->bnts", content, k_BNSH, preferred_element_type=jnp.float32)
+            scores = multiply("bnth,bnsh->bnts", content, k_BNSH)
             scores += align(relative_scores(position, r_BNRH), places_BT, length, k_BNSH.shape[2])
-            same, other = jnp.einsum("bnth,znh->zbnt", segment, segments_2NH, preferred_element_type=jnp.float32)
+            same, other = multiply("bnth,znh->zbnt", segment, segments_2NH)
             here_BT1 = at(shared.types_BS[:, -length:], places_BT)[..., None]
             scores += jnp.where((here_BT1 == shared.types_BS[:, None])[:, None], same[..., None], other[..., None])
             allowed_BTS = at(shared.reach_BT, places_BT)[..., None] > shared.rank_BS[:, None]
             if places_BT is None:  # content attends to itself
                 memory = k_BNSH.shape[2] - length
                 allowed_BTS |= np.eye(length, k_BNSH.shape[2], memory, dtype=bool)
-            y_BNTH = weighted_values(masked(scores, allowed_BTS), v_BNSH, keys_B, c.attention_dropout, site)
+            numbers = (jnp.arange(n) for n in scores.shape[2:])
+            kept = kept_weights(seeds(fold(keys_B, site)), c.attention_dropout, c.heads, *numbers)
+            y_BNTH = weighted_values(masked(scores, allowed_BTS), v_BNSH, kept)
             # A fully masked query would otherwise return the mean of the values that are hidden from it.
             return jnp.where(allowed_BTS.any(-1)[:, None, :, None], y_BNTH, 0)
 
@@ -150,8 +153,8 @@ class RelativeAttention(nn.Module):
 def relative_scores(q_BNTH: jax.Array, r_BNRH: jax.Array) -> jax.Array:
     """Multiply queries with projected distances: float32 (B, N, T, R); B = 1 in `r_BNRH`: the same for all rows."""
     if r_BNRH.shape[0] == q_BNTH.shape[0]:
-        return jnp.einsum("bnth,bnrh->bntr", q_BNTH, r_BNRH, preferred_element_type=jnp.float32)
-    return jnp.einsum("bnth,nrh->bntr", q_BNTH, r_BNRH[0], preferred_element_type=jnp.float32)
+        return multiply("bnth,bnrh->bntr", q_BNTH, r_BNRH)
+    return multiply("bnth,nrh->bntr", q_BNTH, r_BNRH[0])
 
 
 def at(values_BT: jax.Array, places_BP: jax.Array | None) -> jax.Array:

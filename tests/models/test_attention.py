@@ -5,21 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.models.attention import masked, weighted_values
-from lm.models.layers import dropout
+from lm.models.attend import kept_weights, masked, seeds, weighted_values
 
 BATCH, HEADS, KV, LENGTH, KEYS, HEAD = 3, 4, 2, 5, 7, 6
+
+
+def factors(keys_B, rate):
+    kept = kept_weights(seeds(keys_B), rate, HEADS, jnp.arange(LENGTH), jnp.arange(KEYS))
+    return 1.0 if kept is None else kept
 
 
 def plain(scores_BNTS, allowed_BTS, v_BKSH, keys_B, rate):
     """Choose, softmax, dropout, product."""
     weights = jax.nn.softmax(jnp.where(allowed_BTS[:, None], scores_BNTS, -1e30), -1)
     v_BNSH = jnp.repeat(v_BKSH, HEADS // KV, 1)
-    return jnp.einsum("bnts,bnsh->bnth", dropout(weights, rate, keys_B, 0), v_BNSH)
+    return jnp.einsum("bnts,bnsh->bnth", weights * factors(keys_B, rate), v_BNSH)
 
 
 def ours(scores_BNTS, allowed_BTS, v_BKSH, keys_B, rate):
-    return weighted_values(masked(scores_BNTS, allowed_BTS), v_BKSH, keys_B, rate)
+    return weighted_values(masked(scores_BNTS, allowed_BTS), v_BKSH, factors(keys_B, rate) if rate else None)
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +73,18 @@ def test_half_precision_is_near(drawn):
     y = ours(scores, allowed, v.astype(jnp.bfloat16), keys_B, 0.0)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(jnp.float32), plain(*drawn, 0.0), rtol=2e-2, atol=2e-2)
+
+
+def test_dropped_weights_are_independent():
+    """The rate is met, and equal in every row, head, query and key: means of a binomial, within five standard deviations."""
+    kept = np.asarray(kept_weights(seeds(jax.random.split(jax.random.key(7), 8)), 0.1, 8, jnp.arange(64), jnp.arange(64)) > 0)
+    for axes in ((0, 1, 2, 3), (1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):
+        count = np.prod([kept.shape[a] for a in axes])
+        assert np.abs(kept.mean(axes) - 0.9).max() < 5 * np.sqrt(0.09 / count)
+    for a, b in (
+        (kept[0], kept[1]),
+        (kept[:, 0], kept[:, 1]),
+        (kept[:, :, 1:], kept[:, :, :-1]),
+        (kept[..., 1:], kept[..., :-1]),
+    ):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / np.sqrt(a.size)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lm.models import attention
-from lm.models.attention import Mask
+from lm.models.attend import Mask
 from lm.models.stack import Stack
 from lm.models.transformer import Transformer
 from tests.marks import quick

@@ -12,7 +12,7 @@ from scipy.stats import chi2
 from lm.corruption.layouts import Line, Sides, capacity, restored
 from lm.corruption.spans import Denoiser
 from lm.errors import UserError
-from lm.models.attention import Mask
+from lm.models.attend import Mask
 from lm.models.model import Model
 from lm.objectives.prefix import Prefix, ul2
 from tests.models.reference import draw, tiny

@@ -277,7 +277,7 @@ def test_what_sees_what():
         h = network.apply({"params": params}, source, *places["source_"], method="encode_states")
 
         def decode(module, x):
-            from lm.models.attention import Mask
+            from lm.models.attend import Mask
 
             segments, others = places[""][1], places["source_"][1]
             mask = Mask(segments_BT=segments, segments_BS=segments, causal=True)
