@@ -27,6 +27,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "experts": ("expert",),
+    "rows": ("data", "fsdp"),  # of a batch whose expert axis holds experts
 }
 
 
@@ -169,9 +171,7 @@ def batch_layout(mesh: jax.sharding.Mesh, batch: Mapping[str, Any]) -> dict[str,
 
     Positions and labels are replicated along context. Raises UserError where context does not divide the row length.
     """
-    # Recognised by length, not by name: objectives add arrays along the row of their own.
-    lengths = {x.shape[1] for name, x in batch.items() if name.rpartition("/")[2] in ("tokens", "source")}
-    columns = mesh.shape["context"]
+    lengths, columns = row_lengths(batch), mesh.shape["context"]
     for length in lengths:
         if length % columns:
             raise UserError(f"mesh.context={columns} does not divide the row length {length}")
@@ -179,9 +179,29 @@ def batch_layout(mesh: jax.sharding.Mesh, batch: Mapping[str, Any]) -> dict[str,
     return {name: batch_sharding(mesh, x.ndim if along[name] else 1) for name, x in batch.items()}
 
 
+def row_lengths(batch: Mapping[str, Any]) -> set[int]:
+    """Return the lengths of a batch's rows: recognised by length, as objectives add arrays along the row of their own."""
+    return {x.shape[1] for name, x in batch.items() if name.rpartition("/")[2] in ("tokens", "source")}
+
+
+def widened(batch: Mapping[str, np.ndarray], columns: int) -> dict[str, np.ndarray]:
+    """Pad rows with zeros to a multiple of the context axis: no segment and no weight, in rows that have both."""
+    segmented = {x.shape[1] for name, x in batch.items() if name.endswith("segments")}
+    lengths = {n for n in row_lengths(batch) & segmented if n % columns}
+
+    def one(x: np.ndarray) -> np.ndarray:
+        if x.ndim < 2 or x.shape[1] not in lengths:
+            return x
+        return np.pad(x, [(0, -x.shape[1] % columns if axis == 1 else 0) for axis in range(x.ndim)])
+
+    return {name: one(x) for name, x in batch.items()} if lengths else dict(batch)
+
+
 def place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rows: int) -> dict[str, jax.Array]:
     """Assemble global arrays of `rows` rows from this process's rows."""
-    layout, columns = batch_layout(mesh, batch), mesh.shape["context"]
+    columns = mesh.shape["context"]
+    batch = widened(batch, columns)
+    layout = batch_layout(mesh, batch)
 
     def one(x, sharding):
         # Where the context axis spans processes, each holds only some columns of its rows.

@@ -25,6 +25,7 @@ from lm.data.rows.pipeline import Batches, prefetch
 from lm.errors import check
 from lm.evaluation.held_out import held_out_of
 from lm.looks import attempted, check_figure, conclude, done, due, look, open_tasks, rehearse
+from lm.models.auxiliary import collected
 from lm.objectives.base import Batch, Objective, Sums, resolve, training_batches
 from lm.outputs import replace_file
 from lm.platform import begin
@@ -104,9 +105,12 @@ def gradients(config: Config, params: Any, batch: Batch, memory: Any, keys_B: ja
     weights = denominators(objective, batch)
 
     def loss(trained, batch, memory, keys_B, weights=weights):
-        sums, memory = objective.loss(parameters.nested({**trained, **frozen}), batch, memory, keys_B)
+        with collected() as extras:
+            sums, memory = objective.loss(parameters.nested({**trained, **frozen}), batch, memory, keys_B)
         total = sum(scale * sums[k][0] / weights[k] for k, scale in objective.scales.items())
-        return total, (sums, memory)
+        # Of a network's own losses the mean over the parts counts: they are no sums over tokens.
+        total += sum(coefficient * value for _, coefficient, value in extras) / parts
+        return total, ({**sums, **{name: (value, jnp.ones(())) for name, _, value in extras}}, memory)
 
     def row_loss(trained, row, key):
         row = jax.tree.map(lambda x: x[None], row)

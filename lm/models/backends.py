@@ -15,12 +15,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lm.errors import UserError
-from lm.models.attend import Bias, Mask, attend, attention_scores, seeds, visible
+from lm.models.attend import SHORT, Bias, Mask, attend, attention_scores, seeds, visible
 from lm.models.blocks import Rule
 from lm.models.blockwise import Operands, blockwise, ring_size
 from lm.sharding import constrain, pieces, platform, spec
 
-SHORT = 1024  # rows of at most so many queries and keys: the scores of a block of queries fit, and are not computed twice
 LANES = 128  # splash: lengths are multiples of it
 
 

@@ -46,7 +46,9 @@ def train_flops(model: Transformer, length: int) -> float:
     """
     attention = model.width * model.head_size * (2 * model.heads + 2 * model.kv)
     gated = ACTIVATIONS[model.activation][1]
-    feed = model.width * model.mlp_size * (3 if gated else 2)
+    experts = model.experts
+    feed = model.width * model.mlp_size * (3 if gated else 2) * (experts.active if experts.count else 1)
+    feed += model.width * experts.count  # the router
     matrices = model.depth * (attention + feed) + model.vocab * model.width
     return 6 * matrices + 12 * model.depth * model.heads * model.head_size * length
 

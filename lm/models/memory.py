@@ -10,11 +10,11 @@ from flax import struct
 
 from lm.errors import check, check_choices, check_range
 from lm.models.adaptive import Adaptive, AdaptiveHead, Order
-from lm.models.attend import kept_weights, masked, seeds, weighted_values
+from lm.models.attend import in_pieces, kept_weights, masked, seeds, weighted_values
 from lm.models.layers import Linear, dropout, fold, named, repeat
 from lm.models.norms import normalise
 from lm.models.products import multiply
-from lm.models.relative import distances, shift
+from lm.models.relative import by_products, distances, relative_scores, shift
 from lm.models.shape import Shape
 from lm.sharding import constrain
 
@@ -172,21 +172,27 @@ class RelativeAttention(nn.Module):
         # Every device needs all the keys of its rows: the context axis gathers them here.
         k_BSNH, v_BSNH = (constrain(heads(n, from_BSD), "batch", None, "heads", None) for n in ("key", "value"))
         # Content and position scores differ in the bias on the queries only; both are scaled before the products.
-        scale = c.head_size**-0.5
         k_BNSH, v_BNSH = k_BSNH.swapaxes(1, 2), v_BSNH.swapaxes(1, 2)
         q_BNTH, p_BNTH = (
-            constrain(((q_BTNH + b) * scale).swapaxes(1, 2), "batch", "heads", "length", None) for b in (u_NH, v_NH)
+            constrain(((q_BTNH + b) * c.head_size**-0.5).swapaxes(1, 2), "batch", "heads", "length", None) for b in (u_NH, v_NH)
         )
-        scores = multiply("bnth,bnsh->bnts", q_BNTH, k_BNSH)
-        r_RNH = heads("position", shared.distances)
-        equation = "bnth,rnh->bntr" if r_RNH.ndim == 3 else "bnth,brnh->bntr"
-        by_distance = multiply(equation, p_BNTH, r_RNH)
-        # The shift moves entries between rows, so a device needs whole rows of queries.
-        scores = scores + shift(constrain(by_distance, "batch", "heads", None, None), from_BSD.shape[1])
-        scores = masked(scores, shared.allowed_BTS)
-        numbers = (jnp.arange(n) for n in scores.shape[2:])
-        kept = kept_weights(seeds(shared.keys_B), c.attention_dropout, c.heads, *numbers)
-        y_BTNH = weighted_values(scores, v_BNSH, kept).swapaxes(1, 2)
+        r_RNH, keys = heads("position", shared.distances), from_BSD.shape[1]
+        r_BNRH = (r_RNH if r_RNH.ndim == 4 else r_RNH[None]).swapaxes(1, 2)
+
+        def some(q_BNTH: jax.Array, p_BNTH: jax.Array, allowed_B1TS: jax.Array, numbers_T: jax.Array) -> jax.Array:
+            scores = multiply("bnth,bnsh->bnts", q_BNTH, k_BNSH)
+            if len(numbers_T) == length:
+                # The shift moves entries between rows, so a device needs whole rows of queries.
+                by_distance = constrain(by_products(p_BNTH, r_BNRH), "batch", "heads", None, None)
+                scores = scores + shift(by_distance, keys)
+            else:  # a column before the first distance, and as many behind the last as a piece has queries
+                r = jnp.pad(r_BNRH, ((0, 0), (0, 0), (1, length - 1), (0, 0)))
+                scores = scores + relative_scores(p_BNTH, r, None, numbers_T, length, keys)
+            kept = kept_weights(seeds(shared.keys_B), c.attention_dropout, c.heads, numbers_T, jnp.arange(keys))
+            return weighted_values(masked(scores, allowed_B1TS[:, 0]), v_BNSH, kept)
+
+        queries = (q_BNTH, p_BNTH, shared.allowed_BTS[:, None], jnp.arange(length))
+        y_BTNH = in_pieces(some, queries, keys).swapaxes(1, 2)
         out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
         return Linear(*out, inputs=2, bias=False, std=c.init, name="out")(y_BTNH.reshape(-1, length, *out[0][:2]))
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from lm.models.positions import sinusoids
+from lm.models.products import multiply
+from lm.sharding import pieces
 
 
 def distances(first: int, last: int, width: int, clamp: int = 0) -> jax.Array:
@@ -31,3 +33,34 @@ def shift(scores: jax.Array, keys: int) -> jax.Array:
         width += 1
     shifted = scores.reshape(*lead, width, length)[..., 1:, :].reshape(*lead, length, width - 1)
     return shifted[..., :keys]
+
+
+def relative_scores(
+    q_BNTH: jax.Array, r_BNRH: jax.Array, places_BT: jax.Array | None, numbers_T: jax.Array, length: int, keys: int
+) -> jax.Array:
+    """Multiply queries with the projected distances to all keys (XLNet): float32 (B, N, T, S).
+
+    Distances are in the order M + T, ..., -T + 1, so that a query at position t of the row has its key 0 in column T - t.
+    `places_BT`: positions of the queries; None: `numbers_T`, neighbours. B = 1 in `r_BNRH`: the same for all rows.
+    """
+    queries = q_BNTH.shape[2]
+    if places_BT is None and pieces("length") != (1,):
+        # The shift moves entries between rows, which may be on other devices.
+        places_BT = jnp.broadcast_to(numbers_T, (q_BNTH.shape[0], queries))
+    if places_BT is None:  # neighbours: only the columns that one of them needs
+        r_BNRH = jax.lax.dynamic_slice_in_dim(r_BNRH, length - queries - numbers_T[0], keys + queries, 2)
+    scores_BNTR = by_products(q_BNTH, r_BNRH)
+    if places_BT is None:
+        return shift(scores_BNTR, keys)
+
+    def one(scores_NR: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(scores_NR, start, keys, 1)
+
+    return jax.vmap(jax.vmap(one, (1, 0), 1))(scores_BNTR, length - places_BT)
+
+
+def by_products(q_BNTH: jax.Array, r_BNRH: jax.Array) -> jax.Array:
+    """Multiply queries with projected distances: float32 (B, N, T, R); B = 1 in `r_BNRH`: the same for all rows."""
+    if r_BNRH.shape[0] == q_BNTH.shape[0]:
+        return multiply("bnth,bnrh->bntr", q_BNTH, r_BNRH)
+    return multiply("bnth,nrh->bntr", q_BNTH, r_BNRH[0])

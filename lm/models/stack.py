@@ -10,6 +10,7 @@ from flax import struct
 from lm.models.adapters import Bottleneck
 from lm.models.attend import Bias, Mask
 from lm.models.attention import Attention
+from lm.models.experts import MixtureOfExperts, Routing, add_losses
 from lm.models.layers import dropout, fold, repeat
 from lm.models.mlp import FeedForward
 from lm.models.norms import Norm
@@ -38,10 +39,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, scanned: tuple[Any, Any, Any], shared: Shared
-    ) -> tuple[jax.Array, tuple[Any, jax.Array | None]]:
+    ) -> tuple[jax.Array, tuple[Any, jax.Array | None, Routing | None]]:
         """Run the layer; `scanned`: its number, its attention window (None: no layer has one) and its cache.
 
-        Return the states and, stacked by the scan, the cache and with `shared.collect` the states again.
+        Return the states and, stacked by the scan, the cache, with `shared.collect` the states again, and the statistics
+        of a router.
         """
         # The number makes the keys of dropout differ between layers that run the same traced code.
         c, (layer, window, cache) = self.config, scanned
@@ -51,7 +53,17 @@ class Block(nn.Module):
         if crossing and decoding:  # the decoder's own keys and values, and the source's
             cache, source_cache = cache
 
-        feed = FeedForward(c, name="mlp")
+        experts, real_BT = c.experts.count > 0, shared.mask.segments_BT
+        routed = MixtureOfExperts(c, name="mlp") if experts else None
+        dense = None if experts else FeedForward(c, name="mlp")
+        routing: list[Routing] = []
+
+        def feed(y: jax.Array) -> jax.Array:
+            if dense is not None:
+                return dense(y, keys_B)
+            y, found = routed(y, None if real_BT is None else real_BT > 0)
+            routing.append(found)
+            return y
 
         def norm(name: str) -> Norm:
             return Norm(kind=c.norm, eps=c.eps, bias=c.bias, name=name)
@@ -81,7 +93,7 @@ class Block(nn.Module):
         if c.parallel:
             h = norm("norm0")(x_BTD)
             y, cache = attention(h)
-            x_BTD = x_BTD + drop(y, 1) + drop(feed(h, keys_B), 2)
+            x_BTD = x_BTD + drop(y, 1) + drop(feed(h), 2)
         # Pre-norm and sandwich: the residual stream itself is never normalised, which keeps deep stacks stable.
         elif c.placement != "post":
             y, cache = attention(norm("norm0")(x_BTD))
@@ -89,7 +101,7 @@ class Block(nn.Module):
             if crossing:
                 y, source_cache = cross(norm("cross_norm")(x_BTD))
                 x_BTD = x_BTD + drop(after(y, "cross_norm_out"), 4)
-            x_BTD = x_BTD + drop(after(feed(norm("norm1")(x_BTD), keys_B), "norm1_out"), 2)
+            x_BTD = x_BTD + drop(after(feed(norm("norm1")(x_BTD)), "norm1_out"), 2)
         # Post-norm (Vaswani et al. 2017, BERT): the sum is normalised.
         else:
             y, cache = attention(x_BTD)
@@ -97,13 +109,13 @@ class Block(nn.Module):
             if crossing:
                 y, source_cache = cross(x_BTD)
                 x_BTD = norm("cross_norm")(x_BTD + drop(y, 4))
-            x_BTD = norm("norm1")(x_BTD + drop(feed(x_BTD, keys_B), 2))
+            x_BTD = norm("norm1")(x_BTD + drop(feed(x_BTD), 2))
 
         # Pinned once a layer, so that the scan's carry keeps one layout over the mesh.
         x_BTD = constrain(x_BTD, "batch", "length", None)
         self.sow("intermediates", "states", x_BTD)
         cache = (cache, source_cache) if crossing and decoding else cache
-        return x_BTD, (cache, x_BTD if shared.collect else None)
+        return x_BTD, (cache, x_BTD if shared.collect else None, routing[0] if experts else None)
 
 
 class Stack(nn.Module):
@@ -146,7 +158,7 @@ class Stack(nn.Module):
             caches = []
             for i in range(c.depth):
                 window, layer_cache = windows and windows[i], cache and cache[i]
-                x_BTD, (layer_cache, _) = Block(c, name=f"layer{i}")(x_BTD, (i, window, layer_cache), shared)
+                x_BTD, (layer_cache, *_) = Block(c, name=f"layer{i}")(x_BTD, (i, window, layer_cache), shared)
                 caches.append(layer_cache)
             return self.last(x_BTD, keys_B), cache and tuple(caches), None
 
@@ -155,7 +167,9 @@ class Stack(nn.Module):
         layers = jnp.arange(c.depth, dtype=jnp.int32)
         sizes_L = windows and jnp.asarray(windows, jnp.int32)
         scan = repeat(Block, c, share=c.share, remat=c.remat, unroll=c.unroll)
-        x_BTD, (cache, states) = scan(c, name="layers")(x_BTD, (layers, sizes_L, cache), shared)
+        x_BTD, (cache, states, routing) = scan(c, name="layers")(x_BTD, (layers, sizes_L, cache), shared)
+        if routing is not None:
+            add_losses(c.experts, routing)
         return self.last(x_BTD, keys_B), cache, states
 
     def last(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lm.errors import UserError, check, check_choices, check_range, unknown
 from lm.models.adapters import Adapter
 from lm.models.backends import CHOICES
+from lm.models.experts import Experts
 from lm.models.lora import Lora
 from lm.models.mlp import ACTIVATIONS
 from lm.models.norms import NORMS
@@ -83,6 +84,7 @@ class Transformer(Shape):
     mup_base: int = 0
     lora: Lora = Lora()
     adapter: Adapter = Adapter()
+    experts: Experts = Experts()  # a mixture of experts in place of each feed-forward
     dtype: Literal["float32", "bfloat16"] = "float32"
     unroll: int = 1
     remat: Literal["none", "dots", "full"] = "none"
@@ -112,6 +114,8 @@ class Transformer(Shape):
             raise UserError("parallel blocks have their norm before: placement='pre'")
         if self.rotary.local and not any(self.windows):
             raise UserError(f"rotary.local={self.rotary.local} is the base of layers with a window: set windows")
+        if self.experts.count and (self.mlp_dropout or self.parallel):
+            raise UserError("experts have no dropout inside and no parallel form: mlp_dropout=0, parallel=False")
         if self.share and any(self.windows):
             raise UserError("layers that share their parameters have no windows of their own: share=False or windows=(0,)")
 

@@ -6,7 +6,7 @@ position but not its token.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ from flax import linen as nn
 from flax import struct
 
 from lm.errors import check, check_choices, check_range, unknown
-from lm.models.attend import kept_weights, masked, seeds, weighted_values
+from lm.models.attend import in_pieces, kept_weights, masked, seeds, weighted_values
 from lm.models.heads import Head
 from lm.models.layers import Embed, Linear, dropout, fold, named, repeat
 from lm.models.lora import Lora
 from lm.models.mlp import ACTIVATIONS, FeedForward
 from lm.models.norms import Norm
 from lm.models.products import multiply
-from lm.models.relative import distances, shift
+from lm.models.relative import distances, relative_scores
 from lm.models.shape import Shape
 from lm.sharding import constrain, pieces
 
@@ -92,109 +92,127 @@ class Shared(struct.PyTreeNode):
 
 
 class RelativeAttention(nn.Module):
-    """Attention of both streams (Q = T + P queries) to the memory and the content (S = M + T keys)."""
-
-    config: XLNet
-
-    @nn.compact
-    def __call__(self, x_BQD: jax.Array, memory_BMD: jax.Array | None, shared: Shared, keys_B: jax.Array | None) -> jax.Array:
-        c, length = self.config, shared.reach_BT.shape[1]
-
-        # Queries of both streams side by side; keys and values are content only, of the memory and of the row.
-        kernel: dict[str, Any] = {"shape": (c.width, c.heads, c.head_size), "axes": ("embed", "heads", "head")}
-        kernel |= {"bias": False, "std": c.init, "lora": c.lora}
-        q_BNQH = Linear(name="query", **kernel)(x_BQD, keys_B).swapaxes(1, 2)
-        content_BSD = x_BQD[:, :length]
-        if memory_BMD is not None:
-            content_BSD = jnp.concatenate([memory_BMD.astype(x_BQD.dtype), content_BSD], 1)
-        k_BNSH, v_BNSH = (Linear(name=name, **kernel)(content_BSD, keys_B).swapaxes(1, 2) for name in ("key", "value"))
-
-        # Distances are projected once for the batch; a row written backwards takes the second set.
-        r_ZNRH = Linear(name="position", **kernel)(shared.distances_ZRD.astype(x_BQD.dtype)).swapaxes(1, 2)
-        r_BNRH = r_ZNRH
-        if shared.backward_B is not None:
-            r_BNRH = jnp.where(shared.backward_B[:, None, None, None] != 0, r_ZNRH[1], r_ZNRH[0])
-        q_BNQH = constrain(q_BNQH, "batch", "heads", None, None)
-        k_BNSH, v_BNSH = (constrain(y, "batch", "heads", None, None) for y in (k_BNSH, v_BNSH))
-
-        def vector(name: str, *lead: int) -> jax.Array:
-            init = named(nn.initializers.normal(c.init), (*[None] * len(lead), "heads", "head"))
-            return self.param(name, init, (*lead, c.heads, c.head_size)).astype(x_BQD.dtype)
-
-        biases = [vector(f"{name}_bias")[:, None] for name in ("content", "position", "segment")]
-        segments_2NH = vector("segments", 2)
-
-        def stream(q_BNTH: jax.Array, places_BT: jax.Array | None, site: int) -> jax.Array:
-            # Three scores: with the key's content, with its distance, and whether both tokens are of one segment.
-            content, position, segment = ((q_BNTH + bias) * c.head_size**-0.5 for bias in biases)
-            scores = multiply("bnth,bnsh->bnts", content, k_BNSH)
-            scores += align(relative_scores(position, r_BNRH), places_BT, length, k_BNSH.shape[2])
-            same, other = multiply("bnth,znh->zbnt", segment, segments_2NH)
-            here_BT1 = at(shared.types_BS[:, -length:], places_BT)[..., None]
-            scores += jnp.where((here_BT1 == shared.types_BS[:, None])[:, None], same[..., None], other[..., None])
-            allowed_BTS = at(shared.reach_BT, places_BT)[..., None] > shared.rank_BS[:, None]
-            if places_BT is None:  # content attends to itself
-                memory = k_BNSH.shape[2] - length
-                allowed_BTS |= np.eye(length, k_BNSH.shape[2], memory, dtype=bool)
-            numbers = (jnp.arange(n) for n in scores.shape[2:])
-            kept = kept_weights(seeds(fold(keys_B, site)), c.attention_dropout, c.heads, *numbers)
-            y_BNTH = weighted_values(masked(scores, allowed_BTS), v_BNSH, kept)
-            # A fully masked query would otherwise return the mean of the values that are hidden from it.
-            return jnp.where(allowed_BTS.any(-1)[:, None, :, None], y_BNTH, 0)
-
-        # Both streams use one set of keys and values; their dropout has sites of its own.
-        y_BNQH = stream(q_BNQH[:, :, :length], None, 0)
-        if shared.places_BP is not None:
-            y_BNQH = jnp.concatenate([y_BNQH, stream(q_BNQH[:, :, length:], shared.places_BP, 4)], 2)
-        out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
-        return Linear(*out, inputs=2, bias=False, std=c.init, lora=c.lora, name="out")(y_BNQH.swapaxes(1, 2), keys_B)
-
-
-def relative_scores(q_BNTH: jax.Array, r_BNRH: jax.Array) -> jax.Array:
-    """Multiply queries with projected distances: float32 (B, N, T, R); B = 1 in `r_BNRH`: the same for all rows."""
-    if r_BNRH.shape[0] == q_BNTH.shape[0]:
-        return multiply("bnth,bnrh->bntr", q_BNTH, r_BNRH)
-    return multiply("bnth,nrh->bntr", q_BNTH, r_BNRH[0])
-
-
-def at(values_BT: jax.Array, places_BP: jax.Array | None) -> jax.Array:
-    """Return the values at the positions of the queries; None: all positions."""
-    return values_BT if places_BP is None else jnp.take_along_axis(values_BT, places_BP, 1, mode="clip")
-
-
-def align(scores_BNTR: jax.Array, places_BT: jax.Array | None, length: int, keys: int) -> jax.Array:
-    """Turn scores by distance into scores by key, (B, N, T, S).
-
-    For queries at all positions this is `shift`; a query at position t of the row has its key 0 in column length - t.
-    """
-    if places_BT is None:
-        return shift(scores_BNTR, keys)
-
-    def one(scores_NR: jax.Array, start: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(scores_NR, start, keys, 1)
-
-    return jax.vmap(jax.vmap(one, (1, 0), 1))(scores_BNTR, length - places_BT)
-
-
-class Block(nn.Module):
-    """One layer over both streams side by side: attention and feed-forward, each with residual and norm after it."""
+    """Attention of the content (T queries) and of the query stream (P) to the memory and the content (S = M + T keys)."""
 
     config: XLNet
 
     @nn.compact
     def __call__(
-        self, x_BQD: jax.Array, scanned: tuple[jax.Array, jax.Array | None], shared: Shared
+        self, x_BTD: jax.Array, g_BPD: jax.Array | None, memory_BMD: jax.Array | None, shared: Shared, keys_B: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
+        c, length = self.config, x_BTD.shape[1]
+        kernel: dict[str, Any] = {"shape": (c.width, c.heads, c.head_size), "axes": ("embed", "heads", "head")}
+        kernel |= {"bias": False, "std": c.init, "lora": c.lora}
+        query = Linear(name="query", **kernel)
+
+        # Keys and values are content only, of the memory and of the row; both streams share them.
+        content_BSD = x_BTD
+        if memory_BMD is not None:
+            content_BSD = jnp.concatenate([memory_BMD.astype(x_BTD.dtype), x_BTD], 1)
+        k_BNSH, v_BNSH = (Linear(name=name, **kernel)(content_BSD, keys_B).swapaxes(1, 2) for name in ("key", "value"))
+
+        # Distances are projected once for the batch; a row written backwards takes the second set.
+        r_ZNRH = Linear(name="position", **kernel)(shared.distances_ZRD.astype(x_BTD.dtype)).swapaxes(1, 2)
+        r_BNRH = r_ZNRH
+        if shared.backward_B is not None:
+            r_BNRH = jnp.where(shared.backward_B[:, None, None, None] != 0, r_ZNRH[1], r_ZNRH[0])
+        k_BNSH, v_BNSH = (constrain(y, "batch", "heads", None, None) for y in (k_BNSH, v_BNSH))
+
+        def vector(name: str, *lead: int) -> jax.Array:
+            init = named(nn.initializers.normal(c.init), (*[None] * len(lead), "heads", "head"))
+            return self.param(name, init, (*lead, c.heads, c.head_size)).astype(x_BTD.dtype)
+
+        biases = [vector(f"{name}_bias")[:, None] for name in ("content", "position", "segment")]
+        segments_2NH = vector("segments", 2)
+        sides = Sides(k_BNSH, v_BNSH, r_BNRH, segments_2NH, shared)
+        out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
+        last = Linear(*out, inputs=2, bias=False, std=c.init, lora=c.lora, name="out")
+
+        def stream(x: jax.Array, places_BP: jax.Array | None, site: int) -> jax.Array:
+            own = fold(keys_B, site)
+            q_BNTH = constrain(query(x, own).swapaxes(1, 2), "batch", "heads", "length", None)
+            queries = tuple((q_BNTH + bias) * c.head_size**-0.5 for bias in biases)
+            numbers_T = jnp.arange(x.shape[1])
+
+            def some(queries: Any, places_BP: jax.Array | None, numbers_T: jax.Array) -> jax.Array:
+                kept = kept_weights(seeds(own), c.attention_dropout, c.heads, numbers_T, jnp.arange(k_BNSH.shape[2]))
+                return sides.attend(queries, places_BP, numbers_T, kept)
+
+            y_BNTH = in_pieces(some, (queries, places_BP, numbers_T), max(length, k_BNSH.shape[2]))
+            return last(y_BNTH.swapaxes(1, 2), own)
+
+        # The streams' dropout has sites of its own.
+        g_BPD = None if g_BPD is None else stream(g_BPD, shared.places_BP, 4)
+        return stream(x_BTD, None, 0), g_BPD
+
+
+class Sides(NamedTuple):
+    """What the queries of both streams attend to: keys, values, projected distances, the two segment vectors."""
+
+    k_BNSH: jax.Array
+    v_BNSH: jax.Array
+    r_BNRH: jax.Array
+    segments_2NH: jax.Array
+    shared: Shared
+
+    def attend(
+        self,
+        queries: tuple[jax.Array, jax.Array, jax.Array],
+        places_BP: jax.Array | None,
+        numbers_T: jax.Array,
+        kept_BNTS: jax.Array | None,
+    ) -> jax.Array:
+        """Attend with queries (B, N, T, H) for content, distance and segment: (B, N, T, H).
+
+        `places_BP`: their positions in the row; None: they are content, at positions `numbers_T`, neighbours.
+        """
+        shared, (content, position, segment) = self.shared, queries
+        length, keys = shared.reach_BT.shape[1], self.k_BNSH.shape[2]
+        # Three scores: with the key's content, with its distance, and whether both tokens are of one segment.
+        scores = multiply("bnth,bnsh->bnts", content, self.k_BNSH)
+        scores += relative_scores(position, self.r_BNRH, places_BP, numbers_T, length, keys)
+        same, other = multiply("bnth,znh->zbnt", segment, self.segments_2NH)
+
+        def here(values_BT: jax.Array) -> jax.Array:
+            if places_BP is not None:
+                return jnp.take_along_axis(values_BT, places_BP, 1, mode="clip")[..., None]
+            return jax.lax.dynamic_slice_in_dim(values_BT, numbers_T[0], len(numbers_T), 1)[..., None]
+
+        one_segment = here(shared.types_BS[:, -length:]) == shared.types_BS[:, None]
+        scores += jnp.where(one_segment[:, None], same[..., None], other[..., None])
+        allowed_BTS = here(shared.reach_BT) > shared.rank_BS[:, None]
+        if places_BP is None:  # content attends to itself
+            allowed_BTS |= numbers_T[:, None] + keys - length == np.arange(keys)
+        y_BNTH = weighted_values(masked(scores, allowed_BTS), self.v_BNSH, kept_BNTS)
+        # A fully masked query would otherwise return the mean of the values that are hidden from it.
+        return jnp.where(allowed_BTS.any(-1)[:, None, :, None], y_BNTH, 0)
+
+
+class Block(nn.Module):
+    """One layer of both streams: attention and feed-forward, each with residual and norm after it."""
+
+    config: XLNet
+
+    @nn.compact
+    def __call__(
+        self, streams: tuple[jax.Array, jax.Array | None], scanned: tuple[jax.Array, jax.Array | None], shared: Shared
+    ) -> tuple[tuple[jax.Array, jax.Array | None], jax.Array | None]:
         c, (layer, memory_BMD) = self.config, scanned
         keys_B = fold(shared.keys_B, layer)
-        y_BQD = RelativeAttention(c, name="attention")(x_BQD, memory_BMD, shared, keys_B)
+        norms, feed = [Norm(eps=c.eps, name=f"norm{i}") for i in range(2)], FeedForward(c, name="mlp")
+        attended = RelativeAttention(c, name="attention")(*streams, memory_BMD, shared, keys_B)
         # The content stream's input only: a query state stands for a guess, not for a token.
-        next_BMD = remember(memory_BMD, x_BQD[:, : shared.reuse])
-        norms = [Norm(eps=c.eps, name=f"norm{i}") for i in range(2)]
-        x_BQD = norms[0](x_BQD + dropout(y_BQD, c.dropout, keys_B, 1))
-        y_BQD = FeedForward(c, name="mlp")(x_BQD, keys_B)
-        x_BQD = norms[1](x_BQD + dropout(y_BQD, c.dropout, keys_B, 2))
-        return streams(x_BQD), next_BMD
+        next_BMD = remember(memory_BMD, streams[0][:, : shared.reuse])
+
+        def after(x: jax.Array | None, y: jax.Array | None, own_B: jax.Array | None) -> jax.Array | None:
+            if x is None:
+                return None
+            x = norms[0](x + dropout(y, c.dropout, own_B, 1))
+            x = norms[1](x + dropout(feed(x, own_B), c.dropout, own_B, 2))
+            return constrain(x, "batch", "length", None)
+
+        own = keys_B, fold(keys_B, 9)
+        return tuple(after(*both) for both in zip(streams, attended, own, strict=True)), next_BMD
 
 
 def remember(memory_BMD: jax.Array | None, new_BTD: jax.Array) -> jax.Array | None:
@@ -205,23 +223,19 @@ def remember(memory_BMD: jax.Array | None, new_BTD: jax.Array) -> jax.Array | No
     return jax.lax.stop_gradient(kept)
 
 
-def streams(x_BQD: jax.Array) -> jax.Array:
-    """Shard both streams over the mesh, along their length where it divides."""
-    even = x_BQD.shape[1] % pieces("length")[0] == 0
-    return constrain(x_BQD, "batch", "length" if even else None, None)
-
-
 class Layers(nn.Module):
     """All layers, their parameters stacked on a leading axis L; in the memory L comes after the rows."""
 
     config: XLNet
 
     @nn.compact
-    def __call__(self, x_BQD: jax.Array, memory_BLMD: jax.Array | None, shared: Shared) -> tuple[jax.Array, jax.Array | None]:
+    def __call__(
+        self, streams: tuple[jax.Array, jax.Array | None], memory_BLMD: jax.Array | None, shared: Shared
+    ) -> tuple[tuple[jax.Array, jax.Array | None], jax.Array | None]:
         c = self.config
         scan = repeat(Block, c, in_axes=((0, 1), nn.broadcast), out_axes=1, remat=c.remat, unroll=c.unroll)
         numbers = jnp.arange(c.depth, dtype=jnp.int32)
-        return scan(c, name="layers")(x_BQD, (numbers, memory_BLMD), shared)
+        return scan(c, name="layers")(streams, (numbers, memory_BLMD), shared)
 
 
 class TwoStream(nn.Module):
@@ -258,11 +272,14 @@ class TwoStream(nn.Module):
         """
         c, (rows, length) = self.config, tokens_BT.shape
         dtype = jnp.dtype(c.dtype)
-        x_BQD = self.embed(tokens_BT, dtype)
+        x_BTD, g_BPD = dropout(self.embed(tokens_BT, dtype), c.dropout, keys_B, c.depth), None
+        count = 0 if places_BP is None else places_BP.shape[1]
         if places_BP is not None:
-            query_BPD = jnp.broadcast_to(self.query.astype(dtype), (*places_BP.shape, c.width))
-            x_BQD = jnp.concatenate([x_BQD, query_BPD], 1)
-        x_BQD = streams(dropout(x_BQD, c.dropout, keys_B, c.depth))
+            # A multiple of the devices that cut rows; what is added predicts nothing.
+            places_BP = jnp.pad(places_BP, ((0, 0), (0, -count % pieces("length")[0])))
+            g_BPD = jnp.broadcast_to(self.query.astype(dtype), (*places_BP.shape, c.width))
+            g_BPD = constrain(dropout(g_BPD, c.dropout, keys_B, c.depth + 2), "batch", "length", None)
+        x_BTD = constrain(x_BTD, "batch", "length", None)
 
         # Without ranks every key has rank 0 and every query reach 1; the memory's ranks lie below any reach.
         memory = 0 if memory_BLMD is None else memory_BLMD.shape[2]
@@ -279,9 +296,11 @@ class TwoStream(nn.Module):
             keys_B=keys_B,
             reuse=reuse or length,
         )
-        x_BQD, memory_BLMD = self.stack(x_BQD, memory_BLMD, shared)
-        x_BQD = dropout(x_BQD, c.dropout, keys_B, c.depth + 1)
-        return x_BQD[:, :length], None if places_BP is None else x_BQD[:, length:], memory_BLMD
+        (x_BTD, g_BPD), memory_BLMD = self.stack((x_BTD, g_BPD), memory_BLMD, shared)
+        x_BTD = dropout(x_BTD, c.dropout, keys_B, c.depth + 1)
+        if g_BPD is not None:
+            g_BPD = dropout(g_BPD, c.dropout, keys_B, c.depth + 3)[:, :count]
+        return x_BTD, g_BPD, memory_BLMD
 
     def head(self) -> Head:
         """Return the vocabulary projection: the token table and a bias."""

@@ -17,6 +17,8 @@ from lm.sharding import axes_of, unbox
 from lm.training import parameters
 from lm.training.settings import Optimizer
 
+STACKED = ("layers", "experts")  # axes of separate matrices in one array
+
 
 def grouped(config: Optimizer, params: Any, mup: float = 1.0) -> optax.GradientTransformation:
     """Build the chain for the trained ones of (abstract, named) parameters, each with its factor on the rate.
@@ -153,7 +155,7 @@ def lamb(config: Optimizer, axes: Any) -> optax.GradientTransformation:
         if not is_matrix(a):
             return u
         # The decay is inside the norm (algorithm 2), hence not added again by `build`.
-        over = tuple(i for i, name in enumerate(a) if name != "layers")
+        over = tuple(i for i, name in enumerate(a) if name not in STACKED)
         u = u + config.decay * p
         size, length = (jnp.sqrt(jnp.square(x).sum(over, keepdims=True)) for x in (p, u))
         return u * jnp.where((size > 0) & (length > 0), size / jnp.where(length > 0, length, 1), 1.0)
@@ -169,7 +171,7 @@ def matrix_axes(axes: tuple) -> contrib.MuonDimensionNumbers | None:
     if not is_hidden(axes):
         return None
     pivot = "rank" if "rank" in axes else "embed"  # a LoRA factor is a matrix from or to its rank
-    rest = tuple(i for i, a in enumerate(axes) if a not in (pivot, "layers"))
+    rest = tuple(i for i, a in enumerate(axes) if a not in (pivot, *STACKED))
     embed = (axes.index(pivot),)
     inputs, outputs = (embed, rest) if embed < rest else (rest, embed)
     return contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=outputs)
@@ -187,7 +189,7 @@ def adafactor(axes: Any) -> optax.GradientTransformation:
         return jax.tree.map(lambda a, x: x.reshape(matrix_shape(a, x.shape)), axes, tree, is_leaf=is_axes)
 
     def rms(a, x):
-        over = tuple(i for i, name in enumerate(a) if name != "layers")
+        over = tuple(i for i, name in enumerate(a) if name not in STACKED)
         return jnp.sqrt(jnp.square(x).mean(over, keepdims=True))
 
     def relative(a, u, p):
@@ -208,7 +210,7 @@ def matrix_shape(axes: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
     if numbers is None:
         return shape
     sides = (math.prod(shape[i] for i in side) for side in (numbers.reduction_axis, numbers.output_axis))
-    return (*(n for n, a in zip(shape, axes) if a == "layers"), *sides)
+    return (*(n for n, a in zip(shape, axes) if a in STACKED), *sides)
 
 
 def is_axes(x: Any) -> bool:
@@ -222,7 +224,7 @@ def map_axes(function: Callable[[tuple], Any], axes: Any) -> Any:
 
 def is_matrix(axes: tuple) -> bool:
     """Return whether an array is a matrix or table: an embed axis, or a LoRA factor's rank, and at least one more."""
-    return bool({"embed", "rank"} & set(axes)) and len([a for a in axes if a != "layers"]) > 1
+    return bool({"embed", "rank"} & set(axes)) and len([a for a in axes if a not in STACKED]) > 1
 
 
 def is_hidden(axes: tuple) -> bool:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.models import flops, presets
+from lm.models import attend, flops, presets
 from lm.models.relative import distances, shift
 from lm.models.two_stream import TwoStream, XLNet, directions
 from lm.sharding import unbox
@@ -283,3 +283,23 @@ def test_bfloat16_is_near():
     assert half[0].dtype == jnp.bfloat16
     assert half[2].dtype == batch["memory_BLMD"].dtype
     np.testing.assert_allclose(half[3], full, atol=0.05 * np.abs(full).max())
+
+
+def test_long_rows_go_in_pieces(monkeypatch):
+    """Values and gradients of both streams, with dropout of the weights, in pieces of a row as for the whole."""
+    config = dataclasses.replace(TINY, attention_dropout=0.2)
+    params, batch = draw(config), rows()
+    keys_B = jax.random.split(jax.random.key(2), B)
+
+    def results():
+        def value(params):
+            h, g, memory, _ = forward.__wrapped__(params, batch, config, 0, keys_B)
+            return (h**2).sum() + (g**3).sum(), memory
+
+        return jax.jit(jax.value_and_grad(value, has_aux=True))(params)
+
+    whole = results()
+    monkeypatch.setattr(attend, "SHORT", 4)
+    monkeypatch.setattr(attend, "PIECE", 4)
+    for mine, theirs in zip(jax.tree.leaves(results()), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
