@@ -34,7 +34,7 @@ from lm.data.demo import Documentation
 from lm.data.tokenizer.special import find
 from lm.data.tokenizer.tokenizer import Pretrained, Tokenizer
 from lm.errors import UserError, check
-from lm.objectives.base import Objective, sized
+from lm.objectives.base import Objective
 from lm.sharding import axes_of, unbox
 from lm.strict_json import load_json
 
@@ -95,7 +95,7 @@ def operate(
     check(not odd, f"{some(set(odd))}: adaptive tables, cut by how frequent their tokens are; their vocabulary stays as it is")
     rows = objective.model.vocab
     planned = plan(old, new, rows, initialise, multiple)
-    objective = dataclasses.replace(objective, model=sized(objective.model, planned.vocab)).resolve(new)
+    objective = dataclasses.replace(objective, model=objective.model.sized(planned.vocab)).resolve(new)
     shapes = {name: x.shape for name, x in flat(unbox(drawn(objective))).items()}
     fresh = draws(objective, rowed, seed) if initialise == "random" else {}
     rng = np.random.default_rng(seed)

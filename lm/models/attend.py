@@ -1,7 +1,6 @@
 """Attention from queries, keys and values: the mask rule, and softmax over the scores of whole rows of keys."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ from lm.models.products import multiply
 from lm.sharding import pieces
 
 SHORT = 1024  # rows of at most so many tokens: the scores of the row are kept, and not computed twice
-PIECE = 256  # most queries of a piece of a longer row
 BLOCK, BLOCKS = 128, 8  # fewest queries of a block, most blocks; a causal block omits the keys after it
 
 Bias = Callable[[jax.Array], jax.Array] | None  # distances, key minus query, (T, S) -> additive bias (N, T, S)
@@ -111,25 +109,6 @@ def attend(
         scores_BNTS = masked(scores_BNTS, mask.allowed(queries, seen))
         outputs.append(weighted_values(scores_BNTS, v_BKSH[:, :, :seen], kept))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, 2)
-
-
-def in_pieces(function: Callable[..., jax.Array], queries: Any, longest: int) -> jax.Array:
-    """Call a function of arrays along queries piece by piece and recompute it in the backward pass, where rows are long.
-
-    For scores that depend on more than a query and a key (relative attention): nothing of size queries x keys is kept.
-    Arrays have their queries on axis 2, or the last of fewer axes; None stays None. The result is (B, N, T, H).
-    """
-    length = jax.tree.leaves(queries)[0].shape[2]
-    size = next(n for n in range(min(PIECE, length), 0, -1) if length % n == 0)
-    if longest <= SHORT or pieces("length") != (1,):
-        return function(*queries)
-
-    def cut(x: jax.Array) -> jax.Array:
-        axis = min(x.ndim - 1, 2)
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
-
-    y = jax.lax.map(jax.checkpoint(lambda xs: function(*xs), prevent_cse=False), jax.tree.map(cut, queries))
-    return jnp.moveaxis(y, 0, 2).reshape(*y.shape[1:3], length, -1)
 
 
 def attention_scores(q_BNTH: jax.Array, k_BKSH: jax.Array, bias_NTS: jax.Array | None, cap: float) -> jax.Array:

@@ -20,7 +20,7 @@ Tree = Any  # arrays whose length T or S is axis 2, or the last axis of those wi
 
 @dataclass(frozen=True)
 class Rule:
-    """What to compute for a block, as functions of indices t (T,) and s (S,) in the row.
+    """The computation of a block, as functions of indices t (T,) and s (S,) in the row.
 
     `scores(queries, keys, shared, t, s)`: float32 (B, N, T, S) before the mask. `allowed(marks of queries, marks of keys,
     whole, t, s)`: booleans broadcastable to (B, T, S). `needed(whole, t, s)`: whether any query at t may see a key at s, a
@@ -59,7 +59,7 @@ class Marks:
     s: jax.Array
 
 
-def axis_of(x: Any) -> int:
+def axis_of(x: Tree) -> int:
     return min(x.ndim - 1, 2)
 
 
@@ -112,7 +112,7 @@ def indices(sizes: Sizes, t0: jax.Array, s0: jax.Array) -> tuple[jax.Array, jax.
     return t0 + jnp.arange(sizes.t), s0 + jnp.arange(sizes.s)
 
 
-def if_needed(rule: Rule, whole: Tree, t: jax.Array, s: jax.Array, work: Callable[[Any], Any], state: Any) -> Any:
+def if_needed(rule: Rule, whole: Tree, t: jax.Array, s: jax.Array, work: Callable[[Any], Any], state: Tree) -> Any:
     """Run `work` on a state unless no query at t may see a key at s."""
     needed = rule.needed(whole, t, s)
     return work(state) if needed is None else jax.lax.cond(needed, work, lambda old: old, state)
@@ -128,14 +128,14 @@ def absorb(
     blocks = len(marks.t), len(marks.s)
     key_blocks = (*split((keys, values, marks.keys), blocks[1]), marks.s)
 
-    def query_step(_: None, xs: Any) -> tuple[None, Any]:
+    def query_step(_: None, xs: Tree) -> tuple[None, Any]:
         queries, query_marks, t0, state = xs
 
-        def key_step(state: Any, xs: Any) -> tuple[Any, None]:
+        def key_step(state: Tree, xs: Tree) -> tuple[Any, None]:
             keys, values, key_marks, s0 = xs
             t, s = indices(sizes, t0, s0)
 
-            def work(state: Any) -> Any:
+            def work(state: Tree) -> Any:
                 top, total, y = state
                 scores = scored(rule, sizes, (query_marks, key_marks, marks.whole), t, s)(queries, keys, shared)
                 new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
@@ -170,15 +170,15 @@ def pull_back(
     key_blocks = (*split((keys, values, marks.keys), blocks[1]), marks.s)
     batch, groups = values.shape[:2]
 
-    def query_step(total: Any, xs: Any) -> tuple[Any, Any]:
+    def query_step(total: Tree, xs: Tree) -> tuple[Any, Any]:
         queries, query_marks, t0, (log_z, inner, g_BNTH) = xs
         g_BKTH = g_BNTH.astype(values.dtype).reshape(batch, groups, -1, g_BNTH.shape[-1])
 
-        def key_step(carry: Any, xs: Any) -> tuple[Any, Any]:
+        def key_step(carry: Tree, xs: Tree) -> tuple[Any, Any]:
             keys, values, key_marks, s0 = xs
             t, s = indices(sizes, t0, s0)
 
-            def work(carry: Any) -> Any:
+            def work(carry: Tree) -> Any:
                 (d_queries, d_shared), _ = carry
                 function = scored(rule, sizes, (query_marks, key_marks, marks.whole), t, s)
                 scores, pull = jax.vjp(function, queries, keys, shared)

@@ -5,9 +5,9 @@ the keys go around in a ring (Liu et al. 2023). Under a causal mask a device the
 so that all have the same work. The scores are a function of the caller: plain, biased and two-stream attention share this.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from lm.models.attend import attention_scores, seeds, visible
+from lm.models.backends import AXIS, Call, ring_size
 from lm.models.blocks import Marks, Rule, Sizes, Tree, absorb, added, axis_of, padded, pull_back, size, zeros_of
 from lm.sharding import constrain
 
 BLOCK = 512  # most queries and keys of a block
-AXIS = "context"  # the mesh axis of the ring
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Operands:
 
 
 def blockwise(rule: Rule, given: Operands) -> jax.Array:
-    """Return softmax(scores) times values, (B, N, T, H) of the values' dtype; what sees no key gets any finite value."""
+    """Return softmax(scores) times values, (B, N, T, H) of the values' dtype; a query without a key gets any number."""
     length, keys = size(given.queries), size(given.keys)
     devices = ring_size()
     ring = devices > 1 and length % devices == 0 and keys % devices == 0
@@ -54,7 +55,7 @@ def blockwise(rule: Rule, given: Operands) -> jax.Array:
     starts = np.arange(0, length + padding[0], t_block), np.arange(0, keys + padding[1], s_block)
     sizes = Sizes(t_block, s_block, keys, parts, balanced)
 
-    def run(queries: Tree, query_marks: Tree, starts_T: Any, key_side: Tree, starts_S: Any, rest: Tree) -> jax.Array:
+    def run(queries: Tree, query_marks: Tree, starts_T: Tree, key_side: Tree, starts_S: Tree, rest: Tree) -> jax.Array:
         shared, whole, seeds = rest
         keys, values, key_marks = key_side
         marks = Marks(query_marks, key_marks, whole, seeds, jnp.asarray(starts_T), jnp.asarray(starts_S))
@@ -72,13 +73,7 @@ def blockwise(rule: Rule, given: Operands) -> jax.Array:
     return mapped(*arguments)
 
 
-def ring_size() -> int:
-    """Return the devices of the ring; 1 without a mesh, or inside a mapped function."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty or AXIS in mesh.manual_axes else mesh.shape[AXIS]
-
-
-def along(x: Any) -> PartitionSpec:
+def along(x: Tree) -> PartitionSpec:
     """Cut the length of an array over the ring; the list of starts has no other axis."""
     return PartitionSpec(*[None] * axis_of(x), AXIS)
 
@@ -93,7 +88,7 @@ def block_size(length: int, most: int, exact: bool) -> int:
 # -- the ring ----------------------------------------------------------------------------------------------------------
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attend_blocks(
     rule: Rule, sizes: Sizes, queries: Tree, keys: Tree, values: jax.Array, shared: Tree, marks: Marks
 ) -> jax.Array:
@@ -110,7 +105,7 @@ def forward(
     empty = jnp.full((*lead, 1), -jnp.inf), jnp.zeros((*lead, 1)), jnp.zeros((*lead, values.shape[-1]))
     state = tuple(constrain(x, "batch", "heads", None, None) for x in empty)
 
-    def step(state: Any, around: Any) -> Any:
+    def step(state: Tree, around: Tree) -> Any:
         keys, values, key_marks, starts = around
         here = Marks(marks.queries, key_marks, marks.whole, marks.seeds, marks.t, starts)
         return absorb(rule, sizes, queries, keys, values, shared, here, state), around
@@ -122,12 +117,12 @@ def forward(
     return moved(sizes, y, back=True), (queries, keys, values, shared, marks, y, log_z)
 
 
-def backward(rule: Rule, sizes: Sizes, saved: Any, g_BNTH: jax.Array) -> tuple[Any, ...]:
+def backward(rule: Rule, sizes: Sizes, saved: Tree, g_BNTH: jax.Array) -> tuple[Any, ...]:
     queries, keys, values, shared, marks, y, log_z = saved
     g_BNTH = moved(sizes, g_BNTH).astype(jnp.float32)
     result = log_z, (g_BNTH * y.astype(jnp.float32)).sum(-1, keepdims=True), g_BNTH
 
-    def step(state: Any, around: Any) -> Any:
+    def step(state: Tree, around: Tree) -> Any:
         keys, values, key_marks, starts, (d_keys, d_values) = around
         here = Marks(marks.queries, key_marks, marks.whole, marks.seeds, marks.t, starts)
         d_q, d_k, d_v, d_s = pull_back(rule, sizes, queries, keys, values, shared, here, result)
@@ -145,13 +140,13 @@ def backward(rule: Rule, sizes: Sizes, saved: Any, g_BNTH: jax.Array) -> tuple[A
 attend_blocks.defvjp(forward, backward)
 
 
-def circle(sizes: Sizes, step: Callable[[Any, Any], Any], state: Any, around: Any, home: bool = False) -> tuple[Any, Any]:
+def circle(sizes: Sizes, step: Callable[[Any, Any], Any], state: Tree, around: Tree, home: bool = False) -> tuple[Any, Any]:
     """Call `step(state, around)` on every device's part of `around`; `home`: hand the parts on until they are back."""
     if sizes.devices == 1:
         return step(state, around)
     pairs = [(i, (i + 1) % sizes.devices) for i in range(sizes.devices)]
 
-    def turn(carry: Any, _: None) -> tuple[Any, None]:
+    def turn(carry: Tree, _: None) -> tuple[Any, None]:
         state, around = step(*carry)
         return (state, jax.lax.ppermute(around, AXIS, pairs)), None
 
@@ -175,3 +170,56 @@ def moved(sizes: Sizes, tree: Tree, back: bool = False) -> Tree:
         return jnp.concatenate(halves, axis_of(x))
 
     return jax.tree.map(one, tree)
+
+
+# -- attention of a Transformer ----------------------------------------------------------------------------------------
+
+
+def run_blockwise(call: Call) -> jax.Array:
+    """Attend in blocks; the bias becomes a function of arrays that it was given, so that they have gradients."""
+    mask, causal = call.mask, call.mask.causal
+    bias, shared = None, ()
+    if call.bias is not None:
+        # The example's size is of no meaning: each block calls the function again.
+        bias, shared = hoisted(call.bias)
+
+    def scores(q: jax.Array, k: jax.Array, shared: Tree, t: jax.Array, s: jax.Array) -> jax.Array:
+        return attention_scores(q, k, None if bias is None else bias(s[None, :] - t[:, None], shared), call.cap)
+
+    def allowed(query_marks: Tree, key_marks: Tree, window: Tree, t: jax.Array, s: jax.Array) -> jax.Array | None:
+        segments = (query_marks[0], key_marks[0]) if query_marks else None
+        prefix_BS = key_marks[-1] if mask.prefix_BS is not None and causal else None
+        return visible(t, s, segments, prefix_BS, window, causal)
+
+    def needed(window: Tree, t: jax.Array, s: jax.Array) -> jax.Array | None:
+        conditions = []
+        if causal and mask.prefix_BS is None:
+            conditions.append(s[0] <= t[-1])
+        if window is not None:
+            far = jnp.maximum(t[0] - s[-1], s[0] - t[-1])  # the smallest distance of the two blocks
+            conditions.append((jnp.asarray(window) <= 0) | (far < window))
+        return functools.reduce(jnp.logical_and, conditions) if conditions else None
+
+    segments = mask.segments_BT is not None
+    key_marks = ((mask.segments_BS,) if segments else ()) + ((mask.prefix_BS,) if mask.prefix_BS is not None and causal else ())
+    given = Operands(
+        queries=constrain(call.queries, "batch", "heads", "length", None),
+        keys=call.keys,
+        values=call.values,
+        shared=shared,
+        query_marks=(mask.segments_BT,) if segments else (),
+        key_marks=key_marks,
+        whole=mask.window,
+        seeds_B2=seeds(call.keys_B) if call.rate else None,
+    )
+    balanced = causal and mask.prefix_BS is None
+    return blockwise(Rule(scores, allowed, needed, call.queries.shape[1], balanced, call.rate), given)
+
+
+def hoisted(bias: Callable[[jax.Array], jax.Array]) -> tuple[Callable[[jax.Array, Any], jax.Array], Any]:
+    """Return a bias as a function of distances and the arrays that it holds, and those arrays."""
+
+    def call(distances: jax.Array, arrays: Tree) -> jax.Array:
+        return jax.closure_convert(bias, distances)[0](distances, *arrays)
+
+    return call, jax.closure_convert(bias, jnp.zeros((1, 1), jnp.int32))[1]

@@ -34,6 +34,10 @@ class EncoderDecoder:
         if self.decoder.embed_size != self.decoder.width or self.decoder.transform:
             raise UserError("an encoder-decoder has tables of its width and no transform before the vocabulary")
 
+    def sized(self, vocab: int) -> "EncoderDecoder":
+        """Set the vocabulary size of both sides."""
+        return EncoderDecoder(encoder=self.encoder.sized(vocab), decoder=self.decoder.sized(vocab))
+
     @property
     def vocab(self) -> int:
         return self.decoder.vocab

@@ -10,11 +10,11 @@ from flax import struct
 
 from lm.errors import check, check_choices, check_range
 from lm.models.adaptive import Adaptive, AdaptiveHead, Order
-from lm.models.attend import in_pieces, kept_weights, masked, seeds, weighted_values
+from lm.models.attend import kept_weights, masked, seeds, weighted_values
 from lm.models.layers import Linear, dropout, fold, named, repeat
 from lm.models.norms import normalise
 from lm.models.products import multiply
-from lm.models.relative import by_products, distances, relative_scores, shift
+from lm.models.relative import by_products, distances, in_pieces, relative_scores, shift
 from lm.models.shape import Shape
 from lm.sharding import constrain
 

@@ -1,11 +1,17 @@
 """Relative positions of Transformer-XL and XLNet: sinusoids of distances, and the shift that aligns them with keys."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from lm.models.attend import SHORT
 from lm.models.positions import sinusoids
 from lm.models.products import multiply
 from lm.sharding import pieces
+
+PIECE = 256  # most queries of a piece of a long row
 
 
 def distances(first: int, last: int, width: int, clamp: int = 0) -> jax.Array:
@@ -64,3 +70,22 @@ def by_products(q_BNTH: jax.Array, r_BNRH: jax.Array) -> jax.Array:
     if r_BNRH.shape[0] == q_BNTH.shape[0]:
         return multiply("bnth,bnrh->bntr", q_BNTH, r_BNRH)
     return multiply("bnth,nrh->bntr", q_BNTH, r_BNRH[0])
+
+
+def in_pieces(function: Callable[..., jax.Array], queries: Any, longest: int) -> jax.Array:
+    """Call a function of arrays along queries piece by piece and recompute it in the backward pass, where rows are long.
+
+    For scores that depend on more than a query and a key (relative attention): nothing of size queries x keys is kept.
+    Arrays have their queries on axis 2, or the last of fewer axes; None stays None. The result is (B, N, T, H).
+    """
+    length = jax.tree.leaves(queries)[0].shape[2]
+    size = next(n for n in range(min(PIECE, length), 0, -1) if length % n == 0)
+    if longest <= SHORT or pieces("length") != (1,):
+        return function(*queries)
+
+    def cut(x: jax.Array) -> jax.Array:
+        axis = min(x.ndim - 1, 2)
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
+
+    y = jax.lax.map(jax.checkpoint(lambda xs: function(*xs), prevent_cse=False), jax.tree.map(cut, queries))
+    return jnp.moveaxis(y, 0, 2).reshape(*y.shape[1:3], length, -1)

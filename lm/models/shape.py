@@ -1,5 +1,8 @@
 """Sizes that every network derives from its config in the same way."""
 
+import dataclasses
+from typing import Any, Self
+
 from lm.errors import UserError
 
 
@@ -14,6 +17,11 @@ class Shape:
     head: int
     mlp: int
     embed: int
+
+    def sized(self, vocab: int) -> Self:
+        """Set the vocabulary size."""
+        config: Any = self  # a dataclass, as all that have this base
+        return dataclasses.replace(config, vocab=vocab)
 
     def check_heads(self) -> None:
         """Raise UserError where the width does not divide among the heads and their size is not set."""

@@ -10,7 +10,6 @@ from flax import struct
 from lm.models.adapters import Bottleneck
 from lm.models.attend import Bias, Mask
 from lm.models.attention import Attention
-from lm.models.experts import MixtureOfExperts, Routing, add_losses
 from lm.models.layers import dropout, fold, repeat
 from lm.models.mlp import FeedForward
 from lm.models.norms import Norm
@@ -39,7 +38,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, scanned: tuple[Any, Any, Any], shared: Shared
-    ) -> tuple[jax.Array, tuple[Any, jax.Array | None, Routing | None]]:
+    ) -> tuple[jax.Array, tuple[Any, jax.Array | None, Any]]:
         """Run the layer; `scanned`: its number, its attention window (None: no layer has one) and its cache.
 
         Return the states and, stacked by the scan, the cache, with `shared.collect` the states again, and the statistics
@@ -54,9 +53,9 @@ class Block(nn.Module):
             cache, source_cache = cache
 
         experts, real_BT = c.experts.count > 0, shared.mask.segments_BT
-        routed = MixtureOfExperts(c, name="mlp") if experts else None
+        routed = c.experts.layers.MixtureOfExperts(c, name="mlp") if experts else None
         dense = None if experts else FeedForward(c, name="mlp")
-        routing: list[Routing] = []
+        routing: list[Any] = []
 
         def feed(y: jax.Array) -> jax.Array:
             if dense is not None:
@@ -169,7 +168,7 @@ class Stack(nn.Module):
         scan = repeat(Block, c, share=c.share, remat=c.remat, unroll=c.unroll)
         x_BTD, (cache, states, routing) = scan(c, name="layers")(x_BTD, (layers, sizes_L, cache), shared)
         if routing is not None:
-            add_losses(c.experts, routing)
+            c.experts.layers.add_losses(c.experts, routing)
         return self.last(x_BTD, keys_B), cache, states
 
     def last(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:

@@ -15,14 +15,14 @@ from flax import linen as nn
 from flax import struct
 
 from lm.errors import check, check_choices, check_range, unknown
-from lm.models.attend import in_pieces, kept_weights, masked, seeds, weighted_values
+from lm.models.attend import kept_weights, masked, seeds, weighted_values
 from lm.models.heads import Head
 from lm.models.layers import Embed, Linear, dropout, fold, named, repeat
 from lm.models.lora import Lora
 from lm.models.mlp import ACTIVATIONS, FeedForward
 from lm.models.norms import Norm
 from lm.models.products import multiply
-from lm.models.relative import distances, relative_scores
+from lm.models.relative import distances, in_pieces, relative_scores
 from lm.models.shape import Shape
 from lm.sharding import constrain, pieces
 
@@ -147,7 +147,7 @@ class RelativeAttention(nn.Module):
 
 
 class Sides(NamedTuple):
-    """What the queries of both streams attend to: keys, values, projected distances, the two segment vectors."""
+    """The targets of both streams' attention: keys, values, projected distances, the two segment vectors."""
 
     k_BNSH: jax.Array
     v_BNSH: jax.Array

@@ -34,7 +34,6 @@ from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.data.types import Example as LabelledExample
 from lm.errors import UserError, check
 from lm.models import flops
-from lm.models.encoder_decoder import EncoderDecoder
 
 Example = dict[str, np.ndarray]
 Batch = Mapping[str, jax.Array]
@@ -147,7 +146,7 @@ class Objective:
 
     def sized(self, vocab: int) -> Self:
         """Set the model's vocabulary size where it is 0."""
-        return dataclasses.replace(self, model=sized(self.model, self.model.vocab or vocab))
+        return dataclasses.replace(self, model=self.model.sized(self.model.vocab or vocab))
 
     def study(self, corpus: Corpus) -> Self:
         """Collect corpus statistics for `corrupt` (a table of similar words); called after `resolve`."""
@@ -278,15 +277,7 @@ def fit(model: Any, tokenizer: Tokenizer) -> Any:
         not model.vocab or model.vocab >= tokenizer.vocab,
         f"objective.model.vocab={model.vocab} is smaller than the tokenizer's {tokenizer.vocab}; leave it at 0",
     )
-    return sized(model, model.vocab or tokenizer.vocab)
-
-
-def sized(model: Any, vocab: int) -> Any:
-    """Set a model's vocabulary size, of an encoder-decoder on both sides."""
-    if isinstance(model, EncoderDecoder):
-        parts = {name: dataclasses.replace(getattr(model, name), vocab=vocab) for name in ("encoder", "decoder")}
-        return dataclasses.replace(model, **parts)
-    return dataclasses.replace(model, vocab=vocab)
+    return model.sized(model.vocab or tokenizer.vocab)
 
 
 def resolve(config: Any, corpus: Corpus) -> tuple[Any, Corpus]:

@@ -17,7 +17,7 @@ from lm.data.tokenizer.tokenizer import Pretrained
 from lm.errors import UserError, check
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.positions import context_of
-from lm.objectives.base import Objective, sized
+from lm.objectives.base import Objective
 from lm.runs import is_published
 
 
@@ -44,7 +44,7 @@ def adopt(config: Config, given: Sequence[str] = ()) -> tuple[Config, list[str]]
     theirs, start = described(config.start, config.objective.task)
     if type(theirs) is not type(model):
         return config, []  # another kind of network: `start_from` reports the arrays that fit
-    mine = sized(model, model.vocab or theirs.vocab)
+    mine = model.sized(model.vocab or theirs.vocab)
     taken = merged(mine, theirs, published=is_published(config.start))
     changed = differences(taken, mine)
     for name in (name.removeprefix("objective.model.") for name in given if name.startswith("objective.model.")):

@@ -14,7 +14,6 @@ from lm.errors import UserError
 from lm.outputs import replace_file
 from lm.strict_json import load_json
 from lm.training.settings import Wandb
-from lm.training.tensorboard import EventFile
 
 
 class Writers:
@@ -41,6 +40,8 @@ class Writers:
         label = study_label(self.workdir)
         self.wandb = start_wandb(self.workdir, wandb, label) if wandb else None
         self.metrics = MetricsLog(self.workdir / "metrics.jsonl", start)
+        from lm.training.tensorboard import EventFile  # where a run writes, and not where one is planned
+
         self.events = EventFile(self.workdir / "tensorboard", start)
         if label:
             values = {"arm": label["arm"], "seed": float(label["seed"]), **label.get("fields", {})}

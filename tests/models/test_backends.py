@@ -11,7 +11,8 @@ import pytest
 from lm.errors import UserError
 from lm.models import blockwise as blocks
 from lm.models.attend import Mask
-from lm.models.backends import BACKENDS, CHOICES, Call, run, run_splash
+from lm.models.backends import BACKENDS, CHOICES, Call, run
+from lm.models.kernels import run_splash
 from lm.models.positions import alibi_slopes
 from lm.models.transformer import Transformer
 

@@ -10,7 +10,8 @@ import pytest
 from lm.config import Config, Mesh, Optimizer
 from lm.errors import UserError
 from lm.models import auxiliary
-from lm.models.experts import Experts, MixtureOfExperts, add_losses, statistics
+from lm.models.experts import Experts
+from lm.models.mixture import MixtureOfExperts, add_losses, statistics
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.causal import Causal

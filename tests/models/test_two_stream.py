@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.models import attend, flops, presets
+from lm.models import flops, presets, relative
 from lm.models.relative import distances, shift
 from lm.models.two_stream import TwoStream, XLNet, directions
 from lm.sharding import unbox
@@ -299,7 +299,7 @@ def test_long_rows_go_in_pieces(monkeypatch):
         return jax.jit(jax.value_and_grad(value, has_aux=True))(params)
 
     whole = results()
-    monkeypatch.setattr(attend, "SHORT", 4)
-    monkeypatch.setattr(attend, "PIECE", 4)
+    monkeypatch.setattr(relative, "SHORT", 4)
+    monkeypatch.setattr(relative, "PIECE", 4)
     for mine, theirs in zip(jax.tree.leaves(results()), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())

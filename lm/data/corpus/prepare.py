@@ -22,7 +22,7 @@ from lm.data.corpus.corpus import Corpus, Data
 from lm.data.corpus.digests import DamagedCorpus, fingerprint, read_sealed, remember, remembered, verify
 from lm.data.corpus.store import FORMAT, Tokens
 from lm.data.sources import Concatenation, components
-from lm.data.text.words import Segmented, Words
+from lm.data.text.words import Words
 from lm.data.tokenizer.tokenizer import BytePair, Pretrained, Tokenizer, WordPiece
 from lm.data.types import Reader, labelled
 from lm.errors import UserError
@@ -104,7 +104,7 @@ def set_aside(path: Path) -> Path:
 
 def _opened(source: Any, words: Words | None) -> Reader:
     reader = source.open()
-    return Segmented(reader, words) if words else reader
+    return words.over(reader) if words else reader
 
 
 def _open(folder: Path, shares: list[float], whole: bool) -> Corpus:

@@ -39,6 +39,10 @@ class Jieba:
     def signature(self) -> str:
         return f"jieba {_jieba().__version__}"
 
+    def over(self, reader: Reader) -> Reader:
+        """Return a reader whose pieces have these words."""
+        return Segmented(reader, self)
+
     def segment(self, piece: Piece) -> Piece:
         return piece._replace(marks=functools.partial(self._marks, piece.text))
 
@@ -59,6 +63,10 @@ class Given:
 
     def signature(self) -> str:
         return f"given {self.separator!r}"
+
+    def over(self, reader: Reader) -> Reader:
+        """Return a reader whose pieces have these words."""
+        return Segmented(reader, self)
 
     def segment(self, piece: Piece) -> Piece:
         fields = [field.split(self.separator) for field in split_fields(piece.text, piece.borders)]

@@ -26,7 +26,7 @@ from lm.models.model import Model
 from lm.models.pooling import Inner, Scores
 from lm.models.transformer import Transformer
 from lm.models.two_stream import TwoStream, XLNet
-from lm.objectives.base import Batch, Example, sized
+from lm.objectives.base import Batch, Example
 from lm.objectives.rows import row_flops
 from lm.sharding import Named
 
@@ -279,7 +279,7 @@ def filled(batch: Batch) -> tuple[jax.Array, jax.Array]:
 def step_flops(model: Trunk, length: int) -> float:
     """Count the operations of a training step on one row, without the head."""
     if isinstance(model, EncoderDecoder):
-        return row_flops(sized(model, 0), length, length)
+        return row_flops(model.sized(0), length, length)
     if isinstance(model, Transformer):
         return length * flops.train_flops(dataclasses.replace(model, vocab=0), length)
     inner = model.heads * model.head_size

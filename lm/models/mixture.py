@@ -1,0 +1,182 @@
+"""Mixtures of experts in place of the feed-forward layer: routers, their losses, dispatch with and without capacity.
+
+A router sends each token to a few of many feed-forward layers. Dropless dispatch sorts the tokens by expert and multiplies
+group by group (MegaBlocks, Gale et al. 2023); with a capacity, each row gives an expert at most so many tokens and later ones
+pass by on the residual (Switch, Fedus et al. 2022). Over the mesh's `expert` axis each device holds some of the experts: rows
+travel by all-to-all with a capacity, and are gathered and summed without.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from lm.models import auxiliary
+from lm.models.experts import Experts
+from lm.models.layers import named, normal
+from lm.models.mlp import ACTIVATIONS
+from lm.models.transformer import Transformer
+from lm.sharding import constrain, spec
+
+
+class Routing(struct.PyTreeNode):
+    """A router's statistics of each row, for its losses: sums over the row's real tokens."""
+
+    choices_BE: jax.Array
+    probabilities_BE: jax.Array
+    z_B: jax.Array
+    tokens_B: jax.Array
+
+
+class MixtureOfExperts(nn.Module):
+    """A router and its experts; `config` is a `lm.models.transformer.Transformer`."""
+
+    config: Transformer
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None) -> tuple[jax.Array, Routing]:
+        """Return the weighted sum of each token's experts and the router's statistics; `real_BT`: False for padding."""
+        c, e = self.config, self.config.experts
+        gated = ACTIVATIONS[c.activation][1]
+        shapes = {"up": (c.width, c.mlp_size), "gate": (c.width, c.mlp_size), "down": (c.mlp_size, c.width)}
+        kernels = {}
+        for name in ("up", "gate", "down") if gated else ("up", "down"):
+            init = c.linear(shapes[name][0], out=name == "down")
+            axes = ("experts", "mlp", "embed") if name == "down" else ("experts", "embed", "mlp")
+            kernels[name] = self.param(f"{name}_kernel", named(normal(**init), axes), (e.count, *shapes[name]))
+        router = self.param("router_kernel", named(normal(**c.linear(c.width)), ("embed", None)), (c.width, e.count))
+
+        # In float32, as close probabilities would tie (Fedus et al. 2022, 2.4); of equal ones the first expert is taken.
+        logits_BTE = x_BTD.astype(jnp.float32) @ router
+        probabilities_BTE = jax.nn.softmax(logits_BTE, -1)
+        weights_BTK, chosen_BTK = jax.lax.top_k(probabilities_BTE, e.active)
+        if e.weights == "renormalised":
+            weights_BTK = weights_BTK / weights_BTK.sum(-1, keepdims=True)
+        real_BT = jnp.ones(x_BTD.shape[:2], bool) if real_BT is None else real_BT
+        routing = statistics(logits_BTE, probabilities_BTE, chosen_BTK, real_BT)
+        kernels = {name: kernel.astype(x_BTD.dtype) for name, kernel in kernels.items()}
+        dispatch = with_capacity if e.capacity else dropless
+        return dispatch(c, kernels, x_BTD, chosen_BTK, weights_BTK.astype(x_BTD.dtype), real_BT), routing
+
+
+def statistics(logits_BTE: jax.Array, probabilities_BTE: jax.Array, chosen_BTK: jax.Array, real_BT: jax.Array) -> Routing:
+    real_BT1 = real_BT[..., None].astype(jnp.float32)
+    choices_BTE = jax.nn.one_hot(chosen_BTK, logits_BTE.shape[-1]).sum(2)
+    z_BT = jax.nn.logsumexp(logits_BTE, -1) ** 2
+    return Routing(
+        choices_BE=(choices_BTE * real_BT1).sum(1),
+        probabilities_BE=(probabilities_BTE * real_BT1).sum(1),
+        z_B=(z_BT * real_BT1[..., 0]).sum(1),
+        tokens_B=real_BT1[..., 0].sum(1),
+    )
+
+
+def add_losses(experts: Experts, routing: Routing) -> None:
+    """Add the losses of all layers' routers, arrays with a leading axis L, to the objective's."""
+    layers, count = routing.choices_BE.shape[0], experts.count
+    tokens = jnp.maximum(routing.tokens_B.sum(), 1)  # of all layers together
+    if experts.per_row:
+        each_LB1 = jnp.maximum(routing.tokens_B, 1)[..., None]
+        terms_LB = count * (routing.choices_BE / each_LB1 * routing.probabilities_BE / each_LB1).sum(-1)
+        rows = jnp.maximum((routing.tokens_B > 0).sum(), 1)
+        balance = jnp.where(routing.tokens_B > 0, terms_LB, 0).sum() / rows
+    else:
+        share_E, mean_E = (x.sum((0, 1)) / tokens for x in (routing.choices_BE, routing.probabilities_BE))
+        balance = count * (share_E * mean_E).sum()
+    auxiliary.add("balance", experts.balance, balance)
+    if experts.z_loss:
+        auxiliary.add("router_z", experts.z_loss, routing.z_B.sum() / tokens)
+    # The busiest expert of a layer over the equal share: 1 is balance, count / active one expert for all.
+    load_L = routing.choices_BE.sum(1).max(-1) / jnp.maximum(routing.tokens_B.sum(1), 1)
+    auxiliary.add("load", 0.0, load_L.sum() / layers * count / experts.active)
+
+
+# -- dropless ----------------------------------------------------------------------------------------------------------
+
+
+def dropless(
+    c: Transformer,
+    kernels: dict[str, jax.Array],
+    x_BTD: jax.Array,
+    chosen_BTK: jax.Array,
+    weights_BTK: jax.Array,
+    real_BT: jax.Array,
+) -> jax.Array:
+    """Give every expert exactly its tokens; on a mesh, each device sorts the tokens of its rows."""
+    local = functools.partial(grouped, c)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return local(kernels, x_BTD, chosen_BTK, weights_BTK, 1, 1)
+    tokens = spec(("batch", "length", None))
+    matrices = {name: spec(("experts", "mlp", None) if name == "down" else ("experts", None, "mlp")) for name in kernels}
+    sizes = mesh.shape["expert"], mesh.shape["tensor"]
+    mapped = jax.shard_map(
+        lambda *arguments: local(*arguments, *sizes), in_specs=(matrices, *[tokens] * 3), out_specs=tokens, check_vma=False
+    )
+    return mapped(kernels, x_BTD, chosen_BTK, weights_BTK)
+
+
+def grouped(
+    c: Transformer,
+    kernels: dict[str, jax.Array],
+    x_BTD: jax.Array,
+    chosen_BTK: jax.Array,
+    weights_BTK: jax.Array,
+    expert_devices: int,
+    tensor_devices: int,
+) -> jax.Array:
+    """Multiply the tokens of this device, sorted by expert, group by group; all experts, or this device's part of them."""
+    if expert_devices > 1:  # every device sees the tokens of all that share its rows' experts, and serves its own experts
+        x_BTD, chosen_BTK, weights_BTK = (
+            jax.lax.all_gather(y, "expert", axis=0, tiled=True) for y in (x_BTD, chosen_BTK, weights_BTK)
+        )
+        chosen_BTK = chosen_BTK - jax.lax.axis_index("expert") * len(kernels["up"])
+    own, active, width = len(kernels["up"]), chosen_BTK.shape[-1], x_BTD.shape[-1]
+    chosen = jnp.where((chosen_BTK >= 0) & (chosen_BTK < own), chosen_BTK, own).reshape(-1)
+    order = jnp.argsort(chosen, stable=True)
+    sizes_E = jnp.bincount(chosen, length=own + 1)[:own].astype(jnp.int32)
+    x = x_BTD.reshape(-1, width)[order // active]
+    product = functools.partial(jax.lax.ragged_dot, group_sizes=sizes_E)
+    function, gated = ACTIVATIONS[c.activation]
+    h = product(x, kernels["up"])
+    h = function(product(x, kernels["gate"])) * h if gated else function(h)
+    # Rows behind the last group are other devices' tokens: whatever the product leaves there.
+    y = jnp.where((chosen[order] < own)[:, None], product(h, kernels["down"]), 0)
+    y = y[jnp.argsort(order)].reshape(*chosen_BTK.shape, width)
+    y_BTD = jnp.einsum("btkd,btk->btd", y, weights_BTK)
+    if tensor_devices > 1:
+        y_BTD = jax.lax.psum(y_BTD, "tensor")
+    return jax.lax.psum_scatter(y_BTD, "expert", tiled=True) if expert_devices > 1 else y_BTD
+
+
+# -- with a capacity ---------------------------------------------------------------------------------------------------
+
+
+def with_capacity(
+    c: Transformer,
+    kernels: dict[str, jax.Array],
+    x_BTD: jax.Array,
+    chosen_BTK: jax.Array,
+    weights_BTK: jax.Array,
+    real_BT: jax.Array,
+) -> jax.Array:
+    """Give every expert at most a capacity of each row's tokens, first choices first, then in order; others get 0."""
+    e, (batch, length) = c.experts, x_BTD.shape[:2]
+    capacity = math.ceil(e.active * length / e.count * e.capacity)
+    hits_BTKE = jax.nn.one_hot(chosen_BTK, e.count) * real_BT[..., None, None]  # padding takes no place
+    queue_BXE = hits_BTKE.swapaxes(1, 2).reshape(batch, -1, e.count)
+    place_BXE = jnp.cumsum(queue_BXE, 1) - 1
+    kept = queue_BXE[..., None] * jax.nn.one_hot(place_BXE, capacity)
+    kept_BTKEC = kept.reshape(batch, e.active, length, e.count, capacity).swapaxes(1, 2).astype(x_BTD.dtype)
+    # "rows" leaves the expert axis to the experts: the exchange between the two layouts is an all-to-all.
+    x_EBCD = jnp.einsum("btkec,btd->ebcd", kept_BTKEC, x_BTD)
+    x_EBCD = constrain(x_EBCD, "experts", "rows", None, None)
+    function, gated = ACTIVATIONS[c.activation]
+    h = jnp.einsum("ebcd,edf->ebcf", x_EBCD, kernels["up"])
+    h = function(jnp.einsum("ebcd,edf->ebcf", x_EBCD, kernels["gate"])) * h if gated else function(h)
+    y_EBCD = constrain(jnp.einsum("ebcf,efd->ebcd", h, kernels["down"]), "experts", "rows", None, None)
+    y_BTD = jnp.einsum("btkec,btk,ebcd->btd", kept_BTKEC, weights_BTK, y_EBCD)
+    return constrain(y_BTD, "batch", "length", None)
