@@ -40,7 +40,8 @@ def run(
     main: Callable[[list[tuple[str, str]]], None], described: type | None = None,
     groups: Mapping[str, Mapping[str, str]] | None = None, argument: str = "",
 ) -> None:  # fmt: skip
-    """Run an entry point `main(overrides)` under absl; errors of users and of the machine are one line and exit status 2.
+    """Run an entry point `main(overrides)` under absl; errors of users and of the machine are one line and exit status 2
+    (`Temporary`: 75).
 
     `described`: the class of the command's config, whose fields an unknown flag is compared with; `groups`: those of --help
     (`lm.usage.usage`); `argument`: the flag that one argument without a name sets. Only a defect of lm prints a traceback;
@@ -81,7 +82,7 @@ def run(
         if line is None or os.environ.get("LM_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {line}" if line else BUG, file=sys.stderr, flush=True)
-        sys.exit(2 if line else 1)
+        sys.exit(error.status if isinstance(error, UserError) else 2 if line else 1)
 
 
 def import_own() -> None:

@@ -35,6 +35,9 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "show rows before and after corrup
 ROWS = flags.DEFINE_integer("rows", 2, "rows that --dry_run shows, and at least one that is corrupted", 1, 1000)
 DISTRIBUTED = flags.DEFINE_string("distributed", None, "join a cluster: 'auto', or HOST:PORT,COUNT,INDEX")
 TIMEOUT = flags.DEFINE_float("distributed_timeout", 300, "seconds to wait for all processes", 1, 1_000_000)
+HEARTBEAT = flags.DEFINE_float(
+    "heartbeat_timeout", 30, "seconds of silence after which a process counts as dead", 10, 1_000_000
+)
 
 
 def main(default: str | None = None) -> None:
@@ -58,7 +61,7 @@ def main(default: str | None = None) -> None:
         workdir = WORKDIR.value or f"runs/{name(spec)}"
 
         platform.prepare()  # jax starts here: a mistake in the config is reported before it
-        with joined(DISTRIBUTED.value, TIMEOUT.value, Path(workdir)):
+        with joined(DISTRIBUTED.value, TIMEOUT.value, Path(workdir), HEARTBEAT.value):
             work(config, Path(workdir), [name for name, _ in overrides])
 
     run(start, Config)
