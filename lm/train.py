@@ -209,7 +209,7 @@ def sitting(config: Config, workdir: Path, stop: Stop) -> None:
         batch = abstract_batch(place(batches[0], mesh, config.batch))
         abstract = abstract_state(config, batch, mesh)
         check_state(abstract)
-        rehearse(config, tasks, corpus.tokenizer, abstract.params)
+        rehearse(config, tasks, corpus.tokenizer, abstract.params, mesh)
 
         checkpoints = Checkpoints(workdir, config.keep, stop=config.stop)
         stack.callback(checkpoints.close)  # after an error, too: a save that has begun comes to its end
