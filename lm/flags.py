@@ -109,6 +109,14 @@ def define_new_heads() -> Any:
     return flags.DEFINE_bool("allow_new_heads", False, "draw heads that a model folder lacks at random, instead of an error")
 
 
+def define_mesh() -> Any:
+    """Define --mesh of a command that opens runs or model folders; return its holder."""
+    from absl import flags
+
+    text = "spread the model over this machine's devices: fsdp=8, or fsdp=4,tensor=2; without it, all on the first"
+    return flags.DEFINE_string("mesh", None, text)
+
+
 def output(command: str, inputs: Sequence[str | Path | None] = ()) -> Output | None:
     """Return the checked output file of --output (`lm.outputs.output_file`), None without the flag; call it before the work."""
     from absl import flags
