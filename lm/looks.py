@@ -12,7 +12,6 @@ import functools
 import os
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +24,10 @@ from lm.errors import check, one_line, translate
 from lm.evaluation.held_out import HeldOut
 from lm.progress import Meter, Run
 from lm.strict_json import load_json
-from lm.training.checkpoint import Checkpoints
 from lm.training.own import check_copy, from_lead, own_copy, own_mesh
 from lm.training.state import TrainState
 from lm.training.stopping import Watch
-from lm.training.writers import Writers, finite
+from lm.training.writers import Writers
 
 if TYPE_CHECKING:
     from lm.evaluation.subject import Task
@@ -87,7 +85,8 @@ def look(run: Run, step: int, state: TrainState, meter: Meter, writers: Writers,
     # The save first: a look that takes the process down must not take the steps with it. Its notes tell a later sitting
     # whether the evaluation of this step is still to be done.
     if not saved and (ending or due(config.every.save, step)):
-        run.checkpoints.save(step, state, run.notes(watch, not evaluating), batch=run.batch)
+        with run.spent.within("saves"):
+            run.checkpoints.save(step, state, run.notes(watch, not evaluating), batch=run.batch)
         saved = True
 
     own = Own(run, params)
@@ -102,10 +101,12 @@ def look(run: Run, step: int, state: TrainState, meter: Meter, writers: Writers,
             improved = watch.see(step, figures)
         # Even after a failed evaluation: a later sitting would fail at it again.
         if saved:
-            run.checkpoints.amend(step, run.notes(watch, True), figures)
+            with run.spent.within("saves"):
+                run.checkpoints.amend(step, run.notes(watch, True), figures)
     # A step that no interval saves is saved where the run may end with it as its result.
     if not saved and (watch.over or (improved and config.keep.best)):
-        run.checkpoints.save(step, state, run.notes(watch, True), figures, run.batch)
+        with run.spent.within("saves"):
+            run.checkpoints.save(step, state, run.notes(watch, True), figures, run.batch)
 
     for name, task in run.tasks.items() if looking else ():
         with attempted(f"step {step}: {name}", writers.say):
@@ -197,26 +198,3 @@ def done(config: Config, workdir: Path, step: int, watch: Watch) -> str | None:
     else:
         line = f"{workdir} has all its {step} steps; raise --config.steps"
     return f"{line} or choose another --workdir"
-
-
-def conclude(run: Run, abstract: TrainState, step: int, watch: Watch, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure the best checkpoint of a run with patience and write its predictions; return its entries of summary.json.
-
-    None for a run without patience, or before its end.
-    """
-    rule = run.config.stop
-    if not rule.patience or not (watch.over or step == run.config.steps):
-        return {}
-    if watch.over:
-        say(f"stopped early at step {step}: {watch.reason()}")
-    # The best may be the checkpoint that is still being written.
-    run.checkpoints.wait()
-    # Opened anew: a manager that saves whole states reads no part of one.
-    saved = Checkpoints(run.workdir, run.config.keep, read_only=True, stop=rule)
-    best, part = saved.results("best")[0], "params" if abstract.average is None else "average"
-    say(f"figures and predictions are those of step {best}, the best by eval/validation/{rule.metric}")
-    params = saved.restore(best, getattr(abstract, part), part=part)
-    own = Own(run, params)
-    figures = held_out_figures(own, run.workdir) | task_figures(own, run.tasks)
-    stopped = {"stopped": watch.reason()} if watch.over else {}
-    return {**stopped, "best_step": best, "stop": asdict(rule), **finite(figures)}

@@ -1,9 +1,8 @@
 """Work that each process does by itself: its own mesh, and copies on it of parameters that several processes share.
 
-Samples, tasks and predictions fetch arrays to the host in many places, which jax allows only for arrays of one process. So
-every process copies the parameters onto its own devices and does the same work as all others: no process waits for another,
-and the figures are those of a run in one process. The limit: the parameters must fit on the devices of one process beside
-its shards of the state; `check_copy` tells before the first step.
+Samples, tasks and predictions fetch arrays to the host, which jax allows only for arrays of one process. So every process
+copies the parameters onto its own devices and does the same work: none waits for another, and the figures are those of one
+process. The limit: a copy must fit on the devices of a process beside its shards of the state (`check_copy`).
 """
 
 import functools
@@ -22,9 +21,9 @@ from lm.training.state import check_device_memory
 @functools.cache
 def own_mesh(mesh: jax.sharding.Mesh, rows: int) -> jax.sharding.Mesh:
     """Return a mesh of this process's devices, `rows` divided among them: `mesh` itself where it has no others."""
+    devices = jax.local_devices()
     if jax.process_count() == 1:
         return mesh
-    devices = jax.local_devices()
     count = len(devices) if rows % len(devices) == 0 else 1
     return make_mesh(dict.fromkeys(AXES, 1) | {"fsdp": count}, devices[:count])
 
