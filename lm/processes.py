@@ -160,7 +160,7 @@ def joined(distributed: str | None, timeout: float, workdir: Path | None = None,
             connect(place, timeout, heartbeat)
         yield
     except SystemExit as error:
-        job.leave(None if error.code in (None, 0, 130) else UserError(f"exit status {error.code}"))
+        job.leave(None if error.code in (None, 0, 130, Temporary.status) else UserError(f"exit status {error.code}"))
         raise
     except BaseException as error:
         if not isinstance(error, UserError | KeyboardInterrupt):
