@@ -120,13 +120,24 @@ def interrupt(workdir: Path, text: Path, number: int, after: int, *args: str) ->
 
 
 def test_sigterm_saves_and_the_next_run_ends_bit_identical(straight, text, tmp_path):
-    steps = ("--config.steps=12", "--config.every.save=0")
+    steps = ("--config.steps=12", "--config.every.save=0", "--stop_status=75")
     status = interrupt(tmp_path, text, signal.SIGTERM, 3, *steps)
-    assert status == 0
     saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
     assert saved
+    assert status == (75 if max(saved) < 12 else 0)
     assert run(f"--workdir={tmp_path}", config=f"{TINY}:text={text}").returncode == 0
     identical(straight, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_signals_of_schedulers_stop_after_a_step(number):
+    before = signal.getsignal(number)
+    with Stop() as stop:
+        for _ in range(2):
+            signal.raise_signal(number)
+            assert stop.reached(1)
+        assert stop.signal == number
+    assert signal.getsignal(number) == before
 
 
 def test_the_first_ctrl_c_is_answered_at_once_and_the_second_ends(capfd):
