@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Spent:
 
     def __init__(self, began: float):
         self.mark, self.uses = began, ["start"]
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
 
     def turn(self) -> None:
         """Attribute the time since the last turn to the current use."""
