@@ -73,7 +73,7 @@ class Held:
         import jax
 
         from lm.evaluation.held_out import HeldOut
-        from lm.runs import load_params
+        from lm.saved import load_params
         from lm.sharding import AXES, make_mesh, unbox
 
         config = replace(self.config, objective=objective or self.config.objective)

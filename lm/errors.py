@@ -13,8 +13,19 @@ SHORT = 12  # names that an error lists beside the nearest one
 class UserError(Exception):
     """A user's mistake: one line that names the field, file or flag, and the remedy.
 
-    Entry points print it without a traceback and exit with status 2 (`lm.flags.run`); a traceback means a defect of lm.
+    Entry points print it without a traceback and exit with its status (`lm.flags.run`); a traceback means a defect of lm.
     """
+
+    status = 2
+
+
+class Temporary(UserError):
+    """The end of a run that is nobody's mistake: the same command, started again, resumes it.
+
+    Its status is EX_TEMPFAIL of sysexits.h, on which schedulers and `launch.local` start a job again.
+    """
+
+    status = 75
 
 
 def check(condition: object, message: str) -> None:

@@ -25,7 +25,7 @@ from absl import flags
 
 from lm import platform
 from lm.errors import check
-from lm.flags import define_new_heads, define_output, output, run
+from lm.flags import define_mesh, define_new_heads, define_output, output, run
 from lm.strict_json import dump_json
 
 if TYPE_CHECKING:  # jax starts after the flags are checked
@@ -35,6 +35,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
 STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
 NEW_HEADS = define_new_heads()
+MESH = define_mesh()
 TASKS = flags.DEFINE_string("tasks", None, "tasks to measure, separated by commas; listed above")
 TEXT = flags.DEFINE_multi_string("text", [], "text whose tokens are scored, several allowed")
 SPECIAL = flags.DEFINE_bool(
@@ -58,7 +59,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
 
     # Before the model is opened, which may take minutes: a wrong name is reported at once.
     tasks = named(TASKS.value or ("" if TEXT.value else "validation"))
-    config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value)
+    config, params, tokenizer = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value, MESH.value)
     check(
         WORKDIR.value is not None or "validation" not in tasks,
         "a model folder has no held-out split: name other --tasks, for example perplexity:FILE, or --text",

@@ -40,7 +40,8 @@ def run(
     main: Callable[[list[tuple[str, str]]], None], described: type | None = None,
     groups: Mapping[str, Mapping[str, str]] | None = None, argument: str = "",
 ) -> None:  # fmt: skip
-    """Run an entry point `main(overrides)` under absl; errors of users and of the machine are one line and exit status 2.
+    """Run an entry point `main(overrides)` under absl; errors of users and of the machine are one line and exit status 2
+    (`Temporary`: 75).
 
     `described`: the class of the command's config, whose fields an unknown flag is compared with; `groups`: those of --help
     (`lm.usage.usage`); `argument`: the flag that one argument without a name sets. Only a defect of lm prints a traceback;
@@ -81,7 +82,7 @@ def run(
         if line is None or os.environ.get("LM_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {line}" if line else BUG, file=sys.stderr, flush=True)
-        sys.exit(2 if line else 1)
+        sys.exit(error.status if isinstance(error, UserError) else 2 if line else 1)
 
 
 def import_own() -> None:
@@ -106,6 +107,14 @@ def define_new_heads() -> Any:
     from absl import flags
 
     return flags.DEFINE_bool("allow_new_heads", False, "draw heads that a model folder lacks at random, instead of an error")
+
+
+def define_mesh() -> Any:
+    """Define --mesh of a command that opens runs or model folders; return its holder."""
+    from absl import flags
+
+    text = "spread the model over this machine's devices: fsdp=8, or fsdp=4,tensor=2; without it, all on the first"
+    return flags.DEFINE_string("mesh", None, text)
 
 
 def output(command: str, inputs: Sequence[str | Path | None] = ()) -> Output | None:

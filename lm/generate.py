@@ -20,7 +20,7 @@ from lm import platform
 from lm.decode.options import Constraints, Flag, collect_flags, options_of, translated
 from lm.decode.strategies import STRATEGIES
 from lm.errors import UserError, check, unknown
-from lm.flags import define_new_heads, define_output, import_own, output, run
+from lm.flags import define_mesh, define_new_heads, define_output, import_own, output, run
 from lm.strict_json import dump_json
 
 import_own()  # strategies of a user's own have flags, too
@@ -35,6 +35,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
 STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best or a step")
 NEW_HEADS = define_new_heads()
+MESH = define_mesh()
 PROMPT = flags.DEFINE_multi_string("prompt", [""], "text to continue, several allowed; empty starts a document")
 PROMPTS = flags.DEFINE_string(
     "prompts", None, 'file of prompts: one a line, or .jsonl with "prompt" or "messages"; needs --output'
@@ -80,7 +81,7 @@ PARTIAL = {*GIVEN, *(name for kind in STRATEGIES.values() for name in kind.takes
 def groups() -> dict[str, dict[str, str]]:
     """Group the flags for --help; an option stands under the strategies for which it means the same."""
     found: dict[str, dict[str, str]] = {
-        "Model": dict.fromkeys(("workdir", "model", "step", "allow_new_heads", "modules"), ""),
+        "Model": dict.fromkeys(("workdir", "model", "step", "mesh", "allow_new_heads", "modules"), ""),
         "Prompts and samples": dict.fromkeys(
             ("prompt", "prompts", "special", "max_new_tokens", "num_samples", "stop", "seed", "output", "overwrite",
              "show_probabilities"), "",
@@ -110,7 +111,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     from lm.decode.request import Command
 
     command = Command(strategy, constraints, options, flags.FLAGS.flag_values_dict())
-    job = command.job(*opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value))
+    job = command.job(*opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value, MESH.value))
     if PROMPTS.value:
         from lm.decode.files import complete
         from lm.decode.show import FileProgress

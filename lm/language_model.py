@@ -45,10 +45,13 @@ from lm.models.transformer import Transformer
 from lm.platform import begin
 
 
-def load(folder: str | Path, step: str = "auto", new_heads: bool = False, modules: Sequence[str] = ()) -> LanguageModel:
+def load(
+    folder: str | Path, step: str = "auto", new_heads: bool = False, modules: Sequence[str] = (), mesh: str = ""
+) -> LanguageModel:
     """Open a run, or a model folder in Hugging Face's layout.
 
     `step`: auto, latest, best or a number, of a run. `modules`: names of your own modules whose classes the run's config holds.
+    `mesh`: spread the parameters over this machine's devices, as --mesh of the commands does: "fsdp=8".
     """
     begin()
     import_modules(modules)
@@ -58,7 +61,7 @@ def load(folder: str | Path, step: str = "auto", new_heads: bool = False, module
     # Both kinds of folder have a config.json: only runs have checkpoints.
     run = (path / "checkpoints").is_dir()
     workdir, model = (str(path), None) if run else (None, str(path))
-    config, params, tokenizer = opened(workdir, model, step, new_heads)
+    config, params, tokenizer = opened(workdir, model, step, new_heads, mesh)
     return LanguageModel(config, params, tokenizer, path, run)
 
 

@@ -8,10 +8,10 @@ is one line, and the run continues. Tasks and decoding are imported where the co
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,10 @@ from lm.errors import check, one_line, translate
 from lm.evaluation.held_out import HeldOut
 from lm.progress import Meter, Run
 from lm.strict_json import load_json
-from lm.training.checkpoint import Checkpoints
+from lm.training.own import check_copy, from_lead, own_copy, own_mesh
 from lm.training.state import TrainState
 from lm.training.stopping import Watch
-from lm.training.writers import Writers, finite
+from lm.training.writers import Writers
 
 if TYPE_CHECKING:
     from lm.evaluation.subject import Task
@@ -42,11 +42,15 @@ def open_tasks(config: Config) -> Mapping[str, Task]:
     return named(config.evaluate)
 
 
-def rehearse(config: Config, tasks: Mapping[str, Task], tokenizer: Tokenizer, params: Any) -> None:
+def rehearse(config: Config, tasks: Mapping[str, Task], tokenizer: Tokenizer, params: Any, mesh: jax.sharding.Mesh) -> None:
     """Try the inputs of later looks: files of tasks to their last field, prompts of samples; `params` are abstract.
+
+    Where processes share the parameters, a copy of them must fit on the devices of each.
 
     Raises UserError, which then comes before the first step.
     """
+    if tasks or config.every.sample or config.objective.answers is not None:
+        check_copy(params, own_mesh(mesh, config.batch // config.micro_batches))
     if tasks:
         from lm.evaluation import in_training
 
@@ -63,7 +67,6 @@ def check_figure(config: Config, held_out: HeldOut | None) -> None:
     if config.stop.patience and held_out and metric.startswith("examples/"):
         whole = held_out.count >= len(held_out.batches)
         check(whole, f"stop.metric={metric} is of the whole held-out split: set evaluate_batches=0, or take loss or accuracy")
-        check(jax.process_count() == 1, f"stop.metric={metric} is measured in one process: take loss or accuracy")
 
 
 def due(every: int, step: int) -> bool:
@@ -82,31 +85,35 @@ def look(run: Run, step: int, state: TrainState, meter: Meter, writers: Writers,
     # The save first: a look that takes the process down must not take the steps with it. Its notes tell a later sitting
     # whether the evaluation of this step is still to be done.
     if not saved and (ending or due(config.every.save, step)):
-        run.checkpoints.save(step, state, run.notes(watch, not evaluating), batch=run.batch)
+        with run.spent.within("saves"):
+            run.checkpoints.save(step, state, run.notes(watch, not evaluating), batch=run.batch)
         saved = True
 
+    own = Own(run, params)
     figures, improved = None, False
     if evaluating:
         with attempted(f"step {step}: evaluation", writers.say):
             # With patience the files are the best checkpoint's (`conclude`).
-            values = held_out_figures(run, params, run.workdir if last and not config.stop.patience else None)
+            values = held_out_figures(own, run.workdir if last and not config.stop.patience else None)
             writers.write(step, values)
             figures = {name.removeprefix("eval/validation/"): value for name, value in values.items()}
         if figures is not None:
             improved = watch.see(step, figures)
         # Even after a failed evaluation: a later sitting would fail at it again.
         if saved:
-            run.checkpoints.amend(step, run.notes(watch, True), figures)
+            with run.spent.within("saves"):
+                run.checkpoints.amend(step, run.notes(watch, True), figures)
     # A step that no interval saves is saved where the run may end with it as its result.
     if not saved and (watch.over or (improved and config.keep.best)):
-        run.checkpoints.save(step, state, run.notes(watch, True), figures, run.batch)
+        with run.spent.within("saves"):
+            run.checkpoints.save(step, state, run.notes(watch, True), figures, run.batch)
 
     for name, task in run.tasks.items() if looking else ():
         with attempted(f"step {step}: {name}", writers.say):
-            writers.write(step, task_figures(run, params, {name: task}))
+            writers.write(step, task_figures(own, {name: task}))
     if due(config.every.sample, step) or (config.every.sample and (last or watch.over)):
         with attempted(f"step {step}: sampling", writers.say):
-            for title, text in sampled(run, params):
+            for title, text in sampled(own):
                 writers.text(step, title, text)
 
 
@@ -124,37 +131,55 @@ def attempted(name: str, say: Callable[[str], None]):
         say(f"{name} failed, the run goes on without it: {reason}")
 
 
-def held_out_figures(run: Run, params: Any, folder: Path | None) -> dict[str, float]:
+class Own:
+    """The parameters of one look, on the run's mesh and, once asked for, on this process's own devices (`lm.training.own`)."""
+
+    def __init__(self, run: Run, shared: Any):
+        self.run, self.shared = run, shared
+        self.mesh = own_mesh(run.mesh, run.config.batch // run.config.micro_batches)
+
+    @functools.cached_property
+    def params(self) -> Any:
+        return own_copy(self.shared, self.mesh)
+
+
+def held_out_figures(own: Own, folder: Path | None) -> dict[str, float]:
     """Measure the held-out split: `eval/validation/...`; predictions for labelled examples are written to `folder`."""
-    figures = run.held_out(params)
-    if isinstance(run.held_out.tokens, ExampleSet):
+    held_out = own.run.held_out
+    figures = held_out(own.shared)
+    if isinstance(held_out.tokens, ExampleSet):
         from lm.evaluation.downstream import logged
 
-        figures |= logged(run.held_out, params, folder)
+        params = own.params
+        with jax.set_mesh(own.mesh):
+            alone = logged(held_out.own, params, folder)
+        figures |= from_lead(alone)  # the patience of all processes counts the same
     return figures
 
 
-def task_figures(run: Run, params: Any, tasks: Mapping[str, Task]) -> dict[str, float]:
-    """Measure tasks: `eval/NAME/METRIC`; none where processes share the parameters."""
-    if not tasks or jax.process_count() > 1:
+def task_figures(own: Own, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Measure tasks: `eval/NAME/METRIC`."""
+    if not tasks:
         return {}
     from lm.evaluation.in_training import measured
 
-    return measured(run.config, params, run.corpus.tokenizer, tasks)
+    params = own.params
+    with jax.set_mesh(own.mesh):
+        return measured(own.run.config, params, own.run.corpus.tokenizer, tasks)
 
 
-def sampled(run: Run, params: Any) -> list[tuple[str, str]]:
-    """Return (title, text): continued prompts, or predictions for held-out rows; none where processes share the parameters."""
-    if jax.process_count() > 1:
-        return []
+def sampled(own: Own) -> list[tuple[str, str]]:
+    """Return (title, text): continued prompts, or predictions for held-out rows."""
+    run, params = own.run, own.params
     config, tokenizer = run.config, run.corpus.tokenizer
-    # Objectives without left-to-right generation show predictions for held-out rows instead.
-    if config.objective.writes != "text":
-        rows = run.held_out.show(params, tokenizer) if run.held_out else []
-        return [(f"held-out row {i + 1}", text) for i, text in enumerate(rows)]
-    from lm.decode.samples import samples
+    with jax.set_mesh(own.mesh):
+        # Objectives without left-to-right generation show predictions for held-out rows instead.
+        if config.objective.writes != "text":
+            rows = run.held_out.own.show(params, tokenizer) if run.held_out else []
+            return [(f"held-out row {i + 1}", text) for i, text in enumerate(rows)]
+        from lm.decode.samples import samples
 
-    return samples(config.objective, params, tokenizer, config.samples, config.seed)
+        return samples(config.objective, params, tokenizer, config.samples, config.seed)
 
 
 # -- the end of a run --------------------------------------------------------------------------------------------------
@@ -173,25 +198,3 @@ def done(config: Config, workdir: Path, step: int, watch: Watch) -> str | None:
     else:
         line = f"{workdir} has all its {step} steps; raise --config.steps"
     return f"{line} or choose another --workdir"
-
-
-def conclude(run: Run, abstract: TrainState, step: int, watch: Watch, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure the best checkpoint of a run with patience and write its predictions; return its entries of summary.json.
-
-    None for a run without patience, or before its end.
-    """
-    rule = run.config.stop
-    if not rule.patience or not (watch.over or step == run.config.steps):
-        return {}
-    if watch.over:
-        say(f"stopped early at step {step}: {watch.reason()}")
-    # The best may be the checkpoint that is still being written.
-    run.checkpoints.wait()
-    # Opened anew: a manager that saves whole states reads no part of one.
-    saved = Checkpoints(run.workdir, run.config.keep, read_only=True, stop=rule)
-    best, part = saved.results("best")[0], "params" if abstract.average is None else "average"
-    say(f"figures and predictions are those of step {best}, the best by eval/validation/{rule.metric}")
-    params = saved.restore(best, getattr(abstract, part), part=part)
-    figures = held_out_figures(run, params, run.workdir) | task_figures(run, params, run.tasks)
-    stopped = {"stopped": watch.reason()} if watch.over else {}
-    return {**stopped, "best_step": best, "stop": asdict(rule), **finite(figures)}

@@ -9,6 +9,7 @@ The same command again resumes the run from its newest checkpoint, and so does t
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,11 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "show rows before and after corrup
 ROWS = flags.DEFINE_integer("rows", 2, "rows that --dry_run shows, and at least one that is corrupted", 1, 1000)
 DISTRIBUTED = flags.DEFINE_string("distributed", None, "join a cluster: 'auto', or HOST:PORT,COUNT,INDEX")
 TIMEOUT = flags.DEFINE_float("distributed_timeout", 300, "seconds to wait for all processes", 1, 1_000_000)
+HEARTBEAT = flags.DEFINE_float(
+    "heartbeat_timeout", 30, "seconds of silence after which a process counts as dead", 10, 1_000_000
+)
+STOP_STATUS = flags.DEFINE_integer("stop_status", 0, "exit status when SIGTERM ends the run before its last step: 75 tells a "
+                                    "scheduler to start it again", 0, 255)  # fmt: skip
 
 
 def main(default: str | None = None) -> None:
@@ -58,7 +64,7 @@ def main(default: str | None = None) -> None:
         workdir = WORKDIR.value or f"runs/{name(spec)}"
 
         platform.prepare()  # jax starts here: a mistake in the config is reported before it
-        with joined(DISTRIBUTED.value, TIMEOUT.value, Path(workdir)):
+        with joined(DISTRIBUTED.value, TIMEOUT.value, Path(workdir), HEARTBEAT.value):
             work(config, Path(workdir), [name for name, _ in overrides])
 
     run(start, Config)
@@ -86,7 +92,8 @@ def work(config: Config, workdir: Path, chosen: list[str]) -> None:
         return print(preview(config, ROWS.value))
     from lm.train import train
 
-    train(config, workdir)
+    if not train(config, workdir) and STOP_STATUS.value:
+        sys.exit(STOP_STATUS.value)
 
 
 def preview(config: Config, rows: int = 2) -> str:

@@ -21,12 +21,13 @@ from absl import flags
 from lm import platform
 from lm.data.files import expand
 from lm.errors import check
-from lm.flags import define_new_heads, define_output, output, run
+from lm.flags import define_mesh, define_new_heads, define_output, output, run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 MODEL = flags.DEFINE_string("model", None, "model folder in Hugging Face's layout, instead of a run")
 STEP = flags.DEFINE_string("step", "auto", "checkpoint: auto (with stop.patience best, else latest), latest, best, a step")
 NEW_HEADS = define_new_heads()
+MESH = define_mesh()
 INPUT = flags.DEFINE_string("input", None, "file of examples, or - for lines of standard input; see above", required=True)
 TASK = flags.DEFINE_string("task", None, "task to predict, in a run of several tasks")
 define_output("write to this file: one JSON object an example; .json: SQuAD's format")
@@ -41,7 +42,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
     from lm.convert.runs import opened
     from lm.evaluation.new_examples import predict, write_predictions
 
-    loaded = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value)
+    loaded = opened(WORKDIR.value, MODEL.value, STEP.value, NEW_HEADS.value, MESH.value)
     write_predictions(predict(*loaded, INPUT.value, str(WORKDIR.value or MODEL.value), TASK.value), file)
 
 

@@ -2,7 +2,8 @@
 
 jax alone waits silently, notices a dead process after a minute or two, and then aborts the others with stack traces. Here the
 processes meet before jax starts (`lm.rendezvous`) and keep their connections, so that the kernel reports a dead peer at once.
-Every failure is one line and exit status 2.
+Every failure is one line. The exit status is 75 where a process died, as the same commands then resume the run, and 2 where
+one of them ended with an error, which they would meet again.
 
 `joined` is the entry; `Job` holds the connections and its two threads: `watch` reads the peers, `filter` cleans stderr.
 """
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm.errors import UserError, one_line, translate
+from lm.errors import Temporary, UserError, one_line, translate
 from lm.rendezvous import Line, Place, Wait, arrive, gather, read_place
 
 BROKEN = ("Gloo", "NCCL", "closed by peer", "reset by peer", "Socket closed", "oordination", "DEADLINE_EXCEEDED")
@@ -45,14 +46,14 @@ class Job:
         steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()] if folder and folder.is_dir() else []
         return f"the last save is {folder}/{max(steps)}, the same commands go on from it" if steps else "nothing was saved yet"
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, status: int = Temporary.status) -> None:
         """End this process with one line; from any thread."""
         with self.lock:  # never released: a second thread must not print a second line
             for line in self.lines.values():
-                line.send(f"end {reason}")
+                line.send(f"{'died' if status == Temporary.status else 'end'} {reason}")
             cursor = b"\x1b[?25h" if os.isatty(1) else b""  # a progress bar hides it
             os.write(self.stderr, cursor + f"error: {one_line(reason)}; {self.last_save()}\n".encode())
-            os._exit(2)  # not sys.exit: the main thread may hang in a collective for minutes
+            os._exit(status)  # not sys.exit: the main thread may hang in a collective for minutes
 
     def watch(self) -> None:
         """Thread: read the peers' lines until each has sent `bye`; end this process where one fails or dies."""
@@ -64,9 +65,10 @@ class Job:
                     word, _, text = message.partition(" ")
                     if word == "bye":
                         del open_lines[index]
-                    elif word in ("end", "error"):
+                    elif word in ("died", "end", "error"):
                         self.watched.set()
-                        self.end(text if word == "end" else f"process {index} of {self.name} ended: {text}")
+                        said = f"process {index} of {self.name} ended: {text}" if word == "error" else text
+                        self.end(said, Temporary.status if word == "died" else UserError.status)
                 # Closed without `bye`: the kernel closes the connections of a process that is killed.
                 if not ready.open and index in open_lines:
                     del open_lines[index]
@@ -111,21 +113,22 @@ class Job:
     def leave(self, error: BaseException | None) -> None:
         """Send the peers how this process ends; after an error, exit without jax's wait for them."""
         self.ending = error is None
+        word = "died" if isinstance(error, Temporary) else "error"
         for line in self.lines.values():
-            line.send("bye" if error is None else f"error {translate(error) or type(error).__name__}")
+            line.send("bye" if error is None else f"{word} {translate(error) or type(error).__name__}")
         if error is not None:
-            status = 130 if isinstance(error, KeyboardInterrupt) else 2 if translate(error) else 1
+            known = error.status if isinstance(error, UserError) else 2 if translate(error) else 1
+            status = 130 if isinstance(error, KeyboardInterrupt) else known
             atexit.register(lambda: (sys.stdout.flush(), os._exit(status)))
         os.dup2(self.stderr, 2)
 
 
-def connect(place: Place | None, timeout: float) -> None:
-    """Start jax's own service and client; `timeout` in seconds, for each time-out that this version of jax has."""
+def connect(place: Place | None, timeout: float, heartbeat: float) -> None:
+    """Start jax's own service and client; time-outs in seconds, those that this version of jax has."""
     import jax
 
     known = inspect.signature(jax.distributed.initialize).parameters
-    seconds = int(timeout)
-    options: dict[str, Any] = {"initialization_timeout": seconds + 30, "heartbeat_timeout_seconds": max(10, min(100, seconds))}
+    options: dict[str, Any] = {"initialization_timeout": int(timeout) + 30, "heartbeat_timeout_seconds": int(heartbeat)}
     options = {name: value for name, value in options.items() if name in known}
     who = () if place is None else (place.address, place.count, place.index)
     try:
@@ -138,23 +141,26 @@ def connect(place: Place | None, timeout: float) -> None:
 
 
 @contextlib.contextmanager
-def joined(distributed: str | None, timeout: float, workdir: Path | None = None) -> Iterator[None]:
-    """Work as one process of a job ('auto' or HOST:PORT,COUNT,INDEX); None: alone. `timeout`: seconds to wait for all."""
+def joined(distributed: str | None, timeout: float, workdir: Path | None = None, heartbeat: float = 30) -> Iterator[None]:
+    """Work as one process of a job ('auto' or HOST:PORT,COUNT,INDEX); None: alone.
+
+    `timeout`: seconds to wait for all; `heartbeat`: seconds of silence after which a process counts as dead.
+    """
     if not distributed:
         yield
         return
     place = None if distributed == "auto" else read_place(distributed)
     lines: dict[int, Line] = {}
     if place:
-        lines = gather(place, timeout) if place.index == 0 else {0: arrive(place, timeout)}
+        lines = gather(place, timeout, heartbeat) if place.index == 0 else {0: arrive(place, timeout, heartbeat)}
     job = Job(f"{place.count} at {place.address}" if place else "this job", lines, workdir)
     job.guard()
     try:
         with started(job, timeout):
-            connect(place, timeout)
+            connect(place, timeout, heartbeat)
         yield
     except SystemExit as error:
-        job.leave(None if error.code in (None, 0, 130) else UserError(f"exit status {error.code}"))
+        job.leave(None if error.code in (None, 0, 130, Temporary.status) else UserError(f"exit status {error.code}"))
         raise
     except BaseException as error:
         if not isinstance(error, UserError | KeyboardInterrupt):
@@ -162,7 +168,7 @@ def joined(distributed: str | None, timeout: float, workdir: Path | None = None)
             if job.watched.wait(3):
                 time.sleep(10)
             if any(part in str(error) for part in BROKEN):
-                error = UserError(f"another process of {job.name} is gone ({one_line(str(error), 200)}); {job.last_save()}")
+                error = Temporary(f"another process of {job.name} is gone ({one_line(str(error), 200)}); {job.last_save()}")
         job.leave(error)
         raise error from None if isinstance(error, UserError) else error.__cause__
     job.leave(None)
@@ -176,7 +182,7 @@ def started(job: Job, timeout: float) -> Iterator[None]:
     def look() -> None:
         while not done.wait(0.5):
             if not wait.say(f"the processes of {job.name}"):
-                job.end(f"the processes of {job.name} did not meet within {timeout:.0f} s")
+                job.end(f"the processes of {job.name} did not meet within {timeout:.0f} s", UserError.status)
 
     threading.Thread(target=look, daemon=True).start()
     try:

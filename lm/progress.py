@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,47 @@ from lm.training.stopping import Watch
 from lm.training.writers import Writers
 
 
+class Spent:
+    """Seconds of one sitting by use; `within` counts time once, for the innermost use, so they add up to the wall time."""
+
+    def __init__(self, began: float):
+        self.mark, self.uses = began, ["start"]
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def turn(self) -> None:
+        """Attribute the time since the last turn to the current use."""
+        now = time.monotonic()
+        self.seconds[self.uses[-1]] += now - self.mark
+        self.mark = now
+
+    @contextlib.contextmanager
+    def within(self, use: str) -> Iterator[None]:
+        self.turn()
+        self.uses.append(use)
+        try:
+            yield
+        finally:
+            self.turn()
+            self.uses.pop()
+
+    def each(self, items: Iterator[Any]) -> Iterator[Any]:
+        """Yield the items; the time of waiting for them is input. The start ends here."""
+        self.turn()
+        end, self.uses = object(), ["idle"]
+        while True:
+            with self.within("input"):
+                item = next(items, end)
+            if item is end:
+                return
+            yield item
+
+    def account(self) -> dict[str, float]:
+        """Return the seconds up to now: `time/USE`; idle is the time of no use."""
+        self.turn()
+        uses = ("start", "compile", "input", "step", "looks", "saves", "idle")
+        return {f"time/{use}": round(self.seconds[use], 3) for use in uses}
+
+
 @dataclass(frozen=True)
 class Run:
     """The constants of one sitting of a run, while the state changes."""
@@ -41,6 +82,7 @@ class Run:
     batch: Mapping[str, jax.ShapeDtypeStruct]
     lead: bool  # process 0, which alone prints and writes
     began: float  # time.monotonic() less the seconds of earlier sittings
+    spent: Spent
 
     def seconds(self) -> float:
         """Return the seconds of all sittings."""
@@ -96,23 +138,6 @@ def changes(old: Any, new: Any, path: str = "") -> list[str]:
         inner = f"{path}.{field.name}" if path else field.name
         lines += changes(getattr(old, field.name), getattr(new, field.name), inner)
     return lines
-
-
-def summary(run: Run, abstract: TrainState, steps: int) -> dict[str, Any]:
-    """Return the entries of summary.json beside the last metrics.
-
-    `tokens_per_second` is the average over the whole run: start, compilation, evaluations and saves included. The last logged
-    `train/tokens_per_second` covers steps alone (`Meter`), as `launch.bench` measures it.
-    """
-    tokens, seconds, corpus = steps * run.config.batch * run.config.objective.records.tokens, run.seconds(), run.corpus
-    return {
-        "steps": steps,
-        "tokens": tokens,
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens / seconds, 1),
-        "params": flops.parameter_count(abstract.params),
-        "corpus": {"name": corpus.name, "bytes": corpus.bytes, "sha256": corpus.sha256},
-    }
 
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # of a program, or of reading it from the cache

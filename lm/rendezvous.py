@@ -45,13 +45,15 @@ def read_place(text: str) -> Place:
 
 
 class Line:
-    """A connection for short text lines; it closes when the peer dies, or keeps silent for `timeout` seconds."""
+    """A connection for short text lines; it closes when the peer dies, or its machine is silent for `heartbeat` seconds."""
 
-    def __init__(self, connection: socket.socket, timeout: float):
+    def __init__(self, connection: socket.socket, heartbeat: float):
         self.connection, self.rest, self.open = connection, b"", True
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        pause = max(1, int(timeout / 10))
-        for name, value in (("TCP_KEEPIDLE", pause), ("TCP_KEEPINTVL", pause), ("TCP_KEEPCNT", 8)):
+        # One pause of silence, then four probes; lines that nobody acknowledges end at the same time.
+        pause, silence = max(1, int(heartbeat / 5)), int(1000 * heartbeat)
+        limits = (("TCP_KEEPIDLE", pause), ("TCP_KEEPINTVL", pause), ("TCP_KEEPCNT", 4), ("TCP_USER_TIMEOUT", silence))
+        for name, value in limits:
             if hasattr(socket, name):  # Linux
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
@@ -89,7 +91,7 @@ class Wait:
         return waited < self.timeout
 
 
-def gather(place: Place, timeout: float) -> dict[int, Line]:
+def gather(place: Place, timeout: float, heartbeat: float = 30) -> dict[int, Line]:
     """As process 0, wait for all others; return index -> connection. Raises UserError after `timeout` seconds."""
     # On all interfaces: the name in HOST may resolve differently on other machines.
     try:
@@ -116,7 +118,7 @@ def gather(place: Place, timeout: float) -> dict[int, Line]:
             waiting: list[socket.socket | Line] = [listener, *strangers, *peers.values()]
             for ready in select.select(waiting, [], [], 0.5)[0]:
                 if isinstance(ready, socket.socket):
-                    strangers.append(Line(listener.accept()[0], timeout))
+                    strangers.append(Line(listener.accept()[0], heartbeat))
                 elif ready in strangers:
                     strangers.remove(ready)
                     admit(place, ready, peers)
@@ -143,7 +145,7 @@ def admit(place: Place, line: Line, peers: dict[int, Line]) -> None:
         peers[index] = line
 
 
-def arrive(place: Place, timeout: float) -> Line:
+def arrive(place: Place, timeout: float, heartbeat: float = 30) -> Line:
     """As another process, connect to process 0 and wait for its `go`. Raises UserError when refused or after `timeout`."""
     wait, line, what = Wait(timeout), None, f"process 0 of {place.count} at {place.address}"
     late = f"waited {timeout:.0f} s for {what}: start it, look at HOST:PORT, or raise --distributed_timeout"
@@ -151,7 +153,8 @@ def arrive(place: Place, timeout: float) -> Line:
         check(wait.say(what if line is None else f"the rest of {place.count} processes at {place.address}"), late)
         if line is None:
             try:
-                line = Line(socket.create_connection((place.host.strip("[]"), place.port), timeout=2), timeout)
+                connection = socket.create_connection((place.host.strip("[]"), place.port), timeout=2)
+                line = Line(connection, heartbeat)
                 line.connection.settimeout(None)
                 line.send(f"lm {place.index} {place.count}")
             except OSError:

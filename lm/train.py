@@ -24,13 +24,13 @@ from lm.data.corpus.prepare import prepare
 from lm.data.rows.pipeline import Batches, prefetch
 from lm.errors import check
 from lm.evaluation.held_out import held_out_of
-from lm.looks import attempted, check_figure, conclude, done, due, look, open_tasks, rehearse
+from lm.looks import attempted, check_figure, done, due, look, open_tasks, rehearse
 from lm.models.auxiliary import collected
 from lm.objectives.base import Batch, Objective, Sums, resolve, training_batches
 from lm.outputs import replace_file
 from lm.platform import begin
 from lm.preemption import Stop
-from lm.progress import Meter, Run, announce, changes, profile, summary
+from lm.progress import Meter, Run, Spent, announce, changes, profile
 from lm.restore import adopted, restore
 from lm.runs import owned
 from lm.sharding import local_rows, make_mesh, place
@@ -185,19 +185,21 @@ def compile_step(config: Config, abstract: TrainState, batch: Mapping[str, Any])
     return compiled
 
 
-def train(config: Config, workdir: Path) -> None:
+def train(config: Config, workdir: Path) -> bool:
     """Train `config.objective` to `config.steps` or to the end of patience, from the workdir's newest checkpoint if it has one.
 
-    SIGTERM or Ctrl-C saves after the current step and ends. Raises UserError for every mistake that the user can correct.
+    SIGTERM or Ctrl-C saves after the current step and ends; returns whether the run is complete. Raises UserError for every
+    mistake that the user can correct.
     """
     with Stop() as stop, owned(workdir):
-        sitting(config, workdir, stop)
+        complete = sitting(config, workdir, stop)
     if stop.signal == signal.SIGINT:
         sys.exit(130)
+    return complete
 
 
-def sitting(config: Config, workdir: Path, stop: Stop) -> None:
-    """Train in a folder that this process owns, until the end or a signal."""
+def sitting(config: Config, workdir: Path, stop: Stop) -> bool:
+    """Train in a folder that this process owns, until the end or a signal; return whether the run is complete."""
     # The cheap checks before the corpus is prepared, which may take hours: mesh against batch, names of tasks.
     began, lead = time.monotonic(), jax.process_index() == 0
     mesh = make_mesh(dataclasses.asdict(config.mesh))
@@ -216,7 +218,7 @@ def sitting(config: Config, workdir: Path, stop: Stop) -> None:
         batch = abstract_batch(place(batches[0], mesh, config.batch))
         abstract = abstract_state(config, batch, mesh)
         check_state(abstract)
-        rehearse(config, tasks, corpus.tokenizer, abstract.params)
+        rehearse(config, tasks, corpus.tokenizer, abstract.params, mesh)
 
         checkpoints = Checkpoints(workdir, config.keep, stop=config.stop)
         stack.callback(checkpoints.close)  # after an error, too: a save that has begun comes to its end
@@ -226,11 +228,12 @@ def sitting(config: Config, workdir: Path, stop: Stop) -> None:
         if line := looked and done(config, workdir, start, watch):
             if lead:
                 print(line)
-            return
+            return True
 
         held_out = held_out_of(config, corpus, mesh) if corpus.holds_out else None
         check_figure(config, held_out)
-        run = Run(config, workdir, corpus, mesh, checkpoints, held_out, tasks, batch, lead, began - notes["seconds"])
+        first, spent = began - notes["seconds"], Spent(began)
+        run = Run(config, workdir, corpus, mesh, checkpoints, held_out, tasks, batch, lead, first, spent)
         if lead:  # after restore: a config that does not fit the run must not replace the run's own
             for change in changes(read_config(workdir), config) if start else ():
                 print(f"changed since the last sitting: {change}")
@@ -244,25 +247,26 @@ def sitting(config: Config, workdir: Path, stop: Stop) -> None:
                 writers.say(line)
             meter, step_function = Meter(config, writers, watch), None
             if not looked:  # the last sitting ended between a save and its evaluation
-                look(run, start, state, meter, writers, ending=False, saved=True)
+                with spent.within("looks"):
+                    look(run, start, state, meter, writers, ending=False, saved=True)
             if start < config.steps and not watch.over:
-                step_function = compile_step(config, abstract, batch)
+                with spent.within("compile"):
+                    step_function = compile_step(config, abstract, batch)
                 writers.say(f"compiled; first step {time.monotonic() - began:.1f} s after the start")
                 meter = Meter(config, writers, watch)  # anew: its first interval must not hold the compilation
             step = loop(run, state, start, step_function, batches, meter, writers, stop)
 
+            with spent.within("saves"):  # at once: a scheduler may kill soon after its signal
+                checkpoints.wait()
+            from lm.closing import close, ended  # not before the last step
+
             # Summary and pictures last: a run without summary.json is taken for one that was killed, and concludes again.
-            results = conclude(run, abstract, step, watch, writers.say)
-            checkpoints.wait()
-            if step < config.steps and not watch.over:
-                writers.say(f"stopped at step {step} and saved; the same command goes on from here")
-            figures = summary(run, abstract, step) | dp_budget.guarantee(config, corpus, batches, step) | results
+            figures = ended(run, abstract, step, watch, writers) | dp_budget.guarantee(config, corpus, batches, step)
             writers.close(figures)
     if lead:
-        from lm.closing import close  # not before the last step
-
         with attempted("the curves and the last lines", lambda line: print(line, flush=True)):
             close(config, workdir, figures, watch)
+    return step == config.steps or watch.over
 
 
 def loop(
@@ -279,19 +283,21 @@ def loop(
     config, every = run.config, run.config.every
     step, previous, watch = start, None, meter.watch
     numbers = jax.device_put(numbers_of(config), NamedSharding(run.mesh, PartitionSpec()))
-    for step, batch in enumerate(prefetch(batches, start, start if watch.over else config.steps), start + 1):
+    for step, batch in enumerate(run.spent.each(prefetch(batches, start, start if watch.over else config.steps)), start + 1):
         profile(run, step - start)
-        state, sums = step_function(state, place(batch, run.mesh, config.batch), numbers)
-        if previous:  # fetched only now: the device already works on the next step
-            meter.add(*previous)
+        with run.spent.within("step"):
+            state, sums = step_function(state, place(batch, run.mesh, config.batch), numbers)
+            if previous:  # fetched only now: the device already works on the next step
+                meter.add(*previous)
         previous = step, sums
         # Called every step: with several processes this is where they agree on the step to end at.
         ending = step == config.steps or stop.reached(step)
         if ending or any(due(n, step) for n in (every.evaluate, every.save, every.sample)):
             # The step's own metrics before its evaluation: the console leaves the time between the two out of the ETA.
-            meter.add(*previous)
+            with run.spent.within("step"):
+                meter.add(*previous)
             previous = None
-            with meter.pause():
+            with meter.pause(), run.spent.within("looks"):
                 look(run, step, state, meter, writers, ending)
         if ending or watch.over:
             break

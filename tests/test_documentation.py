@@ -18,11 +18,14 @@ from tests.stand_ins import INSTEAD, build, devices, local, tiny
 README = ROOT / "README.md"
 DISTINCT = list({command.text: command for command in EVERY}.values())
 # What a page may name beside this project's own commands.
-OTHERS = {"pip", "curl", "hf", "gunzip", "bash"}
+OTHERS = {"pip", "curl", "hf", "gunzip", "bash", "sbatch", "docker", "kubectl"}
 # Commands that the slow test leaves out, with the reason or the test that runs them.
 ELSEWHERE = {
     "bash launch/quickstart.sh": "installs packages",
     "bash launch/test.sh": "this suite",
+    (
+        "bash launch/tpu_vm.sh train --config=configs/gpt_small.py --workdir=/shared/runs/small"
+    ): "needs gcloud; tests/test_pods.py has a stand-in",
     "bash launch/test.sh -m slow": "this suite",
     "python -m tests.golden.regenerate": "writes what tests/golden compares",
     "python -m tests.hostile": "20 minutes; tests/hostile has the quick ones",

@@ -19,7 +19,7 @@ FLOORS = (
     ("data",),
     ("corruption",),
     ("training",),
-    ("config", "fields", "renamed", "runs", "listing"),
+    ("config", "fields", "renamed", "runs", "saved", "listing"),
     ("objectives",),
     ("convert",),
     ("start",),

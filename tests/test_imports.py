@@ -41,7 +41,9 @@ def test_pre_training_imports_what_its_config_names():
 
 def test_a_run_that_samples_loads_no_task(tmp_path):
     """Steps, held-out evaluation, a save and samples, up to the run's last lines (`lm.closing`)."""
-    run = "import types\nsys.modules['lm.closing'] = types.SimpleNamespace(close=lambda *_: None, __file__='')\n"
+    run = "import types\nends = {'close': lambda *_: None, 'ended': lambda *_: {}}\n"
+    run += "ends['__file__'] = ''\n"
+    run += "sys.modules['lm.closing'] = types.SimpleNamespace(**ends)\n"
     run += "from lm.config import load, override\nfrom lm.train import train\nfrom pathlib import Path\n"
     run += "config = override(load('tests/configs/tiny.py'), [('steps', '2'), ('every.sample', '2'), ('every.save', '2')])\n"
     run += f"train(config, Path({str(tmp_path)!r}))"

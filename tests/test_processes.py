@@ -89,11 +89,11 @@ def test_waiting_is_said_and_ends(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("last", "words"),
-    [(b"", "process 1 of 2 at H:1 died"), (b"error no room\n", "process 1 of 2 at H:1 ended: no room"),
-     (b"end process 2 died\n", "process 2 died"), (b"bye\n", None)],
+    ("last", "words", "status"),
+    [(b"", "process 1 of 2 at H:1 died", 75), (b"error no room\n", "process 1 of 2 at H:1 ended: no room", 2),
+     (b"end no room\n", "no room", 2), (b"died process 2 died\n", "process 2 died", 75), (b"bye\n", None, None)],
 )  # fmt: skip
-def test_what_is_told_of_the_end_of_another(monkeypatch, last, words):
+def test_what_is_told_of_the_end_of_another(monkeypatch, last, words, status):
     left, right = socket.socketpair(socket.AF_UNIX)
     monkeypatch.setattr(Line, "__init__", lambda self, connection, timeout: self.__dict__.update(
         connection=connection, rest=b"", open=True))  # fmt: skip
@@ -102,8 +102,8 @@ def test_what_is_told_of_the_end_of_another(monkeypatch, last, words):
     class Stopped(Exception):
         pass
 
-    def end(self, reason):
-        ended.append(reason)
+    def end(self, reason, status=75):
+        ended.append((reason, status))
         raise Stopped
 
     monkeypatch.setattr(Job, "end", end)
@@ -115,7 +115,7 @@ def test_what_is_told_of_the_end_of_another(monkeypatch, last, words):
     else:
         with pytest.raises(Stopped):
             job.watch()
-    assert ended == [words] * (words is not None)
+    assert ended == [(words, status)] * (words is not None)
     left.close()
 
 
@@ -159,7 +159,7 @@ def test_a_process_that_is_killed_ends_the_other_in_a_line(victim):
         began = time.monotonic()
         _, err = job[1 - victim].communicate(timeout=60)
         assert time.monotonic() - began < 10
-        assert job[1 - victim].returncode == 2
+        assert job[1 - victim].returncode == 75
         lines = [line for line in err.splitlines() if not line.startswith("waiting for ")]  # on a busy machine
         assert lines == [f"error: process {victim} of 2 at {place[:-2]} died; nothing was saved yet"]
     finally:
@@ -169,7 +169,7 @@ def test_a_process_that_is_killed_ends_the_other_in_a_line(victim):
 
 
 def test_an_abort_of_jaxs_service_is_a_line():
-    """Where no connection of ours tells of it: the stacks are kept back, the status is 2; another abort stays one."""
+    """Where no connection of ours tells of it: the stacks are kept back, the status is 75; another abort stays one."""
     code = """
 import ctypes, os, sys
 from lm.processes import Job
@@ -180,7 +180,7 @@ if sys.argv[1] == "service":
     os.write(2, b"F1130 client.h:80] Terminating process because the JAX distributed service detected\\n @ stack\\n")
 ctypes.CDLL(None).abort()
 """
-    for kind, status, last in (("service", 2, "error: another process of this job died"), ("other", -6, "a warning")):
+    for kind, status, last in (("service", 75, "error: another process of this job died"), ("other", -6, "a warning")):
         done = subprocess.run([sys.executable, "-c", code, kind], env=environment(), capture_output=True, text=True, timeout=60)
         assert done.returncode == status
         assert done.stderr.splitlines()[:2] == ["before", "a warning"]
@@ -191,10 +191,38 @@ ctypes.CDLL(None).abort()
 def test_jaxs_own_wait_is_bounded(monkeypatch, capsys):
     monkeypatch.setattr(rendezvous, "QUIET", 0.1)
     told, job = threading.Event(), Job("this job", {}, None)
-    monkeypatch.setattr(Job, "end", lambda self, reason: told.set())
+    monkeypatch.setattr(Job, "end", lambda self, reason, status: told.set())
     with processes.started(job, 1):
         assert told.wait(10)
     assert "waiting for the processes of this job" in capsys.readouterr().err
+
+
+def test_a_job_whose_process_was_killed_starts_again(tmp_path):
+    """All of it, on another port; a status of 75 likewise; not after another error, nor for ever."""
+    code = """
+import os, sys, time
+from pathlib import Path
+folder, kind = Path(sys.argv[1]), sys.argv[2]
+place, count, index = sys.argv[-1].removeprefix("--distributed=").split(",")
+print("port", place, flush=True)
+first = not (folder / f"been-{index}").exists()
+(folder / f"been-{index}").touch()
+if index == "1" and (first or kind == "always"):
+    os.kill(os.getpid(), 9) if kind != "error" else sys.exit(2)
+time.sleep(0.5)
+sys.exit(75 if first or kind == "always" else 0)
+"""
+    for kind, status, sittings in (("once", 0, 2), ("error", 2, 1), ("always", 137, 3)):
+        (tmp_path / kind).mkdir()
+        command = [sys.executable, "-m", "launch.local", "--processes=2", "--restarts=2", "--", sys.executable, "-c", code]
+        done = subprocess.run([*command, tmp_path / kind, kind], capture_output=True, text=True, timeout=60)
+        assert done.returncode == status, (kind, done.stderr)
+        assert len({line.split()[-1] for line in done.stdout.splitlines()}) == sittings
+        again = done.stderr.splitlines()
+        assert len(again) == sittings - 1
+        for i, line in enumerate(again, 1):
+            words = f"a process was killed by SIGKILL; all 2 start again and resume (restart {i} of 2)"
+            assert line == f"launch.local: {words}"
 
 
 @pytest.mark.parametrize(("failing", "status"), [("none", 0), ("1", 3)])

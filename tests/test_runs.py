@@ -120,13 +120,24 @@ def interrupt(workdir: Path, text: Path, number: int, after: int, *args: str) ->
 
 
 def test_sigterm_saves_and_the_next_run_ends_bit_identical(straight, text, tmp_path):
-    steps = ("--config.steps=12", "--config.every.save=0")
+    steps = ("--config.steps=12", "--config.every.save=0", "--stop_status=75")
     status = interrupt(tmp_path, text, signal.SIGTERM, 3, *steps)
-    assert status == 0
     saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
     assert saved
+    assert status == (75 if max(saved) < 12 else 0)
     assert run(f"--workdir={tmp_path}", config=f"{TINY}:text={text}").returncode == 0
     identical(straight, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_signals_of_schedulers_stop_after_a_step(number):
+    before = signal.getsignal(number)
+    with Stop() as stop:
+        for _ in range(2):
+            signal.raise_signal(number)
+            assert stop.reached(1)
+        assert stop.signal == number
+    assert signal.getsignal(number) == before
 
 
 def test_the_first_ctrl_c_is_answered_at_once_and_the_second_ends(capfd):
@@ -356,10 +367,59 @@ def test_a_process_killed_at_work_ends_the_other_in_a_line(text, tmp_path, victi
             time.sleep(0.05)
         processes[victim].kill()
         _, err = processes[1 - victim].communicate(timeout=60)
-    assert processes[1 - victim].returncode == 2
+    assert processes[1 - victim].returncode == 75
     assert len(err.splitlines()) == 1, err
     line = err.strip()
     assert re.fullmatch(rf"error: process {victim} of 2 at .* died; the last save is {tmp_path}/checkpoints/\d+, .*", line)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_counts_as_dead(text, tmp_path):
+    """It answers no more, while the kernel keeps its connections open: jax's heartbeats tell."""
+    endless = ("--config.steps=100000", "--config.every.evaluate=0", "--config.every.save=4", "--heartbeat_timeout=10")
+    with two_processes(text, tmp_path, *endless) as processes:
+        while not any(p.name.isdecimal() for p in tmp_path.glob("checkpoints/*")):
+            assert all(p.poll() is None for p in processes)
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        _, err = processes[0].communicate(timeout=120)
+        assert time.monotonic() - began < 30
+    assert processes[0].returncode == 75
+    assert f"the last save is {tmp_path}/checkpoints/" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_job_whose_process_is_killed_ends_as_an_undisturbed_one(text, tmp_path):
+    """Four processes; kill -9 of one, found by its place among the children of `launch.local`."""
+
+    def job(workdir: Path) -> subprocess.Popen:
+        line = command(f"--workdir={workdir}", "--config.mesh.fsdp=4", "--config.steps=24", config=f"{TINY}:text={text}")
+        full = [sys.executable, "-m", "launch.local", "--processes=4", "--", *line]
+        return subprocess.Popen(full, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def arrays(workdir: Path) -> dict[str, str]:
+        return json.loads((workdir / "checkpoints" / "24" / "notes" / "metadata").read_text())["arrays"]
+
+    calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
+    quiet = job(calm)
+    _, err = quiet.communicate(timeout=600)
+    assert quiet.returncode == 0, err
+    process = job(disturbed)
+    while not any(p.name.isdecimal() for p in disturbed.glob("checkpoints/*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[3]), signal.SIGKILL)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert err.count("all 4 start again and resume (restart 1 of 3)") == 1, err
+    assert "Traceback" not in err
+    assert arrays(calm) == arrays(disturbed)  # checksums of every array of the state
+    assert losses(calm) == losses(disturbed)
+    values = [json.loads((folder / "summary.json").read_text())["eval/validation/loss"] for folder in (calm, disturbed)]
+    assert values[0] == values[1]
 
 
 def evaluate(*args: str) -> subprocess.CompletedProcess:

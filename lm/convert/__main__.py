@@ -13,7 +13,7 @@ from absl import flags
 
 from lm import platform
 from lm.errors import check
-from lm.flags import run
+from lm.flags import define_mesh, run
 
 MODEL = flags.DEFINE_string("model", None, "model folder to read")
 WORKDIR = flags.DEFINE_string("workdir", None, "run to make, or to write as a folder")
@@ -27,6 +27,7 @@ INITIALISE = flags.DEFINE_enum(
 )  # fmt: skip
 PAD_VOCAB = flags.DEFINE_integer("pad_vocab", 0, "make the vocabulary's rows a multiple of this")
 SEED = flags.DEFINE_integer("seed", 0, "seed of drawn rows")
+MESH = define_mesh()
 CHECK = flags.DEFINE_bool("check", False, "compare every layer with transformers, which must be installed")
 
 
@@ -50,7 +51,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
         return print("\n".join(convert(*ends, **new, multiple=PAD_VOCAB.value or 1, seed=SEED.value)))
     if OUTPUT.value:
         check(bool(WORKDIR.value) and not MODEL.value, "--output=HF_DIR is written from --workdir=RUN")
-        return print(export_run(Path(WORKDIR.value), Path(OUTPUT.value), STEP.value))
+        return print(export_run(Path(WORKDIR.value), Path(OUTPUT.value), STEP.value, MESH.value))
     check(bool(MODEL.value and WORKDIR.value), "--model=HF_DIR --workdir=RUN reads; --workdir=RUN --output=HF_DIR writes")
     print("\n".join(import_run(MODEL.value, Path(WORKDIR.value))))
     return None

@@ -21,7 +21,7 @@ from lm.data.tokenizer.special import find
 from lm.data.tokenizer.tokenizer import Pretrained, Tokenizer
 from lm.errors import check
 from lm.models.lora import merged
-from lm.runs import load_params
+from lm.saved import load_params, read_mesh
 from lm.strict_json import dump_json, load_json
 from lm.training.checkpoint import Checkpoints
 from lm.training.settings import Every
@@ -31,21 +31,23 @@ PUBLISHED = "published.json"  # in an imported run: model_type and the parameter
 
 
 def opened(
-    workdir: str | None, model: str | None, step: str = "auto", new_heads: bool = False
+    workdir: str | None, model: str | None, step: str = "auto", new_heads: bool = False, mesh: str | None = None
 ) -> tuple[Config, Any, Tokenizer]:
-    """Return config, parameters and tokenizer of a run, or of a published folder.
+    """Return config, parameters and tokenizer of a run, or of a published folder; `mesh`: as --mesh (`lm.saved.read_mesh`).
 
     Heads that the folder lacks are reported on stderr. `new_heads`: drawn at random; else they are `Absent`, an error for
     whatever reads them.
     """
     check(bool(workdir) != bool(model), "name one of them: --workdir=RUN, a trained run, or --model=HF_DIR, a model folder")
+    devices = read_mesh(mesh)
     if workdir:
         config = read_config(Path(workdir))
         config = dataclasses.replace(config, objective=config.objective.inner)
         tokenizer = Tokenizer.load(Path(workdir) / "tokenizer.json")
-        params, drawn = load_params(config, Path(workdir), step, tokenizer.sha256()), untrained(Path(workdir), step)
+        params = load_params(config, Path(workdir), step, tokenizer.sha256(), devices)
+        drawn = untrained(Path(workdir), step)
         return config, report_missing(params, drawn, workdir, new_heads), tokenizer
-    loaded = load(model)
+    loaded = load(model, devices)
     if loaded.left:
         print(f"{model}: left out: {some(set(loaded.left))}, without a counterpart in this model", file=sys.stderr, flush=True)
     params = report_missing(loaded.params, loaded.drawn, model, new_heads)
@@ -132,10 +134,10 @@ def summary_of(loaded: Loaded, model: str) -> list[str]:
     return lines
 
 
-def export_run(workdir: Path, output: Path, step: str = "auto") -> str:
-    """Write a run as a published folder, with a card of its config and figures."""
+def export_run(workdir: Path, output: Path, step: str = "auto", mesh: str | None = None) -> str:
+    """Write a run as a published folder, with a card of its config and figures; `mesh`: as --mesh."""
     check(not output.exists() or (output.is_dir() and not any(output.iterdir())), f"{output} exists; name a new folder")
-    config, params, tokenizer = opened(str(workdir), None, step)
+    config, params, tokenizer = opened(str(workdir), None, step, mesh=mesh)
     several = config.objective.parts
     check(not several, f"'{workdir}' has {len(several)} heads, a folder one: start a run of one task from it, and write that")
     # LoRA factors are multiplied into their matrices: transformers' classes have none.

@@ -37,11 +37,12 @@ PREFIX = "examples/"  # sets figures of examples apart from means over a batch's
 
 
 def ask(held_out: Any, params: Any) -> Found | None:
-    """Predict the whole held-out split under its mesh; None without labelled examples or predictions, and in a run of several
-    processes, of which none has all rows.
+    """Predict the whole held-out split under its mesh, one of this process's devices (`HeldOut.own`).
+
+    None without labelled examples or predictions.
     """
     objective = held_out.objective
-    if not isinstance(held_out.tokens, ExampleSet) or jax.process_count() > 1:
+    if not isinstance(held_out.tokens, ExampleSet):
         return None
     if objective.answers is None:
         return None
@@ -103,7 +104,7 @@ def logged(held_out: Any, params: Any, folder: Path | None) -> dict[str, float]:
     headline: dict[str, Any] = {}
     for task, found in [] if partial and folder is None else asked(held_out, params):
         figures = found.figures()
-        if folder is not None:
+        if folder is not None and jax.process_index() == 0:
             leave(found, figures, folder, task)
         headline |= {task + name: figures[name].value for name in found.form.headline if name in figures}
     return {f"eval/validation/{PREFIX}{name}": value for name, value in headline.items()}

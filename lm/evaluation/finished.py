@@ -17,7 +17,7 @@ from lm.evaluation.validation import reopened
 def again(workdir: Path, step: str, output: Path) -> list[Path]:
     """Write the files of a finished run; raises UserError for a run without labelled examples."""
     config, params, _ = opened(str(workdir), None, step)
-    held_out = reopened(config, workdir)
+    held_out = reopened(config, params, workdir)
     with jax.set_mesh(held_out.mesh):
         predicted = asked(held_out, params)
     check(bool(predicted), f"'{workdir}' was trained on running text: python -m lm.evaluate --workdir={workdir}")

@@ -1,6 +1,7 @@
 """Held-out loss of an objective, with perplexity and bits per byte for running text."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from lm.data.rows.pipeline import Evaluation, prefetch
 from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.sharding import local_rows, place
 from lm.training import metrics
+from lm.training.own import own_mesh
 
 
 class HeldOut:
@@ -19,6 +21,7 @@ class HeldOut:
 
     def __init__(self, config: Config, corpus: Corpus, mesh: jax.sharding.Mesh):
         self.objective = objective = config.objective.measured()
+        self.origin = config, corpus
         # The rows of a micro-batch, which is what fits into memory in training.
         self.mesh, self.tokens, self.rows = mesh, corpus.validation, config.batch // config.micro_batches
         self.batches: Any = Evaluation(
@@ -64,6 +67,12 @@ class HeldOut:
         guesses = [predicted and {name: x[i] for name, x in predicted.items()} for i in range(len(examples))]
         return [self.objective.show(tokenizer, *pair) for pair in zip(examples, guesses)]
 
+    @functools.cached_property
+    def own(self) -> "HeldOut":
+        """The evaluator of all rows on this process's devices: itself, unless several processes share the mesh."""
+        mesh = own_mesh(self.mesh, self.rows)
+        return self if mesh is self.mesh else held_out_of(*self.origin, mesh)
+
     def alone(self, params: Any) -> list[tuple[str, "HeldOut", Any]]:
         """Return (metric prefix, evaluator, params) of every part that is measured by itself."""
         return [("", self, params)]
@@ -74,6 +83,7 @@ class HeldOutTasks(HeldOut):
 
     def __init__(self, config: Config, corpus: Corpus, mesh: jax.sharding.Mesh):
         self.objective, self.mesh, self.tokens = config.objective.measured(), mesh, corpus.validation
+        self.origin, self.rows = (config, corpus), config.batch // config.micro_batches
         self.parts = []
         for k, part in enumerate(self.objective.parts):
             own = dataclasses.replace(corpus, validation=corpus.validation.of(k))

@@ -28,7 +28,7 @@ from lm.evaluation.metrics.tagging import spans
 from lm.evaluation.predictions import SPANS, TAGS, Prediction, Row, scheme_of
 from lm.objectives.base import Answers, Objective, resolve
 from lm.outputs import Output
-from lm.sharding import AXES, make_mesh
+from lm.saved import mesh_of
 from lm.strict_json import dump_json
 
 LINES = (".jsonl", ".ndjson")
@@ -144,7 +144,7 @@ def is_tagged(lines: Sequence[str], labels: Sequence[str]) -> bool:
 
 
 def predict(config: Config, params: Any, tokenizer: Tokenizer, path: str, run: str, task: str | None = None) -> Found:
-    """Predict the examples of a file, in its order, on the first local device; figures against placeholders mean nothing."""
+    """Predict the examples of a file, in its order, on the parameters' mesh; figures against placeholders mean nothing."""
     check(jax.process_count() == 1, "lm.predict runs in one process: start it on one machine")
     config, params, own = select_task(config, params, task)
     answers_of(config.objective, run)
@@ -154,7 +154,7 @@ def predict(config: Config, params: Any, tokenizer: Tokenizer, path: str, run: s
     side = ExampleSet(path, examples)
     corpus = Corpus(tokenizer, ((1.0, side),), side, path, side.raw_bytes, "", Path())
     config, corpus = resolve(dataclasses.replace(config, objective=objective, evaluate_batches=0), corpus)
-    mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
+    mesh = mesh_of(params)
     with jax.set_mesh(mesh):
         result = ask(held_out_of(config, corpus, mesh), params)
     if result is None or len(result.predictions) != len(side):

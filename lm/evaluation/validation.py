@@ -17,13 +17,13 @@ from lm.evaluation.held_out import HeldOut, held_out_of
 from lm.evaluation.metrics.statistics import Figure, Figures, jackknife
 from lm.evaluation.subject import Subject
 from lm.objectives.base import resolve
-from lm.sharding import AXES, make_mesh
+from lm.saved import mesh_of
 from lm.training import metrics
 from lm.training.checkpoint import Checkpoints
 
 
-def reopened(config: Config, workdir: Path | None = None) -> HeldOut:
-    """Reopen the whole held-out split of a run on this machine's first device.
+def reopened(config: Config, params: Any, workdir: Path | None = None) -> HeldOut:
+    """Reopen the whole held-out split of a run on the mesh of its parameters.
 
     Raises UserError where the text, or the text of the vocabulary, differs from that of the run in `workdir`.
     """
@@ -34,7 +34,7 @@ def reopened(config: Config, workdir: Path | None = None) -> HeldOut:
         _, notes = checkpoints.first_whole(checkpoints.results(), checkpoints.notes, lambda line: None)
         corpus.check_identity(notes, workdir, "name other --tasks")
     check(corpus.holds_out, "this run has no held-out text: its config has validation=0")
-    mesh = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
+    mesh = mesh_of(params)
     with jax.set_mesh(mesh):
         # The whole split, whatever part of it evaluations in training were limited to.
         return held_out_of(dataclasses.replace(config, evaluate_batches=0), corpus, mesh)
@@ -48,7 +48,7 @@ class Validation:
     """
 
     def measure(self, subject: Subject) -> Figures:
-        held_out = reopened(subject.config, subject.workdir)
+        held_out = reopened(subject.config, subject.params, subject.workdir)
         with jax.set_mesh(held_out.mesh):
             report = subject.progress("validation", held_out.count)
             figures: dict[str, Any] = {}

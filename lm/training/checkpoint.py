@@ -106,7 +106,7 @@ class Checkpoints:
         """Start saving: returns after the copy off the devices, while a thread writes.
 
         `figures`: of an evaluation at this step, if there was one. `batch`: the arrays whose shapes the notes keep, from which
-        a config's parameters are traced later (`lm.runs.check_objective`).
+        a config's parameters are traced later (`lm.saved.check_objective`).
         """
         if step in self.manager.all_steps():
             return
