@@ -145,11 +145,11 @@ def fusion_traffic(fusion: Instruction, inside: Mapping[str, Instruction], space
                 read = shape.bytes
                 break
         total += min(read, shape.bytes)
-    results = [inside.get(name) for name in root.operands] if root.operation == "tuple" else [root]
+    results = [inside[name] for name in root.operands] if root.operation == "tuple" else [root]
     for line, shape in zip(results, fusion.shapes, strict=False):
-        if line is None or line.operation == "parameter" or (spaces and shape.space):
+        if line.operation == "parameter" or (spaces and shape.space):
             continue
-        while line.operation in ("bitcast", "convert") and inside.get(line.operands[0]) is not None:
+        while line.operation in ("bitcast", "convert") and line.operands[0] in inside:
             line = inside[line.operands[0]]
         updated = line.operation == "dynamic-update-slice" and inside.get(line.operands[1])
         total += updated.shapes[0].bytes if updated else shape.bytes
@@ -217,8 +217,8 @@ def groups_of(attributes: str) -> np.ndarray | None:
     """
     pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", attributes)
     full = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes)
-    if pairs or full:
-        rows = re.findall(r"\{([\d, ]+)\}", (pairs or full)[1])
+    if written := pairs or full:
+        rows = re.findall(r"\{([\d, ]+)\}", written[1])
         return np.array([[int(n) for n in row.split(",")] for row in rows])
     if match := re.search(rf"replica_groups=\[([\d,]+)\]<={RANGE}", attributes):
         return transposed(match[2], match[3]).reshape(integers(match[1]))

@@ -1,5 +1,6 @@
 """A bound on the time of a step: the slowest of matrix products, memory and collectives, each at its full rate."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -48,8 +49,10 @@ def rate(mesh: Mesh, axes: Collection[str], chip: Chip) -> float:
         return chip.network
     if not tpu:
         return chip.link
-    coordinates = np.array([device.coords for device in group])
-    return 2 * chip.link * max(1, int((coordinates != coordinates[0]).any(0).sum()))
+    extents = [len({*line}) for line in zip(*(device.coords for device in group), strict=True)]
+    # A group that fills a box uses all its dimensions; one that lies across it (a diagonal) is given a single one.
+    dimensions = sum(extent > 1 for extent in extents) if math.prod(extents) == len(group) else 1
+    return 2 * chip.link * max(1, dimensions)
 
 
 def factor(kind: str, group: int) -> float:

@@ -119,8 +119,9 @@ def bound_of(
 
 def candidates(config: Config, corpus: Corpus, devices: list, gib: float | None) -> list[Candidate]:
     """Return the candidates whose bound fits, the fastest first; ties go to the least work of all resources together."""
-    check(chip_of(devices[0].device_kind), f"--search ranks by the rates of a device, and {devices[0].device_kind} is unknown")
     chip, peak = chip_of(devices[0].device_kind), flops.peak(devices[0])
+    if chip is None or peak is None:
+        raise UserError(f"--search ranks by the rates of a device, and those of {devices[0].device_kind} are not known")
     example = training_batches(config, corpus, (0, 1))[0]
     steps = list(laid_out(config, corpus, devices, example))
     check(steps, f"no mesh over {len(devices)} devices divides batch={config.batch} and the sizes of the model")
@@ -172,7 +173,8 @@ def search(config: Config, corpus: Corpus, devices: list, most: int, gib: float 
     """
     ranked = candidates(config, corpus, devices, gib)
     check(ranked, "no candidate fits: a larger slice, or a smaller batch or model")
-    rows, compiled, tried = [], [], 0
+    rows, tried = [], 0
+    compiled: list[tuple[float, dict, dict]] = []
     for candidate in ranked:
         row = candidate.row()
         if len(compiled) < most and tried < 3 * most:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -55,7 +56,7 @@ class Step:
     def arguments_bytes(self) -> int:
         """Bytes of a device's share of state and batch."""
         leaves = jax.tree.leaves((self.state, self.batch))
-        return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def stand_in(config: Config, vocab: int) -> tuple[Config, Corpus]:
@@ -69,8 +70,8 @@ def stand_in(config: Config, vocab: int) -> tuple[Config, Corpus]:
     rng = np.random.default_rng(0)
     # Fields of 40 tokens; an objective of whole documents names their number.
     fields = getattr(config.objective.records, "fields", 0) or 100
-    text = rng.integers(32, 127, (4000, 41))
-    text[:, -1] = tokenizer.separator
+    letters, ends = rng.integers(32, 127, (4000, 40)), np.full((4000, 1), tokenizer.separator)
+    text = np.concatenate([letters, ends], 1)
     documents = [text[i : i + fields].reshape(-1)[:-1] for i in range(0, len(text) - fields + 1, fields)]
     tokens = Tokens.of(documents, tokenizer.separator, tokenizer.vocab)
     corpus = Corpus(tokenizer, ((1.0, tokens),), tokens, "made up", len(tokens), "", Path())
@@ -80,7 +81,7 @@ def stand_in(config: Config, vocab: int) -> tuple[Config, Corpus]:
 def step_of(config: Config, corpus: Corpus, devices: list, example: dict[str, np.ndarray] | None = None) -> Step:
     """Lay out a resolved config on devices; raises UserError where mesh, batch and model do not fit together."""
     mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
-    parts = int(np.prod([mesh.shape[axis] for axis in ("data", "fsdp", "expert")]))
+    parts = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
     rows = config.batch // config.micro_batches
     check(rows % parts == 0, f"{rows} rows of a micro-batch do not divide among the {parts} devices of data, fsdp and expert")
     example = example or training_batches(config, corpus, (0, 1))[0]

@@ -32,7 +32,8 @@ SIMULATED = "--xla_force_host_platform_device_count="
 def split(topology: str) -> tuple[int, str, tuple[int, ...]]:
     """Split a name into (slices, platform or generation, sizes): 2xv5e:4x4 into (2, "v5e", (4, 4))."""
     match = re.fullmatch(r"(?:(\d+)x)?([a-zA-Z][\w ]*)[:=](\d+(?:x\d+)*)", topology)
-    check(match, f"--topology={topology}: {NAMES}")
+    if match is None:
+        raise UserError(f"--topology={topology}: {NAMES}")
     slices, sizes = int(match[1] or 1), tuple(map(int, match[3].split("x")))
     check(slices > 0 and min(sizes) > 0, f"--topology={topology}: sizes are at least 1; {NAMES}")
     return slices, match[2], sizes
@@ -100,7 +101,8 @@ def cuda(topology: str, slices: int, sizes: tuple[int, ...], target: str | None)
     plugins = [version for version in (13, 12) if importlib.util.find_spec(f"jax_cuda{version}_plugin")]
     check(plugins, f"--topology={topology}: GPUs need jax's CUDA plug-in: pip install 'jax[cuda12]'")
     source = "XLA's sources have them: xla/backends/gpu/target_config/specs/h100_sxm.txtpb"
-    check(target, f"--topology={topology} needs --target=FILE.txtpb, the properties of the GPU; {source}")
+    if target is None:
+        raise UserError(f"--topology={topology} needs --target=FILE.txtpb, the properties of the GPU; {source}")
     check(Path(target).is_file(), f"--target={target}: there is no such file; {source}")
     jax.devices()  # registers the plug-in; without a GPU jax goes on with the CPU
     shape = "x".join(map(str, (slices, *sizes)))

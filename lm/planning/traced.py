@@ -4,8 +4,10 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
-from jax.extend.core import ClosedJaxpr, Jaxpr
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def figures(jaxpr: Jaxpr, devices: int) -> Traced:
         inner = [figures(one, devices) for value in parameters.values() for one in jaxprs(value)]
         if name == "dot_general":
             (contracted, _), _ = parameters["dimension_numbers"]
-            left, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            left, result = array_of(equation.invars[0]).shape, array_of(equation.outvars[0]).shape
             total += Traced(2.0 * math.prod(result) * math.prod(left[axis] for axis in contracted))
         elif name == "scan":
             total += sum(inner, Traced()).times(parameters["length"]) + scanned(equation.outvars, parameters)
@@ -65,9 +67,15 @@ def scanned(results: list, parameters: Mapping) -> Traced:
     return Traced(kept=stacked, stream=max(carried, default=0) * parameters["length"])
 
 
-def size(variable: object) -> int:
+def array_of(variable: Var | Literal) -> jax.ShapeDtypeStruct:
+    """Return a variable's shape and type; only arrays reach a train step's equations that are asked for it."""
+    return cast(jax.ShapeDtypeStruct, variable.aval)
+
+
+def size(variable: Var) -> int:
     """Return the bytes of a variable's array; random keys count nothing."""
-    return math.prod(variable.aval.shape) * getattr(variable.aval.dtype, "itemsize", 0)
+    array = array_of(variable)
+    return math.prod(array.shape) * getattr(array.dtype, "itemsize", 0)
 
 
 def jaxprs(value: object) -> Iterator[Jaxpr]:
