@@ -161,8 +161,9 @@ def measure(step: Step, gib: float | None = None) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         check("exceeds available HBM" in str(error) or "RESOURCE_EXHAUSTED" in str(error), refused(error))
         needed = SIZES.search(str(error))
-        temporaries = int(float(needed[1]) * 1024 ** ("KMGT".index(needed[2]) + 1)) if needed else None
-        peak = None if temporaries is None else temporaries + step.arguments_bytes
+        # The compiler calls the sum of arguments, results and temporaries "temporaries".
+        peak = int(float(needed[1]) * 1024 ** ("KMGT".index(needed[2]) + 1)) if needed else None
+        temporaries = None if peak is None else max(0, peak - step.arguments_bytes)
         nothing = dict.fromkeys(("compiled_flops", "bytes_accessed", "step_seconds_estimate", "mfu_estimate"))
         seconds = round(time.perf_counter() - start, 1)
         found |= {"temporaries_bytes": temporaries, "peak_bytes": peak, "fits": False, **nothing, "collectives": {}}
