@@ -21,6 +21,7 @@ from lm.data.corpus.corpus import Corpus
 from lm.errors import UserError, check
 from lm.fields import override
 from lm.models import flops
+from lm.models.transformer import TABLES
 from lm.objectives.base import training_batches
 from lm.planning.hardware import Chip, chip_of
 from lm.planning.roofline import Bound, rate
@@ -58,12 +59,14 @@ class Candidate:
 
 
 def paths(value: object, name: str, prefix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield (path, choices) of every field `name` in a tree of dataclasses whose type lists its values."""
+    """Yield (path, choices) of every field `name` in a tree of dataclasses: those of its type, or of its table."""
     hints = typing.get_type_hints(type(value))
     for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
         path = f"{prefix}.{field.name}"
         if field.name == name and typing.get_origin(hints[field.name]) is typing.Literal:
             yield path, typing.get_args(hints[field.name])
+        elif field.name == name and name in TABLES:
+            yield path, tuple(TABLES[name])
         else:
             yield from paths(getattr(value, field.name), name, path)
 
