@@ -120,7 +120,7 @@ def traffic(instruction: Instruction, computation: Mapping[str, Instruction], sp
 
 
 def fusion_traffic(fusion: Instruction, inside: Mapping[str, Instruction], spaces: bool) -> int:
-    """Return the bytes of a fused kernel: what it reads of each operand and writes of each result.
+    """Return the bytes that a fused kernel reads of each operand and writes of each result.
 
     An operand that is only sliced counts by its slices, one that is only updated in place or handed on not at all.
     """

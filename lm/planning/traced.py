@@ -14,8 +14,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 class Traced:
     """Figures of a step of all devices: FLOPs of matrix products, of those in hand-written kernels, and bytes of scans.
 
-    `kept`: the largest stack of arrays that one scan writes, which is what its backward pass reads; `stream`: bytes of
-    that scan's largest carried array times its steps, one array of activations a layer.
+    `kept`: the largest stack of arrays that one scan writes, for its backward pass to read; `stream`: bytes of that
+    scan's largest carried array times its steps, one array of activations a layer.
     """
 
     flops: float = 0.0
