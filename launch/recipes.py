@@ -153,6 +153,8 @@ def main(overrides: list[tuple[str, str]]) -> None:
     chosen = [one for name, one in table.items() if not ONLY.value or name in ONLY.value]
     rows = [plan_row(one) if isinstance(one, Plan) else row(one) for one in chosen]
     lines = markdown(PLAN_HEADER if PLANS_TOO.value else HEADER, [one for one in rows if one is not None])
+    if missing := [one.name for one, cells in zip(chosen, rows, strict=True) if isinstance(one, Plan) and cells is None]:
+        lines += ["", f"Not compiled yet: {', '.join(f'`{name}`' for name in missing)}."]
     print("\n".join(lines))
     if README.value:
         page = ROOT / ("lm/planning" if PLANS_TOO.value else "configs") / "README.md"

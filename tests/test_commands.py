@@ -72,8 +72,10 @@ def test_a_plan_becomes_a_row(tmp_path):
     (tmp_path / "gpt_1b_v6e.json").write_text(json.dumps({**found, "fits": True, **run}))
     done = start("launch.recipes", "--plans", "--nocompile", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    _, _, *rows = done.stdout.splitlines()
+    _, _, *rows, _, missing = done.stdout.splitlines()
     assert len(rows) == 2
+    assert missing.startswith("Not compiled yet: `gpt_small_v5e`, ")
+    assert "gpt_1b" not in missing.replace("gpt_1b_t4", "")
     assert rows[0].endswith("| 1,000 M | 32.0 | no, of 16.0 | – | – | – | – | 5 s |")
     assert rows[1].endswith("| 1,000 M | 32.0 | yes, of 16.0 | 1.10 | 2 | memory | 31% | 5 s |")
 

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ def paths(value: object, name: str, prefix: str) -> Iterator[tuple[str, tuple[st
         if field.name == name and typing.get_origin(hints[field.name]) is typing.Literal:
             yield path, typing.get_args(hints[field.name])
         elif field.name == name and name in TABLES:
-            yield path, tuple(TABLES[name])
+            yield path, tuple(typing.cast(Collection[str], TABLES[name]))
         else:
             yield from paths(getattr(value, field.name), name, path)
 
