@@ -129,8 +129,11 @@ def plan_row(plan: Plan) -> tuple[str, ...] | None:
     cells.append(f"{'yes' if found['fits'] else 'no'}, of {hbm:.1f}")
     if found["compiled_flops"] is None:
         return *cells, "–", "–", "–", "–", f"{found['compile_seconds']:.0f} s"
-    share, seconds = found["compiled_flops"] / found["model_flops"], found["step_seconds_estimate"]
-    cells += [f"{share:.2f}", f"{seconds:.2g}", found["roofline"]["limit"], f"{100 * found['mfu_estimate']:.0f}%"]
+    cells.append(f"{found['compiled_flops'] / found['model_flops']:.2f}")
+    if any(flag.startswith("--memory=") for flag in plan.flags):  # another chip's memory: the time would be that of neither
+        cells += ["–", "–", "–"]
+    else:
+        cells += [f"{found['step_seconds_estimate']:.2g}", found["roofline"]["limit"], f"{100 * found['mfu_estimate']:.0f}%"]
     return *cells, f"{found['compile_seconds']:.0f} s"
 
 
