@@ -5,16 +5,17 @@ current (`with mesh:` does not reach the constraints), with axes in Auto mode: t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import struct
 from flax.core import meta
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lm.errors import UserError
+from lm.errors import UserError, check, one_line
 
 AXES = ("data", "fsdp", "tensor", "context", "expert")
 
@@ -32,10 +33,11 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(sizes: Mapping[str, int], devices: list | None = None) -> jax.sharding.Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: list | None = None) -> Mesh:
     """Build the mesh over all devices. `sizes`: devices along each of `AXES`; one may be -1: all remaining devices.
 
-    Raises UserError when the numbers do not multiply to the device count.
+    Several TPU slices lie side by side along the data axis. Raises UserError when the numbers do not multiply to the device
+    count, or when the data axis does not divide among the slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [sizes[a] for a in AXES]
@@ -46,7 +48,31 @@ def make_mesh(sizes: Mapping[str, int], devices: list | None = None) -> jax.shar
         shape[shape.index(-1)] = len(devices) // fixed
     if math.prod(shape) != len(devices):
         raise UserError(f"mesh {dict(sizes)} does not fit {len(devices)} device(s): the sizes must multiply to that number")
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Lay the devices out in an array of `shape`, the sizes of `AXES`: neighbours along an axis are neighbours on the torus.
+
+    The slow network between slices carries the data axis alone, which communicates once a step.
+    """
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    data, *others = shape
+    remedy = f"set mesh.data to a multiple of {slices}"
+    check(data % slices == 0, f"mesh.data={data} does not divide among {slices} slices, which it has to span: {remedy}")
+    try:
+        # An axis may take a part of a torus dimension: 64 x 2 on 4x4x8 exists only so.
+        if slices == 1:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        within, between = [data // slices, *others], [slices] + [1] * len(others)
+        return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    except (NotImplementedError, ValueError, AssertionError) as error:
+        sizes = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True) if size > 1)
+        raise UserError(
+            f"mesh {sizes} cannot be laid out on these {len(devices)} devices: {one_line(str(error), 200)}"
+        ) from error
 
 
 class Named(struct.PyTreeNode, meta.AxisMetadata):

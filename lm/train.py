@@ -166,16 +166,18 @@ def numbers_of(config: Config) -> Numbers:
     return Numbers.of(config.seed, config.optimizer.lr, config.schedule, config.steps)
 
 
-def compile_step(config: Config, abstract: TrainState, batch: Mapping[str, Any]) -> jax.stages.Compiled:
-    """Compile (state, batch, numbers) -> (state, sums) for abstract arrays with shardings, the state's buffers donated.
-
-    Raises UserError where a step needs more memory than a device has.
-    """
+def traced_step(config: Config, abstract: TrainState, batch: Mapping[str, Any]) -> jax.stages.Traced:
+    """Trace (state, batch, numbers) -> (state, sums) for abstract arrays with shardings, the state's buffers donated."""
     # Donation: old and new state share their buffers, half the memory of the state. Sums are small, wherever they lie.
     optimizer = chain(config, abstract_params(config.objective, batch))
     layout = jax.tree.map(lambda x: x.sharding, abstract)
     step = jax.jit(lambda *arguments: train_step(config, optimizer, *arguments), donate_argnums=0, out_shardings=(layout, None))
-    compiled = step.lower(abstract, batch, numbers_of(config)).compile()
+    return step.trace(abstract, batch, numbers_of(config))
+
+
+def compile_step(config: Config, abstract: TrainState, batch: Mapping[str, Any]) -> jax.stages.Compiled:
+    """Compile the traced step; raises UserError where it needs more memory than a device has."""
+    compiled = traced_step(config, abstract, batch).lower().compile()
     if memory := compiled.memory_analysis():
         check_device_memory(
             memory.argument_size_in_bytes + memory.temp_size_in_bytes,

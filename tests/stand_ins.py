@@ -58,6 +58,12 @@ INSTEAD = {
     "python -m lm.compile --config=configs/gpt_small.py --topology=v5e:4x4 --config.mesh.data=1 --config.mesh.fsdp=16": (
         "--config=tests/configs/tiny.py --config.mesh.data=1 --config.mesh.fsdp=4"
     ),
+    "python -m lm.compile --config=configs/gpt_small.py --topology=v5p:2x2x2 --config.mesh.data=1 --config.mesh.fsdp=8": (
+        "--config=tests/configs/tiny.py --topology=cpu:8 --config.mesh.data=1 --config.mesh.fsdp=8"
+    ),
+    "python -m lm.compile --config=configs/gpt_small.py --topology=2xv5e:4x4 --config.mesh.data=2 --config.mesh.fsdp=16": (
+        "--config=tests/configs/tiny.py --topology=cpu:4 --config.mesh.data=2 --config.mesh.fsdp=2"
+    ),
     "python -m lm.convert --workdir=runs/ours --output=folder": "--workdir=runs/books --output=folder",
     "python -m lm.convert --model=HF_DIR --add_tokens=words.txt --output=HF_DIR2": (
         "--model=HF --add_tokens=words.txt --output=more"

@@ -40,14 +40,6 @@ def test_bench_checks_its_output_before_the_work(tmp_path):
     assert done.stdout == ""
 
 
-def test_compile_tells_memory_and_collectives():
-    done = start("lm.compile", f"--config={TINY}", "--config.mesh.fsdp=4", "--config.mesh.data=1", devices=4)
-    assert done.returncode == 0, done.stderr
-    assert "4 fsdp" in done.stdout
-    assert "all-gather" in done.stdout
-    assert "GiB" in done.stdout
-
-
 def test_compile_writes_its_figures(tmp_path):
     """A CPU has no collectives; the bound is the formula's FLOPs over the measured rate of the CPU."""
     done = start("lm.compile", f"--config={TINY}", f"--output={tmp_path}/f.json")
@@ -67,6 +59,25 @@ def test_a_recipe_becomes_a_row(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "| v5e:4x4, 16 chips | 3.0 | 1.0 | not yet |" in done.stdout
     assert start("launch.recipes", "--only=gpt_smal", f"--workdir={tmp_path}").returncode == 2
+
+
+def test_a_plan_becomes_a_row(tmp_path):
+    """What the compiler refused has dashes; a plan without figures is left out."""
+    found = {
+        "devices": 1, "mesh": {}, "params": 10**9, "arguments_bytes": 2**30, "peak_bytes": 2**35, "hbm_bytes": 2**34,
+        "fits": False, "compiled_flops": None, "model_flops": 1e15, "compile_seconds": 5.2,
+    }  # fmt: skip
+    (tmp_path / "gpt_1b_v5e.json").write_text(json.dumps(found))
+    run = {"compiled_flops": 1.1e15, "step_seconds_estimate": 2.0, "mfu_estimate": 0.31, "roofline": {"limit": "memory"}}
+    (tmp_path / "gpt_1b_v6e.json").write_text(json.dumps({**found, "fits": True, **run}))
+    done = start("launch.recipes", "--plans", "--nocompile", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    _, _, *rows, _, missing = done.stdout.splitlines()
+    assert len(rows) == 2
+    assert missing.startswith("Not compiled yet: `gpt_small_v5e`, ")
+    assert "gpt_1b" not in missing.replace("gpt_1b_t4", "")
+    assert rows[0].endswith("| 1,000 M | 32.0 | no, of 16.0 | – | – | – | – | 5 s |")
+    assert rows[1].endswith("| 1,000 M | 32.0 | yes, of 16.0 | 1.10 | 2 | memory | 31% | 5 s |")
 
 
 def test_every_published_config_is_a_recipe():

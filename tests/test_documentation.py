@@ -31,6 +31,10 @@ ELSEWHERE = {
     "python -m tests.hostile": "20 minutes; tests/hostile has the quick ones",
     "python -m launch.finetune --tasks=bbc,tweets": "tests/test_finetune.py::test_a_start_and_a_run_from_it",
     "python -m launch.finetune --readme --xquad=data/xquad": "tests/test_finetune.py::test_a_start_and_a_run_from_it",
+    "python -m launch.recipes --plans --readme": "needs libtpu; tests/test_commands.py::test_a_plan_becomes_a_row",
+    (
+        "python -m lm.compile --config=configs/gpt_small.py --topology=v6e:4x4 --search --candidates=3 --output=search.json"
+    ): "needs libtpu; tests/planning/test_plans.py::test_a_search_ranks_and_compiles_the_best",
     "python -m launch.recipes --readme": "needs libtpu; tests/test_commands.py::test_a_recipe_becomes_a_row",
     (
         "python -m launch.sweep --config=gpt_nano --grid=optimizer.lr=1e-3,3e-3 --backend=slurm --jobs=8 --minutes=60 --go"
@@ -109,6 +113,7 @@ def test_flags_in_the_text_are_flags_of_a_command(tmp_path):
         "lm.main",
         "lm.generate",
         "lm.explain",
+        "lm.compile",
         "lm.convert",
         "lm.data.prepare",
         "lm.objectives",

@@ -28,6 +28,7 @@ FLOORS = (
     ("evaluation",),
     ("train", "looks", "progress", "closing", "restore", "timing"),
     ("studies",),
+    ("planning",),
     ("main", "generate", "predict", "evaluate", "compile", "plots", "language_model"),
 )  # fmt: skip
 ENTRIES = FLOORS[-1]
