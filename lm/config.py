@@ -24,7 +24,6 @@ from lm.data.corpus.corpus import Data
 from lm.errors import UserError, check, check_range, one_line, unknown
 from lm.extensions import is_known, register
 from lm.fields import arguments, as_text, chosen, described, has_type, hints, override, parse
-from lm.renamed import current
 from lm.strict_json import parse_json
 from lm.training.settings import Every, Keep, Mesh, Optimizer, Schedule, Wandb
 from lm.training.stopping import EarlyStop
@@ -213,6 +212,8 @@ def from_json(text: str | bytes, where: str = "config") -> Any:
 
 def dataclass_named(name: str, where: str) -> type:
     """Import the dataclass `module.Class`, of a room of configs (DESCRIBING) or the user's own; raises UserError for others."""
+    from lm.renamed import current  # where a stored config is read
+
     module, _, attribute = current(name).rpartition(".")
     parts = module.split(".")
     own = parts[0] == "lm" and len(parts) > 1 and parts[1] in DESCRIBING and parts[-1] != "__main__"

@@ -66,7 +66,7 @@ def train_step(
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(row_key, jnp.arange(config.batch))
     grads, sums, memory = gradients(config, state.params, batch, state.memory, keys_B)
     if config.optimizer.private.noise:
-        grads = dp_gradients().noised(config, grads, numbers.seed, state.step)
+        grads = config.optimizer.private.gradients.noised(config, grads, numbers.seed, state.step)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
 
@@ -88,13 +88,6 @@ def train_step(
     sums = jax.tree.map(lambda x: jnp.where(finite, x, 0), {**sums, "grad_norm": (norm, finite.astype(jnp.float32))})
     always = {"lr": (lr, jnp.ones(())), "skipped": (state.skipped.astype(jnp.float32), jnp.ones(()))}
     return state.replace(step=state.step + 1), {**sums, **always}
-
-
-def dp_gradients() -> Any:
-    """Return the module of differentially private gradients, loaded where a config asks for them."""
-    from lm.training import dp_gradients
-
-    return dp_gradients
 
 
 def gradients(config: Config, params: Any, batch: Batch, memory: Any, keys_B: jax.Array) -> tuple[dict[str, Any], Sums, Any]:
@@ -123,7 +116,7 @@ def gradients(config: Config, params: Any, batch: Batch, memory: Any, keys_B: ja
 
     def part_gradients(batch, memory, keys_B):
         if clip:
-            return dp_gradients().clipped(row_loss, trained, batch, keys_B, clip, config.batch), None
+            return config.optimizer.private.gradients.clipped(row_loss, trained, batch, keys_B, clip, config.batch), None
         (total, (sums, memory)), grads = jax.value_and_grad(loss, has_aux=True)(trained, batch, memory, keys_B)
         return (grads, sums, total), memory
 

@@ -30,7 +30,7 @@ from lm.planning import operations, roofline
 from lm.planning.hardware import GIB, chip_of
 from lm.planning.hlo import program_of
 from lm.planning.traced import Traced, figures
-from lm.sharding import batch_layout, make_mesh
+from lm.sharding import batch_layout, make_mesh, widened
 from lm.sizes import memory
 from lm.train import traced_step
 from lm.training.state import TrainState, abstract_state
@@ -85,6 +85,7 @@ def step_of(config: Config, corpus: Corpus, devices: list, example: dict[str, np
     rows = config.batch // config.micro_batches
     check(rows % parts == 0, f"{rows} rows of a micro-batch do not divide among the {parts} devices of data, fsdp and expert")
     example = example or training_batches(config, corpus, (0, 1))[0]
+    example = widened(example, mesh.shape["context"])
     layout = batch_layout(mesh, example)
     batch = {
         name: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype, sharding=layout[name]) for name, x in example.items()

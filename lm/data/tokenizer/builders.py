@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.tokenizer import sentencepiece
 from lm.data.tokenizer.special import SEPARATOR, SEPARATORS, set_apart
 from lm.errors import UserError, check
 from lm.strict_json import load_json
@@ -204,6 +203,8 @@ def load_core(path: Path) -> Any:
             bounded(load_json(file, dict), str(file))
             return Core.from_file(str(file))
         if models := [file] if file.suffix == ".model" else sorted(folder.glob("*.model")):
+            from lm.data.tokenizer import sentencepiece
+
             return sentencepiece.load_model(models[0])
         if (folder / "merges.txt").exists() and (folder / "vocab.json").exists():
             vocab = load_json(folder / "vocab.json", dict)
