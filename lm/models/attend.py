@@ -1,6 +1,7 @@
 """Attention from queries, keys and values: the mask rule, and softmax over the scores of whole rows of keys."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,15 @@ from lm.sharding import pieces
 SHORT = 1024  # rows of at most so many tokens: the scores of the row are kept, and not computed twice
 BLOCK, BLOCKS = 128, 8  # fewest queries of a block, most blocks; a causal block omits the keys after it
 
-Bias = Callable[[jax.Array], jax.Array] | None  # distances, key minus query, (T, S) -> additive bias (N, T, S)
+
+class Bias(NamedTuple):
+    """An additive bias (N, T, S) as a function of distances, key minus query, (T, S), and of arrays with a gradient."""
+
+    function: Callable[..., jax.Array]
+    arrays: tuple[jax.Array, ...] = ()
+
+    def __call__(self, distances_TS: jax.Array) -> jax.Array:
+        return self.function(distances_TS, *self.arrays)
 
 
 class Mask(struct.PyTreeNode):
@@ -82,7 +91,7 @@ def attend(
     v_BKSH: jax.Array,
     *,
     mask: Mask,
-    bias: Bias,
+    bias: Bias | None,
     cap: float,
     keys_B: jax.Array | None,
     rate: float,

@@ -48,7 +48,7 @@ class Attention(nn.Module):
         cross: bool = False,
         positions_BT: jax.Array | None = None,
         mask: Mask,
-        bias: Bias = None,
+        bias: Bias | None = None,
         keys_B: jax.Array | None = None,
         cache: Pair | None = None,
     ) -> tuple[jax.Array, Pair | None]:

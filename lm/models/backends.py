@@ -37,7 +37,7 @@ class Call:
     keys: jax.Array
     values: jax.Array
     mask: Mask
-    bias: Bias = None
+    bias: Bias | None = None
     cap: float = 0.0
     keys_B: jax.Array | None = None
     rate: float = 0.0

@@ -176,15 +176,12 @@ def moved(sizes: Sizes, tree: Tree, back: bool = False) -> Tree:
 
 
 def run_blockwise(call: Call) -> jax.Array:
-    """Attend in blocks; the bias becomes a function of arrays that it was given, so that they have gradients."""
+    """Attend in blocks."""
     mask, causal = call.mask, call.mask.causal
-    bias, shared = None, ()
-    if call.bias is not None:
-        # The example's size is of no meaning: each block calls the function again.
-        bias, shared = hoisted(call.bias)
+    bias = call.bias
 
     def scores(q: jax.Array, k: jax.Array, shared: Tree, t: jax.Array, s: jax.Array) -> jax.Array:
-        return attention_scores(q, k, None if bias is None else bias(s[None, :] - t[:, None], shared), call.cap)
+        return attention_scores(q, k, None if bias is None else bias._replace(arrays=shared)(s[None, :] - t[:, None]), call.cap)
 
     def allowed(query_marks: Tree, key_marks: Tree, window: Tree, t: jax.Array, s: jax.Array) -> jax.Array | None:
         segments = (query_marks[0], key_marks[0]) if query_marks else None
@@ -206,7 +203,7 @@ def run_blockwise(call: Call) -> jax.Array:
         queries=constrain(call.queries, "batch", "heads", "length", None),
         keys=call.keys,
         values=call.values,
-        shared=shared,
+        shared=() if bias is None else bias.arrays,
         query_marks=(mask.segments_BT,) if segments else (),
         key_marks=key_marks,
         whole=mask.window,
@@ -214,12 +211,3 @@ def run_blockwise(call: Call) -> jax.Array:
     )
     balanced = causal and mask.prefix_BS is None
     return blockwise(Rule(scores, allowed, needed, call.queries.shape[1], balanced, call.rate), given)
-
-
-def hoisted(bias: Callable[[jax.Array], jax.Array]) -> tuple[Callable[[jax.Array, Any], jax.Array], Any]:
-    """Return a bias as a function of distances and the arrays that it holds, and those arrays."""
-
-    def call(distances: jax.Array, arrays: Tree) -> jax.Array:
-        return jax.closure_convert(bias, distances)[0](distances, *arrays)
-
-    return call, jax.closure_convert(bias, jnp.zeros((1, 1), jnp.int32))[1]

@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from lm.errors import UserError, check, check_choices, check_range
+from lm.models.attend import Bias
 from lm.models.layers import Embed, named
 
 
@@ -142,15 +143,14 @@ class PositionKind:
     """A position encoding as functions of the stack's config, a `Transformer`; None: it does not act there.
 
     `added(config, positions_BT, width, dtype)`: vectors (B, T, width) to add to the token vectors.
-    `bias(config, param, causal)`: a function from distances, key minus query, (T, S), to an additive attention bias
-    (N, T, S); `param` declares a parameter of the stack.
+    `bias(config, param, causal)`: the additive attention bias; `param` declares a parameter of the stack.
     `rotate(x_BTNH, positions_BT, config, window)`: queries or keys, rotated.
     `check(config)` raises UserError for sizes that the encoding cannot have.
     `context`: rows of a "table", a "bound" on the lengths trained for, or "free" where distances alone count.
     """
 
     added: Callable[[Any, jax.Array, int, jnp.dtype], jax.Array] | None = None
-    bias: Callable[[Any, Callable[..., jax.Array], bool], Callable[[jax.Array], jax.Array]] | None = None
+    bias: Callable[[Any, Callable[..., jax.Array], bool], Bias] | None = None
     rotate: Callable[[jax.Array, jax.Array, Any, jax.Array | int | None], jax.Array] | None = None
     check: Callable[[Any], None] | None = None
     context: Literal["table", "bound", "free"] = "bound"
@@ -162,16 +162,16 @@ def learned(c: Any, positions_BT: jax.Array, width: int, dtype: jnp.dtype) -> ja
     return Embed(c.context + c.offset, width, axis="position", **table)(positions_BT + c.offset, dtype)
 
 
-def alibi(c: Any, param: Callable[..., jax.Array], causal: bool) -> Callable[[jax.Array], jax.Array]:
+def alibi(c: Any, param: Callable[..., jax.Array], causal: bool) -> Bias:
     slopes_N11 = alibi_slopes(c.heads)[:, None, None]
-    return lambda distances_TS: jnp.abs(distances_TS).astype(jnp.float32) * -slopes_N11
+    return Bias(lambda distances_TS: jnp.abs(distances_TS).astype(jnp.float32) * -slopes_N11)
 
 
-def bucketed(c: Any, param: Callable[..., jax.Array], causal: bool) -> Callable[[jax.Array], jax.Array]:
+def bucketed(c: Any, param: Callable[..., jax.Array], causal: bool) -> Bias:
     """Look the buckets of distances up in one table for all layers (Raffel et al. 2020)."""
     init = nn.initializers.normal(c.width**-0.5 if c.init_fan_in else c.init)
     table = param("buckets", named(init, (None, "heads")), (32, c.heads))
-    return lambda distances_TS: table[buckets(distances_TS, causal=causal)].transpose(2, 0, 1)
+    return Bias(lambda distances_TS, table: table[buckets(distances_TS, causal=causal)].transpose(2, 0, 1), (table,))
 
 
 def check_sinusoidal(c: Any) -> None:

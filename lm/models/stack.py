@@ -26,7 +26,7 @@ class Shared(struct.PyTreeNode):
     keys_B: jax.Array | None = None
     source_BSD: jax.Array | None = None
     source_mask: Mask | None = None
-    bias: Bias = struct.field(pytree_node=False, default=None)
+    bias: Bias | None = struct.field(pytree_node=False, default=None)
     collect: bool = struct.field(pytree_node=False, default=False)
 
 
@@ -177,7 +177,7 @@ class Stack(nn.Module):
         x_BTD = Norm(kind=c.norm, eps=c.eps, bias=c.bias, name="norm")(x_BTD) if c.placement != "post" else x_BTD
         return dropout(x_BTD, c.dropout, keys_B, c.depth + 1) if c.last_dropout else x_BTD
 
-    def bias(self, mask: Mask) -> Bias:
+    def bias(self, mask: Mask) -> Bias | None:
         """Return the additive attention bias as a function of distances, or None."""
         # A function, because attention goes in blocks: the bias of the whole row never exists at once.
         kind = POSITIONS[self.config.positions]

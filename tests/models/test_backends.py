@@ -10,7 +10,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.models import blockwise as blocks
-from lm.models.attend import Mask
+from lm.models.attend import Bias, Mask
 from lm.models.backends import BACKENDS, CHOICES, Call, run
 from lm.models.kernels import run_splash
 from lm.models.positions import alibi_slopes
@@ -35,7 +35,7 @@ def documents(length=LENGTH, padding=5):
     return jnp.asarray(found)
 
 
-def table_bias(table_RN, distances_TS):
+def table_bias(distances_TS, table_RN):
     return table_RN[jnp.clip(distances_TS + 16, 0, 31)].transpose(2, 0, 1)
 
 
@@ -45,7 +45,7 @@ def both(name, call, direction, table=None):
     direction = direction * real[:, None, :, None]
 
     def value(run, q, k, v, table):
-        bias = call.bias if table is None else partial(table_bias, table)
+        bias = call.bias if table is None else Bias(table_bias, (table,))
         return (run(dataclasses.replace(call, queries=q, keys=k, values=v, bias=bias)) * direction).sum()
 
     found = []
@@ -92,7 +92,7 @@ def test_blockwise_is_direct(monkeypatch, name):
     window = jnp.asarray(case["window"]) if "window" in case else None
     mask = Mask(segments_BT=segments, segments_BS=segments, window=window, prefix_BS=prefix, causal=case.get("causal", True))
     slopes = alibi_slopes(HEADS)[:, None, None]
-    bias = (lambda d: jnp.abs(d) * -slopes) if case.get("slopes") else None
+    bias = Bias(lambda d: jnp.abs(d) * -slopes) if case.get("slopes") else None
     table = jax.random.normal(jax.random.key(1), (32, HEADS)) if case.get("table") else None
     compare(both("blockwise", Call(q, k, v, mask, bias=bias, cap=case.get("cap", 0.0)), direction, table))
 
@@ -155,7 +155,7 @@ def test_long_rows_keep_no_scores():
 
     def kept(length, bias):
         q, k, v = (jax.ShapeDtypeStruct((1, HEADS, length, HEAD), jnp.float32) for _ in range(3))
-        bias = (lambda d: jnp.abs(d) * -slopes) if bias else None
+        bias = Bias(lambda d: jnp.abs(d) * -slopes) if bias else None
         _, pull = jax.eval_shape(lambda q, k, v: jax.vjp(lambda *x: run("auto", Call(*x, Mask(), bias=bias)), q, k, v), q, k, v)
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pull)) / length
 
