@@ -89,7 +89,6 @@ def attend(
     q_BNTH: jax.Array,
     k_BKSH: jax.Array,
     v_BKSH: jax.Array,
-    *,
     mask: Mask,
     bias: Bias | None,
     cap: float,

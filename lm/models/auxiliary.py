@@ -16,7 +16,8 @@ _open: ContextVar[list[tuple[str, float, jax.Array]] | None] = ContextVar("extra
 @contextlib.contextmanager
 def collected() -> Iterator[list[tuple[str, float, jax.Array]]]:
     """Yield the list, which grows, of the losses that networks add within: (name, coefficient, value)."""
-    token = _open.set(found := [])
+    found: list[tuple[str, float, jax.Array]] = []
+    token = _open.set(found)
     try:
         yield found
     finally:

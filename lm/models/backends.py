@@ -71,8 +71,8 @@ class Call:
 def run_direct(call: Call) -> jax.Array:
     # Every device needs all the keys of its rows: the context axis gathers them here.
     keys, values = (constrain(y, "batch", "kv_heads", None, None) for y in (call.keys, call.values))
-    options = {"cap": call.cap, "keys_B": call.keys_B, "rate": call.rate}
-    return attend(call.queries, keys, values, mask=call.mask, bias=call.bias, **options)
+    terms = call.bias, call.cap, call.keys_B, call.rate
+    return attend(call.queries, keys, values, call.mask, *terms)
 
 
 @dataclass(frozen=True)

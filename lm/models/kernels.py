@@ -46,15 +46,22 @@ def run_splash(call: Call, interpret: bool = False) -> jax.Array:
 
 def splash_kernel(lengths: tuple[int, int], causal: bool, window: int, heads: int, cap: float, interpret: bool) -> Any:
     """Make the kernel of one device's heads for one mask."""
-    mask = masks.CausalMask(lengths) if causal else masks.FullMask(lengths)
+    mask: masks.Mask = masks.CausalMask(lengths) if causal else masks.FullMask(lengths)
     if window:
         mask &= masks.LocalMask(lengths, (window - 1, window - 1), 0)
     t, s = (next(n for n in (512, 384, 256, 128) if length % n == 0) for length in lengths)
-    queries = dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), t)
-    names = ("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq")
-    sizes = splash.BlockSizes(**queries, **dict.fromkeys(names, s))
-    options = {"head_shards": 1, "q_seq_shards": 1, "attn_logits_soft_cap": cap or None, "interpret": interpret}
-    return splash.make_splash_mha(masks.MultiHeadMask([mask] * heads), block_sizes=sizes, **options)
+    sizes = splash.BlockSizes(
+        block_q=t, block_q_dkv=t, block_q_dq=t,
+        block_kv=s, block_kv_compute=s, block_kv_dkv=s, block_kv_dkv_compute=s, block_kv_dq=s,
+    )  # fmt: skip
+    return splash.make_splash_mha(
+        masks.MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=cap or None,
+        interpret=interpret,
+    )
 
 
 def run_cudnn(call: Call) -> jax.Array:

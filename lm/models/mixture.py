@@ -106,16 +106,13 @@ def dropless(
     real_BT: jax.Array,
 ) -> jax.Array:
     """Give every expert exactly its tokens; on a mesh, each device sorts the tokens of its rows."""
-    local = functools.partial(grouped, c)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return local(kernels, x_BTD, chosen_BTK, weights_BTK, 1, 1)
+        return grouped(c, kernels, x_BTD, chosen_BTK, weights_BTK)
     tokens = spec(("batch", "length", None))
     matrices = {name: spec(("experts", "mlp", None) if name == "down" else ("experts", None, "mlp")) for name in kernels}
-    sizes = mesh.shape["expert"], mesh.shape["tensor"]
-    mapped = jax.shard_map(
-        lambda *arguments: local(*arguments, *sizes), in_specs=(matrices, *[tokens] * 3), out_specs=tokens, check_vma=False
-    )
+    local = functools.partial(grouped, c, expert_devices=mesh.shape["expert"], tensor_devices=mesh.shape["tensor"])
+    mapped = jax.shard_map(local, in_specs=(matrices, *[tokens] * 3), out_specs=tokens, check_vma=False)
     return mapped(kernels, x_BTD, chosen_BTK, weights_BTK)
 
 
@@ -125,8 +122,8 @@ def grouped(
     x_BTD: jax.Array,
     chosen_BTK: jax.Array,
     weights_BTK: jax.Array,
-    expert_devices: int,
-    tensor_devices: int,
+    expert_devices: int = 1,
+    tensor_devices: int = 1,
 ) -> jax.Array:
     """Multiply the tokens of this device, sorted by expert, group by group; all experts, or this device's part of them."""
     if expert_devices > 1:  # every device sees the tokens of all that share its rows' experts, and serves its own experts
@@ -169,7 +166,7 @@ def with_capacity(
     hits_BTKE = jax.nn.one_hot(chosen_BTK, e.count) * real_BT[..., None, None]  # padding takes no place
     queue_BXE = hits_BTKE.swapaxes(1, 2).reshape(batch, -1, e.count)
     place_BXE = jnp.cumsum(queue_BXE, 1) - 1
-    kept = queue_BXE[..., None] * jax.nn.one_hot(place_BXE, capacity)
+    kept = queue_BXE[..., None] * jax.nn.one_hot(place_BXE.astype(jnp.int32), capacity)
     kept_BTKEC = kept.reshape(batch, e.active, length, e.count, capacity).swapaxes(1, 2).astype(x_BTD.dtype)
     # "rows" leaves the expert axis to the experts: the exchange between the two layouts is an all-to-all.
     x_EBCD = jnp.einsum("btkec,btd->ebcd", kept_BTKEC, x_BTD)

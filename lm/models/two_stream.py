@@ -204,15 +204,14 @@ class Block(nn.Module):
         # The content stream's input only: a query state stands for a guess, not for a token.
         next_BMD = remember(memory_BMD, streams[0][:, : shared.reuse])
 
-        def after(x: jax.Array | None, y: jax.Array | None, own_B: jax.Array | None) -> jax.Array | None:
-            if x is None:
-                return None
+        def after(x: jax.Array, y: jax.Array, own_B: jax.Array | None) -> jax.Array:
             x = norms[0](x + dropout(y, c.dropout, own_B, 1))
             x = norms[1](x + dropout(feed(x, own_B), c.dropout, own_B, 2))
             return constrain(x, "batch", "length", None)
 
-        own = keys_B, fold(keys_B, 9)
-        return tuple(after(*both) for both in zip(streams, attended, own, strict=True)), next_BMD
+        (x_BTD, g_BPD), (y_BTD, z_BPD) = streams, attended
+        g_BPD = None if g_BPD is None or z_BPD is None else after(g_BPD, z_BPD, fold(keys_B, 9))
+        return (after(x_BTD, y_BTD, keys_B), g_BPD), next_BMD
 
 
 def remember(memory_BMD: jax.Array | None, new_BTD: jax.Array) -> jax.Array | None:
