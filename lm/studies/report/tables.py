@@ -19,6 +19,7 @@ Table = tuple[list[str], list[list[str]]]  # header, rows
 RUN = ("arm", "seed", "hash", "state", "steps", "tokens", "flops", "params", "seconds")
 COMPARISON = ("arm", "baseline", "metric", "n", "mean", "sd", "delta", "low", "high", "p", "p_holm", "verdict",
               "seeds_needed", "p_sign_flip", "diverged", "note")  # fmt: skip
+NAMED = 6  # most arms of one verdict that the first sentence names
 VERDICTS = ("better", "worse", "no difference found", "too few seeds", "without a verdict")
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
          ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "'": "{'}", "`": r"\textasciigrave{}",
@@ -46,7 +47,9 @@ def summary(contents: Contents) -> str:
     for row in contents.of(metric):
         if row.baseline:
             verdicts.setdefault(row.verdict or "without a verdict", []).append(label(contents, row))
-    listed = "; ".join(f"{words}: {', '.join(verdicts[words])}" for words in VERDICTS if words in verdicts)
+    # A sentence names a few arms; the table below it holds all.
+    named = {words: ", ".join(arms) if len(arms) <= NAMED else f"{len(arms)} arms" for words, arms in verdicts.items()}
+    listed = "; ".join(f"{words}: {named[words]}" for words in VERDICTS if words in named)
     return f"By {metric}, compared with {contents.study.baseline}: {listed}." if listed else "There is one arm: no comparison."
 
 
