@@ -19,7 +19,9 @@ from lm.models.experts import Experts
 from lm.models.layers import named, normal
 from lm.models.mlp import ACTIVATIONS
 from lm.models.transformer import Transformer
-from lm.sharding import constrain, spec
+from lm.sharding import constrain, platform, spec
+
+ROWS = 128  # tokens of a block on a CPU
 
 
 class Routing(struct.PyTreeNode):
@@ -136,8 +138,12 @@ def grouped(
     order = jnp.argsort(chosen, stable=True)
     sizes_E = jnp.bincount(chosen, length=own + 1)[:own].astype(jnp.int32)
     x = x_BTD.reshape(-1, width)[order // active]
-    product = functools.partial(jax.lax.ragged_dot, group_sizes=sizes_E)
     function, gated = ACTIVATIONS[c.activation]
+
+    def product(x: jax.Array, kernel_EIO: jax.Array) -> jax.Array:
+        # XLA multiplies ragged groups on a CPU as so many whole products, one an expert.
+        return in_blocks(x, kernel_EIO, sizes_E) if platform() == "cpu" else jax.lax.ragged_dot(x, kernel_EIO, sizes_E)
+
     h = product(x, kernels["up"])
     h = function(product(x, kernels["gate"])) * h if gated else function(h)
     # Rows behind the last group are other devices' tokens: whatever the product leaves there.
@@ -147,6 +153,52 @@ def grouped(
     if tensor_devices > 1:
         y_BTD = jax.lax.psum(y_BTD, "tensor")
     return jax.lax.psum_scatter(y_BTD, "expert", tiled=True) if expert_devices > 1 else y_BTD
+
+
+def in_blocks(x: jax.Array, kernel_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Multiply rows (N, I), sorted by group, with their group's matrix: (N, O); 0 behind the last group.
+
+    Each group is padded to blocks of equal size, which are multiplied one after the other.
+    """
+    rows, count = len(x), len(kernel_EIO)
+    ends_E = jnp.cumsum(sizes_E)
+    blocks_E = jnp.cumsum(-(-sizes_E // ROWS))  # number of blocks up to the end of each group
+    group = jnp.searchsorted(ends_E, jnp.arange(rows), side="right")
+    own = jnp.minimum(group, count - 1)
+    begin, first = ends_E[own] - sizes_E[own], blocks_E[own] - -(-sizes_E[own] // ROWS)
+    blocks = -(-rows // ROWS) + count
+    place = jnp.where(group < count, first * ROWS + jnp.arange(rows) - begin, blocks * ROWS)  # out of range: left out
+    laid = jnp.zeros((blocks * ROWS, x.shape[1]), x.dtype).at[place].set(x, mode="drop").reshape(blocks, ROWS, -1)
+    numbers = jnp.minimum(jnp.searchsorted(blocks_E, jnp.arange(blocks), side="right"), count - 1)
+    y = block_products(laid, kernel_EIO, numbers).reshape(blocks * ROWS, -1)
+    return jnp.take(y, place, axis=0, mode="fill", fill_value=0)
+
+
+@jax.custom_vjp
+def block_products(x_CPI: jax.Array, kernel_EIO: jax.Array, numbers_C: jax.Array) -> jax.Array:
+    """Multiply each block (P, I) with the matrix of its number: (C, P, O)."""
+    return jax.lax.map(lambda xs: xs[0] @ kernel_EIO[xs[1]], (x_CPI, numbers_C))
+
+
+def block_forward(x_CPI: jax.Array, kernel_EIO: jax.Array, numbers_C: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return block_products(x_CPI, kernel_EIO, numbers_C), (x_CPI, kernel_EIO, numbers_C)
+
+
+def block_backward(saved: tuple[jax.Array, ...], g_CPO: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    """Add each block's product up in place: by itself jax would add a whole stack of matrices for every block."""
+    x_CPI, kernel_EIO, numbers_C = saved
+
+    def step(total_EIO: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        x_PI, g_PO, number = xs
+        new_IO = total_EIO[number] + jnp.matmul(x_PI.T, g_PO, preferred_element_type=jnp.float32)
+        return total_EIO.at[number].set(new_IO), g_PO @ kernel_EIO[number].T
+
+    zeros = jnp.zeros(kernel_EIO.shape, jnp.float32)
+    d_kernel, d_x = jax.lax.scan(step, zeros, (x_CPI, g_CPO, numbers_C))
+    return d_x, d_kernel.astype(kernel_EIO.dtype), None
+
+
+block_products.defvjp(block_forward, block_backward)
 
 
 # -- with a capacity ---------------------------------------------------------------------------------------------------

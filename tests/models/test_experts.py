@@ -9,7 +9,7 @@ import pytest
 
 from lm.config import Config, Mesh, Optimizer
 from lm.errors import UserError
-from lm.models import auxiliary
+from lm.models import auxiliary, mixture
 from lm.models.experts import Experts
 from lm.models.mixture import MixtureOfExperts, add_losses, statistics
 from lm.models.model import Model
@@ -115,6 +115,21 @@ def test_a_full_expert_passes_tokens_by():
     module, params = layer(Experts(count=4, active=1, capacity=1.0, weights="softmax"), x, real)
     y = np.abs(module.apply({"params": params}, x, real)[0][0]).sum(-1)
     np.testing.assert_array_equal(y > 0, [False, True, True, False, False, False, False, False])
+
+
+def test_blocks_are_ragged_products(monkeypatch):
+    """Values and gradients of the CPU's form, with an empty group, one of a whole block, and rows behind the last group."""
+    monkeypatch.setattr(mixture, "ROWS", 8)
+    x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((45, 6), (4, 6, 5))))
+    sizes = jnp.asarray([11, 0, 8, 20], jnp.int32)
+    real = (jnp.arange(45) < 39)[:, None]
+
+    def value(product, x, kernel):
+        return (jnp.where(real, product(x, kernel, sizes), 0) ** 2).sum()
+
+    for mine, theirs in zip(*(jax.grad(value, (1, 2))(f, x, kernel) for f in (mixture.in_blocks, jax.lax.ragged_dot))):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(mixture.in_blocks(x, kernel, sizes)[39:], 0)
 
 
 @pytest.mark.parametrize("capacity", [0.0, 1.0])
