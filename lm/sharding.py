@@ -23,6 +23,7 @@ AXES = ("data", "fsdp", "tensor", "context", "expert")
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
     "length": ("context",),
+    "residual": ("context", "tensor"),  # rows between sub-layers, where the tensor axis would idle
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
@@ -149,6 +150,20 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def constrain_residual(x_BTD: jax.Array) -> jax.Array:
+    """Constrain the residual stream: its rows are cut over the tensor axis too, where that divides them.
+
+    Norms, dropout and the states kept for the backward pass then take a part of each device (Korthikanti et al. 2022), and the
+    sums over the tensor axis are scattered and gathered again instead of reduced whole.
+    """
+    return constrain(x_BTD, "batch", "length" if x_BTD.shape[1] % pieces("residual")[0] else "residual", None)
+
+
+def rows_cut() -> bool:
+    """Return whether the mesh cuts rows: axes of rows and columns cannot be merged then without gathering them."""
+    return pieces("residual") != (1,)
 
 
 def constrain_groups(x: jax.Array) -> jax.Array:

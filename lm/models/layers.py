@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lm.models.lora import Lora, bound
-from lm.sharding import Named, constrain, pieces
+from lm.sharding import Named, constrain, rows_cut
 
 
 def named(init: Callable[..., jax.Array], axes: tuple[str | None, ...]) -> Callable[..., jax.Array]:
@@ -79,7 +79,7 @@ class Linear(nn.Module):
         On a CPU one product of two matrices is faster than the same product over more axes; rows and columns that are
         both cut cannot be merged without gathering them on every device.
         """
-        return x.reshape(*x.shape[: x.ndim - self.inputs], size) if pieces("length") != (1,) else x.reshape(-1, size)
+        return x.reshape(*x.shape[: x.ndim - self.inputs], size) if rows_cut() else x.reshape(-1, size)
 
     def low_rank(self, x: jax.Array, keys_B: jax.Array | None) -> jax.Array:
         """Return scale (x A) B, `flat`: A has the kernel's input axes, B its output axes, each beside the rank's."""
