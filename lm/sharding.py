@@ -5,7 +5,7 @@ current (`with mesh:` does not reach the constraints), with axes in Auto mode: t
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -159,6 +159,31 @@ def constrain_residual(x_BTD: jax.Array) -> jax.Array:
     sums over the tensor axis are scattered and gathered again instead of reduced whole.
     """
     return constrain(x_BTD, "batch", "length" if x_BTD.shape[1] % pieces("residual")[0] else "residual", None)
+
+
+Table = Callable[..., jax.Array]  # of a device's arrays: the gradient of a table, (rows, D)
+
+
+def token_sum(function: Table, specs: tuple[PartitionSpec, ...], axes: tuple[str | None, ...]) -> Table:
+    """Return a function that sums the results of all devices that hold tokens, laid out as a parameter of `axes`.
+
+    `function` gets each device's part of arrays that are cut by `specs`, and returns the gradient of a whole table (rows, D),
+    or of the device's part of the rows where `specs` cut those. The sum is scattered over `fsdp`: half of the traffic of a sum
+    that every device gets whole, which the compiler would cut afterwards.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = RULES.get(axes[0] or "")
+
+    def local(*arrays: jax.Array) -> jax.Array:
+        d_VD = function(*arrays)
+        if rows and not any(rows[0] in (spec or ()) for part in specs for spec in part):
+            size = d_VD.shape[0] // mesh.shape[rows[0]]
+            d_VD = jax.lax.dynamic_slice_in_dim(d_VD, jax.lax.axis_index(rows[0]) * size, size, 0)
+        if mesh.shape["fsdp"] > 1:
+            d_VD = jax.lax.psum_scatter(d_VD, "fsdp", scatter_dimension=1, tiled=True)
+        return jax.lax.psum(d_VD, ("data", "expert", "context"))
+
+    return jax.shard_map(local, in_specs=specs, out_specs=spec(axes), check_vma=False)
 
 
 def rows_cut() -> bool:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from lm.models.layers import Linear
 from lm.models.products import multiply
-from lm.sharding import constrain, constrain_groups, pieces, platform
+from lm.sharding import RULES, constrain, constrain_groups, pieces, platform, token_sum
 
 
 class Head(struct.PyTreeNode):
@@ -185,9 +186,17 @@ def fused_forward(
         return jax.lax.scan(step, (empty, *zeros), tokens)
 
     (totals, d_table, d_rest), d_h = jax.vmap(group)(h_GCPD, targets_GCP, weights_GCP)
-    totals, d_table, d_rest = jax.tree.map(lambda x: x.sum(0), (totals, d_table, d_rest))
-    d_table = constrain(d_table.astype(head.table_VD.dtype), "vocab", "embed")
+    totals, d_rest = jax.tree.map(lambda x: x.sum(0), (totals, d_rest))
+    d_table = table_sum(d_table).astype(head.table_VD.dtype)
     return totals, (d_h, d_rest.replace(table_VD=d_table))
+
+
+def table_sum(d_GVD: jax.Array) -> jax.Array:
+    """Sum the groups' gradients of the table; a group of each device is summed by `token_sum`."""
+    if pieces("embed") == (1,) or len(d_GVD) != math.prod(pieces("batch", "length")):
+        return constrain(d_GVD.sum(0), "vocab", "embed")
+    groups = PartitionSpec((*RULES["batch"], *RULES["length"]), RULES["vocab"], None)
+    return token_sum(lambda d_1VD: d_1VD[0], (groups,), ("vocab", "embed"))(d_GVD)
 
 
 def fused_backward(extras: tuple[float, float], saved: tuple[Any, Any], cotangents: tuple[jax.Array, Any]) -> tuple[Any, ...]:

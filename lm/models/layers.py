@@ -13,6 +13,7 @@ Axis letters, in suffixes of names (`q_BTNH`) and in einsum equations:
 A digit is an axis of that size: `segments_2NH`, `slopes_N11`.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -21,9 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from lm.models.lora import Lora, bound
-from lm.sharding import Named, constrain, rows_cut
+from lm.sharding import Named, constrain, pieces, rows_cut, spec, token_sum
 
 
 def named(init: Callable[..., jax.Array], axes: tuple[str | None, ...]) -> Callable[..., jax.Array]:
@@ -108,12 +110,35 @@ class Embed(nn.Module):
         self.table = self.param("table", init, (self.rows, self.width))
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        # "clip", as the default mode compares every id and fills in NaN.
-        return jnp.take(self.whole(), ids, axis=0, mode="clip").astype(dtype)
+        return look_up(self.table, ids, jnp.dtype(dtype), (self.axis, "embed"))
 
-    def whole(self) -> jax.Array:
-        """Return the table gathered on every device: a look-up in a sharded one makes XLA rematerialise it in full."""
-        return constrain(self.table, None, None)
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def look_up(table: jax.Array, ids: jax.Array, dtype: jnp.dtype, axes: tuple[str | None, str]) -> jax.Array:
+    """Return rows of a table in another dtype; its gradient is summed in float32."""
+    # Gathered on every device, as a look-up in a sharded table makes XLA rematerialise it in full; in the smaller dtype.
+    whole = constrain(table.astype(dtype), None, None)
+    # "clip", as the default mode compares every id and fills in NaN.
+    return jnp.take(whole, ids, axis=0, mode="clip")
+
+
+def look_up_forward(table: jax.Array, ids: jax.Array, dtype: jnp.dtype, axes: tuple[str | None, str]) -> tuple[Any, Any]:
+    return look_up(table, ids, dtype, axes), (table, ids)
+
+
+def look_up_backward(dtype: jnp.dtype, axes: tuple[str | None, str], saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple:
+    table, ids = saved
+
+    def local(ids: jax.Array, g: jax.Array) -> jax.Array:
+        return jnp.zeros(table.shape, table.dtype).at[ids].add(g.astype(table.dtype), mode="clip")
+
+    if pieces("embed") == (1,) or any(size % n for size, n in zip(ids.shape, pieces("batch", "length"))):
+        return local(ids, g), None
+    tokens = spec(("batch", "length")[: ids.ndim])
+    return token_sum(local, (tokens, PartitionSpec(*tokens, None)), axes)(ids, g), None
+
+
+look_up.defvjp(look_up_forward, look_up_backward)
 
 
 def repeat(
