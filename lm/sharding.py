@@ -161,6 +161,17 @@ def constrain_residual(x_BTD: jax.Array) -> jax.Array:
     return constrain(x_BTD, "batch", "length" if x_BTD.shape[1] % pieces("residual")[0] else "residual", None)
 
 
+def constrain_rows(x_BTD: jax.Array) -> jax.Array:
+    """Constrain the states within a sub-layer, whose heads or neurons are cut over the tensor axis: rows are whole there."""
+    return constrain(x_BTD, "batch", "length", None)
+
+
+# Each the other in the backward pass: left to itself the compiler gathers weights there instead of gradients.
+into_sublayer, out_of_sublayer = jax.custom_vjp(constrain_rows), jax.custom_vjp(constrain_residual)
+into_sublayer.defvjp(lambda x: (constrain_rows(x), None), lambda _, g: (constrain_residual(g),))
+out_of_sublayer.defvjp(lambda x: (constrain_residual(x), None), lambda _, g: (constrain_rows(g),))
+
+
 Table = Callable[..., jax.Array]  # of a device's arrays: the gradient of a table, (rows, D)
 
 

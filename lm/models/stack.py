@@ -15,7 +15,7 @@ from lm.models.mlp import FeedForward
 from lm.models.norms import Norm
 from lm.models.positions import POSITIONS
 from lm.models.transformer import Transformer
-from lm.sharding import constrain, constrain_residual
+from lm.sharding import constrain_residual, into_sublayer, out_of_sublayer
 
 
 class Shared(struct.PyTreeNode):
@@ -58,7 +58,7 @@ class Block(nn.Module):
         routing: list[Any] = []
 
         def feed(y: jax.Array) -> jax.Array:
-            y = constrain(y, "batch", "length", None)
+            y = into_sublayer(y)
             if dense is not None:
                 return dense(y, keys_B)
             y, found = routed(y, None if real_BT is None else real_BT > 0)
@@ -70,19 +70,19 @@ class Block(nn.Module):
 
         def attention(y: jax.Array) -> tuple[jax.Array, Any]:
             attend = Attention(c, name="attention")
-            y = constrain(y, "batch", "length", None)
+            y = into_sublayer(y)
             return attend(y, positions_BT=shared.positions_BT, mask=mask, bias=shared.bias, keys_B=keys_B, cache=cache)
 
         def cross(y: jax.Array) -> tuple[jax.Array, Any]:
             attend = Attention(c, name="cross")
             source = {"source_BSD": shared.source_BSD, "cross": True, "cache": source_cache}
             # Folded, as both attentions drop their weights at the same site.
-            y = constrain(y, "batch", "length", None)
+            y = into_sublayer(y)
             return attend(y, mask=shared.source_mask, keys_B=fold(keys_B, 7), **source)
 
         # Sites: 1 attention, 2 feed-forward, 4 cross-attention; 3 lies inside the feed-forward.
         def drop(y: jax.Array, site: int) -> jax.Array:
-            y = dropout(constrain_residual(y), c.dropout, keys_B, site)
+            y = dropout(out_of_sublayer(y), c.dropout, keys_B, site)
             part = {1: "attention", 2: "mlp"}.get(site)
             if part and c.adapter.follows(part):
                 y = Bottleneck(c.width, c.adapter, name=f"adapter_{part}")(y)
