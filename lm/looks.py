@@ -13,6 +13,7 @@ import os
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -24,7 +25,6 @@ from lm.errors import check, one_line, translate
 from lm.evaluation.held_out import HeldOut
 from lm.progress import Meter, Run
 from lm.strict_json import load_json
-from lm.training.own import check_copy, from_lead, own_copy, own_mesh
 from lm.training.state import TrainState
 from lm.training.stopping import Watch
 from lm.training.writers import Writers
@@ -50,7 +50,7 @@ def rehearse(config: Config, tasks: Mapping[str, Task], tokenizer: Tokenizer, pa
     Raises UserError, which then comes before the first step.
     """
     if tasks or config.every.sample or config.objective.answers is not None:
-        check_copy(params, own_mesh(mesh, config.batch // config.micro_batches))
+        copies().check_copy(params, copies().own_mesh(mesh, config.batch // config.micro_batches))
     if tasks:
         from lm.evaluation import in_training
 
@@ -131,16 +131,23 @@ def attempted(name: str, say: Callable[[str], None]):
         say(f"{name} failed, the run goes on without it: {reason}")
 
 
+def copies() -> ModuleType:
+    """Return the module of parameters' copies, which only runs with samples, tasks or labels need."""
+    from lm.training import own
+
+    return own
+
+
 class Own:
     """The parameters of one look, on the run's mesh and, once asked for, on this process's own devices (`lm.training.own`)."""
 
     def __init__(self, run: Run, shared: Any):
         self.run, self.shared = run, shared
-        self.mesh = own_mesh(run.mesh, run.config.batch // run.config.micro_batches)
+        self.mesh = copies().own_mesh(run.mesh, run.config.batch // run.config.micro_batches)
 
     @functools.cached_property
     def params(self) -> Any:
-        return own_copy(self.shared, self.mesh)
+        return copies().own_copy(self.shared, self.mesh)
 
 
 def held_out_figures(own: Own, folder: Path | None) -> dict[str, float]:
@@ -153,7 +160,7 @@ def held_out_figures(own: Own, folder: Path | None) -> dict[str, float]:
         params = own.params
         with jax.set_mesh(own.mesh):
             alone = logged(held_out.own, params, folder)
-        figures |= from_lead(alone)  # the patience of all processes counts the same
+        figures |= copies().from_lead(alone)  # the patience of all processes counts the same
     return figures
 
 

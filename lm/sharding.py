@@ -172,10 +172,7 @@ into_sublayer.defvjp(lambda x: (constrain_rows(x), None), lambda _, g: (constrai
 out_of_sublayer.defvjp(lambda x: (constrain_residual(x), None), lambda _, g: (constrain_rows(g),))
 
 
-Table = Callable[..., jax.Array]  # of a device's arrays: the gradient of a table, (rows, D)
-
-
-def token_sum(function: Table, specs: tuple[PartitionSpec, ...], axes: tuple[str | None, ...]) -> Table:
+def token_sum(function: Callable, specs: tuple[PartitionSpec, ...], axes: tuple[str | None, ...]) -> Callable[..., jax.Array]:
     """Return a function that sums the results of all devices that hold tokens, laid out as a parameter of `axes`.
 
     `function` gets each device's part of arrays that are cut by `specs`, and returns the gradient of a whole table (rows, D),

@@ -13,7 +13,6 @@ from lm.data.rows.pipeline import Evaluation, prefetch
 from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.sharding import local_rows, place
 from lm.training import metrics
-from lm.training.own import own_mesh
 
 
 class HeldOut:
@@ -70,6 +69,8 @@ class HeldOut:
     @functools.cached_property
     def own(self) -> "HeldOut":
         """The evaluator of all rows on this process's devices: itself, unless several processes share the mesh."""
+        from lm.training.own import own_mesh
+
         mesh = own_mesh(self.mesh, self.rows)
         return self if mesh is self.mesh else held_out_of(*self.origin, mesh)
 

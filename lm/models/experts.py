@@ -18,8 +18,8 @@ class Experts:
     Experts have the activation and the size `mlp` of the model's feed-forward, and no biases.
     """
 
-    count: int = 0
-    active: int = 2
+    count: int = 0  # of experts in place of each feed-forward; 0: one plain layer
+    active: int = 2  # of a token
     weights: Literal["renormalised", "softmax"] = "renormalised"
     balance: float = 0.01
     per_row: bool = False

@@ -30,7 +30,7 @@ def run_splash(call: Call, interpret: bool = False) -> jax.Array:
     index = jnp.searchsorted(jnp.asarray(windows), jnp.asarray(0 if call.mask.window is None else call.mask.window))
 
     def rows(index: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        def one(kernel: Any) -> Callable[[Any], jax.Array]:
+        def one(kernel: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
             return lambda given: jax.vmap(kernel)(*given[:3], splash.SegmentIds(q=given[3], kv=given[4]))
 
         given = (q, k, v, a, b)

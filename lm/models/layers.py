@@ -122,10 +122,6 @@ def look_up(table: jax.Array, ids: jax.Array, dtype: jnp.dtype, axes: tuple[str 
     return jnp.take(whole, ids, axis=0, mode="clip")
 
 
-def look_up_forward(table: jax.Array, ids: jax.Array, dtype: jnp.dtype, axes: tuple[str | None, str]) -> tuple[Any, Any]:
-    return look_up(table, ids, dtype, axes), (table, ids)
-
-
 def look_up_backward(dtype: jnp.dtype, axes: tuple[str | None, str], saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple:
     table, ids = saved
 
@@ -138,7 +134,7 @@ def look_up_backward(dtype: jnp.dtype, axes: tuple[str | None, str], saved: tupl
     return token_sum(local, (tokens, PartitionSpec(*tokens, None)), axes)(ids, g), None
 
 
-look_up.defvjp(look_up_forward, look_up_backward)
+look_up.defvjp(lambda table, ids, *rest: (look_up(table, ids, *rest), (table, ids)), look_up_backward)
 
 
 def repeat(

@@ -1,7 +1,6 @@
 """Relative positions of Transformer-XL and XLNet: sinusoids of distances, and the shift that aligns them with keys."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +71,7 @@ def by_products(q_BNTH: jax.Array, r_BNRH: jax.Array) -> jax.Array:
     return multiply("bnth,nrh->bntr", q_BNTH, r_BNRH[0])
 
 
-def in_pieces(function: Callable[..., jax.Array], queries: Any, longest: int) -> jax.Array:
+def in_pieces(function: Callable[..., jax.Array], queries: tuple, longest: int) -> jax.Array:
     """Call a function of arrays along queries piece by piece and recompute it in the backward pass, where rows are long.
 
     For scores that depend on more than a query and a key (relative attention): nothing of size queries x keys is kept.

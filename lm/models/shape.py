@@ -1,7 +1,7 @@
 """Sizes that every network derives from its config in the same way."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Self
 
 from lm.errors import UserError
 
@@ -20,8 +20,7 @@ class Shape:
 
     def sized(self, vocab: int) -> Self:
         """Set the vocabulary size."""
-        config: Any = self  # a dataclass, as all that have this base
-        return dataclasses.replace(config, vocab=vocab)
+        return dataclasses.replace(self, vocab=vocab)  # type: ignore[type-var]  # a dataclass, as all that have this base
 
     def check_heads(self) -> None:
         """Raise UserError where the width does not divide among the heads and their size is not set."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.models import attention
+from lm.models import attend
 from lm.models.attend import Mask
 from lm.models.stack import Stack
 from lm.models.transformer import Transformer
@@ -22,7 +22,7 @@ SEGMENTS, POSITIONS = documents(4, 1, 5, length=LENGTH)
 @functools.cache
 def compiled(config: Transformer, length: int, causal: bool, packed: bool, block: int):
     """Jacobian of every output, in one random direction, by every input; compiled once for all segments."""
-    assert block == attention.BLOCK
+    assert block == attend.BLOCK
     rng = np.random.default_rng(0)
     x, direction = (jnp.asarray(rng.normal(size=(length, config.width)), jnp.float32) for _ in range(2))
     params = jax.tree.map(jnp.asarray, draw(config)["stack"])
@@ -42,7 +42,7 @@ def compiled(config: Transformer, length: int, causal: bool, packed: bool, block
 
 def influence(config: Transformer, length: int = LENGTH, segments=None, causal=True, keys_B=None) -> np.ndarray:
     """|d hidden[t] / d input[s]|, (T, S), summed over the width of the input."""
-    run = compiled(config, length, causal, segments is not None, attention.BLOCK)
+    run = compiled(config, length, causal, segments is not None, attend.BLOCK)
     return np.asarray(run(None if segments is None else jnp.asarray(segments), keys_B))
 
 
@@ -84,7 +84,7 @@ BLOCKS = [*((name, 4) for name in VARIANTS), ("plain", 128), ("bucket", 128)]
 @pytest.mark.parametrize(("name", "block"), quick(BLOCKS, [pair for pair in BLOCKS if pair[0] in ("plain", "bucket")]))
 def test_documents(name, block, monkeypatch):
     """A row of one document, and one of three and padding; in three blocks of queries and in one."""
-    monkeypatch.setattr(attention, "BLOCK", block)
+    monkeypatch.setattr(attend, "BLOCK", block)
     config = tiny(**VARIANTS[name])
     check(influence(config, segments=WHOLE), visible(LENGTH))
     packed(influence(config, segments=SEGMENTS), visible(LENGTH, segments=SEGMENTS))
@@ -93,7 +93,7 @@ def test_documents(name, block, monkeypatch):
 @pytest.mark.parametrize(("windows", "block"), [((3,), 4), ((2, 0), 4), ((4, 2), 4), ((4, 2), 128)])
 def test_windows(windows, block, monkeypatch):
     """Through two layers the windows add up: one step of each relation after the other."""
-    monkeypatch.setattr(attention, "BLOCK", block)
+    monkeypatch.setattr(attend, "BLOCK", block)
     first, second = (visible(LENGTH, window=windows[i % len(windows)]) for i in range(2))
     reached = (first.astype(int) @ second.astype(int)) > 0
     check(influence(tiny(windows=windows)), reached)
@@ -141,7 +141,7 @@ def test_prefix():
 
 def test_real_blocks():
     """Two blocks of the real size, with documents across their border."""
-    length = 2 * attention.BLOCK
+    length = 2 * attend.BLOCK
     segments, _ = documents(100, 60, 70, length=length)
     config = tiny(depth=1, context=length)
     found = influence(config, length, segments)

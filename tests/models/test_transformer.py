@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.models import attention
+from lm.models import attend
 from lm.models.model import Model
 from lm.models.positions import Rotary
 from lm.models.transformer import Transformer
@@ -82,18 +82,18 @@ def test_bidirectional_against_float64(name):
 
 @pytest.mark.parametrize("name", ["gpt2", "alternating windows", "alibi", "bucket", "one key head"])
 def test_blocks_of_queries_change_nothing(name, monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK", 4)
+    monkeypatch.setattr(attend, "BLOCK", 4)
     test_against_float64(name)
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
 def test_blocks_leave_later_keys_out(remat):
     """Of four blocks' scores the causal triangle needs 10 of 16 squares; computed twice or not, none may be all keys."""
-    config = tiny(context=4 * attention.BLOCK, depth=1, remat=remat)
+    config = tiny(context=4 * attend.BLOCK, depth=1, remat=remat)
     tokens = np.zeros((1, config.context), np.int32)
     text = jax.jit(lambda p, t: Model(config).apply({"params": p}, t)[0]).lower(draw(config), tokens).as_text()
     for keys in range(1, 5):
-        assert f"x{attention.BLOCK}x{keys * attention.BLOCK}xf32" in text
+        assert f"x{attend.BLOCK}x{keys * attend.BLOCK}xf32" in text
     assert f"x{config.context}x{config.context}xf32" not in text
 
 
