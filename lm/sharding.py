@@ -215,7 +215,7 @@ def pieces(*axes: str) -> tuple[int, ...]:
 def platform() -> str:
     """Return the kind of device that is compiled for: "cpu", "gpu" or "tpu"; without a mesh that of this process."""
     mesh = jax.sharding.get_abstract_mesh()
-    kind = None if mesh.empty else getattr(mesh.abstract_device, "device_kind", None)
+    kind = None if mesh.empty else getattr(getattr(mesh, "abstract_device", None), "device_kind", None)
     if kind is None:
         return jax.default_backend()
     return next((name for name in ("cpu", "tpu") if kind.lower().startswith(name)), "gpu")
