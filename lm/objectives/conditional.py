@@ -129,7 +129,7 @@ class Conditional(Objective):
     def states(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Head]:
         """Return the states of source (B, S, D) and target (B, T, D), and the length head, whose class k is length k + 1."""
         pair, variables = Seq2Seq(self.model), {"params": {k: v for k, v in params.items() if k != "lengths"}}
-        table_LD = self.table.apply({"params": params["lengths"]}, method="whole")
+        table_LD = params["lengths"]["table"]
         # The encoder sees the slot in place of a token's embedding; for the decoder it is padding.
         slots_BS, segments_BS = batch["lengths"] > 0, batch["source_segments"]
         x_BSD = pair.apply(variables, batch["source"], method="vectors")
