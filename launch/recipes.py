@@ -23,7 +23,7 @@ from lm.strict_json import load_json
 ONLY = flags.DEFINE_list("only", [], "names of configs, joined by commas (default: all)")
 WORKDIR = flags.DEFINE_string("workdir", "runs/recipes", "folder for the outputs of lm.compile, one JSON file per config")
 COMPILE = flags.DEFINE_bool("compile", True, "compile steps without a file; --nocompile shows a dash for their memory")
-PLANS_TOO = flags.DEFINE_bool("plans", False, "the table of lm/planning/README.md: what fits which slice")
+PLANNING = flags.DEFINE_bool("plans", False, "compile sizes against slices (lm/planning/README.md) and not the papers' recipes")
 README = flags.DEFINE_bool("readme", False, "write the table into its page, between its two marks")
 
 ROOT = Path(__file__).parent.parent
@@ -149,18 +149,18 @@ def row(recipe: Recipe) -> tuple[str, ...]:
 def main(overrides: list[tuple[str, str]]) -> None:
     """Compile, print, write."""
     check(not overrides, "launch.recipes takes no --config.* flags: the configs are what it shows")
-    table: dict[str, Recipe | Plan] = {plan.name: plan for plan in PLANS} if PLANS_TOO.value else {r.config: r for r in RECIPES}
+    table: dict[str, Recipe | Plan] = {plan.name: plan for plan in PLANS} if PLANNING.value else {r.config: r for r in RECIPES}
     for name in ONLY.value:
         if name not in table:
-            raise unknown("plan" if PLANS_TOO.value else "recipe", name, list(table))
+            raise unknown("plan" if PLANNING.value else "recipe", name, list(table))
     chosen = [one for name, one in table.items() if not ONLY.value or name in ONLY.value]
     rows = [plan_row(one) if isinstance(one, Plan) else row(one) for one in chosen]
-    lines = markdown(PLAN_HEADER if PLANS_TOO.value else HEADER, [one for one in rows if one is not None])
+    lines = markdown(PLAN_HEADER if PLANNING.value else HEADER, [one for one in rows if one is not None])
     if missing := [one.name for one, cells in zip(chosen, rows, strict=True) if isinstance(one, Plan) and cells is None]:
         lines += ["", f"Not compiled yet: {', '.join(f'`{name}`' for name in missing)}."]
     print("\n".join(lines))
     if README.value:
-        page = ROOT / ("lm/planning" if PLANS_TOO.value else "configs") / "README.md"
+        page = ROOT / ("lm/planning" if PLANNING.value else "configs") / "README.md"
         write_between(page, "launch.recipes", lines)
 
 

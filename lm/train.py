@@ -25,7 +25,7 @@ from lm.data.rows.pipeline import Batches, prefetch
 from lm.errors import check
 from lm.evaluation.held_out import held_out_of
 from lm.looks import attempted, check_figure, done, due, look, open_tasks, rehearse
-from lm.models.auxiliary import collected
+from lm.models.auxiliary import averaged, collected
 from lm.objectives.base import Batch, Objective, Sums, resolve, training_batches
 from lm.outputs import replace_file
 from lm.platform import begin
@@ -38,14 +38,7 @@ from lm.strict_json import load_json
 from lm.training import dp_budget, parameters
 from lm.training.checkpoint import Checkpoints
 from lm.training.schedules import Numbers, factor
-from lm.training.state import (
-    TrainState,
-    abstract_params,
-    abstract_state,
-    chain,
-    check_device_memory,
-    check_state,
-)
+from lm.training.state import TrainState, abstract_params, abstract_state, chain, check_device_memory, check_state
 from lm.training.stopping import Watch
 from lm.training.writers import Writers
 
@@ -66,7 +59,9 @@ def train_step(
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(row_key, jnp.arange(config.batch))
     grads, sums, memory = gradients(config, state.params, batch, state.memory, keys_B)
     if config.optimizer.private.noise:
-        grads = config.optimizer.private.gradients.noised(config, grads, numbers.seed, state.step)
+        from lm.training.dp_gradients import noised
+
+        grads = noised(config, grads, numbers.seed, state.step)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
 
@@ -108,7 +103,7 @@ def gradients(config: Config, params: Any, batch: Batch, memory: Any, keys_B: ja
         total = sum(scale * sums[k][0] / weights[k] for k, scale in objective.scales.items())
         # Of a network's own losses the mean over the parts counts: they are no sums over tokens.
         total += sum(coefficient * value for _, coefficient, value in extras) / parts
-        return total, ({**sums, **{name: (value, jnp.ones(())) for name, _, value in extras}}, memory)
+        return total, ({**sums, **averaged(extras)}, memory)
 
     def row_loss(trained, row, key):
         row = jax.tree.map(lambda x: x[None], row)
@@ -116,7 +111,9 @@ def gradients(config: Config, params: Any, batch: Batch, memory: Any, keys_B: ja
 
     def part_gradients(batch, memory, keys_B):
         if clip:
-            return config.optimizer.private.gradients.clipped(row_loss, trained, batch, keys_B, clip, config.batch), None
+            from lm.training.dp_gradients import clipped
+
+            return clipped(row_loss, trained, batch, keys_B, clip, config.batch), None
         (total, (sums, memory)), grads = jax.value_and_grad(loss, has_aux=True)(trained, batch, memory, keys_B)
         return (grads, sums, total), memory
 

@@ -82,8 +82,9 @@ def test_a_mesh_changes_neither_loss_nor_parameters(mesh):
     jax.tree.map(np.testing.assert_array_equal, first, expected_first)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     same(last, expected_last)
-    if mesh.fsdp > 1:
+    if mesh.fsdp > 1:  # parameters are gathered; gradients of tables are scattered as they are summed
         assert "all-gather" in program
+        assert " reduce-scatter(" in program
     if mesh.context > 1:  # keys and values go around the ring of devices
         assert "collective-permute" in program
         assert ("all-gather" in program) == (mesh.fsdp > 1)

@@ -161,7 +161,8 @@ def test_constraints_are_in_the_program(remat):
     """Trap 1: under `with mesh:` they vanish without a word."""
     with jax.set_mesh(mesh()):
         found = constraints(program(remat=remat))
-    assert found.count(spec(("batch", "length", None))) >= 2  # after the embedding and after each layer
+    assert spec(("batch", "length", None)) in found  # after the embedding, and within sub-layers
+    assert found.count(spec(("batch", "residual", None))) >= 2  # between them
     heads = [sorted(axes for axes in ("batch", "length", "heads") if spec((axes,))[0] in f) for f in found if len(f) == 4]
     assert ["batch", "heads", "length"] in heads  # queries
     assert ["batch", "heads"] in heads  # keys and values: gathered along the row
@@ -190,6 +191,18 @@ def test_place():
     assert placed["weight"].sharding.spec == PartitionSpec(("data", "fsdp", "expert"))
     for name, value in batch.items():
         np.testing.assert_array_equal(placed[name], value)
+
+
+def test_rows_are_padded_to_the_context_axis():
+    """With segment 0 and weight 0, on each side by its own length; arrays of other lengths stay."""
+    batch = {"tokens": np.ones((2, 5), np.int32), "segments": np.ones((2, 5), np.int32), "weights": np.ones((2, 5))}
+    batch |= {"source": np.ones((2, 7), np.int32), "source_segments": np.ones((2, 7), np.int32), "places": np.ones((2, 2))}
+    found = sharding.widened(batch, 4)
+    assert {name: x.shape[1] for name, x in found.items()} == {
+        "tokens": 8, "segments": 8, "weights": 8, "source": 8, "source_segments": 8, "places": 2,
+    }  # fmt: skip
+    assert all((x[:, :n] == 1).all() and not x[:, n:].any() for x, n in zip(found.values(), (5, 5, 5, 7, 7, 2)))
+    assert sharding.widened({"tokens": batch["tokens"]}, 4)["tokens"].shape == (2, 5)  # nothing would mask its padding
 
 
 def test_length_that_does_not_divide():

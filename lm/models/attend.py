@@ -1,6 +1,7 @@
 """Attention from queries, keys and values: the mask rule, and softmax over the scores of whole rows of keys."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -9,9 +10,11 @@ import numpy as np
 from flax import struct
 
 from lm.models.products import multiply
-from lm.sharding import pieces
+from lm.sharding import constrain, pieces
 
 SHORT = 1024  # rows of at most so many tokens: the scores of the row are kept, and not computed twice
+ODD = "lengths that are no multiples of 128"
+AXIS = "context"  # the mesh axis that cuts rows: keys go around its devices in a ring
 BLOCK, BLOCKS = 128, 8  # fewest queries of a block, most blocks; a causal block omits the keys after it
 
 
@@ -85,24 +88,66 @@ def visible(
     return seen
 
 
-def attend(
-    q_BNTH: jax.Array,
-    k_BKSH: jax.Array,
-    v_BKSH: jax.Array,
-    mask: Mask,
-    bias: Bias | None,
-    cap: float,
-    keys_B: jax.Array | None,
-    rate: float,
-) -> jax.Array:
-    """Softmax attention of scaled queries, (B, N, T, H); scores and softmax in float32.
+def ring_size() -> int:
+    """Return the devices of the ring; 1 without a mesh, or inside a mapped function."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty or AXIS in mesh.manual_axes else mesh.shape[AXIS]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of attention: scaled queries (B, N, T, H), keys and values (B, K, S, H), and the terms of their scores.
+
+    `cap` > 0: scores become cap * tanh(scores / cap). `rate`: dropout of the weights, by one key a row. `windows`: those of all
+    layers, of which `mask.window` is this layer's.
+    """
+
+    queries: jax.Array
+    keys: jax.Array
+    values: jax.Array
+    mask: Mask
+    bias: Bias | None = None
+    cap: float = 0.0
+    keys_B: jax.Array | None = None
+    rate: float = 0.0
+    windows: tuple[int, ...] = (0,)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        return self.queries.shape[2], self.keys.shape[2]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The capabilities that the call needs, of the words in `lm.models.backends`."""
+        mask, lengths = self.mask, self.lengths
+        found = {
+            "causal": mask.causal,
+            "segments": mask.segments_BT is not None,
+            "window": mask.window is not None,
+            "prefix": mask.prefix_BS is not None and mask.causal,
+            "bias": self.bias is not None,
+            "cap": bool(self.cap),
+            "dropout": self.keys_B is not None and self.rate > 0,
+            "grouped heads": self.queries.shape[1] != self.keys.shape[1],
+            "a cache": mask.start is not None,
+            "rows cut over devices": ring_size() > 1,
+            "float32": self.queries.dtype == jnp.float32,
+            ODD: any(n % 128 for n in lengths),
+        }
+        return frozenset(name for name, needed in found.items() if needed)
+
+
+def attend(call: Call) -> jax.Array:
+    """Return softmax attention, (B, N, T, H); scores and softmax in float32.
 
     Queries go in blocks: under a causal mask a block never multiplies the keys after it, which saves up to half of the
     products, and the scores of the whole row never exist at once. A fully masked query returns the mean of the values;
-    such rows are padding. `cap` > 0: scores become cap * tanh(scores / cap); `rate`: dropout of the weights. Heads come
-    before positions, so that every product is one of plain matrices.
+    such rows are padding. Heads come before positions, so that every product is one of plain matrices.
     """
-    length, keys = q_BNTH.shape[2], k_BKSH.shape[2]
+    q_BNTH, mask = call.queries, call.mask
+    # Every device needs all the keys of its rows: the context axis gathers them here.
+    k_BKSH, v_BKSH = (constrain(y, "batch", "kv_heads", None, None) for y in (call.keys, call.values))
+    length, keys = call.lengths
     triangular = mask.causal and mask.prefix_BS is None and length == keys and mask.start is None
     triangular &= pieces("length") == (1,)  # a block of a row cut over devices would keep only one of them busy
     size = max(BLOCK, length // BLOCKS)  # every block is traced on its own: more of them would be slow to compile
@@ -111,9 +156,9 @@ def attend(
     for low in range(0, length, size):
         queries = slice(low, low + size)
         seen = low + size if triangular else keys
-        bias_NTS = None if bias is None else bias(mask.distances(queries, seen))
-        kept = kept_weights(seeds(keys_B), rate, q_BNTH.shape[1], jnp.arange(low, low + size), jnp.arange(seen))
-        scores_BNTS = attention_scores(q_BNTH[:, :, queries], k_BKSH[:, :, :seen], bias_NTS, cap)
+        bias_NTS = None if call.bias is None else call.bias(mask.distances(queries, seen))
+        kept = kept_weights(seeds(call.keys_B), call.rate, q_BNTH.shape[1], jnp.arange(low, low + size), jnp.arange(seen))
+        scores_BNTS = attention_scores(q_BNTH[:, :, queries], k_BKSH[:, :, :seen], bias_NTS, call.cap)
         scores_BNTS = masked(scores_BNTS, mask.allowed(queries, seen))
         outputs.append(weighted_values(scores_BNTS, v_BKSH[:, :, :seen], kept))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, 2)

@@ -6,8 +6,8 @@ import jax
 from flax import linen as nn
 from flax import struct
 
-from lm.models.attend import Bias, Mask, attention_scores, masked
-from lm.models.backends import Call, run
+from lm.models.attend import Bias, Call, Mask, attention_scores, masked
+from lm.models.backends import run
 from lm.models.layers import Linear
 from lm.models.norms import Norm
 from lm.models.positions import POSITIONS

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from lm.models.attend import attention_scores, seeds, visible
-from lm.models.backends import AXIS, Call, ring_size
+from lm.models.attend import AXIS, Call, attention_scores, ring_size, seeds, visible
 from lm.models.blocks import Marks, Rule, Sizes, Tree, absorb, added, axis_of, padded, pull_back, size, zeros_of
 from lm.sharding import constrain
 

@@ -1,8 +1,8 @@
 """The config of a mixture of experts; `lm.models.mixture` holds the layer."""
 
-import importlib
+import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lm.errors import check, check_choices, check_range
 
@@ -33,11 +33,5 @@ class Experts:
         if self.count:
             check(1 <= self.active <= self.count, f"experts.active={self.active} must be from 1 to experts.count={self.count}")
         else:
-            plain = Experts.__dataclass_fields__
-            changed = [name for name, field in plain.items() if getattr(self, name) != field.default]
+            changed = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
             check(not changed, f"experts.{', experts.'.join(changed)}: of no effect without experts.count")
-
-    @property
-    def layers(self) -> Any:
-        """The module of the layers, imported where a model has experts."""
-        return importlib.import_module("lm.models.mixture")

@@ -8,6 +8,8 @@ travel by all-to-all with a capacity, and are gathered and summed without.
 
 import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,18 @@ class Routing(struct.PyTreeNode):
     probabilities_BE: jax.Array
     z_B: jax.Array
     tokens_B: jax.Array
+
+
+class Choice(NamedTuple):
+    """Tokens, the experts that each of them chose, and how these are weighed; `real_BT`: False for padding."""
+
+    x_BTD: jax.Array
+    chosen_BTK: jax.Array
+    weights_BTK: jax.Array
+    real_BT: jax.Array
+
+
+Product = Callable[[jax.Array, jax.Array], jax.Array]  # of tokens and the kernels of all experts
 
 
 class MixtureOfExperts(nn.Module):
@@ -61,7 +75,7 @@ class MixtureOfExperts(nn.Module):
         routing = statistics(logits_BTE, probabilities_BTE, chosen_BTK, real_BT)
         kernels = {name: kernel.astype(x_BTD.dtype) for name, kernel in kernels.items()}
         dispatch = with_capacity if e.capacity else dropless
-        return dispatch(c, kernels, x_BTD, chosen_BTK, weights_BTK.astype(x_BTD.dtype), real_BT), routing
+        return dispatch(c, kernels, Choice(x_BTD, chosen_BTK, weights_BTK.astype(x_BTD.dtype), real_BT)), routing
 
 
 def statistics(logits_BTE: jax.Array, probabilities_BTE: jax.Array, chosen_BTK: jax.Array, real_BT: jax.Array) -> Routing:
@@ -96,38 +110,34 @@ def add_losses(experts: Experts, routing: Routing) -> None:
     auxiliary.add("load", 0.0, load_L.sum() / layers * count / experts.active)
 
 
+def feed(c: Transformer, kernels: dict[str, jax.Array], x: jax.Array, product: Product) -> jax.Array:
+    """Run tokens, in whatever order `product` wants them, through their experts."""
+    function, gated = ACTIVATIONS[c.activation]
+    h = product(x, kernels["up"])
+    h = function(product(x, kernels["gate"])) * h if gated else function(h)
+    return product(h, kernels["down"])
+
+
 # -- dropless ----------------------------------------------------------------------------------------------------------
 
 
-def dropless(
-    c: Transformer,
-    kernels: dict[str, jax.Array],
-    x_BTD: jax.Array,
-    chosen_BTK: jax.Array,
-    weights_BTK: jax.Array,
-    real_BT: jax.Array,
-) -> jax.Array:
+def dropless(c: Transformer, kernels: dict[str, jax.Array], choice: Choice) -> jax.Array:
     """Give every expert exactly its tokens; on a mesh, each device sorts the tokens of its rows."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return grouped(c, kernels, x_BTD, chosen_BTK, weights_BTK)
-    tokens = spec(("batch", "length", None))
+        return grouped(c, kernels, choice)
     matrices = {name: spec(("experts", "mlp", None) if name == "down" else ("experts", None, "mlp")) for name in kernels}
     local = functools.partial(grouped, c, expert_devices=mesh.shape["expert"], tensor_devices=mesh.shape["tensor"])
-    mapped = jax.shard_map(local, in_specs=(matrices, *[tokens] * 3), out_specs=tokens, check_vma=False)
-    return mapped(kernels, x_BTD, chosen_BTK, weights_BTK)
+    tokens = jax.tree.map(lambda y: spec(("batch", "length", None)[: y.ndim]), choice)
+    mapped = jax.shard_map(local, in_specs=(matrices, tokens), out_specs=tokens.x_BTD, check_vma=False)
+    return mapped(kernels, choice)
 
 
 def grouped(
-    c: Transformer,
-    kernels: dict[str, jax.Array],
-    x_BTD: jax.Array,
-    chosen_BTK: jax.Array,
-    weights_BTK: jax.Array,
-    expert_devices: int = 1,
-    tensor_devices: int = 1,
+    c: Transformer, kernels: dict[str, jax.Array], choice: Choice, expert_devices: int = 1, tensor_devices: int = 1
 ) -> jax.Array:
     """Multiply the tokens of this device, sorted by expert, group by group; all experts, or this device's part of them."""
+    x_BTD, chosen_BTK, weights_BTK, _ = choice  # padding takes nothing from others
     if expert_devices > 1:  # every device sees the tokens of all that share its rows' experts, and serves its own experts
         x_BTD, chosen_BTK, weights_BTK = (
             jax.lax.all_gather(y, "expert", axis=0, tiled=True) for y in (x_BTD, chosen_BTK, weights_BTK)
@@ -138,16 +148,14 @@ def grouped(
     order = jnp.argsort(chosen, stable=True)
     sizes_E = jnp.bincount(chosen, length=own + 1)[:own].astype(jnp.int32)
     x = x_BTD.reshape(-1, width)[order // active]
-    function, gated = ACTIVATIONS[c.activation]
 
     def product(x: jax.Array, kernel_EIO: jax.Array) -> jax.Array:
         # XLA multiplies ragged groups on a CPU as so many whole products, one an expert.
         return in_blocks(x, kernel_EIO, sizes_E) if platform() == "cpu" else jax.lax.ragged_dot(x, kernel_EIO, sizes_E)
 
-    h = product(x, kernels["up"])
-    h = function(product(x, kernels["gate"])) * h if gated else function(h)
+    y = feed(c, kernels, x, product)
     # Rows behind the last group are other devices' tokens: whatever the product leaves there.
-    y = jnp.where((chosen[order] < own)[:, None], product(h, kernels["down"]), 0)
+    y = jnp.where((chosen[order] < own)[:, None], y, 0)
     y = y[jnp.argsort(order)].reshape(*chosen_BTK.shape, width)
     y_BTD = jnp.einsum("btkd,btk->btd", y, weights_BTK)
     if tensor_devices > 1:
@@ -204,15 +212,9 @@ block_products.defvjp(block_forward, block_backward)
 # -- with a capacity ---------------------------------------------------------------------------------------------------
 
 
-def with_capacity(
-    c: Transformer,
-    kernels: dict[str, jax.Array],
-    x_BTD: jax.Array,
-    chosen_BTK: jax.Array,
-    weights_BTK: jax.Array,
-    real_BT: jax.Array,
-) -> jax.Array:
+def with_capacity(c: Transformer, kernels: dict[str, jax.Array], choice: Choice) -> jax.Array:
     """Give every expert at most a capacity of each row's tokens, first choices first, then in order; others get 0."""
+    x_BTD, chosen_BTK, weights_BTK, real_BT = choice
     e, (batch, length) = c.experts, x_BTD.shape[:2]
     capacity = math.ceil(e.active * length / e.count * e.capacity)
     hits_BTKE = jax.nn.one_hot(chosen_BTK, e.count) * real_BT[..., None, None]  # padding takes no place
@@ -223,9 +225,7 @@ def with_capacity(
     # "rows" leaves the expert axis to the experts: the exchange between the two layouts is an all-to-all.
     x_EBCD = jnp.einsum("btkec,btd->ebcd", kept_BTKEC, x_BTD)
     x_EBCD = constrain(x_EBCD, "experts", "rows", None, None)
-    function, gated = ACTIVATIONS[c.activation]
-    h = jnp.einsum("ebcd,edf->ebcf", x_EBCD, kernels["up"])
-    h = function(jnp.einsum("ebcd,edf->ebcf", x_EBCD, kernels["gate"])) * h if gated else function(h)
-    y_EBCD = constrain(jnp.einsum("ebcf,efd->ebcd", h, kernels["down"]), "experts", "rows", None, None)
+    y_EBCD = feed(c, kernels, x_EBCD, functools.partial(jnp.einsum, "ebci,eio->ebco"))
+    y_EBCD = constrain(y_EBCD, "experts", "rows", None, None)
     y_BTD = jnp.einsum("btkec,btk,ebcd->btd", kept_BTKEC, weights_BTK, y_EBCD)
     return constrain(y_BTD, "batch", "length", None)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.models.attend import SHORT
+from lm.models.blocks import join, split
 from lm.models.positions import sinusoids
 from lm.models.products import multiply
 from lm.sharding import pieces
@@ -82,9 +83,5 @@ def in_pieces(function: Callable[..., jax.Array], queries: tuple, longest: int) 
     if longest <= SHORT or pieces("length") != (1,):
         return function(*queries)
 
-    def cut(x: jax.Array) -> jax.Array:
-        axis = min(x.ndim - 1, 2)
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
-
-    y = jax.lax.map(jax.checkpoint(lambda xs: function(*xs), prevent_cse=False), jax.tree.map(cut, queries))
-    return jnp.moveaxis(y, 0, 2).reshape(*y.shape[1:3], length, -1)
+    count = length // size
+    return join(jax.lax.map(jax.checkpoint(lambda xs: function(*xs), prevent_cse=False), split(queries, count)))

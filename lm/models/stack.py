@@ -1,5 +1,6 @@
 """The layers of a Transformer: one block, repeated over stacked parameters."""
 
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -30,6 +31,13 @@ class Shared(struct.PyTreeNode):
     collect: bool = struct.field(pytree_node=False, default=False)
 
 
+def mixture() -> ModuleType:
+    """Return the layers of experts, loaded where a model has them."""
+    from lm.models import mixture
+
+    return mixture
+
+
 class Block(nn.Module):
     """One layer: attention, cross-attention where there is a source, feed-forward, each with norm and residual."""
 
@@ -53,7 +61,7 @@ class Block(nn.Module):
             cache, source_cache = cache
 
         experts, real_BT = c.experts.count > 0, shared.mask.segments_BT
-        routed = c.experts.layers.MixtureOfExperts(c, name="mlp") if experts else None
+        routed = mixture().MixtureOfExperts(c, name="mlp") if experts else None
         dense = None if experts else FeedForward(c, name="mlp")
         routing: list[Any] = []
 
@@ -171,7 +179,7 @@ class Stack(nn.Module):
         scan = repeat(Block, c, share=c.share, remat=c.remat, unroll=c.unroll)
         x_BTD, (cache, states, routing) = scan(c, name="layers")(x_BTD, (layers, sizes_L, cache), shared)
         if routing is not None:
-            c.experts.layers.add_losses(c.experts, routing)
+            mixture().add_losses(c.experts, routing)
         return self.last(x_BTD, keys_B), cache, states
 
     def last(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:

@@ -1,6 +1,5 @@
 """Differential privacy: the settings of DP-SGD and the (epsilon, delta) guarantee. Gradients: `lm.training.dp_gradients`."""
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +31,6 @@ class Private:
         check_range(self, 0, float("inf"), "clip", "noise")
         check_range(self, 0, 1, "delta")
         check(self.clip > 0 or not self.noise, f"private.noise={self.noise} is in units of private.clip: set that, too")
-
-    @property
-    def gradients(self) -> Any:
-        """The module `lm.training.dp_gradients`, loaded where a config asks for it."""
-        return importlib.import_module("lm.training.dp_gradients")
 
 
 def guarantee(config: Any, corpus: Corpus, batches: Any, steps: int) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from scipy.special import logsumexp
 
+from lm.models import heads
 from lm.models.heads import Head, cross_entropy
 from lm.objectives.causal import Causal
 from tests.models.reference import draw, tiny
@@ -203,3 +204,9 @@ def equations(jaxpr):
         yield equation
         for inner in jaxprs_in_params(equation.params):
             yield from equations(inner)
+
+
+@pytest.mark.parametrize(("kind", "rows", "tokens"), [("cpu", 2**16, 64), ("tpu", 2**16, 1024), ("gpu", 2**10, 2**16)])
+def test_chunks_fit_the_device(monkeypatch, kind, rows, tokens):
+    monkeypatch.setattr(heads, "platform", lambda: kind)
+    assert heads.chunk_tokens(rows) == tokens

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from lm.errors import UserError
 from lm.models import attend
+from lm.models.heads import cross_entropy
 from lm.models.model import Model
 from lm.models.positions import Rotary
 from lm.models.transformer import Transformer
@@ -241,3 +243,28 @@ def test_sizes_out_of_range_are_refused(change):
 def test_positions_that_do_not_fit(change):
     with pytest.raises(UserError):
         tiny(**change)
+
+
+def products(jaxpr):
+    """The dtypes of both operands of every matrix product of a program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield tuple(x.aval.dtype for x in equation.invars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+@pytest.mark.parametrize("changes", [{}, {"attention": "blockwise", "positions": "alibi"}], ids=["direct", "blockwise"])
+def test_products_of_half_precision_are_of_one_dtype(changes):
+    """Forward and backward: jax by itself multiplies a float32 gradient with bfloat16."""
+    config = tiny(dtype="bfloat16", **changes)
+    params, tokens = draw(config), np.zeros((2, 16), np.int32)
+
+    def loss(params):
+        h, _ = Model(config).apply({"params": params}, tokens)
+        head = Model(config).apply({"params": params}, method="head")
+        return cross_entropy(h, head, jnp.asarray(tokens), jnp.ones(tokens.shape))["total"]
+
+    found = list(products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+    assert len(found) > 10
+    assert all(left == right for left, right in found)

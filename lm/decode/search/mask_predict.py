@@ -129,7 +129,7 @@ def lay_targets(
 def parts(objective: Conditional, params: Any) -> tuple[Seq2Seq, dict[str, Any], jax.Array]:
     """Return the network, its variables and the table (L + 1, D) of the slot and the lengths."""
     variables = {"params": {k: v for k, v in params.items() if k != "lengths"}}
-    return Seq2Seq(objective.model), variables, objective.table.apply({"params": params["lengths"]}, method="whole")
+    return Seq2Seq(objective.model), variables, params["lengths"]["table"]
 
 
 @partial(jax.jit, static_argnames="objective")
