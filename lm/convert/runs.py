@@ -20,7 +20,7 @@ from lm.data.demo import Documentation
 from lm.data.tokenizer.special import find
 from lm.data.tokenizer.tokenizer import Pretrained, Tokenizer
 from lm.errors import check
-from lm.models.lora import merged
+from lm.models.merge import merged
 from lm.saved import load_params, read_mesh
 from lm.strict_json import dump_json, load_json
 from lm.training.checkpoint import Checkpoints

@@ -69,7 +69,7 @@ class Attention(nn.Module):
             return y_BTNH if rotate is None else rotate(y_BTNH, positions_BT, c, mask.window)
 
         # The scale goes into the queries, (B, N, T, H), not into the scores, (B, N, T, S).
-        query = {"bias": shift, "lora": c.lora, **c.linear(c.width, query=True)}
+        query = {"bias": shift, "lora": c.lora, "quantize": c.quantize, **c.linear(c.width, query=True)}
         q_BTNH = Linear((c.width, c.heads, c.head_size), ("embed", "heads", "head"), name="query", **query)(x_BTD, keys_B)
         # The norm comes before the rotation (Qwen 3, Gemma 3), with which its scales do not commute.
         q_BNTH = (turn(norm("query_norm", q_BTNH)) * c.attention_scale).swapaxes(1, 2)
@@ -80,7 +80,7 @@ class Attention(nn.Module):
             k_BKSH, v_BKSH = (y.reshape(rows, *y.shape[-3:]) for y in cache)
         else:
             kv = (c.width, c.kv, c.head_size), ("embed", "kv_heads", "head")
-            into = {"bias": shift, "lora": c.lora, **c.linear(c.width)}
+            into = {"bias": shift, "lora": c.lora, "quantize": c.quantize, **c.linear(c.width)}
             k_BTKH, v_BTKH = (Linear(*kv, name=name, **into)(from_BSD, keys_B) for name in ("key", "value"))
             k_BKSH, v_BKSH = turn(norm("key_norm", k_BTKH)).swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
         if cross:
@@ -101,5 +101,5 @@ class Attention(nn.Module):
         options = {"bias": bias, "cap": c.attention_cap, "keys_B": keys_B, "rate": c.attention_dropout, "windows": c.windows}
         y_BNTH = run(c.attention, Call(q_BNTH, k_BKSH, v_BKSH, mask, **options))
         out = (c.heads, c.head_size, c.width), ("heads", "head", "embed")
-        init = {"bias": c.bias, "lora": c.lora, **c.linear(c.heads * c.head_size, out=True)}
+        init = {"bias": c.bias, "lora": c.lora, "quantize": c.quantize, **c.linear(c.heads * c.head_size, out=True)}
         return Linear(*out, inputs=2, name="out", **init)(y_BNTH.swapaxes(1, 2), keys_B), cache

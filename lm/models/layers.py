@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from lm.models.lora import Lora, bound
@@ -44,7 +45,7 @@ class Linear(nn.Module):
     One kernel (D, N, H) serves the query projection with `inputs=1`, one (N, H, D) the output with `inputs=2`: whatever
     treats all weights alike belongs here. Computes in x's dtype; the parameters stay float32. Decoding may pass the
     kernel as "flipped", a matrix (outputs, inputs). Where `lora` matches the matrix's path, low-rank factors are added;
-    `keys_B`, one key per row of x, are for their dropout.
+    `keys_B`, one key per row of x, are for their dropout. `quantize`: a key of `lm.models.quantized.FORMATS`, or "none".
     """
 
     shape: tuple[int, ...]
@@ -54,6 +55,7 @@ class Linear(nn.Module):
     std: float = 0.02
     truncate: bool = False
     lora: Lora | None = None
+    quantize: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
@@ -64,7 +66,7 @@ class Linear(nn.Module):
             y = jnp.einsum("...i,oi->...o", x, self.get_variable("params", "flipped").astype(x.dtype))
         else:
             kernel = self.param("kernel", named(normal(self.std, self.truncate), self.axes), self.shape)
-            y = x @ kernel.astype(x.dtype).reshape(size, -1)
+            y = self.product(x, kernel.astype(x.dtype).reshape(size, -1))
         if self.bias:
             zeros = named(nn.initializers.zeros, self.axes[self.inputs :])
             y = y + self.param("bias", zeros, outputs).astype(x.dtype).reshape(-1)
@@ -73,7 +75,14 @@ class Linear(nn.Module):
             self.is_initializing() and self.lora is not None and self.lora.hits(self.path)
         ):
             y = y + self.low_rank(whole, keys_B)
-        return y.reshape(*outer, *outputs)
+        return checkpoint_name(y.reshape(*outer, *outputs), self.name or "")  # by which `remat` may keep it
+
+    def product(self, x: jax.Array, kernel_IO: jax.Array) -> jax.Array:
+        if self.quantize == "none":
+            return x @ kernel_IO
+        from lm.models.quantized import quantized
+
+        return quantized(self.quantize, x, kernel_IO)
 
     def flat(self, x: jax.Array, size: int) -> jax.Array:
         """Merge the contracted axes, and the others too where the mesh cuts no row.
@@ -150,12 +159,12 @@ def repeat(
     """Scan a layer over `config.depth` sets of parameters, stacked on a leading axis L; `share`: one set for all.
 
     Return the constructor of the module, called with the config (and a name). `remat`: "dots" recomputes all but
-    matrix products in the backward pass, "full" everything. `unroll` 0: all layers.
+    matrix products in the backward pass, "full" everything but the outputs of the dense layers named in `config.keep`; with
+    `config.offload`, what is kept waits in the host's memory. `unroll` 0: all layers.
     """
     if remat != "none":
         # Within a scan, forward and backward pass share no expressions that a barrier would have to keep apart.
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-        layer = nn.remat(layer, prevent_cse=False, policy=policy)
+        layer = nn.remat(layer, prevent_cse=False, policy=kept(remat, config.keep, config.offload))
     return nn.scan(
         layer,
         variable_axes={"intermediates": 0} if share else {"params": 0, "intermediates": 0},
@@ -166,6 +175,20 @@ def repeat(
         length=config.depth,
         unroll=unroll or config.depth,
         metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
+def kept(remat: str, names: tuple[str, ...], offload: bool) -> Callable[..., Any] | None:
+    """Return the policy of `jax.checkpoint` that keeps matrix products ("dots") or the outputs of dense layers."""
+    policies, host = jax.checkpoint_policies, ("device", "pinned_host")
+    if remat == "dots":
+        return policies.offload_dot_with_no_batch_dims(*host) if offload else policies.dots_with_no_batch_dims_saveable
+    if not names:
+        return None
+    if not offload:
+        return policies.save_only_these_names(*names)
+    return policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=list(names), offload_src=host[0], offload_dst=host[1]
     )
 
 

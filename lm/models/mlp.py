@@ -52,8 +52,8 @@ class FeedForward(nn.Module):
         c = self.config
         function, gated = ACTIVATIONS[c.activation]
         shape, axes = (c.width, c.mlp_size), ("embed", "mlp")
-        into = {"bias": c.bias, "lora": c.lora, **c.linear(c.width)}
-        out = {"bias": c.bias, "lora": c.lora, **c.linear(c.mlp_size, out=True)}
+        into = {"bias": c.bias, "lora": c.lora, "quantize": c.quantize, **c.linear(c.width)}
+        out = {"bias": c.bias, "lora": c.lora, "quantize": c.quantize, **c.linear(c.mlp_size, out=True)}
         x_BTF = Linear(shape, axes, name="up", **into)(x_BTD, keys_B)
         x_BTF = function(Linear(shape, axes, name="gate", **into)(x_BTD, keys_B)) * x_BTF if gated else function(x_BTF)
         x_BTF = dropout(x_BTF, c.mlp_dropout, keys_B, 3)

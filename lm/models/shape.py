@@ -17,6 +17,10 @@ class Shape:
     head: int
     mlp: int
     embed: int
+    # Of the networks that have the fields; what the others do.
+    quantize: str = "none"
+    keep: tuple[str, ...] = ()
+    offload: bool = False
 
     def sized(self, vocab: int) -> Self:
         """Set the vocabulary size."""

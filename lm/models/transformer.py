@@ -18,6 +18,7 @@ from lm.models.norms import NORMS
 from lm.models.positions import POSITIONS, Rotary
 from lm.models.shape import Shape
 
+DENSE = ("query", "key", "value", "out", "up", "gate", "down")  # names of a layer's matrices
 # The fields whose choices are entries of a table.
 TABLES = {"attention": CHOICES, "positions": POSITIONS, "norm": NORMS, "activation": ACTIVATIONS}
 
@@ -35,7 +36,8 @@ class Transformer(Shape):
     `init_scale_depth` divides the init of residual outputs by sqrt(2 depth) (Radford et al. 2019); `init_fan_in` draws
     each matrix with 1/sqrt(inputs), queries with the attention's scale in them, embeddings with `init` (T5, where it is
     1); `init_truncate` truncates the normal distribution at two standard deviations (BERT). `unroll` (0: all) trades
-    compile time for speed, `remat` computation for memory; neither changes parameters or results.
+    compile time for speed, `remat` computation for memory; neither changes parameters or results. `quantize` multiplies the
+    dense layers of training in 8 bits (`lm.models.quantized`); decoding multiplies in `dtype`.
     """
 
     vocab: int = 0  # 0: the tokenizer's size
@@ -88,6 +90,9 @@ class Transformer(Shape):
     dtype: Literal["float32", "bfloat16"] = "float32"
     unroll: int = 1
     remat: Literal["none", "dots", "full"] = "none"
+    keep: tuple[str, ...] = ()  # dense layers, of lm.models.transformer.DENSE, whose outputs remat="full" keeps
+    offload: bool = False  # what `remat` keeps waits in the host's memory for the backward pass
+    quantize: Literal["none", "int8", "float8"] = "none"  # products of dense layers in 8 bits while training
 
     def __post_init__(self):
         check_choices(self)
@@ -114,6 +119,12 @@ class Transformer(Shape):
             raise UserError("parallel blocks have their norm before: placement='pre'")
         if self.rotary.local and not any(self.windows):
             raise UserError(f"rotary.local={self.rotary.local} is the base of layers with a window: set windows")
+        for name in self.keep:
+            if name not in DENSE:
+                raise unknown("keep", name, list(DENSE))
+        check(not self.keep or self.remat == "full", f"keep={self.keep} names what remat='full' does not recompute")
+        check(not self.offload or self.keep or self.remat == "dots", "offload moves what remat='dots' or keep=(...) keeps")
+        check(not self.experts.count or self.quantize == "none", "experts have no products in 8 bits: quantize='none'")
         if self.experts.count and (self.mlp_dropout or self.parallel):
             raise UserError("experts have no dropout inside and no parallel form: mlp_dropout=0, parallel=False")
         if self.share and any(self.windows):

@@ -122,7 +122,14 @@ def plain():
 
 @pytest.mark.parametrize(
     "change",
-    [{"unroll": 0}, {"remat": "full"}, {"unroll": 0, "remat": "dots"}],
+    [
+        {"unroll": 0},
+        {"remat": "full"},
+        {"unroll": 0, "remat": "dots"},
+        {"remat": "full", "keep": ("query", "up")},
+        {"remat": "dots", "offload": True},
+        {"remat": "full", "keep": ("key", "down"), "offload": True},
+    ],
     ids=str,
 )
 def test_speed_settings_change_nothing(change, plain):

@@ -9,7 +9,8 @@ import pytest
 from lm.config import read_config
 from lm.convert.convert import load as load_folder
 from lm.convert.runs import export_run, opened
-from lm.models.lora import Lora, merged
+from lm.models.lora import Lora
+from lm.models.merge import merged
 from lm.training import parameters
 from tests.processes import command as start
 

@@ -20,7 +20,8 @@ from lm.decode.strategies import AncestralSampling
 from lm.errors import UserError
 from lm.models import presets
 from lm.models.layers import Linear
-from lm.models.lora import Lora, merge, merged
+from lm.models.lora import Lora
+from lm.models.merge import merge, merged
 from lm.models.model import Model
 from lm.models.transformer import Transformer
 from lm.objectives.base import resolve, training_batches
