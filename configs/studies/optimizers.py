@@ -16,5 +16,5 @@ def study(seeds: int = 4, steps: int = 300) -> Study:
         arms=grid(small("gpt_nano", steps), {"optimizer.name": ("adamw", "lion", "muon", "adafactor", "lamb")}),
         seeds=seeds,
         budget=Budget(steps=steps),
-        tune=Tune(values=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
+        tune=Tune(values=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
     )
