@@ -2,7 +2,7 @@
 
 The one place where files of text are opened, decoded and checked. A corpus is read by index from memory maps (`Files.map`,
 `Files.text`), so that it may be larger than memory; labelled examples and word lists are read whole (`texts`, `lines`,
-`records`). Every error is a UserError that names file and line.
+`records`). Names that end with .gz or .zst are decompressed as they are read. Every error is a UserError with file and line.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.data.packed import Unpacked, codec, read_bytes
+from lm.data.types import JSON_LINES, TABLES, format_name
 from lm.errors import UserError, check
 from lm.strict_json import parse_json
 
-TABLES = (".csv", ".tsv", ".tab")
-JSON_LINES = (".jsonl", ".ndjson", ".json")
 BLOCK = 1 << 26  # bytes searched for line ends at once
 
 
@@ -34,27 +34,30 @@ class Record(NamedTuple):
 
 
 class Files:
-    """The files behind a path, a glob or a comma list of them; keeps the last memory map open."""
+    """The files behind a path, a glob or a comma list of them; keeps the last one's memory map."""
 
     def __init__(self, path: str):
         self.paths = expand(path)
         self.name = ",".join(dict.fromkeys(os.path.basename(p) for p in self.paths[:3]))
         if len(self.paths) > 3:
             self.name += f",+{len(self.paths) - 3}"
-        self._last: tuple[int, mmap.mmap] | None = None
+        self._last: tuple[int, mmap.mmap | Unpacked] | None = None
 
     def inputs(self) -> list[str]:
         return self.paths
 
     # -- by index ------------------------------------------------------------------------------------------------------
 
-    def map(self, file: int) -> mmap.mmap:
+    def map(self, file: int) -> mmap.mmap | Unpacked:
         last = self._last
         # One map at a time: a corpus may have more files than a process may hold open.
         if last is None or last[0] != file:
-            with open(self.paths[file], "rb") as handle:
-                last = self._last = (file, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+            last = self._last = (file, _mapped(self.paths[file]))
         return last[1]
+
+    def empty(self, file: int) -> bool:
+        """Return whether a file has no byte, of which there is no memory map."""
+        return not (codec(self.paths[file]) or os.path.getsize(self.paths[file]))
 
     def first(self, file: int) -> int:
         """Return the offset of the first byte behind a byte-order mark."""
@@ -62,7 +65,7 @@ class Files:
 
     def line_starts(self, file: int) -> np.ndarray:
         """Return the byte offset of each line, int64 [lines], reading the file once in blocks."""
-        if not os.path.getsize(self.paths[file]):  # mmap refuses an empty file
+        if self.empty(file):
             return np.zeros(0, np.int64)
         data, start = self.map(file), self.first(file)
         blocks = [np.array([start])]
@@ -82,8 +85,7 @@ class Files:
     def texts(self) -> Iterator[tuple[str, str]]:
         """Yield (path, text without a byte-order mark) of each file."""
         for path in self.paths:
-            with open(path, "rb") as file:
-                yield path, decode(file.read(), path).removeprefix("\ufeff")
+            yield path, decode(read_bytes(path), path).removeprefix("\ufeff")
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yield (FILE:LINE, line without its "\\n") of each line; the last of a file that ends with "\\n" is empty."""
@@ -98,9 +100,9 @@ class Files:
         `columns` names the columns of tables that have no row of names.
         """
         for path, text in self.texts():
-            if path.lower().endswith(TABLES):
+            if format_name(path).endswith(TABLES):
                 yield from _table_records(path, text, columns, quoted)
-            elif path.lower().endswith(JSON_LINES):
+            elif format_name(path).endswith(JSON_LINES):
                 for number, line in enumerate(text.split("\n"), 1):
                     if line.strip():
                         record = json_record(line, f"{path}:{number}")
@@ -108,7 +110,7 @@ class Files:
                             _check_texts(record)
                         yield record
             else:
-                raise UserError(f"{path}: name it .csv, .tsv or .jsonl, so that its format is known")
+                raise UserError(f"{path}: name it .csv, .tsv or .jsonl (.gz, .zst), so that its format is known")
 
 
 def json_record(line: str, where: str) -> Record:
@@ -136,7 +138,7 @@ def table_rows(lines: Iterable[str], path: str, quoted: bool, width: int = 0) ->
 
 def csv_reader(lines: Iterable[str], path: str, quoted: bool):
     """Parse rows; columns are separated by tabs in .tsv and .tab files, else by commas."""
-    delimiter = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
+    delimiter = "\t" if format_name(path).endswith((".tsv", ".tab")) else ","
     if quoted:
         return csv.reader(lines, delimiter=delimiter, strict=True)
     return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
@@ -166,11 +168,16 @@ def decode(raw: bytes, path: str, start: int = 0) -> str:
 
 def _line_ends(path: str, stop: int) -> int:
     """Count the line ends before byte `stop` of a file."""
-    count = 0
-    with open(path, "rb") as file:
-        while block := file.read(min(BLOCK, stop)):
-            count, stop = count + block.count(b"\n"), stop - len(block)
-    return count
+    data = _mapped(path)
+    return sum(data[at : min(at + BLOCK, stop)].count(b"\n") for at in range(0, stop, BLOCK))
+
+
+def _mapped(path: str) -> mmap.mmap | Unpacked:
+    """Map a file's text, which is not empty."""
+    if codec(path):
+        return Unpacked(path)
+    with open(path, "rb") as handle:
+        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def check_text(text: str, where: str, name: str) -> None:

@@ -12,6 +12,14 @@ import numpy as np
 
 from lm.errors import UserError
 
+TABLES = (".csv", ".tsv", ".tab")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+
+
+def format_name(path: str) -> str:
+    """Return a path in lower case without the ending of its compression: it ends with that of the format."""
+    return re.sub(r"\.(gz|zst)$", "", path.lower())
+
 
 class Piece(NamedTuple):
     """A document, or a part of a long one; the last part has `end`.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import mmap
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from lm.data.files import Files, check_text, json_record, signature
+from lm.data.packed import Unpacked
 from lm.data.types import Piece, Reader, TextSource, joined
 from lm.errors import UserError, check_choices
 
@@ -20,7 +20,7 @@ PIECE = 1 << 20  # bytes of a long document read at once
 
 @dataclass(frozen=True, kw_only=True)
 class Text(TextSource):
-    """UTF-8 text: a file, a glob, or several of either joined by commas.
+    """UTF-8 text: a file, plain, .gz or .zst, a glob, or several of either joined by commas.
 
     `documents`: one document per file, per line, or per block between blank lines.
     """
@@ -45,7 +45,7 @@ class TextReader(Files):
     @functools.cached_property
     def index(self) -> np.ndarray:
         """Rows of (file, first byte, byte after the last, whether the document ends), int64 [pieces, 4]."""
-        rows = [self._index(i) for i, p in enumerate(self.paths) if os.path.getsize(p)]
+        rows = [self._index(i) for i in range(len(self.paths)) if not self.empty(i)]
         return np.concatenate([np.zeros((0, 4), np.int64), *rows])
 
     def _index(self, file: int) -> np.ndarray:
@@ -77,7 +77,7 @@ class TextReader(Files):
         return signature(self.paths, "text", self.documents)
 
 
-def _blocks(data: mmap.mmap, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _blocks(data: mmap.mmap | Unpacked, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the byte ranges between blank lines, from the offsets of all lines."""
     sizes = np.diff(np.append(starts, len(data)))
     # A blank line has at most two bytes, so no other line is looked at.
@@ -89,7 +89,7 @@ def _blocks(data: mmap.mmap, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return starts[begins], (starts + sizes)[ends]
 
 
-def _cuts(data: mmap.mmap, start: int, stop: int) -> list[int]:
+def _cuts(data: mmap.mmap | Unpacked, start: int, stop: int) -> list[int]:
     """Return the offsets where the pieces of bytes [start, stop) begin: after the first line end past each PIECE bytes.
 
     A line longer than another PIECE is cut between two characters instead.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from lm.data.files import Files, csv_reader, decode, signature, table_rows
+from lm.data.packed import byte_lines
 from lm.data.types import Piece, Reader, TextSource, joined
 from lm.errors import UserError
 
@@ -45,7 +45,7 @@ class TableReader(Files):
     @functools.cached_property
     def index(self) -> np.ndarray:
         """Rows of (file, first byte, byte after the last), int64 [rows, 3]."""
-        ranges = [row for file, path in enumerate(self.paths) if os.path.getsize(path) for row in self._ranges(file)]
+        ranges = [row for file in range(len(self.paths)) if not self.empty(file) for row in self._ranges(file)]
         return np.array(ranges, np.int64).reshape(-1, 3)
 
     def _ranges(self, file: int) -> Iterator[tuple[int, int, int]]:
@@ -54,12 +54,10 @@ class TableReader(Files):
         # Only the csv module knows where rows end; bytes are counted as it asks for lines.
         def lines() -> Iterator[str]:
             nonlocal at
-            with open(path, "rb") as handle:
-                handle.seek(at)
-                for raw in handle:
-                    text = decode(raw, path, at)
-                    at += len(raw)
-                    yield text
+            for raw in byte_lines(path, at):
+                text = decode(raw, path, at)
+                at += len(raw)
+                yield text
 
         start = at
         for line, row in table_rows(lines(), path, self.quoted):
