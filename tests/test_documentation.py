@@ -115,7 +115,7 @@ def test_flags_in_the_text_are_flags_of_a_command(tmp_path):
         "lm.explain",
         "lm.compile",
         "lm.convert",
-        "lm.data.prepare",
+        "lm.prepare",
         "lm.objectives",
         "launch.learning",
         "launch.sweep",

@@ -36,8 +36,8 @@ class Record(NamedTuple):
 class Files:
     """The files behind a path, a glob or a comma list of them; keeps the last one's memory map."""
 
-    def __init__(self, path: str):
-        self.paths = expand(path)
+    def __init__(self, path: str | list[str]):
+        self.paths = expand(path) if isinstance(path, str) else path
         self.name = ",".join(dict.fromkeys(os.path.basename(p) for p in self.paths[:3]))
         if len(self.paths) > 3:
             self.name += f",+{len(self.paths) - 3}"
@@ -45,6 +45,17 @@ class Files:
 
     def inputs(self) -> list[str]:
         return self.paths
+
+    def groups(self, size: int) -> list[tuple[int, list[str]]]:
+        """Group consecutive files of up to `size` bytes together, or a single one; return (bytes, paths) of each group."""
+        groups: list[tuple[int, list[str]]] = []
+        for path in self.paths:
+            own = os.path.getsize(path)
+            if groups and groups[-1][0] + own <= size:
+                groups[-1] = (groups[-1][0] + own, [*groups[-1][1], path])
+            else:
+                groups.append((own, [path]))
+        return groups
 
     # -- by index ------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -51,6 +52,15 @@ class Reader(Protocol):
 
     def inputs(self) -> list[str]:
         """List the files of the text."""
+
+
+def portions(reader: Reader, size: int) -> list[tuple[int, Reader]]:
+    """Cut a reader between documents by its method `cut`; return (bytes of files, reader) of portions of up to `size` bytes.
+
+    A reader without the method, and a file that cannot be cut, is a portion of any size.
+    """
+    cut = getattr(reader, "cut", None)
+    return cut(size) if cut else [(sum(map(os.path.getsize, reader.inputs())), reader)]
 
 
 class TextSource:

@@ -38,9 +38,12 @@ class Text(TextSource):
 class TextReader(Files):
     """Documents as byte ranges, found once; long ones are cut into pieces of about PIECE bytes."""
 
-    def __init__(self, path: str, documents: str):
+    def __init__(self, path: str | list[str], documents: str):
         super().__init__(path)
         self.documents = documents
+
+    def cut(self, size: int) -> list[tuple[int, Reader]]:
+        return [(own, TextReader(paths, self.documents)) for own, paths in self.groups(size)]
 
     @functools.cached_property
     def index(self) -> np.ndarray:
@@ -129,9 +132,13 @@ class JsonLines(TextSource):
 class JsonLinesReader(Files):
     """One object a line; a blank line is an empty document."""
 
-    def __init__(self, path: str, field: str, fields: tuple[str, ...] = ()):
+    def __init__(self, path: str | list[str], field: str, fields: tuple[str, ...] = ()):
         super().__init__(path)
         self.fields, self.lists = fields or (field,), bool(fields)
+
+    def cut(self, size: int) -> list[tuple[int, Reader]]:
+        field, fields = self.fields[0], self.fields if self.lists else ()
+        return [(own, JsonLinesReader(paths, field, fields)) for own, paths in self.groups(size)]
 
     @functools.cached_property
     def starts(self) -> list[np.ndarray]:

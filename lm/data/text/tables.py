@@ -37,10 +37,13 @@ class Table(TextSource):
 class TableReader(Files):
     """Rows as byte ranges, found once by the csv module: a quoted field may hold line ends."""
 
-    def __init__(self, path: str, fields: tuple[str, ...], quoted: bool):
+    def __init__(self, path: str | list[str], fields: tuple[str, ...], quoted: bool):
         super().__init__(path)
         self.fields, self.quoted = fields, quoted
         self.columns: dict[int, list[int]] = {}  # by file, of the fields; filled by `index`
+
+    def cut(self, size: int) -> list[tuple[int, Reader]]:
+        return [(own, TableReader(paths, self.fields, self.quoted)) for own, paths in self.groups(size)]
 
     @functools.cached_property
     def index(self) -> np.ndarray:

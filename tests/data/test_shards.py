@@ -1,0 +1,260 @@
+"""Shards: the same corpus whoever prepares them, in any order, killed or damaged."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from lm.config import load, override
+from lm.data.corpus import shards, tokenise
+from lm.data.corpus.corpus import Data
+from lm.data.corpus.joined import Extent, Joined
+from lm.data.corpus.prepare import prepare, prepare_portion
+from lm.data.sources import Mixture
+from lm.data.text.files import JsonLines, Text
+from lm.data.text.parquet import Parquet
+from lm.data.text.tables import Table
+from lm.data.text.words import Given
+from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters
+from lm.objectives.base import resolve, training_batches
+from tests.processes import command
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def texts(tmp_path) -> Path:
+    """Nine files of each format."""
+    for number in range(9):
+        texts = [f"file {number} has text {i} of a list\n" * (1 + i % 4) for i in range(12)]
+        (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        (tmp_path / f"{number}.txt").write_text("\n".join(texts))
+        (tmp_path / f"{number}.csv").write_text("source,target\n" + "".join(f"a {i},b {number}\n" for i in range(60)))
+    rows = pyarrow.table({"text": [f"row {i} of a table" for i in range(300)]})
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet", row_group_size=30)
+    return tmp_path
+
+
+def kinds(folder: Path) -> dict[str, Data]:
+    lines = JsonLines(path=f"{folder}/*.jsonl")
+    mixture = Mixture(sources=(lines, Text(path=f"{folder}/*.txt", documents="blank")), weights=(3.0, 1.0))
+    return {
+        "bytes": Data(source=lines, tokenizer=Bytes(), validation=0.2),
+        "trained": Data(source=lines, tokenizer=BytePair(vocab=300), validation=0.1),
+        "no separator": Data(source=lines, tokenizer=Characters(), validation=0.1),
+        "mixture": Data(source=mixture, tokenizer=BytePair(vocab=300), validation=0.1),
+        "validation": Data(source=lines, tokenizer=Bytes(), validation=Text(path=f"{folder}/*.txt")),
+        "marks": Data(source=lines, tokenizer=Bytes(), validation=0.2, words=Given()),
+        "table": Data(source=Table(path=f"{folder}/*.csv", fields=("source", "target")), tokenizer=Bytes(), validation=0.2),
+        "parquet": Data(source=Parquet(path=f"{folder}/a.parquet"), tokenizer=Bytes(), validation=0.2),
+    }
+
+
+def assert_same(one, two):
+    assert (one.bytes, one.name, one.tokenizer.sha256()) == (two.bytes, two.name, two.tokenizer.sha256())
+    pairs = [(a, b) for (_, a), (_, b) in zip(one.train, two.train, strict=True)] + [(one.validation, two.validation)]
+    for a, b in pairs:
+        assert (len(a), a.documents, a.raw_bytes, a.tokens.dtype) == (len(b), b.documents, b.raw_bytes, b.tokens.dtype)
+        np.testing.assert_array_equal(a.tokens[:], b.tokens[:])
+        np.testing.assert_array_equal(a.starts, b.starts)
+        assert (a.marks is None) == (b.marks is None)
+        if a.marks is not None:
+            np.testing.assert_array_equal(a.marks[:], b.marks[:])
+        for half in (False, True):
+            np.testing.assert_array_equal(a.half(half).tokens[:], b.half(half).tokens[:])
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All files but the times that are remembered."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "seen.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "trained", "no separator", "mixture", "validation", "marks", "table", "parquet"])
+def test_any_number_of_workers_makes_the_corpus_of_one(texts, kind, monkeypatch):
+    data = kinds(texts)[kind]
+    whole = prepare(data, texts / "whole")
+    monkeypatch.setattr(shards, "SHARD", 2500)
+    alone = prepare(data, texts / "alone")
+    count = json.loads((alone.folder / "corpus.json").read_text())["shards"]
+    assert count >= 3
+    assert_same(whole, alone)
+    for workers, order in ((3, (0, 1, 2)), (5, (3, 0, 4, 2, 1)), (20, range(19, -1, -1))):
+        found = [prepare_portion(data, (i, workers), texts / str(workers)) for i in order]
+        ready = [corpus for corpus in found if corpus is not None]
+        assert (found[0] is None, ready[0].sha256) == (True, alone.sha256)
+        assert files_of(ready[0].folder) == files_of(alone.folder)
+        assert not [path for path in ready[0].folder.parent.iterdir() if path.suffix in (".partial", ".shards")]
+
+
+def test_a_run_finds_the_same_batches(texts, monkeypatch):
+    def batches():
+        config = override(load(f"tests/configs/tiny.py:text={texts}/*.jsonl"), [("batch", "4")])
+        config, corpus = resolve(config, prepare(config.data))
+        return corpus, [training_batches(config, corpus, (0, 4))[step] for step in (0, 1, 7, 400)]
+
+    monkeypatch.setenv("LM_CACHE", str(texts / "whole"))
+    whole, expected = batches()
+    monkeypatch.setenv("LM_CACHE", str(texts / "shards"))
+    monkeypatch.setattr(shards, "SHARD", 2500)
+    joined, found = batches()
+    assert isinstance(joined.train[0][1].tokens, Joined)
+    assert not isinstance(whole.train[0][1].tokens, Joined)
+    for one, two in zip(expected, found):
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_shards_are_skipped_and_only_those_read_are_opened(texts, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 1500)
+    data, lines = kinds(texts)["bytes"], []
+    assert prepare_portion(data, (1, 3), texts / "c", lines.append) is None
+    assert "shard 2 of 9" in lines
+    first = len(lines)
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenise.Tokenisation, "run", lambda self: pytest.fail("tokenised again"))
+        assert prepare_portion(data, (1, 3), texts / "c", lines.append) is None
+    assert lines[first:] == ["3 of 9 shards are prepared"]
+    tokens = prepare(data, texts / "c").train[0][1].tokens
+    assert not tokens.maps
+    tokens[len(tokens) - 9 : len(tokens) - 1]
+    assert list(tokens.maps) == [8]
+
+
+def test_a_damaged_or_changed_shard_is_prepared_anew(texts, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 1500)
+    data, lines = kinds(texts)["bytes"], []
+    expected = files_of(prepare(data, texts / "straight").folder)
+    assert prepare_portion(data, (0, 2), texts / "c") is None
+    (work,) = (texts / "c" / "corpora").glob("*.shards")
+    (work / "00002" / "train-0.bin").write_bytes(b"x")
+    again = prepare(data, texts / "c", lines.append)
+    assert files_of(again.folder) == expected
+    assert "shard 3 of 9 is damaged, or of another text: it is prepared anew" in lines
+    for name in ("00004/train-0.bin", "train-0.starts", "validation.json", "00001/validation.bin"):
+        (again.folder / name).unlink()
+        assert files_of(prepare(data, texts / "c", lines.append).folder) == expected
+        assert "set aside as" in next(line for line in reversed(lines) if "damaged" in line)
+
+
+def test_a_copied_text_is_compared_shard_by_shard(texts, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 1500)
+    data, lines = kinds(texts)["bytes"], []
+    first, path, times = prepare(data, texts / "c"), texts / "3.jsonl", os.stat(texts / "3.jsonl")
+    raw = path.read_bytes()
+    for content, same in ((raw, True), (raw.replace(b"file 3", b"FILE 3"), False)):
+        path.unlink()
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert (prepare(data, texts / "c", lines.append).sha256 == first.sha256) == same
+        assert any("comparing their text" in line for line in lines)
+
+
+WORKER = """
+    import os, signal, sys
+    from lm.data.corpus import shards, tokenise
+    from lm.data.corpus.corpus import Data
+    from lm.data.corpus.prepare import prepare_portion
+    from lm.data.text.files import JsonLines
+    from lm.data.tokenizer.tokenizer import BytePair, Tokenizer
+
+    path, cache, number, count, kill_at = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+    shards.SHARD, tokenise.BATCH_PARTS = 1500, 3
+    encode, calls = Tokenizer.encode_batch, 0
+
+    def encode_batch(self, texts):
+        global calls
+        calls += 1
+        if calls == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(self, texts)
+
+    Tokenizer.encode_batch = encode_batch
+    data = Data(source=JsonLines(path=path), tokenizer=BytePair(vocab=300), validation=0.1)
+    corpus = prepare_portion(data, (number, count), cache)
+    print(calls, corpus and corpus.sha256)
+"""
+
+
+def test_workers_killed_at_any_moment_go_on(texts, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 1500)
+    script = texts / "worker.py"
+    script.write_text(textwrap.dedent(WORKER))
+    straight = prepare(kinds(texts)["trained"], texts / "straight")
+
+    def start(number: int, count: int, kill_at: int) -> subprocess.Popen:
+        line = [sys.executable, str(script), f"{texts}/*.jsonl", str(texts / "c"), *map(str, (number, count, kill_at))]
+        return subprocess.Popen(line, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+
+    killed = [start(0, 2, 6), start(1, 2, 3)]  # within their second shard and their first, at once
+    assert [process.wait() for process in killed] == [-signal.SIGKILL] * 2
+    (work,) = (texts / "c" / "corpora").glob("*.shards")
+    assert [path.name for path in sorted(work.glob("0*[0-9]"))] == ["00000"]
+    assert {path.name for path in work.glob("*.partial")} == {"00001.partial", "00002.partial"}
+    together = [start(0, 1, 0) for _ in range(2)]  # each takes the shards that the other has not
+    out = [process.communicate()[0].split() for process in together]
+    assert [words[1] for words in out] == [straight.sha256] * 2
+    assert sum(int(words[0]) for words in out) == 9 * 4 - 4 - 1 - 2  # batches that were not written before
+    folder = texts / "c" / "corpora" / straight.folder.name
+    assert files_of(folder) == files_of(straight.folder)
+
+
+def test_joined_arrays_are_read_as_one(tmp_path):
+    rng, parts = np.random.default_rng(0), []
+    for k, size in enumerate((5, 0, 7, 1, 11)):
+        parts.append(rng.integers(0, 60_000, size).astype("<u2"))
+        parts[-1].tofile(tmp_path / str(k))
+    extents = [Extent(tmp_path / str(k), min(1, k, len(part)), len(part)) for k, part in enumerate(parts)]
+    flat = np.concatenate([part[min(1, k) :] for k, part in enumerate(parts)])
+    joined = Joined(extents, np.dtype("<u2"))
+    assert (len(joined), joined.nbytes, joined[-1]) == (len(flat), flat.nbytes, flat[-1])
+    for low in range(len(flat) + 1):
+        for high in range(low, len(flat) + 3):
+            np.testing.assert_array_equal(joined[low:high], flat[low:high])
+            stretch = joined.stretch(low, min(high, len(flat)))
+            np.testing.assert_array_equal(stretch[:], flat[low:high])
+    at = rng.integers(-len(flat), len(flat), (3, 4))
+    np.testing.assert_array_equal(joined[at], flat[at])
+    np.testing.assert_array_equal(joined[::3], flat[::3])
+    np.testing.assert_array_equal(joined.astype(np.int64), flat.astype(np.int64))
+    with pytest.raises(IndexError):
+        joined[len(flat)]
+
+
+def test_command(texts):
+    config, cache = f"--config=tests/configs/tiny.py:text={texts}/*.jsonl", {"LM_CACHE": str(texts / "cache")}
+    other = command("lm.prepare", config, "--shard=2/2", variables=cache)
+    assert (other.returncode, "up to portion 1" in other.stderr) == (0, True), other.stderr
+    assert "other shards are missing" in other.stdout
+    done = command("lm.prepare", config, "--shard=1/2", variables=cache)
+    assert (done.returncode, "bytes/token" in done.stdout) == (0, True), done.stderr
+    folder = next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("files"))
+    run = command("lm.main", config, "--dry_run", "--rows=1", variables=cache)
+    assert run.returncode == 0, run.stderr
+    assert [path.name for path in (texts / "cache" / "corpora").iterdir() if path.is_dir()] == [Path(folder).name]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--shard=3/2"], "--shard=3/2: write 3/8 for the third of eight portions"),
+        (["--shard=0/2"], "--shard=0/2: write 3/8"),
+        (["--shard=a"], "--shard=a: write 3/8"),
+        (["--config=tests/configs/tiny.py", "--vocab=9"], "--vocab: with --config they are its own"),
+        (["--config=tests/configs/tiny_classify.py"], "labelled examples stay text"),
+        (["--config.data.half=first"], "need a config"),
+    ],
+)
+def test_mistakes_are_one_line(flags, message):
+    done = command("lm.prepare", *flags)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
