@@ -64,7 +64,9 @@ def data_from(overrides: list[tuple[str, str]]) -> Data:
     if flag.config:
         chosen = [name for name in ("text", "data", "tokenizer", "vocab", "validation") if flag[name].present]
         check(not chosen, f"--{' --'.join(chosen)}: with --config they are its own arguments and fields")
-        return override(load(flag.config), overrides).data
+        data = override(load(flag.config), overrides).data
+        check(not labelled(data.source), "labelled examples stay text: there is nothing to prepare")
+        return data
     check(not overrides, "--config.* flags need a config: --config=NAME")
     return Data(
         source=source_from(flag.text, flag.data),
@@ -78,7 +80,6 @@ def main(overrides: list[tuple[str, str]]) -> None:
     flag, begin = flags.FLAGS, time.monotonic()
     portion = parse_portion(flag.shard)
     data = data_from(overrides)
-    check(not labelled(data.source), "labelled examples stay text: there is nothing to prepare")
     corpus = prepare_portion(data, portion, flag.cache, lambda line: print(line, file=sys.stderr, flush=True), flag.verify)
     print(summary(corpus) if corpus else "this portion is prepared; other shards are missing")
     print(f"seconds      {time.monotonic() - begin:.1f}")

@@ -43,6 +43,9 @@ INSTEAD = {
     "python -m launch.folds --config=configs/classify_nano.py --folds=5": (
         "--config=tests/configs/tiny_classify.py --folds=2 --workdir=runs/folds"
     ),
+    "python -m launch.prepare '--config=gpt_nano:text=books/*.txt' --jobs=64 --backend=slurm --minutes=240": (
+        "--config=gpt_nano:text=books/*.txt --jobs=2"
+    ),
     "python -m lm.main --config=configs/transformer_base.py:text=wmt14.en-de.jsonl --config.mesh.fsdp=4": (
         "--config=tests/configs/tiny_seq2seq.py:text=wmt14.en-de.jsonl --config.mesh.fsdp=4 --workdir=runs/pairs_of_wmt"
     ),

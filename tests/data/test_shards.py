@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from lm.data.text.words import Given
 from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters
 from lm.objectives.base import resolve, training_batches
 from tests.processes import command
+from tests.studies.test_slurm import needs_slurm
+from tests.studies.virtual_cluster import virtual_cluster
 
 ROOT = Path(__file__).parents[2]
 
@@ -258,3 +261,39 @@ def test_mistakes_are_one_line(flags, message):
     assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_several_processes_of_this_machine(texts):
+    cache, lines = {"LM_CACHE": str(texts / "cache")}, f"--text={texts}/*.jsonl"
+    jobs = min(2, len(os.sched_getaffinity(0)))
+    done = command("launch.prepare", lines, "--tokenizer=bytes", f"--jobs={jobs}", variables=cache)
+    assert (done.returncode, "bytes/token" in done.stdout) == (0, True), done.stderr
+    wrong = command("launch.prepare", "--text=none.txt", "--tokenizer=bytes", f"--jobs={jobs}", variables=cache)
+    assert (wrong.returncode, wrong.stderr.count("none.txt does not exist")) == (2, 1)
+
+
+@pytest.mark.slow
+@needs_slurm
+def test_jobs_of_a_cluster(texts, monkeypatch):
+    """An array of two jobs, one of them requeued as at its time limit, makes the corpus of one process."""
+    (texts / "small.py").write_text(
+        "import time\nfrom lm.data.corpus import shards, tokenise\nshards.SHARD, tokenise.BATCH_PARTS = 1500, 3\n"
+        "run = tokenise.Tokenisation.run\n"
+        "tokenise.Tokenisation.run = lambda self: time.sleep(0.7) or run(self)\n"
+    )
+    with tempfile.TemporaryDirectory(prefix="slurm-") as place, virtual_cluster(Path(place), 2) as cluster:
+        path = os.pathsep.join([str(texts), cluster.variables["PYTHONPATH"]])
+        variables = {**cluster.variables, "PYTHONPATH": path, "LM_CACHE": str(texts / "cache")}
+        flags = [f"--text={texts}/*.jsonl", "--tokenizer=bytes", "--validation=0.2", "--modules=small", f"--logs={texts}/logs"]
+        done = command("launch.prepare", *flags, "--backend=slurm", "--jobs=2", variables=variables, folder=texts)
+        assert (done.returncode, "queued 2 portions as job" in done.stdout) == (0, True), done.stderr
+        job = done.stdout.split("as job ")[1].split(";")[0]
+        cluster.until(lambda: list((texts / "cache").glob("corpora/*.shards/0000[0-9]")))
+        cluster.call("scancel", "--signal=USR2", f"{job}_1")
+        cluster.until(lambda: cluster.restart_requeued() or not cluster.jobs())
+        logs = "\n".join(path.read_text() for path in (texts / "logs").rglob("*_log.out"))
+    assert "Caught signal SIGUSR2" in logs or "preempt" in logs, logs
+    (folder,) = (path for path in (texts / "cache" / "corpora").iterdir() if path.is_dir())
+    monkeypatch.setattr(shards, "SHARD", 1500)
+    expected = prepare(kinds(texts)["bytes"], texts / "alone").folder
+    assert (folder.name, files_of(folder)) == (expected.name, files_of(expected))
