@@ -1,5 +1,6 @@
 """Shards: the same corpus whoever prepares them, in any order, killed or damaged."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -270,6 +271,30 @@ def test_several_processes_of_this_machine(texts):
     assert (done.returncode, "bytes/token" in done.stdout) == (0, True), done.stderr
     wrong = command("launch.prepare", "--text=none.txt", "--tokenizer=bytes", f"--jobs={jobs}", variables=cache)
     assert (wrong.returncode, wrong.stderr.count("none.txt does not exist")) == (2, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="needs launch/requirements-beam.txt")
+def test_a_pipeline_of_beam(texts):
+    """In processes of its own: Beam imports modules anew in its workers, and so does this test's size of a shard."""
+    (texts / "sitecustomize.py").write_text("from lm.data.corpus import shards\nshards.SHARD = 1500\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(texts)])}
+
+    def start(module: str, *flags: str) -> subprocess.CompletedProcess:
+        line = [sys.executable, "-m", module, f"--text={texts}/*.jsonl", "--vocab=300", *flags]
+        return subprocess.run(line, env=environment, cwd=texts, capture_output=True, text=True)
+
+    assert start("lm.prepare", "--cache=alone").returncode == 0
+    (expected,) = texts.glob("alone/corpora/*/")
+    for mode in ("in_memory", "multi_processing"):
+        flags = [f"--cache={mode}", "--portions=5", f"--beam=--direct_running_mode={mode}", "--beam=--direct_num_workers=2"]
+        done = start("launch.beam", *flags)
+        assert (done.returncode, "bytes/token" in done.stdout) == (0, True), done.stderr
+        assert files_of(texts / mode / "corpora" / expected.name) == files_of(expected)
+        assert (expected / "00008").is_dir()
+    (texts / "5.jsonl").write_text("{broken\n")
+    done = start("launch.beam", "--cache=broken", "--beam=--direct_running_mode=in_memory")
+    assert (done.returncode, "5.jsonl:1: " in done.stderr.splitlines()[-1]) == (2, True), done.stderr
 
 
 @pytest.mark.slow

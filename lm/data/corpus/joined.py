@@ -90,7 +90,7 @@ class Joined:
         return self.maps[k]
 
 
-def join_streams(folder: Path, name: str, homes: Sequence[Path]) -> None:
+def join_streams(folder: Path, name: str, homes: Sequence[Path], source: str) -> None:
     """Write the index of a stream whose parts are in the folders of shards: NAME.starts, of all documents, and NAME.json.
 
     A shard begins with the separator that the shard before it ends with: of the two only the first is kept.
@@ -107,7 +107,7 @@ def join_streams(folder: Path, name: str, homes: Sequence[Path]) -> None:
         file.flush()
         os.fsync(file.fileno())
     first = headers[0]
-    joined = {key: first[key] for key in ("format", "vocab", "dtype", "separator", "tokenizer", "source")}
+    joined = {key: first[key] for key in ("format", "vocab", "dtype", "separator", "tokenizer")} | {"source": source}
     joined |= {"marks": True} if first.get("marks") else {}
     joined |= {"raw_bytes": sum(header["raw_bytes"] for header in headers), "tokens": total, "documents": documents}
     joined |= {"sha256": joined_digest([header["sha256"] for header in headers]), "crc32": crc}

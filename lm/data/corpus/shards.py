@@ -251,12 +251,13 @@ class Preparation:
     def _finish(self, folder: Path, shards: Sequence[Shard], plan: Sequence[Split]) -> None:
         """Write the index and the description of a corpus whose shards are all there."""
         text = digests.fingerprint(self._inputs())
-        names = list(dict.fromkeys([*(f"train-{k}" for k in range(len(self.readers))), "validation"]))
+        names = [*(f"train-{k}" for k in range(len(self.readers))), "validation"]
         homes = [folder] if len(shards) == 1 else [folder / shard_name(k) for k in range(len(shards))]
         parts = [digests.read_sealed(home / "shard.json") for home in homes]
-        if len(shards) > 1:
-            for name in names:
-                join_streams(folder, name, [home for home, part in zip(homes, parts) if name in part["names"]])
+        sources = [*(reader.signature() for _, reader in self.readers), ""]
+        for name, source in zip(names, sources, strict=True):
+            if len(shards) > 1:
+                join_streams(folder, name, [home for home, part in zip(homes, parts) if name in part["names"]], source)
         held = self.validation
         if not isinstance(held, int | float):
             empty = not Tokens.open(folder / "validation").raw_bytes
