@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import itertools
 import mmap
 import os
 import sys
@@ -33,11 +34,23 @@ class Record(NamedTuple):
     where: str
 
 
-class Files:
-    """The files behind a path, a glob or a comma list of them; keeps the last one's memory map."""
+class Group(NamedTuple):
+    """Consecutive files, or a range of bytes, `span`, of a single one; `size`: their bytes."""
 
-    def __init__(self, path: str | list[str]):
-        self.paths = expand(path) if isinstance(path, str) else path
+    size: int
+    paths: list[str]
+    span: tuple[int, int] | None = None
+
+
+class Files:
+    """The files behind a path, a glob or a comma list of them; keeps the last one's memory map.
+
+    `group`: those of a group alone.
+    """
+
+    def __init__(self, path: str, group: Group | None = None):
+        self.paths = group.paths if group else expand(path)
+        self.span = group.span if group else None
         self.name = ",".join(dict.fromkeys(os.path.basename(p) for p in self.paths[:3]))
         if len(self.paths) > 3:
             self.name += f",+{len(self.paths) - 3}"
@@ -46,16 +59,27 @@ class Files:
     def inputs(self) -> list[str]:
         return self.paths
 
-    def groups(self, size: int) -> list[tuple[int, list[str]]]:
-        """Group consecutive files of up to `size` bytes together, or a single one; return (bytes, paths) of each group."""
-        groups: list[tuple[int, list[str]]] = []
-        for path in self.paths:
+    def groups(self, size: int, lines: bool = False) -> list[Group]:
+        """Group consecutive files of up to `size` bytes together; a larger file is cut between `lines`, or alone."""
+        groups: list[Group] = []
+        for file, path in enumerate(self.paths):
             own = os.path.getsize(path)
-            if groups and groups[-1][0] + own <= size:
-                groups[-1] = (groups[-1][0] + own, [*groups[-1][1], path])
+            if own > size and lines and not codec(path):
+                groups += [Group(b - a, [path], (a, b)) for a, b in itertools.pairwise(self._borders(file, size))]
+            elif groups and not groups[-1].span and groups[-1].size + own <= size:
+                groups[-1] = Group(groups[-1].size + own, [*groups[-1].paths, path])
             else:
-                groups.append((own, [path]))
+                groups.append(Group(own, [path]))
         return groups
+
+    def _borders(self, file: int, size: int) -> list[int]:
+        """Return offsets of lines, each the first after `size` bytes from the one before, and the file's end."""
+        data, borders = self.map(file), [0]
+        while borders[-1] < len(data):
+            at = min(borders[-1] + size, len(data))
+            line = data.find(b"\n", at, len(data))
+            borders.append(line + 1 if line >= 0 else len(data))
+        return borders
 
     # -- by index ------------------------------------------------------------------------------------------------------
 
@@ -72,20 +96,26 @@ class Files:
 
     def first(self, file: int) -> int:
         """Return the offset of the first byte behind a byte-order mark."""
+        if self.span and self.span[0]:
+            return self.span[0]
         return 3 if self.map(file)[:3] == b"\xef\xbb\xbf" else 0
+
+    def end(self, file: int) -> int:
+        """Return the offset behind the last byte."""
+        return self.span[1] if self.span else len(self.map(file))
 
     def line_starts(self, file: int) -> np.ndarray:
         """Return the byte offset of each line, int64 [lines], reading the file once in blocks."""
         if self.empty(file):
             return np.zeros(0, np.int64)
-        data, start = self.map(file), self.first(file)
+        data, start, end = self.map(file), self.first(file), self.end(file)
         blocks = [np.array([start])]
-        for at in range(start, len(data), BLOCK):
-            block = np.frombuffer(data[at : at + BLOCK], np.uint8)
+        for at in range(start, end, BLOCK):
+            block = np.frombuffer(data[at : min(at + BLOCK, end)], np.uint8)
             blocks.append(np.flatnonzero(block == ord("\n")) + at + 1)
         starts = np.concatenate(blocks)
         # A line end that closes the file opens no further line.
-        return starts[starts < len(data)]
+        return starts[starts < end]
 
     def text(self, file: int, start: int, stop: int) -> str:
         """Decode bytes [start, stop) of a file."""
@@ -170,14 +200,14 @@ def decode(raw: bytes, path: str, start: int = 0) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = 1 + raw.count(b"\n", 0, error.start) + (_line_ends(path, start) if start else 0)
+        line = 1 + raw.count(b"\n", 0, error.start) + (line_ends(path, start) if start else 0)
         raise UserError(
             f"{path}:{line}: byte {start + error.start} (0x{raw[error.start]:02x}) is not UTF-8; "
             f"convert the file first: iconv -f ENCODING -t UTF-8 (or -c to drop such bytes)"
         ) from None
 
 
-def _line_ends(path: str, stop: int) -> int:
+def line_ends(path: str, stop: int) -> int:
     """Count the line ends before byte `stop` of a file."""
     data = _mapped(path)
     return sum(data[at : min(at + BLOCK, stop)].count(b"\n") for at in range(0, stop, BLOCK))

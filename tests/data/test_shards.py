@@ -26,6 +26,7 @@ from lm.data.text.parquet import Parquet
 from lm.data.text.tables import Table
 from lm.data.text.words import Given
 from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters
+from lm.errors import UserError
 from lm.objectives.base import resolve, training_batches
 from tests.processes import command
 from tests.studies.test_slurm import needs_slurm
@@ -42,13 +43,15 @@ def texts(tmp_path) -> Path:
         (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         (tmp_path / f"{number}.txt").write_text("\n".join(texts))
         (tmp_path / f"{number}.csv").write_text("source,target\n" + "".join(f"a {i},b {number}\n" for i in range(60)))
+    lines = "".join((tmp_path / f"{number}.jsonl").read_text() for number in range(9))
+    (tmp_path / "all.jsonl").write_text(f"\ufeff{lines}" + json.dumps({"text": "the last line " * 99}), encoding="utf-8")
     rows = pyarrow.table({"text": [f"row {i} of a table" for i in range(300)]})
     pyarrow.parquet.write_table(rows, tmp_path / "a.parquet", row_group_size=30)
     return tmp_path
 
 
 def kinds(folder: Path) -> dict[str, Data]:
-    lines = JsonLines(path=f"{folder}/*.jsonl")
+    lines = JsonLines(path=f"{folder}/[0-9].jsonl")
     mixture = Mixture(sources=(lines, Text(path=f"{folder}/*.txt", documents="blank")), weights=(3.0, 1.0))
     return {
         "bytes": Data(source=lines, tokenizer=Bytes(), validation=0.2),
@@ -58,6 +61,8 @@ def kinds(folder: Path) -> dict[str, Data]:
         "validation": Data(source=lines, tokenizer=Bytes(), validation=Text(path=f"{folder}/*.txt")),
         "marks": Data(source=lines, tokenizer=Bytes(), validation=0.2, words=Given()),
         "table": Data(source=Table(path=f"{folder}/*.csv", fields=("source", "target")), tokenizer=Bytes(), validation=0.2),
+        "one file": Data(source=JsonLines(path=f"{folder}/all.jsonl"), tokenizer=Bytes(), validation=0.2),
+        "lines": Data(source=Text(path=f"{folder}/all.jsonl", documents="line"), tokenizer=Bytes(), validation=0.2),
         "parquet": Data(source=Parquet(path=f"{folder}/a.parquet"), tokenizer=Bytes(), validation=0.2),
     }
 
@@ -82,7 +87,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("kind", ["bytes", "trained", "no separator", "mixture", "validation", "marks", "table", "parquet"])
+@pytest.mark.parametrize("kind", kinds(Path()))
 def test_any_number_of_workers_makes_the_corpus_of_one(texts, kind, monkeypatch):
     data = kinds(texts)[kind]
     whole = prepare(data, texts / "whole")
@@ -99,9 +104,19 @@ def test_any_number_of_workers_makes_the_corpus_of_one(texts, kind, monkeypatch)
         assert not [path for path in ready[0].folder.parent.iterdir() if path.suffix in (".partial", ".shards")]
 
 
+def test_lines_of_a_range_have_their_numbers(texts, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 2500)
+    path = texts / "all.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[100] = '{"text": 5}'
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match=r"all\.jsonl:101: field 'text' is int"):
+        prepare(kinds(texts)["one file"], texts / "c")
+
+
 def test_a_run_finds_the_same_batches(texts, monkeypatch):
     def batches():
-        config = override(load(f"tests/configs/tiny.py:text={texts}/*.jsonl"), [("batch", "4")])
+        config = override(load(f"tests/configs/tiny.py:text={texts}/[0-9].jsonl"), [("batch", "4")])
         config, corpus = resolve(config, prepare(config.data))
         return corpus, [training_batches(config, corpus, (0, 4))[step] for step in (0, 1, 7, 400)]
 
@@ -195,7 +210,7 @@ def test_workers_killed_at_any_moment_go_on(texts, monkeypatch):
     straight = prepare(kinds(texts)["trained"], texts / "straight")
 
     def start(number: int, count: int, kill_at: int) -> subprocess.Popen:
-        line = [sys.executable, str(script), f"{texts}/*.jsonl", str(texts / "c"), *map(str, (number, count, kill_at))]
+        line = [sys.executable, str(script), f"{texts}/[0-9].jsonl", str(texts / "c"), *map(str, (number, count, kill_at))]
         return subprocess.Popen(line, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
 
     killed = [start(0, 2, 6), start(1, 2, 3)]  # within their second shard and their first, at once
@@ -234,7 +249,7 @@ def test_joined_arrays_are_read_as_one(tmp_path):
 
 
 def test_command(texts):
-    config, cache = f"--config=tests/configs/tiny.py:text={texts}/*.jsonl", {"LM_CACHE": str(texts / "cache")}
+    config, cache = f"--config=tests/configs/tiny.py:text={texts}/[0-9].jsonl", {"LM_CACHE": str(texts / "cache")}
     other = command("lm.prepare", config, "--shard=2/2", variables=cache)
     assert (other.returncode, "up to portion 1" in other.stderr) == (0, True), other.stderr
     assert "other shards are missing" in other.stdout
@@ -265,7 +280,7 @@ def test_mistakes_are_one_line(flags, message):
 
 
 def test_several_processes_of_this_machine(texts):
-    cache, lines = {"LM_CACHE": str(texts / "cache")}, f"--text={texts}/*.jsonl"
+    cache, lines = {"LM_CACHE": str(texts / "cache")}, f"--text={texts}/[0-9].jsonl"
     jobs = min(2, len(os.sched_getaffinity(0)))
     done = command("launch.prepare", lines, "--tokenizer=bytes", f"--jobs={jobs}", variables=cache)
     assert (done.returncode, "bytes/token" in done.stdout) == (0, True), done.stderr
@@ -281,7 +296,7 @@ def test_a_pipeline_of_beam(texts):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(texts)])}
 
     def start(module: str, *flags: str) -> subprocess.CompletedProcess:
-        line = [sys.executable, "-m", module, f"--text={texts}/*.jsonl", "--vocab=300", *flags]
+        line = [sys.executable, "-m", module, f"--text={texts}/[0-9].jsonl", "--vocab=300", *flags]
         return subprocess.run(line, env=environment, cwd=texts, capture_output=True, text=True)
 
     assert start("lm.prepare", "--cache=alone").returncode == 0
@@ -309,7 +324,13 @@ def test_jobs_of_a_cluster(texts, monkeypatch):
     with tempfile.TemporaryDirectory(prefix="slurm-") as place, virtual_cluster(Path(place), 2) as cluster:
         path = os.pathsep.join([str(texts), cluster.variables["PYTHONPATH"]])
         variables = {**cluster.variables, "PYTHONPATH": path, "LM_CACHE": str(texts / "cache")}
-        flags = [f"--text={texts}/*.jsonl", "--tokenizer=bytes", "--validation=0.2", "--modules=small", f"--logs={texts}/logs"]
+        flags = [
+            f"--text={texts}/[0-9].jsonl",
+            "--tokenizer=bytes",
+            "--validation=0.2",
+            "--modules=small",
+            f"--logs={texts}/logs",
+        ]
         done = command("launch.prepare", *flags, "--backend=slurm", "--jobs=2", variables=variables, folder=texts)
         assert (done.returncode, "queued 2 portions as job" in done.stdout) == (0, True), done.stderr
         job = done.stdout.split("as job ")[1].split(";")[0]

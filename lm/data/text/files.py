@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lm.data.files import Files, check_text, json_record, signature
+from lm.data.files import Files, Group, check_text, json_record, line_ends, signature
 from lm.data.packed import Unpacked
 from lm.data.types import Piece, Reader, TextSource, joined
 from lm.errors import UserError, check_choices
@@ -38,12 +38,13 @@ class Text(TextSource):
 class TextReader(Files):
     """Documents as byte ranges, found once; long ones are cut into pieces of about PIECE bytes."""
 
-    def __init__(self, path: str | list[str], documents: str):
-        super().__init__(path)
+    def __init__(self, path: str, documents: str, group: Group | None = None):
+        super().__init__(path, group)
         self.documents = documents
 
     def cut(self, size: int) -> list[tuple[int, Reader]]:
-        return [(own, TextReader(paths, self.documents)) for own, paths in self.groups(size)]
+        groups = self.groups(size, lines=self.documents == "line")
+        return [(group.size, TextReader("", self.documents, group)) for group in groups]
 
     @functools.cached_property
     def index(self) -> np.ndarray:
@@ -57,7 +58,7 @@ class TextReader(Files):
             starts, stops = np.array([self.first(file)]), np.array([len(data)])
         elif self.documents == "line":
             starts = self.line_starts(file)
-            stops = np.append(starts[1:], len(data))
+            stops = np.append(starts[1:], self.end(file))
         else:
             starts, stops = _blocks(data, self.line_starts(file))
         if len(starts) and (stops - starts).max() > PIECE:
@@ -132,13 +133,13 @@ class JsonLines(TextSource):
 class JsonLinesReader(Files):
     """One object a line; a blank line is an empty document."""
 
-    def __init__(self, path: str | list[str], field: str, fields: tuple[str, ...] = ()):
-        super().__init__(path)
+    def __init__(self, path: str, field: str, fields: tuple[str, ...] = (), group: Group | None = None):
+        super().__init__(path, group)
         self.fields, self.lists = fields or (field,), bool(fields)
 
     def cut(self, size: int) -> list[tuple[int, Reader]]:
         field, fields = self.fields[0], self.fields if self.lists else ()
-        return [(own, JsonLinesReader(paths, field, fields)) for own, paths in self.groups(size)]
+        return [(group.size, JsonLinesReader("", field, fields, group)) for group in self.groups(size, lines=True)]
 
     @functools.cached_property
     def starts(self) -> list[np.ndarray]:
@@ -156,11 +157,17 @@ class JsonLinesReader(Files):
         starts = self.starts[file]
         line = i - int(self.ends[file]) + len(starts)
         start = int(starts[line])
-        stop = int(starts[line + 1]) if line + 1 < len(starts) else len(self.map(file))
-        text = self.text(file, start, stop)
+        stop = int(starts[line + 1]) if line + 1 < len(starts) else self.end(file)
+        text, path = self.text(file, start, stop), self.paths[file]
+        try:
+            return self._piece(text, f"{path}:{line + 1}")
+        except UserError:  # only now are the lines before a range counted
+            return self._piece(text, f"{path}:{line_ends(path, start) + 1}")
+
+    def _piece(self, text: str, where: str) -> Piece:
         if not text.strip():
             return Piece("")
-        values, where = json_record(text, f"{self.paths[file]}:{line + 1}")
+        values, where = json_record(text, where)
         return joined([part for field in self.fields for part in self._texts(values, field, where)])
 
     def _texts(self, values: dict[str, Any], field: str, where: str) -> list[str]:

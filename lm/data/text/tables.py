@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm.data.files import Files, csv_reader, decode, signature, table_rows
+from lm.data.files import Files, Group, csv_reader, decode, signature, table_rows
 from lm.data.packed import byte_lines
 from lm.data.types import Piece, Reader, TextSource, joined
 from lm.errors import UserError
@@ -37,13 +37,13 @@ class Table(TextSource):
 class TableReader(Files):
     """Rows as byte ranges, found once by the csv module: a quoted field may hold line ends."""
 
-    def __init__(self, path: str | list[str], fields: tuple[str, ...], quoted: bool):
-        super().__init__(path)
+    def __init__(self, path: str, fields: tuple[str, ...], quoted: bool, group: Group | None = None):
+        super().__init__(path, group)
         self.fields, self.quoted = fields, quoted
         self.columns: dict[int, list[int]] = {}  # by file, of the fields; filled by `index`
 
     def cut(self, size: int) -> list[tuple[int, Reader]]:
-        return [(own, TableReader(paths, self.fields, self.quoted)) for own, paths in self.groups(size)]
+        return [(group.size, TableReader("", self.fields, self.quoted, group)) for group in self.groups(size)]
 
     @functools.cached_property
     def index(self) -> np.ndarray:
