@@ -240,6 +240,7 @@ def expand(path: str) -> list[str]:
     """List the files of a path, a glob or a comma list of them, sorted within each glob."""
     paths: list[str] = []
     for part in filter(None, (p.strip() for p in path.split(","))):
+        check("://" not in part, f"{part}: addresses are not read: mount the bucket as a folder, or download the files")
         part = os.path.expanduser(part)
         if os.path.isdir(part):
             raise UserError(f"{part} is a folder: name its files, for example '{os.path.join(part, '*.txt')}'")

@@ -226,6 +226,32 @@ def test_workers_killed_at_any_moment_go_on(texts, monkeypatch):
     assert files_of(folder) == files_of(straight.folder)
 
 
+@pytest.mark.slow
+def test_two_workers_killed_again_and_again(texts, monkeypatch):
+    """At random moments: while the plan is made, within shards, between them, while they are joined."""
+    script = texts / "worker.py"
+    slowly = textwrap.dedent(WORKER).replace("calls += 1", "calls += 1\n    time.sleep(0.05)")
+    script.write_text(slowly.replace("signal, sys\n", "signal, sys, time\n", 1))
+    line = [sys.executable, str(script), f"{texts}/[0-9].jsonl", str(texts / "c")]
+    environment, rng, kills = os.environ | {"PYTHONPATH": str(ROOT)}, np.random.default_rng(0), 0
+    for _ in range(25):
+        pair = [subprocess.Popen([*line, "0", "1", "0"], cwd=ROOT, env=environment) for _ in range(2)]
+        for process, seconds in zip(pair, rng.uniform(0.5, 1.6, 2).tolist()):
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+        if list(texts.glob("c/corpora/*/corpus.json")):
+            break
+    assert kills > 4
+    monkeypatch.setattr(shards, "SHARD", 1500)
+    data, lines = kinds(texts)["trained"], []
+    assert files_of(prepare(data, texts / "c", lines.append).folder) == files_of(prepare(data, texts / "straight").folder)
+    assert not any("aside" in line or "anew" in line for line in lines)
+
+
 def test_joined_arrays_are_read_as_one(tmp_path):
     rng, parts = np.random.default_rng(0), []
     for k, size in enumerate((5, 0, 7, 1, 11)):
@@ -270,6 +296,8 @@ def test_command(texts):
         (["--config=tests/configs/tiny.py", "--vocab=9"], "--vocab: with --config they are its own"),
         (["--config=tests/configs/tiny_classify.py"], "labelled examples stay text"),
         (["--config.data.half=first"], "need a config"),
+        (["--text=gs://bucket/a.txt"], "gs://bucket/a.txt: addresses are not read: mount the bucket as a folder"),
+        (["--cache=gs://bucket/lm"], "gs://bucket/lm: the cache is a folder"),
     ],
 )
 def test_mistakes_are_one_line(flags, message):

@@ -103,6 +103,7 @@ stray words => stray
 """
 
 OBJECTIVES = """
+lm.main --config=tests/configs/tiny.py --workdir=gs://bucket/w => mount
 lm.main --config=none.py --workdir=w => none.py
 lm.main --workdir=w => config
 lm.main --config=configs --workdir=w => configs
@@ -309,6 +310,8 @@ lm.compile => config
 lm.compile --config={TINY} --topology=v5e:4x5x9 => topology|libtpu
 lm.compile --config={TINY} --vocab=-1 => vocab
 lm.compile --config=none.py => none.py
+lm.prepare --text=gs://bucket/a.txt => mount
+lm.prepare --text=a.txt --shard=3/2 => --shard=3/2
 lm.prepare --text=none.txt => none.txt
 lm.prepare --text=none*.txt => none
 lm.prepare --text=empty.txt => empty.txt|no text

@@ -41,7 +41,10 @@ def exclusive(final: Path, report: Callable[[str], None], wait: bool = True) -> 
 
 
 def publish(folder: Path, final: Path) -> None:
-    """Rename a folder that is whole."""
+    """Rename a folder that is whole, without the temporary files (`lm.outputs.replace_file`) that a kill left in it."""
+    for path in folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
     try:
         folder.rename(final)
     except OSError:

@@ -22,7 +22,7 @@ from lm.data.sources import Concatenation, components
 from lm.data.text.words import Words
 from lm.data.tokenizer.tokenizer import BytePair, Pretrained, Tokenizer, WordPiece
 from lm.data.types import Reader, labelled
-from lm.errors import UserError
+from lm.errors import UserError, check
 
 
 def prepare(
@@ -125,7 +125,9 @@ def _open(folder: Path, shares: list[float], whole: bool) -> Corpus:
 
 
 def _cache_root(cache: str | os.PathLike | None) -> Path:
-    root = Path(cache or os.environ.get("LM_CACHE") or "~/.cache/lm").expanduser() / "corpora"
+    name = str(cache or os.environ.get("LM_CACHE") or "~/.cache/lm")
+    check("://" not in name, f"{name}: the cache is a folder; mount the bucket as one, and set LM_CACHE to it")
+    root = Path(name).expanduser() / "corpora"
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
