@@ -62,6 +62,7 @@ def main(default: str | None = None) -> None:
 
             return print(listing(config))
         workdir = WORKDIR.value or f"runs/{name(spec)}"
+        check("://" not in workdir, f"--workdir={workdir}: a run's folder is a path; mount the bucket as a folder")
 
         platform.prepare()  # jax starts here: a mistake in the config is reported before it
         with joined(DISTRIBUTED.value, TIMEOUT.value, Path(workdir), HEARTBEAT.value):

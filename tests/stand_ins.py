@@ -1,6 +1,7 @@
 """Tiny runs, model folders and files in place of those that the pages name, and the commands' tiny forms."""
 
 import dataclasses
+import gzip
 import json
 import re
 import shutil
@@ -42,11 +43,14 @@ INSTEAD = {
     "python -m launch.folds --config=configs/classify_nano.py --folds=5": (
         "--config=tests/configs/tiny_classify.py --folds=2 --workdir=runs/folds"
     ),
+    "python -m launch.prepare '--config=gpt_nano:text=books/*.txt' --jobs=64 --backend=slurm --minutes=240": (
+        "--config=gpt_nano:text=books/*.txt --jobs=2"
+    ),
     "python -m lm.main --config=configs/transformer_base.py:text=wmt14.en-de.jsonl --config.mesh.fsdp=4": (
         "--config=tests/configs/tiny_seq2seq.py:text=wmt14.en-de.jsonl --config.mesh.fsdp=4 --workdir=runs/pairs_of_wmt"
     ),
-    "python -m lm.main '--config=configs/t5_base.py:text=c4/en/*.json'": (
-        "--config=tests/configs/tiny_span.py:text=c4/en/*.json --workdir=runs/c4"
+    "python -m lm.main '--config=configs/t5_base.py:text=c4/en/*.json.gz'": (
+        "--config=tests/configs/tiny_span.py:text=c4/en/*.json.gz --workdir=runs/c4"
     ),
     "python -m lm.main --config=configs/extract_nano.py:text=squad.json,start=HF_DIR": (
         f"--config=configs/extract_nano.py:text=squad.json,start=BERT,length=48 --workdir=runs/questions {SHORT}"
@@ -143,7 +147,6 @@ def furnish(folder: Path) -> None:
         **dict.fromkeys(TEXTS, text),
         **{name: "\n\n".join(text.split("\n\n")[i :: len(SEVERAL)]) for i, name in enumerate(SEVERAL)},
         **{f"articles/{name}.txt": ARTICLE.format(name) for name in "abcdefghijkl"},
-        "c4/en/a.json": "\n".join(lines),
         "lambada.jsonl": '{"text": "The list is long enough."}\n' * 4,
         **dict.fromkeys(QUESTIONS, json.dumps(SQUAD)),
         **dict.fromkeys(("reviews.csv", "new.csv"), REVIEWS),
@@ -162,6 +165,8 @@ def furnish(folder: Path) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
+    (folder / "c4/en").mkdir(parents=True)
+    (folder / "c4/en/a.json.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     for name in ("fineweb/sample/10BT", "wikipedia/20231101.en"):
         (folder / name).mkdir(parents=True)
         table = pyarrow.table({"text": [json.loads(line)["text"] for line in lines]})

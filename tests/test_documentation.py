@@ -18,7 +18,7 @@ from tests.stand_ins import INSTEAD, build, devices, local, tiny
 README = ROOT / "README.md"
 DISTINCT = list({command.text: command for command in EVERY}.values())
 # What a page may name beside this project's own commands.
-OTHERS = {"pip", "curl", "hf", "gunzip", "bash", "sbatch", "docker", "kubectl"}
+OTHERS = {"pip", "curl", "hf", "bash", "sbatch", "docker", "kubectl"}
 # Commands that the slow test leaves out, with the reason or the test that runs them.
 ELSEWHERE = {
     "bash launch/quickstart.sh": "installs packages",
@@ -115,7 +115,7 @@ def test_flags_in_the_text_are_flags_of_a_command(tmp_path):
         "lm.explain",
         "lm.compile",
         "lm.convert",
-        "lm.data.prepare",
+        "lm.prepare",
         "lm.objectives",
         "launch.learning",
         "launch.sweep",

@@ -29,7 +29,7 @@ FLOORS = (
     ("train", "looks", "progress", "closing", "restore", "timing"),
     ("studies",),
     ("planning",),
-    ("main", "generate", "predict", "evaluate", "compile", "plots", "language_model"),
+    ("main", "generate", "predict", "evaluate", "compile", "prepare", "plots", "language_model"),
 )  # fmt: skip
 ENTRIES = FLOORS[-1]
 GROUND = tuple(f"lm.{name}" for name in ("errors", "strict_json", "sizes", "outputs"))

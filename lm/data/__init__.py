@@ -3,7 +3,7 @@
 Read in this order:
 
     types        pieces of running text, labelled examples, their sources and readers
-    files        files as records: lines, JSON lines and rows of tables, with FILE:LINE
+    files        files as records: lines, JSON lines and rows of tables, with FILE:LINE; packed: .gz and .zst
     text/        formats of running text, read by index
     tokenizer/   text to ids and back
     corpus/      tokenise once into a cache; split; augment
@@ -11,5 +11,4 @@ Read in this order:
     labelled/    formats of labelled examples, for fine-tuning
     sources      sources by the arguments of configs; mixtures
     demo         the interpreter's documentation, as text and as labelled examples
-    prepare      the command: tokenise a corpus ahead of its runs
 """

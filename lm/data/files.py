@@ -2,7 +2,7 @@
 
 The one place where files of text are opened, decoded and checked. A corpus is read by index from memory maps (`Files.map`,
 `Files.text`), so that it may be larger than memory; labelled examples and word lists are read whole (`texts`, `lines`,
-`records`). Every error is a UserError that names file and line.
+`records`). Names that end with .gz or .zst are decompressed as they are read. Every error is a UserError with file and line.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import itertools
 import mmap
 import os
 import sys
@@ -18,11 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.data.packed import Unpacked, codec, read_bytes
+from lm.data.types import JSON_LINES, TABLES, format_name
 from lm.errors import UserError, check
 from lm.strict_json import parse_json
 
-TABLES = (".csv", ".tsv", ".tab")
-JSON_LINES = (".jsonl", ".ndjson", ".json")
 BLOCK = 1 << 26  # bytes searched for line ends at once
 
 
@@ -33,45 +34,88 @@ class Record(NamedTuple):
     where: str
 
 
-class Files:
-    """The files behind a path, a glob or a comma list of them; keeps the last memory map open."""
+class Group(NamedTuple):
+    """Consecutive files, or a range of bytes, `span`, of a single one; `size`: their bytes."""
 
-    def __init__(self, path: str):
-        self.paths = expand(path)
+    size: int
+    paths: list[str]
+    span: tuple[int, int] | None = None
+
+
+class Files:
+    """The files behind a path, a glob or a comma list of them; keeps the last one's memory map.
+
+    `group`: those of a group alone.
+    """
+
+    def __init__(self, path: str, group: Group | None = None):
+        self.paths = group.paths if group else expand(path)
+        self.span = group.span if group else None
         self.name = ",".join(dict.fromkeys(os.path.basename(p) for p in self.paths[:3]))
         if len(self.paths) > 3:
             self.name += f",+{len(self.paths) - 3}"
-        self._last: tuple[int, mmap.mmap] | None = None
+        self._last: tuple[int, mmap.mmap | Unpacked] | None = None
 
     def inputs(self) -> list[str]:
         return self.paths
 
+    def groups(self, size: int, lines: bool = False) -> list[Group]:
+        """Group consecutive files of up to `size` bytes together; a larger file is cut between `lines`, or alone."""
+        groups: list[Group] = []
+        for file, path in enumerate(self.paths):
+            own = os.path.getsize(path)
+            if own > size and lines and not codec(path):
+                groups += [Group(b - a, [path], (a, b)) for a, b in itertools.pairwise(self._borders(file, size))]
+            elif groups and not groups[-1].span and groups[-1].size + own <= size:
+                groups[-1] = Group(groups[-1].size + own, [*groups[-1].paths, path])
+            else:
+                groups.append(Group(own, [path]))
+        return groups
+
+    def _borders(self, file: int, size: int) -> list[int]:
+        """Return offsets of lines, each the first after `size` bytes from the one before, and the file's end."""
+        data, borders = self.map(file), [0]
+        while borders[-1] < len(data):
+            at = min(borders[-1] + size, len(data))
+            line = data.find(b"\n", at, len(data))
+            borders.append(line + 1 if line >= 0 else len(data))
+        return borders
+
     # -- by index ------------------------------------------------------------------------------------------------------
 
-    def map(self, file: int) -> mmap.mmap:
+    def map(self, file: int) -> mmap.mmap | Unpacked:
         last = self._last
         # One map at a time: a corpus may have more files than a process may hold open.
         if last is None or last[0] != file:
-            with open(self.paths[file], "rb") as handle:
-                last = self._last = (file, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+            last = self._last = (file, _mapped(self.paths[file]))
         return last[1]
+
+    def empty(self, file: int) -> bool:
+        """Return whether a file has no byte, of which there is no memory map."""
+        return not (codec(self.paths[file]) or os.path.getsize(self.paths[file]))
 
     def first(self, file: int) -> int:
         """Return the offset of the first byte behind a byte-order mark."""
+        if self.span and self.span[0]:
+            return self.span[0]
         return 3 if self.map(file)[:3] == b"\xef\xbb\xbf" else 0
+
+    def end(self, file: int) -> int:
+        """Return the offset behind the last byte."""
+        return self.span[1] if self.span else len(self.map(file))
 
     def line_starts(self, file: int) -> np.ndarray:
         """Return the byte offset of each line, int64 [lines], reading the file once in blocks."""
-        if not os.path.getsize(self.paths[file]):  # mmap refuses an empty file
+        if self.empty(file):
             return np.zeros(0, np.int64)
-        data, start = self.map(file), self.first(file)
+        data, start, end = self.map(file), self.first(file), self.end(file)
         blocks = [np.array([start])]
-        for at in range(start, len(data), BLOCK):
-            block = np.frombuffer(data[at : at + BLOCK], np.uint8)
+        for at in range(start, end, BLOCK):
+            block = np.frombuffer(data[at : min(at + BLOCK, end)], np.uint8)
             blocks.append(np.flatnonzero(block == ord("\n")) + at + 1)
         starts = np.concatenate(blocks)
         # A line end that closes the file opens no further line.
-        return starts[starts < len(data)]
+        return starts[starts < end]
 
     def text(self, file: int, start: int, stop: int) -> str:
         """Decode bytes [start, stop) of a file."""
@@ -82,8 +126,7 @@ class Files:
     def texts(self) -> Iterator[tuple[str, str]]:
         """Yield (path, text without a byte-order mark) of each file."""
         for path in self.paths:
-            with open(path, "rb") as file:
-                yield path, decode(file.read(), path).removeprefix("\ufeff")
+            yield path, decode(read_bytes(path), path).removeprefix("\ufeff")
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yield (FILE:LINE, line without its "\\n") of each line; the last of a file that ends with "\\n" is empty."""
@@ -98,9 +141,9 @@ class Files:
         `columns` names the columns of tables that have no row of names.
         """
         for path, text in self.texts():
-            if path.lower().endswith(TABLES):
+            if format_name(path).endswith(TABLES):
                 yield from _table_records(path, text, columns, quoted)
-            elif path.lower().endswith(JSON_LINES):
+            elif format_name(path).endswith(JSON_LINES):
                 for number, line in enumerate(text.split("\n"), 1):
                     if line.strip():
                         record = json_record(line, f"{path}:{number}")
@@ -108,7 +151,7 @@ class Files:
                             _check_texts(record)
                         yield record
             else:
-                raise UserError(f"{path}: name it .csv, .tsv or .jsonl, so that its format is known")
+                raise UserError(f"{path}: name it .csv, .tsv or .jsonl (.gz, .zst), so that its format is known")
 
 
 def json_record(line: str, where: str) -> Record:
@@ -136,7 +179,7 @@ def table_rows(lines: Iterable[str], path: str, quoted: bool, width: int = 0) ->
 
 def csv_reader(lines: Iterable[str], path: str, quoted: bool):
     """Parse rows; columns are separated by tabs in .tsv and .tab files, else by commas."""
-    delimiter = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
+    delimiter = "\t" if format_name(path).endswith((".tsv", ".tab")) else ","
     if quoted:
         return csv.reader(lines, delimiter=delimiter, strict=True)
     return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
@@ -157,20 +200,25 @@ def decode(raw: bytes, path: str, start: int = 0) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = 1 + raw.count(b"\n", 0, error.start) + (_line_ends(path, start) if start else 0)
+        line = 1 + raw.count(b"\n", 0, error.start) + (line_ends(path, start) if start else 0)
         raise UserError(
             f"{path}:{line}: byte {start + error.start} (0x{raw[error.start]:02x}) is not UTF-8; "
             f"convert the file first: iconv -f ENCODING -t UTF-8 (or -c to drop such bytes)"
         ) from None
 
 
-def _line_ends(path: str, stop: int) -> int:
+def line_ends(path: str, stop: int) -> int:
     """Count the line ends before byte `stop` of a file."""
-    count = 0
-    with open(path, "rb") as file:
-        while block := file.read(min(BLOCK, stop)):
-            count, stop = count + block.count(b"\n"), stop - len(block)
-    return count
+    data = _mapped(path)
+    return sum(data[at : min(at + BLOCK, stop)].count(b"\n") for at in range(0, stop, BLOCK))
+
+
+def _mapped(path: str) -> mmap.mmap | Unpacked:
+    """Map a file's text, which is not empty."""
+    if codec(path):
+        return Unpacked(path)
+    with open(path, "rb") as handle:
+        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def check_text(text: str, where: str, name: str) -> None:
@@ -192,6 +240,7 @@ def expand(path: str) -> list[str]:
     """List the files of a path, a glob or a comma list of them, sorted within each glob."""
     paths: list[str] = []
     for part in filter(None, (p.strip() for p in path.split(","))):
+        check("://" not in part, f"{part}: addresses are not read: mount the bucket as a folder, or download the files")
         part = os.path.expanduser(part)
         if os.path.isdir(part):
             raise UserError(f"{part} is a folder: name its files, for example '{os.path.join(part, '*.txt')}'")

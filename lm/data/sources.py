@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm.data.demo import Documentation
-from lm.data.types import ExampleSource, Piece, Reader, TextSource, labelled
+from lm.data.types import JSON_LINES, TABLES, ExampleSource, Piece, Reader, TextSource, format_name, labelled
 from lm.errors import UserError
 
 
@@ -34,7 +34,7 @@ def source_from(text: str | None = None, data: str | None = None) -> TextSource:
         return Parquet(path=text)
     from lm.data.text.files import JsonLines, Text
 
-    return (JsonLines if text.endswith((".jsonl", ".json", ".ndjson")) else Text)(path=text)
+    return (JsonLines if format_name(text).endswith(JSON_LINES) else Text)(path=text)
 
 
 def pairs_from(text: str | None = None) -> TextSource:
@@ -42,11 +42,11 @@ def pairs_from(text: str | None = None) -> TextSource:
 
     Pairs are the fields "source" and "target" of JSON lines or of a table; any other text is restored sentence by sentence.
     """
-    if text and text.endswith((".jsonl", ".json", ".ndjson")):
+    if text and format_name(text).endswith(JSON_LINES):
         from lm.data.text.files import JsonLines
 
         return JsonLines(path=text, fields=("source", "target"))
-    if text and text.endswith((".csv", ".tsv", ".tab")):
+    if text and format_name(text).endswith(TABLES):
         from lm.data.text.tables import Table
 
         return Table(path=text, fields=("source", "target"))

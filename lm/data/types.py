@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,14 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import numpy as np
 
 from lm.errors import UserError
+
+TABLES = (".csv", ".tsv", ".tab")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+
+
+def format_name(path: str) -> str:
+    """Return a path in lower case without the ending of its compression: it ends with that of the format."""
+    return re.sub(r"\.(gz|zst)$", "", path.lower())
 
 
 class Piece(NamedTuple):
@@ -43,6 +52,15 @@ class Reader(Protocol):
 
     def inputs(self) -> list[str]:
         """List the files of the text."""
+
+
+def portions(reader: Reader, size: int) -> list[tuple[int, Reader]]:
+    """Cut a reader between documents by its method `cut`; return (bytes of files, reader) of portions of up to `size` bytes.
+
+    A reader without the method, and a file that cannot be cut, is a portion of any size.
+    """
+    cut = getattr(reader, "cut", None)
+    return cut(size) if cut else [(sum(map(os.path.getsize, reader.inputs())), reader)]
 
 
 class TextSource:

@@ -13,14 +13,14 @@ import jax
 
 from lm.config import Config
 from lm.data.corpus.corpus import Corpus
-from lm.data.files import TABLES, Files, table_rows
+from lm.data.files import Files, table_rows
 from lm.data.labelled.columns import Columns, Entities
 from lm.data.labelled.files import Labelled
 from lm.data.labelled.questions import Questions
 from lm.data.sources import components
 from lm.data.text.tagged import UNIT
 from lm.data.tokenizer.tokenizer import Tokenizer
-from lm.data.types import Example, ExampleSet, ExampleSource, TextSource
+from lm.data.types import TABLES, Example, ExampleSet, ExampleSource, TextSource, format_name
 from lm.errors import UserError, check, unknown
 from lm.evaluation.downstream import Found, ask, squad
 from lm.evaluation.held_out import held_out_of
@@ -69,7 +69,7 @@ def select_task(config: Config, params: Any, task: str | None) -> tuple[Config, 
 
 def read_examples(path: str, objective: Any, own: ExampleSource | TextSource) -> list[Example]:
     """Read the examples of a file whose format is that of the run's `own` source; their labels become placeholders."""
-    ending, answers = Path(path).suffix.lower(), objective.answers
+    ending, answers = Path(format_name(path)).suffix, objective.answers
     kind, reads, tags = answers.kind, answers.reads, answers.form == TAGS.name
     # A tagger first: a .tsv of words in columns would else be read as a table of examples.
     if tags and (path == "-" or ending in (*WORDS, ".txt")):
@@ -106,7 +106,7 @@ def read_table(path: str, reads: Sequence[str], own: ExampleSource | TextSource)
     own = own if isinstance(own, Labelled) else Labelled(path=path)
     columns = own.columns
     # Without a header row the number of columns tells whether the file has labels.
-    if columns and Path(path).suffix.lower() in TABLES:
+    if columns and Path(format_name(path)).suffix in TABLES:
         name, text = next(Files(path).texts())
         _, first = next(table_rows(io.StringIO(text, newline=""), name, own.quoted), (1, []))
         columns = columns if len(first) == len(columns) else tuple(name for name in columns if name in reads)
@@ -121,7 +121,7 @@ def sentences(path: str, labels: Sequence[str], own: ExampleSource | TextSource)
     if path != "-" and isinstance(own, Entities) and real and all(UNIT.match(word) for word in real[0].split()):
         return dataclasses.replace(own, path=path).open().examples
     # A .txt file has a sentence a line, unless the run learned from columns in one and this one looks like that.
-    plain = path.lower().endswith(".txt")
+    plain = format_name(path).endswith(".txt")
     columnar = columns is own and own.path.lower().endswith(".txt") and is_tagged(real, labels)
     if path == "-" or (plain and not columnar):
         split = str.split if spaced else lambda line: [c for c in line if not c.isspace()]

@@ -11,7 +11,7 @@ import numpy as np
 
 from lm.data.rows.prompts import Prompt
 from lm.data.text.files import JsonLines, Text
-from lm.data.types import documents
+from lm.data.types import JSON_LINES, documents, format_name
 from lm.decode.score import Pair, Scored
 from lm.errors import check, check_range
 from lm.evaluation.files import read_examples
@@ -47,7 +47,7 @@ class Perplexity:
         check_range(self, 0, float("inf"), "window", "stride")
 
     def texts(self) -> Iterator[str]:
-        lines = self.path.lower().endswith((".jsonl", ".ndjson", ".json"))
+        lines = format_name(self.path).endswith(JSON_LINES)
         return documents((JsonLines(path=self.path, field=self.field) if lines else Text(path=self.path)).open())
 
     def measure(self, subject: Subject) -> Figures:

@@ -20,12 +20,12 @@ from lm.data.corpus import tokenise
 from lm.data.corpus.prepare import prepare
 from lm.data.corpus.split import Split, choose_split, position, split_parts
 from lm.data.corpus.store import Tokens
-from lm.data.prepare import summary
 from lm.data.sources import Mixture
 from lm.data.text.files import JsonLines, Text
 from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters
 from lm.data.types import Piece
 from lm.errors import UserError
+from lm.prepare import summary
 from tests import processes
 
 ROOT = Path(__file__).parents[2]
@@ -355,7 +355,7 @@ def test_a_cache_that_cannot_be_written(tmp_path):
 
 
 def command(*flags: str):
-    return processes.command("lm.data.prepare", *flags)
+    return processes.command("lm.prepare", *flags)
 
 
 def test_command_line(tmp_path):

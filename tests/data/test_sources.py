@@ -195,6 +195,15 @@ def test_tfds_without_tensorflow(local_text):
     assert "tensorflow" not in sys.modules
 
 
+def test_tfds_is_cut_by_records(local_text):
+    reader = Tfds(name="local_text", data_dir=local_text).open()
+    parts = reader.cut(-(-reader.size // 3))
+    assert len(parts) == 3
+    assert sum(size for size, _ in parts) <= reader.size
+    assert [one[i].text for _, one in parts for i in range(len(one))] == [reader[i].text for i in range(len(reader))]
+    assert [len(one) for _, one in reader.cut(1 << 60)] == [len(reader)]
+
+
 def test_tfds_mistakes(local_text):
     prepared = str(local_text / "local_text" / "1.0.0")
     with pytest.raises(UserError, match="no field 'body'; it has id, text"):

@@ -165,21 +165,22 @@ def saves() -> list[Case]:
 
 # -- caches --------------------------------------------------------------------------------------------------------------
 
-PREPARE = "lm.data.prepare --text=a.txt --tokenizer=bytes --cache=c"
+PREPARE = "lm.prepare --text=a.txt --tokenizer=bytes --cache=c"
 
 
 def prepared(damage: Callable[[Path, Path], None]) -> Callable[[Path], None]:
     """Prepare a corpus, then damage it: `damage(folder of the case, folder of the corpus)`."""
 
     def work(folder: Path) -> None:
-        import lm.data.prepare as prepare
+        from lm.data.corpus.corpus import Data
+        from lm.data.corpus.prepare import prepare
         from lm.data.text.files import Text
         from lm.data.tokenizer.tokenizer import Bytes
 
         here = Path.cwd()
         os.chdir(folder)
         try:
-            found = prepare.prepare(prepare.Data(source=Text(path="a.txt"), tokenizer=Bytes()), folder / "c")
+            found = prepare(Data(source=Text(path="a.txt"), tokenizer=Bytes()), folder / "c")
             damage(folder, Path(found.folder))
         finally:
             os.chdir(here)
@@ -234,7 +235,7 @@ def caches() -> list[Case]:
     cases = [Case(CACHE, name, PREPARE, expect, damage=prepared(damage)) for name, damage, expect in (*CACHES, *more)]
     odd = {"a b.txt": "02 ", "ü.txt": "0 ü", "a,b.txt": "02 ", "[x].txt": "02 "}
     cases += [
-        Case(CACHE, f"a text named {name}", f'lm.data.prepare "--text={name}" --tokenizer=bytes --cache=c', expect,
+        Case(CACHE, f"a text named {name}", f'lm.prepare "--text={name}" --tokenizer=bytes --cache=c', expect,
              files={name: "some text of its own\n" * 60}) for name, expect in odd.items()
     ]  # fmt: skip
     return cases

@@ -20,7 +20,7 @@ from tests.hostile.typed import TINY
 
 KILLS, BOTH, FINITE, HONEST = "kills and full disks", "concurrency", "NaN and infinity", "numerical honesty"
 SAMPLE = "lm.generate --model=HF --prompts=many.txt --output=o.jsonl --max_new_tokens=6 --strategy=greedy"
-PREPARE = "lm.data.prepare --text=big.txt --tokenizer=bpe --vocab=300 --cache=c"
+PREPARE = "lm.prepare --text=big.txt --tokenizer=bpe --vocab=300 --cache=c"
 
 
 def start(line: str, **more) -> subprocess.Popen:

@@ -103,6 +103,7 @@ stray words => stray
 """
 
 OBJECTIVES = """
+lm.main --config=tests/configs/tiny.py --workdir=gs://bucket/w => mount
 lm.main --config=none.py --workdir=w => none.py
 lm.main --workdir=w => config
 lm.main --config=configs --workdir=w => configs
@@ -309,23 +310,25 @@ lm.compile => config
 lm.compile --config={TINY} --topology=v5e:4x5x9 => topology|libtpu
 lm.compile --config={TINY} --vocab=-1 => vocab
 lm.compile --config=none.py => none.py
-lm.data.prepare --text=none.txt => none.txt
-lm.data.prepare --text=none*.txt => none
-lm.data.prepare --text=empty.txt => empty.txt|no text
-lm.data.prepare --text=bytes.txt => UTF-8
-lm.data.prepare --text=a.txt --tokenizer=none => tokenizer
-lm.data.prepare --text=a.txt --tokenizer=notes.txt => notes.txt
-lm.data.prepare --text=a.txt --vocab=0 => vocab
-lm.data.prepare --text=a.txt --vocab=1000000000000 => vocab|memory|needs
-lm.data.prepare --text=a.txt --validation=1 => validation
-lm.data.prepare --text=a.txt --validation=nan => validation
-lm.data.prepare --text=broken.jsonl => broken.jsonl
-lm.data.prepare --text=deep.jsonl => deep.jsonl
-lm.data.prepare --text=digits.jsonl => digits.jsonl
-lm.data.prepare --text=list.jsonl => list.jsonl
-lm.data.prepare --text=junk.parquet => junk.parquet
-lm.data.prepare --text=a.txt --cache=notes.txt/x => notes.txt
-lm.data.prepare --data=unheard:x => unheard
+lm.prepare --text=gs://bucket/a.txt => mount
+lm.prepare --text=a.txt --shard=3/2 => --shard=3/2
+lm.prepare --text=none.txt => none.txt
+lm.prepare --text=none*.txt => none
+lm.prepare --text=empty.txt => empty.txt|no text
+lm.prepare --text=bytes.txt => UTF-8
+lm.prepare --text=a.txt --tokenizer=none => tokenizer
+lm.prepare --text=a.txt --tokenizer=notes.txt => notes.txt
+lm.prepare --text=a.txt --vocab=0 => vocab
+lm.prepare --text=a.txt --vocab=1000000000000 => vocab|memory|needs
+lm.prepare --text=a.txt --validation=1 => validation
+lm.prepare --text=a.txt --validation=nan => validation
+lm.prepare --text=broken.jsonl => broken.jsonl
+lm.prepare --text=deep.jsonl => deep.jsonl
+lm.prepare --text=digits.jsonl => digits.jsonl
+lm.prepare --text=list.jsonl => list.jsonl
+lm.prepare --text=junk.parquet => junk.parquet
+lm.prepare --text=a.txt --cache=notes.txt/x => notes.txt
+lm.prepare --data=unheard:x => unheard
 lm.evaluation.kneser_ney --config={TINY} --order=0 => order
 lm.evaluation.kneser_ney --config={TINY} --order=100000 => order|memory|needs
 lm.evaluation.kneser_ney --config=none.py => none.py

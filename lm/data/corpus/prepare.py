@@ -1,20 +1,17 @@
 """Tokenise a corpus once and open it from the cache afterwards.
 
 A prepared corpus lives in $LM_CACHE (~/.cache/lm) under a key made of everything it depends on. It is written beside
-its final name with a journal: a killed run goes on where it stopped, and nothing half-written looks whole.
+its final name (`lm.data.corpus.shards`), so that nothing half-written looks whole.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from lm.data.sources import Concatenation, components
 from lm.data.text.words import Words
 from lm.data.tokenizer.tokenizer import BytePair, Pretrained, Tokenizer, WordPiece
 from lm.data.types import Reader, labelled
-from lm.errors import UserError
+from lm.errors import UserError, check
 
 
 def prepare(
@@ -39,6 +36,19 @@ def prepare(
     A damaged cache, or one whose text changed, is set aside and prepared anew: the same text gives the same tokens, bit by
     bit. Streams of up to `store.VERIFIED` bytes are compared with their checksums, with `whole` those of any size.
     """
+    corpus = prepare_portion(data, (0, 1), cache, report, whole)
+    assert corpus is not None
+    return corpus
+
+
+def prepare_portion(
+    data: Data,
+    portion: tuple[int, int],
+    cache: str | os.PathLike | None = None,
+    report: Callable[[str], None] | None = None,
+    whole: bool = False,
+) -> Corpus | None:
+    """Prepare every n-th shard from number i on, `portion` (i, n); return the corpus once all its shards are prepared."""
     report = report or (lambda line: None)
     if any(labelled(source) for _, source in components(data.source)):
         from lm.data.corpus.gather import gather
@@ -50,18 +60,17 @@ def prepare(
     root = _cache_root(cache)
     key = _key(data, [reader for _, reader in readers], validation)
     final = root / f"{readers[0][1].name.replace('/', '_').replace(':', '_')[:40]}-{key}"
-    corpus, problem = _stored(final, readers, validation, report, whole)
-    if corpus is None:
-        try:
-            with _exclusive(root, final.name, report) as folder:
-                corpus, problem = _stored(final, readers, validation, report, whole)  # another process may have made it
-                if corpus is None:
-                    if problem:
-                        report(f"{problem}: set aside as {set_aside(final).name}, and prepared anew")
-                    from lm.data.corpus.tokenise import Tokenisation
 
-                    Tokenisation(data.tokenizer, readers, validation, folder, report).run()
-                    _publish(folder, final)
+    def stored() -> tuple[Corpus | None, str]:
+        return _stored(final, readers, validation, report, whole)
+
+    corpus, problem = stored()
+    if corpus is None:
+        from lm.data.corpus.shards import Preparation
+
+        try:
+            if not Preparation(data.tokenizer, readers, validation, final, report).run(portion, stored):
+                return None
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
                 line = f"{problem}, and " if problem else ""
@@ -85,21 +94,13 @@ def _stored(
     state = fingerprint(everything.inputs())
     if state not in remembered(final):
         # Copied, or changed with size and time kept. The digest of the text does not cover its marks.
-        from lm.data.corpus.tokenise import content
+        from lm.data.corpus.shards import text_digest
 
         report(f"the files of {corpus.name} were touched since they were prepared: comparing their text")
-        if everything.marked or content(opened, report) != corpus.sha256:
+        if everything.marked or text_digest(final, readers, validation, report) != corpus.sha256:
             return None, f"{final} is of another text, though size and time are the same"
         remember(final, state)
     return corpus, ""
-
-
-def set_aside(path: Path) -> Path:
-    """Rename an unusable folder, so that nothing is lost; return the new path."""
-    number = 1
-    while os.path.lexists(other := path.with_name(f"{path.name}.aside-{number}")):
-        number += 1
-    return path.rename(other)
 
 
 def _opened(source: Any, words: Words | None) -> Reader:
@@ -124,7 +125,9 @@ def _open(folder: Path, shares: list[float], whole: bool) -> Corpus:
 
 
 def _cache_root(cache: str | os.PathLike | None) -> Path:
-    root = Path(cache or os.environ.get("LM_CACHE") or "~/.cache/lm").expanduser() / "corpora"
+    name = str(cache or os.environ.get("LM_CACHE") or "~/.cache/lm")
+    check("://" not in name, f"{name}: the cache is a folder; mount the bucket as one, and set LM_CACHE to it")
+    root = Path(name).expanduser() / "corpora"
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -146,32 +149,3 @@ def _key(data: Data, readers: list[Reader], validation: float | Reader) -> str:
     rule = validation if isinstance(validation, int | float) else validation.signature()
     facts = [FORMAT, [reader.signature() for reader in readers], tokenizer, rule]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _exclusive(root: Path, name: str, report: Callable[[str], None]) -> Iterator[Path]:
-    """Lock `name` for writing; yield the folder to write in. The lock ends with its process."""
-    folder = root / f"{name}.partial"
-    with open(root / f"{name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report("another process prepares this corpus: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: a folder per process, and the first to finish wins
-            folder = root / f"{name}.partial-{os.uname().nodename}-{os.getpid()}"
-        if os.path.lexists(folder) and not folder.is_dir():
-            report(f"{folder} is no folder: set aside as {set_aside(folder).name}")
-        folder.mkdir(exist_ok=True)
-        yield folder
-
-
-def _publish(folder: Path, final: Path) -> None:
-    (folder / "journal.json").unlink()
-    try:
-        folder.rename(final)
-    except OSError:
-        # Without locks another process may have been first: its folder is the same, bit for bit.
-        if not (final / "corpus.json").exists():
-            raise
-        shutil.rmtree(folder)

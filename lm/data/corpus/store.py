@@ -8,11 +8,12 @@ its end (the separator after it) included. A tokenizer without a separator gives
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -20,20 +21,23 @@ from lm.data.corpus.digests import DamagedCorpus
 from lm.errors import UserError
 from lm.strict_json import load_json
 
+if TYPE_CHECKING:
+    from lm.data.corpus.joined import Joined
+
 ALL_MARKS = 15  # every bit of lm.data.text.words
 FORMAT = 3  # part of every cache key: raise it when the layout, the split or a reader's output changes
 VERIFIED = 100_000_000  # bytes of a stream verified at every opening: 40 ms
 
 
 class Tokens:
-    """A stream of ids. `tokens`: uint16 or uint32 [n]; `starts`: int64 [documents].
+    """A stream of ids. `tokens`: uint16 or uint32 [n], of several shards a `Joined` array; `starts`: int64 [documents].
 
     A document starts at the separator before it. `raw_bytes` counts the UTF-8 bytes of the text without separators.
     `marks`: uint8 [n], the bits of `lm.data.text.words` for each token, or None.
     """
 
-    def __init__(self, tokens: np.ndarray, starts: np.ndarray, header: dict, marks: np.ndarray | None = None):
-        # Plain views: slicing np.memmap itself costs three times as much.
+    def __init__(self, tokens: np.ndarray | Joined, starts: np.ndarray, header: dict, marks: np.ndarray | Joined | None = None):
+        # Plain views: slicing np.memmap itself costs three times as much. `Joined` arrays view as they are.
         self.tokens, self.starts = tokens.view(np.ndarray), starts.view(np.ndarray)
         self.marks = None if marks is None else marks.view(np.ndarray)
         self.header = header
@@ -62,10 +66,11 @@ class Tokens:
         else:
             cut = last = middle
             starts = np.zeros_like(self.starts)
-        chosen = slice(cut, None) if second else slice(last)
-        share = (len(self.tokens[chosen]) - 1) / max(len(self) - 1, 1)
+        low, high = (cut, len(self)) if second else (0, last)
+        share = (high - low - 1) / max(len(self) - 1, 1)
         header = {**self.header, "raw_bytes": round(self.raw_bytes * share)}
-        return Tokens(self.tokens[chosen], starts, header, None if self.marks is None else self.marks[chosen])
+        marks = None if self.marks is None else _stretch(self.marks, low, high)
+        return Tokens(_stretch(self.tokens, low, high), starts, header, marks)
 
     @staticmethod
     def open(base: Path, whole: bool = False) -> Tokens:
@@ -75,6 +80,11 @@ class Tokens:
         """
         try:
             header = load_json(base.with_suffix(".json"), dict)
+            if "shards" in header:
+                from lm.data.corpus.joined import open_arrays
+
+                joined, starts, bits = open_arrays(base, header, math.inf if whole else VERIFIED)
+                return Tokens(joined, starts, header, bits)
             tokens = _map(base.with_suffix(".bin"), np.dtype(header["dtype"]))
             starts = _map(base.with_suffix(".starts"), np.dtype("<i8"))
             marks = _map(base.with_suffix(".marks"), np.dtype("u1")) if header.get("marks") else None
@@ -103,6 +113,10 @@ class Tokens:
         stream = np.concatenate(parts).astype(id_type(vocab))
         header = {"raw_bytes": raw_bytes, "separator": separator, "vocab": vocab}
         return Tokens(stream, np.array(starts, np.int64), header)
+
+
+def _stretch(array: np.ndarray | Joined, low: int, high: int) -> np.ndarray | Joined:
+    return array[low:high] if isinstance(array, np.ndarray) else array.stretch(low, high)
 
 
 def id_type(vocab: int) -> np.dtype:

@@ -1,120 +1,81 @@
-"""Tokenise readers into the files of one folder, batch by batch, with a journal to resume from after a kill."""
+"""Tokenise readers into the token files of one shard, batch by batch, with a journal to resume from after a kill."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lm.data.corpus import digests
 from lm.data.corpus.digests import DamagedCorpus
-from lm.data.corpus.split import Part, Split, choose_split, split_parts
+from lm.data.corpus.split import Part, Split, split_parts
 from lm.data.corpus.store import Writer
 from lm.data.sources import Concatenation
 from lm.data.text import words
-from lm.data.tokenizer.tokenizer import BytePair, Characters, Tokenizer, Vocabulary, WordPiece
+from lm.data.tokenizer.tokenizer import Tokenizer
 from lm.data.types import Reader
 from lm.errors import UserError
 
 BATCH_CHARACTERS = 4 << 20  # tokenised at once, then journalled: bounds memory and the loss of a kill
 BATCH_PARTS = 4096
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # the second only where it is needed
+
+
+class Stream(NamedTuple):
+    """The text of a reader on its way to the token file `name`, or (its part that is `held_out`) to "validation"."""
+
+    name: str
+    reader: Reader
+    split: Split
+    held_out: bool = False  # all of it
 
 
 class Tokenisation:
-    """The preparation of one corpus in `folder`; every step can be repeated after a kill."""
+    """The preparation of the text of `streams` in `folder`; every step can be repeated after a kill."""
 
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        readers: list[tuple[float, Reader]],
-        validation: float | Reader,
-        folder: Path,
-        report: Callable[[str], None],
-    ):
-        self.vocabulary, self.readers, self.folder = vocabulary, readers, folder
-        self.separate = None if isinstance(validation, int | float) else validation
-        self.share = validation if isinstance(validation, int | float) else 0.0
+    def __init__(self, tokenizer: Tokenizer, streams: Sequence[Stream], folder: Path, report: Callable[[str], None]):
+        self.tokenizer, self.streams, self.folder = tokenizer, streams, folder
         self.report, self.reported = report, 0.0
-        opened = [reader for _, reader in readers] + ([self.separate] if self.separate else [])
-        everything = Concatenation(tuple(opened))
+        everything = Concatenation(tuple(stream.reader for stream in streams))
         self.marked, self.inputs = everything.marked, everything.inputs()
+        self.names = list(dict.fromkeys([*(stream.name for stream in streams), "validation"]))
 
-    def run(self) -> None:
+    def run(self) -> str:
+        """Write the token files; return the SHA-256 of the text."""
+        text = digests.fingerprint(self.inputs)
+        fresh = {"stream": 0, "pieces": 0, "sizes": {}, "text": text}
         try:
             done = digests.read_sealed(self.folder / "journal.json")
-            digests.verify(self.folder, done["files"])
             # Resuming on a changed text would join two texts in one stream.
-            if done["text"] != digests.fingerprint(self.inputs):
+            if done["text"] != text or done.keys() != fresh.keys():
                 raise DamagedCorpus("the text changed since")
-            self.splits = [Split(**split) for split in done["splits"]]
         except (DamagedCorpus, KeyError, TypeError):
-            done = self._begin()
-        self.tokenizer = Tokenizer.load(self.folder / "tokenizer.json")
+            done = dict(fresh)
         try:
             self._write_all(done)
         except EOFError:  # the machine went down before the files reached the disk: start again
-            self._write_all(self._begin())
-
-    def _begin(self) -> dict:
-        """Choose the splits and make the tokenizer."""
-        text = digests.fingerprint(self.inputs)
-        self.splits = [choose_split(reader, self.share) for _, reader in self.readers]
-        tokenizer = self.vocabulary.build(self._training_text)
-        for name in TOKENIZER:
-            # A killed run may have left the second file, which not every tokenizer writes anew.
-            (self.folder / name).unlink(missing_ok=True)
-        tokenizer.save(self.folder / "tokenizer.json")
-        files = {name: digests.checksum(self.folder / name) for name in TOKENIZER if (self.folder / name).exists()}
-        done = {"stream": 0, "pieces": 0, "sizes": {}, "splits": [dataclasses.asdict(split) for split in self.splits]}
-        done |= {"files": files, "text": text}
-        self._record(done)
-        return done
-
-    def _streams(self) -> list[tuple[str, Reader, Split, bool]]:
-        """List (name of the training stream, reader, split, whether the whole reader is held out)."""
-        streams = [(f"train-{k}", reader, self.splits[k], False) for k, (_, reader) in enumerate(self.readers)]
-        if self.separate:
-            streams.append(("validation", self.separate, Split(), True))
-        return streams
-
-    def _training_text(self) -> Iterator[str]:
-        """Yield the text to train a vocabulary on: the training side; for Characters, all text.
-
-        Each source of a mixture has its share of the vocabulary's `train_bytes`.
-        """
-        self.report("making the vocabulary")
-        for name, reader, split, held_out in self._streams():
-            if isinstance(self.vocabulary, Characters):
-                yield from (part.text for part in split_parts(reader, split))
-            elif not held_out and isinstance(self.vocabulary, BytePair | WordPiece):
-                share = self.readers[int(name.removeprefix("train-"))][0]
-                limit = share * self.vocabulary.train_bytes
-                for part in split_parts(reader, split):
-                    if not part.held_out and limit > 0:
-                        limit -= len(part.text.encode())
-                        yield part.text
-                    if limit <= 0:
-                        break
+            self._write_all(dict(fresh))
+        self._finish()
+        # A text that changed while it was read is compared once more at the next opening.
+        if text == digests.fingerprint(self.inputs):
+            digests.remember(self.folder, text)
+        (self.folder / "journal.json").unlink(missing_ok=True)
+        return self.hashes["all"].hexdigest()
 
     def _write_all(self, done: dict) -> None:
-        self.files, self.text = done["files"], done["text"]
-        names = [f"train-{k}" for k in range(len(self.readers))] + ["validation"]
         vocab, separator = self.tokenizer.vocab, self.tokenizer.separator
         self.writers = {
             name: Writer(self.folder / name, vocab, separator, done["sizes"].get(name, ()), marked=self.marked)
-            for name in names
+            for name in self.names
         }
-        self.hashes = {name: hashlib.sha256() for name in (*names, "all")}
-        self.bytes = dict.fromkeys(names, 0)
+        self.hashes = {name: hashlib.sha256() for name in (*self.names, "all")}
+        self.bytes = dict.fromkeys(self.names, 0)
         # Pieces already written are read and hashed again but not tokenised: the state of a digest cannot be stored.
-        for k, (name, reader, split, held_out) in enumerate(self._streams()):
+        for k, (name, reader, split, held_out) in enumerate(self.streams):
             skip = len(reader) if k < done["stream"] else done["pieces"] if k == done["stream"] else 0
             for batch in _batches(split_parts(reader, split), skip):
                 targets = [name if not (part.held_out or held_out) else "validation" for part in batch]
@@ -124,9 +85,8 @@ class Tokenisation:
                     done |= {"stream": k, "pieces": batch[-1].piece + 1}
                     # Flushed first: the files are at least as long as the journal says; `_reopen` cuts the rest.
                     done["sizes"] = {n: writer.flush() for n, writer in self.writers.items()}
-                    self._record(done)
+                    digests.write_sealed(self.folder / "journal.json", done)
                 self._progress(reader, batch[-1].piece)
-        self._finish()
 
     def _account(self, batch: list[Part], targets: list[str]) -> None:
         for part, target in zip(batch, targets):
@@ -171,28 +131,13 @@ class Tokenisation:
         return np.concatenate(marks[1:]).astype(np.uint8)
 
     def _finish(self) -> None:
-        if self.separate and not self.bytes["validation"]:
-            raise UserError(f"{self.separate.name} has no text in it: give a file with text, or validation=0.05")
         digest = self.tokenizer.sha256()
-        sources = {f"train-{k}": reader.signature() for k, (_, reader) in enumerate(self.readers)}
+        sources = {stream.name: stream.reader.signature() for stream in self.streams if not stream.held_out}
         for name, writer in self.writers.items():
             writer.close(
                 raw_bytes=self.bytes[name], sha256=self.hashes[name].hexdigest(), tokenizer=digest,
                 source=sources.get(name, ""),
             )  # fmt: skip
-        about = {
-            "name": "+".join(reader.name for _, reader in self.readers),
-            "bytes": sum(self.bytes.values()),
-            "sha256": self.hashes["all"].hexdigest(),
-            "files": self.files | {f"{name}.json": digests.checksum(self.folder / f"{name}.json") for name in self.writers},
-        }
-        digests.write_sealed(self.folder / "corpus.json", about)
-        # A text that changed while it was read is compared once more at the next opening.
-        if self.text == digests.fingerprint(self.inputs):
-            digests.remember(self.folder, self.text)
-
-    def _record(self, done: dict) -> None:
-        digests.write_sealed(self.folder / "journal.json", done)
 
     def _progress(self, reader: Reader, piece: int) -> None:
         if time.monotonic() - self.reported > 2:
@@ -207,7 +152,7 @@ def _update(digest: Any, raw: bytes, part: Part) -> None:
         digest.update(repr(part.borders).encode())
 
 
-def content(readers: Sequence[Reader], report: Callable[[str], None]) -> str:
+def content(readers: Iterable[Reader], report: Callable[[str], None]) -> str:
     """Return the SHA-256 of the whole text of these readers, as `Tokenisation` computes it."""
     digest, reported = hashlib.sha256(), time.monotonic()
     for reader in readers:

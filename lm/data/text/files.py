@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import mmap
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from lm.data.files import Files, check_text, json_record, signature
+from lm.data.files import Files, Group, check_text, json_record, line_ends, signature
+from lm.data.packed import Unpacked
 from lm.data.types import Piece, Reader, TextSource, joined
 from lm.errors import UserError, check_choices
 
@@ -20,7 +20,7 @@ PIECE = 1 << 20  # bytes of a long document read at once
 
 @dataclass(frozen=True, kw_only=True)
 class Text(TextSource):
-    """UTF-8 text: a file, a glob, or several of either joined by commas.
+    """UTF-8 text: a file, plain, .gz or .zst, a glob, or several of either joined by commas.
 
     `documents`: one document per file, per line, or per block between blank lines.
     """
@@ -38,14 +38,18 @@ class Text(TextSource):
 class TextReader(Files):
     """Documents as byte ranges, found once; long ones are cut into pieces of about PIECE bytes."""
 
-    def __init__(self, path: str, documents: str):
-        super().__init__(path)
+    def __init__(self, path: str, documents: str, group: Group | None = None):
+        super().__init__(path, group)
         self.documents = documents
+
+    def cut(self, size: int) -> list[tuple[int, Reader]]:
+        groups = self.groups(size, lines=self.documents == "line")
+        return [(group.size, TextReader("", self.documents, group)) for group in groups]
 
     @functools.cached_property
     def index(self) -> np.ndarray:
         """Rows of (file, first byte, byte after the last, whether the document ends), int64 [pieces, 4]."""
-        rows = [self._index(i) for i, p in enumerate(self.paths) if os.path.getsize(p)]
+        rows = [self._index(i) for i in range(len(self.paths)) if not self.empty(i)]
         return np.concatenate([np.zeros((0, 4), np.int64), *rows])
 
     def _index(self, file: int) -> np.ndarray:
@@ -54,7 +58,7 @@ class TextReader(Files):
             starts, stops = np.array([self.first(file)]), np.array([len(data)])
         elif self.documents == "line":
             starts = self.line_starts(file)
-            stops = np.append(starts[1:], len(data))
+            stops = np.append(starts[1:], self.end(file))
         else:
             starts, stops = _blocks(data, self.line_starts(file))
         if len(starts) and (stops - starts).max() > PIECE:
@@ -77,7 +81,7 @@ class TextReader(Files):
         return signature(self.paths, "text", self.documents)
 
 
-def _blocks(data: mmap.mmap, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _blocks(data: mmap.mmap | Unpacked, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the byte ranges between blank lines, from the offsets of all lines."""
     sizes = np.diff(np.append(starts, len(data)))
     # A blank line has at most two bytes, so no other line is looked at.
@@ -89,7 +93,7 @@ def _blocks(data: mmap.mmap, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return starts[begins], (starts + sizes)[ends]
 
 
-def _cuts(data: mmap.mmap, start: int, stop: int) -> list[int]:
+def _cuts(data: mmap.mmap | Unpacked, start: int, stop: int) -> list[int]:
     """Return the offsets where the pieces of bytes [start, stop) begin: after the first line end past each PIECE bytes.
 
     A line longer than another PIECE is cut between two characters instead.
@@ -129,9 +133,13 @@ class JsonLines(TextSource):
 class JsonLinesReader(Files):
     """One object a line; a blank line is an empty document."""
 
-    def __init__(self, path: str, field: str, fields: tuple[str, ...] = ()):
-        super().__init__(path)
+    def __init__(self, path: str, field: str, fields: tuple[str, ...] = (), group: Group | None = None):
+        super().__init__(path, group)
         self.fields, self.lists = fields or (field,), bool(fields)
+
+    def cut(self, size: int) -> list[tuple[int, Reader]]:
+        field, fields = self.fields[0], self.fields if self.lists else ()
+        return [(group.size, JsonLinesReader("", field, fields, group)) for group in self.groups(size, lines=True)]
 
     @functools.cached_property
     def starts(self) -> list[np.ndarray]:
@@ -149,11 +157,17 @@ class JsonLinesReader(Files):
         starts = self.starts[file]
         line = i - int(self.ends[file]) + len(starts)
         start = int(starts[line])
-        stop = int(starts[line + 1]) if line + 1 < len(starts) else len(self.map(file))
-        text = self.text(file, start, stop)
+        stop = int(starts[line + 1]) if line + 1 < len(starts) else self.end(file)
+        text, path = self.text(file, start, stop), self.paths[file]
+        try:
+            return self._piece(text, f"{path}:{line + 1}")
+        except UserError:  # only now are the lines before a range counted
+            return self._piece(text, f"{path}:{line_ends(path, start) + 1}")
+
+    def _piece(self, text: str, where: str) -> Piece:
         if not text.strip():
             return Piece("")
-        values, where = json_record(text, f"{self.paths[file]}:{line + 1}")
+        values, where = json_record(text, where)
         return joined([part for field in self.fields for part in self._texts(values, field, where)])
 
     def _texts(self, values: dict[str, Any], field: str, where: str) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +25,15 @@ class Parquet(TextSource):
         return ParquetReader(self.path, self.column)
 
 
+class Group(NamedTuple):
+    """A row group: its file and number there, its rows, and their bytes before compression."""
+
+    file: int
+    number: int
+    rows: int
+    size: int
+
+
 class ParquetReader:
     """Rows of Parquet files; keeps the last row group's column in memory."""
 
@@ -31,7 +42,7 @@ class ParquetReader:
 
         self.paths, self.column = expand(path), column
         self.name = ",".join(os.path.basename(p) for p in self.paths[:3])
-        groups = []
+        groups: list[Group] = []
         for file, p in enumerate(self.paths):
             try:
                 parquet = pyarrow.parquet.ParquetFile(p)
@@ -44,10 +55,28 @@ class ParquetReader:
             if str(kind) not in ("string", "large_string", "string_view"):
                 raise UserError(f"{p}: column {column!r} is {kind}, not string")
             # From the footer alone: no text is read before it is asked for.
-            groups += [(file, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups)]
+            metas = [parquet.metadata.row_group(g) for g in range(parquet.num_row_groups)]
+            groups += [Group(file, g, meta.num_rows, meta.total_byte_size) for g, meta in enumerate(metas)]
+        self._take(groups)
+
+    def _take(self, groups: list[Group]) -> None:
         self.groups = groups
-        self.ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)
+        self.ends = np.cumsum([group.rows for group in groups], dtype=np.int64)
         self._last: tuple[int, list] | None = None
+
+    def cut(self, size: int) -> list[tuple[int, Reader]]:
+        parts: list[list[Group]] = []
+        for group in self.groups:
+            if parts and sum(one.size for one in parts[-1]) + group.size <= size:
+                parts[-1].append(group)
+            else:
+                parts.append([group])
+        cut: list[tuple[int, Reader]] = []
+        for part in parts:
+            reader = copy.copy(self)
+            reader._take(part)
+            cut.append((sum(group.size for group in part), reader))
+        return cut
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -63,7 +92,7 @@ class ParquetReader:
     def _read(self, group: int) -> list:
         import pyarrow.parquet
 
-        file, number, _ = self.groups[group]
+        file, number = self.groups[group][:2]
         try:
             return pyarrow.parquet.ParquetFile(self.paths[file]).read_row_group(number, [self.column])[0].to_pylist()
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:

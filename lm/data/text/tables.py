@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from lm.data.files import Files, csv_reader, decode, signature, table_rows
+from lm.data.files import Files, Group, csv_reader, decode, signature, table_rows
+from lm.data.packed import byte_lines
 from lm.data.types import Piece, Reader, TextSource, joined
 from lm.errors import UserError
 
@@ -37,15 +37,18 @@ class Table(TextSource):
 class TableReader(Files):
     """Rows as byte ranges, found once by the csv module: a quoted field may hold line ends."""
 
-    def __init__(self, path: str, fields: tuple[str, ...], quoted: bool):
-        super().__init__(path)
+    def __init__(self, path: str, fields: tuple[str, ...], quoted: bool, group: Group | None = None):
+        super().__init__(path, group)
         self.fields, self.quoted = fields, quoted
         self.columns: dict[int, list[int]] = {}  # by file, of the fields; filled by `index`
+
+    def cut(self, size: int) -> list[tuple[int, Reader]]:
+        return [(group.size, TableReader("", self.fields, self.quoted, group)) for group in self.groups(size)]
 
     @functools.cached_property
     def index(self) -> np.ndarray:
         """Rows of (file, first byte, byte after the last), int64 [rows, 3]."""
-        ranges = [row for file, path in enumerate(self.paths) if os.path.getsize(path) for row in self._ranges(file)]
+        ranges = [row for file in range(len(self.paths)) if not self.empty(file) for row in self._ranges(file)]
         return np.array(ranges, np.int64).reshape(-1, 3)
 
     def _ranges(self, file: int) -> Iterator[tuple[int, int, int]]:
@@ -54,12 +57,10 @@ class TableReader(Files):
         # Only the csv module knows where rows end; bytes are counted as it asks for lines.
         def lines() -> Iterator[str]:
             nonlocal at
-            with open(path, "rb") as handle:
-                handle.seek(at)
-                for raw in handle:
-                    text = decode(raw, path, at)
-                    at += len(raw)
-                    yield text
+            for raw in byte_lines(path, at):
+                text = decode(raw, path, at)
+                at += len(raw)
+                yield text
 
         start = at
         for line, row in table_rows(lines(), path, self.quoted):

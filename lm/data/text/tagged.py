@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lm.data.files import decode, expand, signature
+from lm.data.packed import read_bytes
 from lm.data.text.words import ENTITY, PHRASE, WORD
 from lm.data.types import Piece, Reader, TextSource
 from lm.errors import UserError, check_choices
@@ -66,8 +67,7 @@ class TaggedReader:
 
     def _read(self, path: str) -> str:
         if not self.member:
-            with open(path, "rb") as file:
-                return decode(file.read(), path).removeprefix("\ufeff")
+            return decode(read_bytes(path), path).removeprefix("\ufeff")
         try:
             with tarfile.open(path) as archive:
                 member = archive.extractfile(self.member)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import urllib.error
@@ -42,17 +43,32 @@ class TfdsReader:
         self.records = _records(builder, name, split)
         self.folder = os.path.abspath(builder.data_dir)
         self.features = builder.info.features
+        self.span = range(len(self.records))
         fields = sorted(self.features)
         if field not in fields:
             raise UserError(f"{self.name}: no field {field!r}; it has {', '.join(fields)}")
         info = builder.info.splits[split]
+        # Parts of a split, such as train[:10%], have no size of their own.
+        self.size = getattr(info, "num_bytes", 0) or sum(map(os.path.getsize, self.inputs()))
         self._signature = f"{self.name} {builder.info.full_name} {split} {field} {info.num_examples}"
         self._signature += f" {getattr(info, 'num_bytes', '')} {self.folder}"
 
+    def cut(self, size: int) -> list[tuple[int, Reader]]:
+        """Cut into equal numbers of records."""
+        count = max(1, -(-self.size // size))
+        step = max(1, -(-len(self) // count))
+        cut: list[tuple[int, Reader]] = []
+        for at in range(0, len(self), step):
+            reader = copy.copy(self)
+            reader.span = self.span[at : at + step]
+            cut.append((self.size // count, reader))
+        return cut
+
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.span)
 
     def __getitem__(self, i: int) -> Piece:
+        i = self.span[i]
         value = self.records[i][self.field]
         if not isinstance(value, bytes | str):
             raise UserError(f"{self.name}: field {self.field!r} is {type(value).__name__}, not text")

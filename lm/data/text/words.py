@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm.data.corpus.store import ALL_MARKS
-from lm.data.types import Piece, Reader
+from lm.data.types import Piece, Reader, portions
 from lm.errors import UserError
 
 WORD, SENTENCE, PHRASE, ENTITY = 1, 2, 4, 8
@@ -102,6 +102,9 @@ class Segmented:
 
     def __getitem__(self, i: int) -> Piece:
         return self.words.segment(self.reader[i])
+
+    def cut(self, size: int) -> list[tuple[int, Reader]]:
+        return [(own, Segmented(reader, self.words)) for own, reader in portions(self.reader, size)]
 
     def signature(self) -> str:
         return f"{self.reader.signature()}\n{self.words.signature()}"

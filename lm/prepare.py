@@ -1,16 +1,26 @@
-"""The command `python -m lm.data.prepare`: tokenise a corpus ahead of the runs that will read it."""
+"""Tokenise a corpus ahead of the runs that will read it, by one process or by several.
+
+python -m lm.prepare --config=NAME[:key=value,...] [--shard=I/N] [--config.data.a.b=value ...]
+python -m lm.prepare --text=PATH [--tokenizer=bpe --vocab=4096 --validation=0.05] [--shard=I/N]
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
 
+from absl import flags
+
+from lm.config import Config, load, override
 from lm.data.corpus.corpus import Corpus, Data
-from lm.data.corpus.prepare import prepare
+from lm.data.corpus.prepare import prepare_portion
 from lm.data.sources import source_from
 from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters, Pretrained, Vocabulary, WordPiece
-from lm.errors import UserError
+from lm.data.types import labelled
+from lm.errors import UserError, check
+from lm.flags import run
 
 
 def summary(corpus: Corpus) -> str:
@@ -40,28 +50,44 @@ def vocabulary_from(name: str, vocab: int) -> Vocabulary:
     return Pretrained(name)
 
 
-def main(overrides: list[tuple[str, str]]) -> None:
-    """Prepare the corpus of the flags; print its summary."""
-    from absl import flags
+def parse_portion(text: str | None) -> tuple[int, int]:
+    """Parse "3/8", every eighth shard from the third on, as (2, 8)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text or "1/1")
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard={text}: write 3/8 for the third of eight portions")
+    return int(match[1]) - 1, int(match[2])
 
-    if overrides:
-        raise UserError("lm.data.prepare takes no --config.* flags; see --help")
 
+def data_from(overrides: list[tuple[str, str]]) -> Data:
+    """Return the data of the config, or of the flags that stand for one."""
     flag = flags.FLAGS
-    data = Data(
+    if flag.config:
+        chosen = [name for name in ("text", "data", "tokenizer", "vocab", "validation") if flag[name].present]
+        check(not chosen, f"--{' --'.join(chosen)}: with --config they are its own arguments and fields")
+        data = override(load(flag.config), overrides).data
+        check(not labelled(data.source), "labelled examples stay text: there is nothing to prepare")
+        return data
+    check(not overrides, "--config.* flags need a config: --config=NAME")
+    return Data(
         source=source_from(flag.text, flag.data),
         tokenizer=vocabulary_from(flag.tokenizer, flag.vocab),
         validation=flag.validation,
     )
-    begin = time.monotonic()
-    corpus = prepare(data, flag.cache, lambda line: print(line, file=sys.stderr, flush=True), flag.verify)
-    print(summary(corpus))
+
+
+def main(overrides: list[tuple[str, str]]) -> None:
+    """Prepare the corpus of the flags; print its summary, or whether shards are missing."""
+    flag, begin = flags.FLAGS, time.monotonic()
+    portion = parse_portion(flag.shard)
+    data = data_from(overrides)
+    corpus = prepare_portion(data, portion, flag.cache, lambda line: print(line, file=sys.stderr, flush=True), flag.verify)
+    print(summary(corpus) if corpus else "this portion is prepared; other shards are missing")
     print(f"seconds      {time.monotonic() - begin:.1f}")
 
 
 def define_flags() -> None:
-    from absl import flags
-
+    flags.DEFINE_string("config", None, "Prepare the corpus of this config, as lm.main takes it.")
+    flags.DEFINE_string("shard", None, "I/N: prepare every N-th shard from the I-th on; the last worker joins them.")
     flags.DEFINE_string("text", None, "Text, .jsonl or .parquet: a path, a glob, or several joined by commas.")
     flags.DEFINE_string("data", None, "A published data set: tfds:NAME. Without --text too, Python's documentation.")
     flags.DEFINE_string("tokenizer", "bpe", "bytes, characters, bpe, wordpiece, or the path of a tokenizer.")
@@ -74,7 +100,5 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    from lm.flags import run
-
     define_flags()
-    run(main)
+    run(main, Config)

@@ -1,0 +1,65 @@
+"""Prepare a corpus as an Apache Beam pipeline: its workers make the shards of lm.prepare, bit for bit.
+
+    pip install -r launch/requirements-beam.txt
+    python -m launch.beam --text='books/*.txt' --portions=8 --beam=--direct_running_mode=multi_processing
+
+The cache (--cache, LM_CACHE) must be a folder that all workers share, and the files must have the same paths everywhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from absl import flags
+
+from lm.config import Config
+from lm.data.corpus.corpus import Data
+from lm.data.corpus.prepare import prepare, prepare_portion
+from lm.errors import UserError, one_line
+from lm.flags import run
+from lm.prepare import data_from, define_flags, summary
+
+try:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+except ImportError:
+    sys.exit("error: launch.beam needs Apache Beam: pip install -r launch/requirements-beam.txt")
+
+
+class Portion(beam.DoFn):
+    """Prepares a portion of the shards; a second try of a bundle skips those that are there."""
+
+    def __init__(self, data: Data, count: int, cache: str | None):
+        self.data, self.count, self.cache = data, count, cache
+
+    def process(self, k: int) -> Iterator[int]:
+        try:
+            prepare_portion(self.data, (k, self.count), self.cache)
+        except UserError as error:  # Beam prints the type and the text of what it cannot pickle
+            raise RuntimeError(str(error)) from None
+        yield k
+
+
+def main(overrides: list[tuple[str, str]]) -> None:
+    """Run the pipeline, join the shards, and print the summary of the corpus."""
+    flag = flags.FLAGS
+    data = data_from(overrides)
+    data.source.open()  # a mistake is told once, before anything starts
+    try:
+        with beam.Pipeline(options=PipelineOptions(flag.beam)) as pipeline:
+            portions = pipeline | beam.Create(range(flag.portions)) | beam.Reshuffle()
+            _ = portions | beam.ParDo(Portion(data, flag.portions, flag.cache))
+    except RuntimeError as error:  # with a worker's traceback in its text
+        lines = [line.strip() for line in str(error).splitlines() if "[while running" in line]
+        raise UserError(lines[-1] if lines else one_line(str(error))) from None
+    print(summary(prepare(data, flag.cache)))
+
+
+if __name__ == "__main__":
+    define_flags()
+    for name in ("shard", "verify"):
+        delattr(flags.FLAGS, name)
+    flags.DEFINE_integer("portions", 8, "elements of the pipeline, each with a portion of the shards", 1, 1_000_000)
+    flags.DEFINE_multi_string("beam", [], "an option of Beam, such as --beam=--runner=FlinkRunner; may be repeated")
+    run(main, Config)
