@@ -2,6 +2,7 @@
 
     python -m launch.bench [--config=configs/gpt_tiny.py] [--parts=machine,step,decode,batches] [--output=F.json]
     python -m launch.bench --parts=objectives       # rates of corruption, every objective's first config
+    python -m launch.bench --peers[=gpt,bert,electra,xlnet,t5,bart]    # steps and decoding beside transformers on torch
 
 First what the machine can do (one large matrix product, memory bandwidth), then step time, decoding and batch rates as
 shares of that. Medians of several repeats; on a shared machine compare only figures of one run.
@@ -18,6 +19,7 @@ from lm.config import Config, load, override
 from lm.console import table
 from lm.errors import unknown
 from lm.flags import define_output, output, run
+from lm.outputs import Output
 from lm.strict_json import dump_json
 
 CONFIG = flags.DEFINE_string("config", "configs/gpt_tiny.py", "config file and its arguments")
@@ -25,6 +27,8 @@ PARTS = flags.DEFINE_list("parts", ["machine", "step", "decode", "batches"], "wh
 STEPS = flags.DEFINE_integer("steps", 10, "train steps to time", lower_bound=1, upper_bound=1_000_000)
 TOKENS = flags.DEFINE_integer("tokens", 64, "tokens to decode a row", lower_bound=1)
 OUTPUT = define_output("write the figures to this file as JSON")
+PEERS = flags.DEFINE_list("peers", None, "compare with transformers on torch: all, or some of gpt,bert,electra,xlnet,t5,bart")
+flags.FLAGS["peers"].boolean = True  # absl's word for a flag that may stand without a value, which then is "true"
 SEED = flags.DEFINE_integer("seed", 0, "seed of the random weights")
 
 
@@ -118,6 +122,20 @@ def score(config: Config) -> dict[str, float]:
     return {"score_tokens_per_second": scored, "forward_tokens_per_second": trained, "score_share_of_forward": scored / trained}
 
 
+def peers(target: Output | None) -> None:
+    """Print steps and decoding beside transformers on torch."""
+    from launch.peers import HEADER, compare, known
+
+    names, rows = known([name for name in PEERS.value if name != "true"]), []
+    rate = machine()["matmul_float32_flops"]
+    for line in compare(names, STEPS.value, rate, TOKENS.value):
+        rows.append(line)
+        print("  ".join(line), flush=True)
+    print(table(rows, HEADER))
+    if target:
+        target.write(dump_json([dict(zip(("what", *HEADER[1:]), line, strict=True)) for line in rows], indent=1) + "\n")
+
+
 def main(overrides: list[tuple[str, str]]) -> None:
     config = load(CONFIG.value)
     config = override(config, overrides)
@@ -128,6 +146,9 @@ def main(overrides: list[tuple[str, str]]) -> None:
     target = output("launch.bench")  # checked before minutes of measurement
 
     platform.prepare()
+    if PEERS.value is not None:
+        peers(target)
+        return
     from lm.data.corpus.prepare import prepare
     from lm.objectives.base import resolve
 

@@ -3,8 +3,8 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,7 +14,7 @@ from lm.models import flops
 from lm.objectives.base import training_batches
 from lm.sharding import make_mesh, place
 from lm.train import abstract_batch, compile_step, numbers_of
-from lm.training.state import abstract_state, initialise
+from lm.training.state import TrainState, abstract_state, initialise
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> float:
@@ -28,27 +28,41 @@ def seconds(function: Callable[[], Any], repeats: int) -> float:
     return statistics.median(times)
 
 
-def step(config: Config, corpus: Corpus, repeats: int) -> dict[str, float]:
-    """Measure the training step of a resolved config: sizes, FLOPs, bytes of the program, median seconds.
+class Stepper(NamedTuple):
+    """A compiled training step of a config: `once` takes one step on its batch and waits for it."""
 
-    `tokens_per_second` is the upper bound of a run's `train/tokens_per_second`: no data loading, no logging.
-    """
-    batches = training_batches(config, corpus)
+    once: Callable[[], None]
+    program: jax.stages.Compiled
+    abstract: TrainState
+    compile_seconds: float
+
+
+def stepper(config: Config, batch: Mapping[str, Any]) -> Stepper:
+    """Compile the step of a resolved config for a batch and draw its state."""
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     with jax.set_mesh(mesh):
-        batch = place(batches[0], mesh, config.batch)
+        batch = place(batch, mesh, config.batch)
         abstract = abstract_state(config, abstract_batch(batch), mesh)
         start = time.perf_counter()
         function, numbers = compile_step(config, abstract, abstract_batch(batch)), jax.device_put(numbers_of(config))
         compiled = time.perf_counter() - start
         box = [initialise(config, abstract_batch(batch), abstract)]
 
-        def once():
-            box[0], sums = function(box[0], batch, numbers)
-            jax.block_until_ready((box[0], sums))
+    def once() -> None:
+        box[0], sums = function(box[0], batch, numbers)
+        jax.block_until_ready((box[0], sums))
 
-        median = seconds(once, repeats)
-        memory = function.memory_analysis()
+    return Stepper(once, function, abstract, compiled)
+
+
+def step(config: Config, corpus: Corpus, repeats: int) -> dict[str, float]:
+    """Measure the training step of a resolved config: sizes, FLOPs, bytes of the program, median seconds.
+
+    `tokens_per_second` is the upper bound of a run's `train/tokens_per_second`: no data loading, no logging.
+    """
+    once, function, abstract, compiled = stepper(config, training_batches(config, corpus)[0])
+    median = seconds(once, repeats)
+    memory = function.memory_analysis()
     tokens = config.batch * config.objective.records.tokens
     return {
         "parameters": flops.parameter_count(abstract.params),
