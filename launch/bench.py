@@ -3,6 +3,7 @@
     python -m launch.bench [--config=configs/gpt_tiny.py] [--parts=machine,step,decode,batches] [--output=F.json]
     python -m launch.bench --parts=objectives       # rates of corruption, every objective's first config
     python -m launch.bench --peers[=gpt,bert,electra,xlnet,t5,bart]    # steps and decoding beside transformers on torch
+    python -m launch.bench --scaling=scaling.png [--config=configs/gpt_tiny.py]    # cost over width, depth, context, vocabulary
 
 First what the machine can do (one large matrix product, memory bandwidth), then step time, decoding and batch rates as
 shares of that. Medians of several repeats; on a shared machine compare only figures of one run.
@@ -10,6 +11,7 @@ shares of that. Medians of several repeats; on a shared machine compare only fig
 
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -29,6 +31,9 @@ TOKENS = flags.DEFINE_integer("tokens", 64, "tokens to decode a row", lower_boun
 OUTPUT = define_output("write the figures to this file as JSON")
 PEERS = flags.DEFINE_list("peers", None, "compare with transformers on torch: all, or some of gpt,bert,electra,xlnet,t5,bart")
 flags.FLAGS["peers"].boolean = True  # absl's word for a flag that may stand without a value, which then is "true"
+SCALING = flags.DEFINE_string(
+    "scaling", None, "time steps over width, depth, context and vocabulary; draw them into this PNG file"
+)
 SEED = flags.DEFINE_integer("seed", 0, "seed of the random weights")
 
 
@@ -136,6 +141,21 @@ def peers(target: Output | None) -> None:
         target.write(dump_json([dict(zip(("what", *HEADER[1:]), line, strict=True)) for line in rows], indent=1) + "\n")
 
 
+def scaling(config: Config, corpus: Any, target: Output | None) -> None:
+    """Print and draw the time of a step over the sizes of the network."""
+    from launch.scaling import HEADER, cells, draw, points
+
+    rate, found = machine()["matmul_float32_flops"], []
+    for point in points(config, corpus, STEPS.value, rate):
+        found.append(point)
+        print("  ".join(cells(point)), flush=True)
+    print(table([cells(point) for point in found], HEADER))
+    draw(found, f"{CONFIG.value}: a step, one size changed at a time", rate, Path(SCALING.value))
+    print(SCALING.value)
+    if target:
+        target.write(dump_json(found, indent=1) + "\n")
+
+
 def main(overrides: list[tuple[str, str]]) -> None:
     config = load(CONFIG.value)
     config = override(config, overrides)
@@ -153,6 +173,9 @@ def main(overrides: list[tuple[str, str]]) -> None:
     from lm.objectives.base import resolve
 
     config, corpus = resolve(config, prepare(config.data, report=print))
+    if SCALING.value is not None:
+        scaling(config, corpus, target)
+        return
     found: dict[str, float] = machine() if {"machine", "step", "decode"} & set(PARTS.value) else {}
     if "objectives" in PARTS.value:
         found |= corruptions()
