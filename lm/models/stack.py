@@ -27,7 +27,7 @@ class Shared(struct.PyTreeNode):
     keys_B: jax.Array | None = None
     source_BSD: jax.Array | None = None
     source_mask: Mask | None = None
-    bias: Bias | None = struct.field(pytree_node=False, default=None)
+    bias: Bias | None = None
     collect: bool = struct.field(pytree_node=False, default=False)
 
 
