@@ -36,13 +36,13 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 
 def make_mesh(sizes: Mapping[str, int], devices: list | None = None) -> Mesh:
-    """Build the mesh over all devices. `sizes`: devices along each of `AXES`; one may be -1: all remaining devices.
+    """Build the mesh over all devices. `sizes`: devices along `AXES`, 1 without an entry; one may be -1: all others.
 
     Several TPU slices lie side by side along the data axis. Raises UserError when the numbers do not multiply to the device
     count, or when the data axis does not divide among the slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [sizes[a] for a in AXES]
+    shape = [sizes.get(a, 1) for a in AXES]
     fixed = math.prod(s for s in shape if s != -1)
     if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
         raise UserError(f"mesh {dict(sizes)}: sizes are positive and at most one is -1")
@@ -114,7 +114,7 @@ def axes_of(tree: Any) -> Any:
 
 def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
     """Translate logical axes into a PartitionSpec; within `shard_map`, of the axes that are not its own."""
-    return PartitionSpec(*(mesh_axes(a) if a in RULES else None for a in axes))
+    return PartitionSpec(*(mesh_axes(a) if a and a in RULES else None for a in axes))
 
 
 def mesh_axes(axis: str) -> tuple[str, ...]:

@@ -156,23 +156,25 @@ def repeat(
         # Within a scan, forward and backward pass share no expressions that a barrier would have to keep apart.
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
         layer = nn.remat(layer, prevent_cse=False, policy=policy)
-    scan = functools.partial(
-        nn.scan,
-        layer,
-        variable_axes={"intermediates": 0} if share else {"params": 0, "intermediates": 0},
-        variable_broadcast="params" if share else False,
-        split_rngs={"params": not share},
-        in_axes=in_axes,
-        out_axes=out_axes,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    layers, stages = scan(length=config.depth, unroll=unroll or config.depth), pieces("layers")[0]
-    if stages == 1:
-        return layers
+
+    def scan(length: int) -> type[nn.Module]:
+        return nn.scan(
+            layer,
+            variable_axes={"intermediates": 0} if share else {"params": 0, "intermediates": 0},
+            variable_broadcast="params" if share else False,
+            split_rngs={"params": not share},
+            in_axes=in_axes,
+            out_axes=out_axes,
+            length=length,
+            unroll=unroll or length,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+
+    if pieces("layers") == (1,):
+        return scan(config.depth)
     from lm.models.pipeline import piped
 
-    stage = scan(length=config.depth // stages, unroll=unroll or config.depth // stages)
-    return piped(layers, stage, config, in_axes, out_axes, share)
+    return piped(scan, config, in_axes, out_axes, share)
 
 
 def fold(keys_B: jax.Array | None, site: int | jax.Array) -> jax.Array | None:

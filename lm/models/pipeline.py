@@ -1,12 +1,13 @@
 """Pipeline parallelism (GPipe, Huang et al. 2019): consecutive layers on each device of the mesh's `stage` axis.
 
-Outside the layers the axis cuts rows, as the data axis does, so that embeddings and vocabulary are shared out as well. Inside,
-the rows of a device are cut into micro-batches, which enter the first stage one a tick and move on by a permutation; M
-micro-batches through S stages take M + S - 1 ticks, of which a device idles S - 1. A tick that has no micro-batch computes on
-other finite rows, and its results are dropped. The backward pass is the derivative of the loop.
+Around the layers the axis cuts rows, as the data axis does, so that embeddings and vocabulary are shared out as well. Through
+them the rows go in micro-batches: one a tick enters the first stage, and all move on by a permutation. M micro-batches pass S
+stages in M + S - 1 ticks, in S - 1 of which a device has none; it then computes on other rows, whose results are dropped. The
+backward pass is the derivative of this loop.
 """
 
-import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,52 +15,77 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from lm.errors import UserError, check
-from lm.sharding import constrain
+from lm.errors import check
+from lm.sharding import constrain, pieces
 
-ROWS = "data", "stage"  # the manual axes: gradients are summed over data once, behind the loop
+MANUAL = {"data", "stage"}  # of `shard_map`; with data, as gradients are then summed over it once, behind the loop
 
 
-def piped(layers: type[nn.Module], stage: type[nn.Module], config: Any, in_axes: Any, out_axes: int, share: bool) -> type:
-    """Return `layers`, a scan over all layers, as stages, each of which is `stage`, the scan over its part of them.
+def piped(scan: Callable[[int], type[nn.Module]], config: Any, in_axes: Any, out_axes: int, share: bool) -> type[nn.Module]:
+    """Return the module of all layers, in stages; `scan` makes the module of so many layers.
 
-    Raises UserError for layers that cannot be cut: one set of parameters for all, a loop with other arguments (LSTM).
+    Raises UserError for layers that cannot be cut, and for axes of the mesh that stages do not go with.
     """
     name, mesh = type(config).__name__, jax.sharding.get_abstract_mesh()
     stages = f"mesh.stage={mesh.shape['stage']}"
     check(not share, f"{stages} cuts the layers into stages, and these share one set of parameters: set mesh.stage=1")
     check(len(in_axes) == 2, f"{stages} cuts the layers of Transformers into stages, not those of {name}: set mesh.stage=1")
-    for axis in ("context", "expert"):
-        check(mesh.shape[axis] == 1, f"{stages} does not go with mesh.{axis}={mesh.shape[axis]}: set one of the two to 1")
+    check(mesh.shape["expert"] == 1, f"{stages} does not go with mesh.expert={mesh.shape['expert']}: set one of the two to 1")
 
-    class Piped(layers):  # type: ignore[misc, valid-type]
+    class Piped(scan(config.depth)):  # type: ignore[misc]  # a class made at run time
         def __call__(self, carry: Any, scanned: Any, shared: Any) -> tuple[Any, Any]:
-            if self.is_initializing():
+            # A plain scan, for which XLA gathers the layers, outside of training: rows that do not divide, states of single
+            # layers, a cache.
+            whole = self.is_initializing() or self.is_mutable_collection("intermediates")
+            whole |= not all(x is None or isinstance(x, jax.Array) for x in scanned)
+            if whole or jax.tree.leaves(carry)[0].shape[0] % pieces("batch")[0]:
                 return super().__call__(carry, scanned, shared)
-            if self.is_mutable_collection("intermediates"):
-                raise UserError(f"{stages} keeps no states of single layers: set mesh.stage=1")
-            run = stage(config, parent=None).apply
-            return pipeline(run, config.pipeline_batches, self.variables["params"], carry, scanned, shared, in_axes[0], out_axes)
+            run, params = scan(config.depth // mesh.shape["stage"])(config, parent=None).apply, self.variables["params"]
+            return pipeline(run, config.pipeline_batches, params, carry, scanned, shared, in_axes[0], out_axes)
 
     return Piped
 
 
-def micro_batches(rows: int, mesh: Any, chosen: int) -> int:
-    """Return the number of micro-batches: the chosen one, or two a stage where a device's rows divide by two.
+def micro_batches(rows: int, stages: int, chosen: int) -> int:
+    """Return the number of micro-batches of `rows` rows, those of one device of each stage together: a multiple of `stages`.
 
-    Raises UserError where `rows` of all devices do not divide among the devices that cut rows, times the micro-batches.
+    0: two a stage, or one where the rows do not divide so. Raises UserError where the chosen number does not divide them.
     """
-    stages, replicas = mesh.shape["stage"], mesh.shape["data"] * mesh.shape["fsdp"]
-    own, odd = divmod(rows, stages * replicas)
-    cut = f"mesh.stage={stages} x data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}"
-    check(not odd, f"{rows} rows do not divide among the {stages * replicas} devices of {cut}, which hold them between the layers")
-    count = chosen or stages * (2 if own % 2 == 0 else 1)
-    remedy = f"a multiple of {stages} that divides {own * stages}, or 0"
-    check(
-        count % stages == 0 and own * stages % count == 0,
-        f"pipeline_batches={count} does not cut the {own * stages} rows of {stages} stages evenly: set {remedy}",
-    )
-    return count
+    if not chosen:
+        return stages * (2 if rows % (2 * stages) == 0 else 1)
+    valid = ", ".join(str(n) for n in range(stages, rows + 1, stages) if rows % n == 0)
+    fits = chosen % stages == 0 and rows % chosen == 0
+    check(fits, f"pipeline_batches={chosen} does not divide the {rows} rows of {stages} stages evenly among them: set {valid}")
+    return chosen
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows as (data, stage, fsdp, micro-batches of a stage, rows of one): row numbers count through these in order."""
+
+    data: int
+    stages: int
+    fsdp: int
+    own: int
+
+    def apart(self, x_B: jax.Array) -> jax.Array:
+        """Split the axis of rows."""
+        x = x_B.reshape(self.data, self.stages, self.fsdp, self.own, -1, *x_B.shape[1:])
+        return jax.lax.with_sharding_constraint(x, PartitionSpec("data", "stage", "fsdp"))
+
+    def together(self, x: jax.Array) -> jax.Array:
+        """Undo `apart`."""
+        return constrain(x.reshape(-1, *x.shape[5:]), "batch", *[None] * (x.ndim - 5))
+
+    def queue(self, x: jax.Array) -> jax.Array:
+        """List the micro-batches of one device of the data axis: (M, rows, ...), a part of each on all fsdp devices."""
+        x = x[0].swapaxes(1, 2)
+        x = x.reshape(x.shape[0] * self.own, -1, *x.shape[4:])
+        return constrain(x, None, "batch", *[None] * (x.ndim - 2))
+
+    def unqueue(self, x: jax.Array) -> jax.Array:
+        """Undo `queue`."""
+        return x.reshape(-1, self.own, self.fsdp, x.shape[1] // self.fsdp, *x.shape[2:]).swapaxes(1, 2)[None]
 
 
 def row_wise(path: tuple[Any, ...]) -> bool:
@@ -69,89 +95,70 @@ def row_wise(path: tuple[Any, ...]) -> bool:
 
 
 def pipeline(
-    run: Any, chosen: int, params: Any, carry: Any, scanned: Any, shared: Any, layer_axes: Any, out_axes: int
+    run: Callable[..., Any], chosen: int, params: Any, carry: Any, scanned: Any, shared: Any, layer_axes: Any, out_axes: int
 ) -> tuple[Any, Any]:
-    """Run all layers: `carry` (B, ...) through the stages, the row-wise arrays of `scanned` and `shared` with their rows.
+    """Run all layers as `run` runs those of a stage: `carry` (B, ...), what is `scanned` over layers, what they have `shared`.
 
-    `layer_axes`: the axis L of each array in `scanned`, 0 or 1; the other of the two are rows, if it has them.
+    `layer_axes`: the axis of layers, 0 or 1, of each array of `scanned` (or of all); those of more than one axis have rows on
+    the other, and so have the results, with layers on `out_axes`.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    stages, groups = mesh.shape["stage"], mesh.shape["fsdp"]
-    count = micro_batches(jax.tree.leaves(carry)[0].shape[0], mesh, chosen)
-    own, ticks = count // stages, count + stages - 1
-    right, left = [(i, i + 1) for i in range(stages - 1)], [(i + 1, i) for i in range(stages - 1)]
+    stages = mesh.shape["stage"]
+    count = micro_batches(jax.tree.leaves(carry)[0].shape[0] // pieces("batch")[0] * stages, stages, chosen)
+    ticks, cut = count + stages - 1, Cut(mesh.shape["data"], stages, mesh.shape["fsdp"], count // stages)
 
-    # Sorted by what happens to them: layers alone, layers and rows, rows alone, neither.
-    layer_axes = layer_axes if isinstance(layer_axes, tuple) else (layer_axes,) * len(scanned)
+    # Arrays of layers alone, of rows and layers, of rows alone, and of neither; None where an array is of another kind.
+    axes = layer_axes if isinstance(layer_axes, tuple) else (layer_axes,) * len(scanned)
     per_layer = [x if jnp.ndim(x) == 1 else None for x in scanned]
+    per_both = [jnp.moveaxis(x, axis, 1) if jnp.ndim(x) > 1 else None for x, axis in zip(scanned, axes, strict=True)]
     paths, tree = jax.tree_util.tree_flatten_with_path(shared)
-    with_rows = [x if row_wise(path) else None for path, x in paths]
-    whole = [None if row_wise(path) else x for path, x in paths]
-    both = [None if x is None or jnp.ndim(x) == 1 else jnp.moveaxis(x, axis, 1) for x, axis in zip(scanned, layer_axes, strict=True)]
+    per_row = [x if row_wise(path) else None for path, x in paths]
+    fixed = [None if row_wise(path) else x for path, x in paths]
 
-    def cut(x: jax.Array, lead: int) -> jax.Array:
-        # Every device of the fsdp axis has a part of each micro-batch.
-        x = x.reshape(lead, groups, own, -1, *x.shape[1:]).swapaxes(1, 2)
-        x = x.reshape(lead * own, -1, *x.shape[4:])
-        return x
+    def arguments(per_layer: list, per_both: list, per_row: list, fixed: list) -> tuple[Any, Any]:
+        moved = [None if x is None else jnp.moveaxis(x, 1, axis) for x, axis in zip(per_both, axes, strict=True)]
+        layers = tuple(x if y is None else y for x, y in zip(per_layer, moved, strict=True))
+        return layers, jax.tree.unflatten(tree, [x if y is None else y for x, y in zip(fixed, per_row, strict=True)])
 
-    def joined(x: jax.Array, lead: int) -> jax.Array:
-        x = x.reshape(lead, own, groups, -1, *x.shape[2:]).swapaxes(1, 2)
-        return x.reshape(-1, *x.shape[4:])
+    def device(stage: jax.Array, params: Any, carry: Any, per_layer: Any, per_both: Any, per_row: Any, fixed: Any) -> Any:
+        first, last = stage[0] == 0, stage[0] == stages - 1
+        # Its own part of the micro-batches, which wait here; and the one of every tick, repeated where there is none.
+        waiting = jax.tree.map(cut.queue, carry)
+        now = jnp.clip(jnp.arange(ticks) - stage[0], 0, count - 1)
+        along = jax.tree.map(lambda x: cut.queue(x)[now], (per_both, per_row))
 
-    def stage(number: jax.Array, params: Any, carry: Any, per_layer: Any, both: Any, with_rows: Any, whole: Any) -> Any:
-        at = number[0]
-        stream = jax.tree.map(lambda x: cut(x, 1), carry)
-        # The micro-batch of every tick; before and behind its own, a stage repeats one of them.
-        now = jnp.clip(jnp.arange(ticks) - at, 0, count - 1)
-        along = jax.tree.map(lambda x: cut(x, stages)[now], (both, with_rows))
+        def tick(state: tuple[Any, Any], scanned: tuple[jax.Array, Any]) -> tuple[tuple[Any, Any], Any]:
+            (arrived, waiting), (slot, (per_both, per_row)) = state, scanned
+            own = jax.tree.map(lambda x: x[slot], waiting)
+            inputs = jax.tree.map(lambda x, y: jnp.where(first, x, y), own, arrived)
+            outputs, results = run({"params": params}, inputs, *arguments(per_layer, per_both, per_row, fixed))
+            # What waits moves towards the first stage, and results follow it from the last: each comes back where it was.
+            freed = shift(own, [(n, n - 1) for n in range(1, stages)])
+            new = jax.tree.map(lambda x, y: jnp.where(last, x, y), outputs, freed)
+            waiting = jax.tree.map(lambda x, y: x.at[slot].set(y), waiting, new)
+            return (shift(outputs, [(n, n + 1) for n in range(stages - 1)]), waiting), results
 
-        def tick(state: Any, scanned: Any) -> Any:
-            arriving, stream = state
-            slot, (both, with_rows) = scanned
-            waiting = jax.tree.map(lambda x: x[slot], stream)
-            inputs = jax.tree.map(lambda a, b: jnp.where(at == 0, a, b), waiting, arriving)
-            layers = [
-                x if y is None else jnp.moveaxis(y, 1, axis) for x, y, axis in zip(per_layer, both, layer_axes, strict=True)
-            ]
-            shared = jax.tree.unflatten(tree, [x if y is None else y for x, y in zip(whole, with_rows, strict=True)])
-            outputs, results = run({"params": params}, inputs, tuple(layers), shared)
-            # What waits moves towards the first stage, and the last one's results take the slots that this leaves.
-            moved = jax.tree.map(lambda x: jax.lax.ppermute(x, "stage", left), waiting)
-            stream = jax.tree.map(
-                lambda x, a, b: x.at[slot].set(jnp.where(at == stages - 1, a, b)), stream, outputs, moved
-            )
-            arriving = jax.tree.map(lambda x: jax.lax.ppermute(x, "stage", right), outputs)
-            return (arriving, stream), results
+        start = jax.tree.map(lambda x: x[0], waiting), waiting
+        (_, waiting), results = jax.lax.scan(tick, start, (jnp.arange(ticks) % cut.own, along))
+        carry = jax.tree.map(lambda x: cut.unqueue(jnp.roll(x, 1 - stages, 0)), waiting)
+        done = stage[0] + jnp.arange(count)
+        return carry, jax.tree.map(lambda x: cut.unqueue(jnp.moveaxis(x[done], 1 + out_axes, 2)), results)
 
-        first = jax.tree.map(lambda x: x[0], stream), stream
-        (_, stream), results = jax.lax.scan(tick, first, (jnp.arange(ticks) % own, along))
-        carry = jax.tree.map(lambda x: joined(jnp.roll(x, -(stages - 1), 0), 1), stream)
-        done = at + jnp.arange(count)
-
-        def gathered(x: jax.Array) -> jax.Array:
-            x = jnp.moveaxis(x[done], 1 + out_axes, 2)
-            return jnp.moveaxis(joined(x, stages), 1, out_axes)
-
-        return carry, jax.tree.map(gathered, results)
-
-    rows, layers_and_rows = PartitionSpec(ROWS), [PartitionSpec("stage", "data"), PartitionSpec("data", "stage")][out_axes]
+    rows, layers, both = PartitionSpec("data"), PartitionSpec("stage"), PartitionSpec("data", *[None] * 4, "stage")
+    own = PartitionSpec("data", "stage")
     mapped = jax.shard_map(
-        stage,
-        in_specs=(
-            PartitionSpec("stage"), PartitionSpec("stage"), rows, PartitionSpec("stage"), PartitionSpec("data", "stage"),
-            PartitionSpec("data"), PartitionSpec(),
-        ),
-        out_specs=(rows, layers_and_rows),
-        axis_names=set(ROWS),
+        device,
+        in_specs=(layers, layers, own, layers, both, rows, PartitionSpec()),
+        out_specs=(own, both),
+        axis_names=MANUAL,
         check_vma=False,
-    )  # fmt: skip
-    carry, results = mapped(jnp.arange(stages), params, carry, per_layer, both, with_rows, whole)
-    back = functools.partial(constrain_back, out_axes=out_axes)
-    return carry, jax.tree.map(back, results)
+    )
+    carry, per_both, per_row = jax.tree.map(cut.apart, (carry, per_both, per_row))
+    carry, results = mapped(jnp.arange(stages), params, carry, per_layer, per_both, per_row, fixed)
+    carry, results = jax.tree.map(cut.together, (carry, results))
+    return carry, jax.tree.map(lambda x: jnp.moveaxis(x, 1, out_axes), results)
 
 
-def constrain_back(x: jax.Array, out_axes: int) -> jax.Array:
-    """Lay results by layer out as rows again."""
-    axes = [None, "batch"] if out_axes == 0 else ["batch", None]
-    return constrain(x, *axes, *[None] * (x.ndim - 2))
+def shift(tree: Any, pairs: list[tuple[int, int]]) -> Any:
+    """Send arrays from stage to stage; a stage that is sent nothing gets zeros."""
+    return jax.tree.map(lambda x: jax.lax.ppermute(x, "stage", pairs), tree)
