@@ -16,12 +16,14 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from lm.errors import check
-from lm.sharding import constrain, pieces
+from lm.models.blocks import Tree
+from lm.models.shape import Shape
+from lm.sharding import pieces
 
 MANUAL = {"data", "stage"}  # of `shard_map`; with data, as gradients are then summed over it once, behind the loop
 
 
-def piped(scan: Callable[[int], type[nn.Module]], config: Any, in_axes: Any, out_axes: int, share: bool) -> type[nn.Module]:
+def piped(scan: Callable[[int], type[nn.Module]], config: Shape, in_axes: Tree, out_axes: int, share: bool) -> type[nn.Module]:
     """Return the module of all layers, in stages; `scan` makes the module of so many layers.
 
     Raises UserError for layers that cannot be cut, and for axes of the mesh that stages do not go with.
@@ -33,7 +35,7 @@ def piped(scan: Callable[[int], type[nn.Module]], config: Any, in_axes: Any, out
     check(mesh.shape["expert"] == 1, f"{stages} does not go with mesh.expert={mesh.shape['expert']}: set one of the two to 1")
 
     class Piped(scan(config.depth)):  # type: ignore[misc]  # a class made at run time
-        def __call__(self, carry: Any, scanned: Any, shared: Any) -> tuple[Any, Any]:
+        def __call__(self, carry: Tree, scanned: Tree, shared: Tree) -> tuple[Tree, Tree]:
             # A plain scan, for which XLA gathers the layers, outside of training: rows that do not divide, states of single
             # layers, a cache.
             whole = self.is_initializing() or self.is_mutable_collection("intermediates")
@@ -61,7 +63,7 @@ def micro_batches(rows: int, stages: int, chosen: int) -> int:
 
 @dataclass(frozen=True)
 class Cut:
-    """Rows as (data, stage, fsdp, micro-batches of a stage, rows of one): row numbers count through these in order."""
+    """Rows as (data, stage, fsdp, micro-batches of a stage, rows of one), in this order, that of `RULES["batch"]`."""
 
     data: int
     stages: int
@@ -71,21 +73,26 @@ class Cut:
     def apart(self, x_B: jax.Array) -> jax.Array:
         """Split the axis of rows."""
         x = x_B.reshape(self.data, self.stages, self.fsdp, self.own, -1, *x_B.shape[1:])
-        return jax.lax.with_sharding_constraint(x, PartitionSpec("data", "stage", "fsdp"))
+        return pinned(x, "data", "stage", "fsdp")
 
     def together(self, x: jax.Array) -> jax.Array:
         """Undo `apart`."""
-        return constrain(x.reshape(-1, *x.shape[5:]), "batch", *[None] * (x.ndim - 5))
+        return pinned(x.reshape(-1, *x.shape[5:]), ("data", "stage", "fsdp"))
 
     def queue(self, x: jax.Array) -> jax.Array:
         """List the micro-batches of one device of the data axis: (M, rows, ...), a part of each on all fsdp devices."""
         x = x[0].swapaxes(1, 2)
-        x = x.reshape(x.shape[0] * self.own, -1, *x.shape[4:])
-        return constrain(x, None, "batch", *[None] * (x.ndim - 2))
+        return pinned(x.reshape(x.shape[0] * self.own, -1, *x.shape[4:]), None, "fsdp")
 
     def unqueue(self, x: jax.Array) -> jax.Array:
         """Undo `queue`."""
         return x.reshape(-1, self.own, self.fsdp, x.shape[1] // self.fsdp, *x.shape[2:]).swapaxes(1, 2)[None]
+
+
+def pinned(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    """Constrain the first axes of an array to axes of the mesh; the others stay as they are."""
+    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(axes))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes, *rest))
 
 
 def row_wise(path: tuple[Any, ...]) -> bool:
@@ -95,8 +102,15 @@ def row_wise(path: tuple[Any, ...]) -> bool:
 
 
 def pipeline(
-    run: Callable[..., Any], chosen: int, params: Any, carry: Any, scanned: Any, shared: Any, layer_axes: Any, out_axes: int
-) -> tuple[Any, Any]:
+    run: Callable[..., Any],
+    chosen: int,
+    params: Tree,
+    carry: Tree,
+    scanned: Tree,
+    shared: Tree,
+    layer_axes: Tree,
+    out_axes: int,
+) -> tuple[Tree, Tree]:
     """Run all layers as `run` runs those of a stage: `carry` (B, ...), what is `scanned` over layers, what they have `shared`.
 
     `layer_axes`: the axis of layers, 0 or 1, of each array of `scanned` (or of all); those of more than one axis have rows on
@@ -109,25 +123,28 @@ def pipeline(
 
     # Arrays of layers alone, of rows and layers, of rows alone, and of neither; None where an array is of another kind.
     axes = layer_axes if isinstance(layer_axes, tuple) else (layer_axes,) * len(scanned)
-    per_layer = [x if jnp.ndim(x) == 1 else None for x in scanned]
-    per_both = [jnp.moveaxis(x, axis, 1) if jnp.ndim(x) > 1 else None for x, axis in zip(scanned, axes, strict=True)]
+    per_layer = [x if x is not None and x.ndim == 1 else None for x in scanned]
+    rest = [x if x is not None and x.ndim > 1 else None for x in scanned]
+    per_both = [None if x is None else jnp.moveaxis(x, axis, 1) for x, axis in zip(rest, axes, strict=True)]
     paths, tree = jax.tree_util.tree_flatten_with_path(shared)
     per_row = [x if row_wise(path) else None for path, x in paths]
     fixed = [None if row_wise(path) else x for path, x in paths]
 
-    def arguments(per_layer: list, per_both: list, per_row: list, fixed: list) -> tuple[Any, Any]:
+    def arguments(per_layer: list, per_both: list, per_row: list, fixed: list) -> tuple[Tree, Tree]:
         moved = [None if x is None else jnp.moveaxis(x, 1, axis) for x, axis in zip(per_both, axes, strict=True)]
         layers = tuple(x if y is None else y for x, y in zip(per_layer, moved, strict=True))
         return layers, jax.tree.unflatten(tree, [x if y is None else y for x, y in zip(fixed, per_row, strict=True)])
 
-    def device(stage: jax.Array, params: Any, carry: Any, per_layer: Any, per_both: Any, per_row: Any, fixed: Any) -> Any:
+    def device(
+        stage: jax.Array, params: Tree, carry: Tree, per_layer: Tree, per_both: Tree, per_row: Tree, fixed: Tree
+    ) -> Tree:
         first, last = stage[0] == 0, stage[0] == stages - 1
         # Its own part of the micro-batches, which wait here; and the one of every tick, repeated where there is none.
         waiting = jax.tree.map(cut.queue, carry)
         now = jnp.clip(jnp.arange(ticks) - stage[0], 0, count - 1)
         along = jax.tree.map(lambda x: cut.queue(x)[now], (per_both, per_row))
 
-        def tick(state: tuple[Any, Any], scanned: tuple[jax.Array, Any]) -> tuple[tuple[Any, Any], Any]:
+        def tick(state: tuple[Tree, Tree], scanned: tuple[jax.Array, Tree]) -> tuple[tuple[Tree, Tree], Any]:
             (arrived, waiting), (slot, (per_both, per_row)) = state, scanned
             own = jax.tree.map(lambda x: x[slot], waiting)
             inputs = jax.tree.map(lambda x, y: jnp.where(first, x, y), own, arrived)
@@ -159,6 +176,6 @@ def pipeline(
     return carry, jax.tree.map(lambda x: jnp.moveaxis(x, 1, out_axes), results)
 
 
-def shift(tree: Any, pairs: list[tuple[int, int]]) -> Any:
+def shift(tree: Tree, pairs: list[tuple[int, int]]) -> Tree:
     """Send arrays from stage to stage; a stage that is sent nothing gets zeros."""
     return jax.tree.map(lambda x: jax.lax.ppermute(x, "stage", pairs), tree)

@@ -17,6 +17,7 @@ class Shape:
     head: int
     mlp: int
     embed: int
+    pipeline_batches: int
 
     def sized(self, vocab: int) -> Self:
         """Set the vocabulary size."""

@@ -74,8 +74,8 @@ def ticks(jaxpr: Jaxpr) -> int:
     for equation in jaxpr.eqns:
         inner = [one for value in equation.params.values() for one in jaxprs(value)]
         if equation.primitive.name == "shard_map" and "stage" in manual_axes(equation.params):
-            loops = [loop for one in inner for loop in one.eqns if loop.primitive.name == "scan"]
-            lengths += [loop.params["length"] for loop in loops]
+            loops = [loop.params for one in inner for loop in one.eqns if loop.primitive.name == "scan"]
+            lengths += [loop["length"] for loop in loops if any(e.primitive.name == "ppermute" for e in loop["jaxpr"].eqns)]
         else:
             lengths += [length for one in inner if (length := ticks(one))]
     return min(lengths, default=0)
