@@ -139,7 +139,11 @@ ONE = Mesh(data=1)
 DEPTH = 4
 DEEP = ("objective.model.depth", str(DEPTH))
 DEEP_PAIR = tuple((f"objective.model.{side}.depth", str(DEPTH)) for side in ("encoder", "decoder"))
-CHANGES = {"tiny": (DEEP,), "tiny_span": DEEP_PAIR, "tiny_experts": (DEEP, ("objective.model.experts.count", "4"))}
+CHANGES = {
+    "tiny_span": DEEP_PAIR,
+    "tiny_experts": (DEEP, ("objective.model.experts.count", "4"), ("objective.model.pipeline_batches", "4")),
+    "tiny_replaced": (DEEP, ("objective.model.heads", "4")),  # the generator has half of them, which divide too
+}
 NAMES = ["tiny", "tiny_masked", "tiny_replaced", "tiny_span", "tiny_permuted", "tiny_contrastive", "tiny_contrastive_pairs",
          "tiny_recurrent", "tiny_experts"]  # fmt: skip
 MESHES = [
