@@ -17,13 +17,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.errors import UserError, check, one_line
 
-AXES = ("data", "fsdp", "tensor", "context", "expert")
+AXES = ("data", "stage", "fsdp", "tensor", "context", "expert")
 
-# Logical axis -> mesh axes; any other axis is replicated. Dense layers use the expert axis as one more data axis.
+# Logical axis -> mesh axes; any other axis is replicated. Outside of stages and experts, their axes are more data axes.
 RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp", "expert"),
+    "batch": ("data", "stage", "fsdp", "expert"),
     "length": ("context",),
     "residual": ("context", "tensor"),  # rows between sub-layers, where the tensor axis would idle
+    "layers": ("stage",),
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
@@ -35,13 +36,13 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 
 def make_mesh(sizes: Mapping[str, int], devices: list | None = None) -> Mesh:
-    """Build the mesh over all devices. `sizes`: devices along each of `AXES`; one may be -1: all remaining devices.
+    """Build the mesh over all devices. `sizes`: devices along `AXES`, 1 without an entry; one may be -1: all others.
 
     Several TPU slices lie side by side along the data axis. Raises UserError when the numbers do not multiply to the device
     count, or when the data axis does not divide among the slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [sizes[a] for a in AXES]
+    shape = [sizes.get(a, 1) for a in AXES]
     fixed = math.prod(s for s in shape if s != -1)
     if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
         raise UserError(f"mesh {dict(sizes)}: sizes are positive and at most one is -1")
@@ -112,8 +113,13 @@ def axes_of(tree: Any) -> Any:
 
 
 def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
-    """Translate logical axes into a PartitionSpec."""
-    return PartitionSpec(*(RULES.get(a or "") for a in axes))
+    """Translate logical axes into a PartitionSpec; within `shard_map`, of the axes that are not its own."""
+    return PartitionSpec(*(mesh_axes(a) if a and a in RULES else None for a in axes))
+
+
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """Return the mesh axes of a logical axis but those of a `shard_map` around."""
+    return tuple(a for a in RULES[axis] if a not in jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -189,7 +195,7 @@ def token_sum(function: Callable, specs: tuple[PartitionSpec, ...], axes: tuple[
             d_VD = jax.lax.dynamic_slice_in_dim(d_VD, jax.lax.axis_index(rows[0]) * size, size, 0)
         if mesh.shape["fsdp"] > 1:
             d_VD = jax.lax.psum_scatter(d_VD, "fsdp", scatter_dimension=1, tiled=True)
-        return jax.lax.psum(d_VD, ("data", "expert", "context"))
+        return jax.lax.psum(d_VD, ("data", "stage", "expert", "context"))
 
     return jax.shard_map(local, in_specs=specs, out_specs=spec(axes), check_vma=False)
 
@@ -203,13 +209,13 @@ def constrain_groups(x: jax.Array) -> jax.Array:
     """Constrain the first axis to all mesh axes that shard tokens: those of batch and length together."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec((*RULES["batch"], *RULES["length"])))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec((*mesh_axes("batch"), *mesh_axes("length"))))
 
 
 def pieces(*axes: str) -> tuple[int, ...]:
     """Return the number of shards of each logical axis on the current mesh (1 without a mesh)."""
     mesh = jax.sharding.get_abstract_mesh()
-    return tuple(1 if mesh.empty else math.prod(mesh.shape[m] for m in RULES[a]) for a in axes)
+    return tuple(1 if mesh.empty else math.prod(mesh.shape[m] for m in mesh_axes(a)) for a in axes)
 
 
 def platform() -> str:

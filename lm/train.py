@@ -38,7 +38,7 @@ from lm.strict_json import load_json
 from lm.training import dp_budget, parameters
 from lm.training.checkpoint import Checkpoints
 from lm.training.schedules import Numbers, factor
-from lm.training.state import TrainState, abstract_params, abstract_state, chain, check_device_memory, check_state
+from lm.training.state import TrainState, abstract_params, abstract_state, chain, check_device_memory, check_state, private
 from lm.training.stopping import Watch
 from lm.training.writers import Writers
 
@@ -59,9 +59,7 @@ def train_step(
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(row_key, jnp.arange(config.batch))
     grads, sums, memory = gradients(config, state.params, batch, state.memory, keys_B)
     if config.optimizer.private.noise:
-        from lm.training.dp_gradients import noised
-
-        grads = noised(config, grads, numbers.seed, state.step)
+        grads = private().noised(config, grads, numbers.seed, state.step)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
 
@@ -111,9 +109,7 @@ def gradients(config: Config, params: Any, batch: Batch, memory: Any, keys_B: ja
 
     def part_gradients(batch, memory, keys_B):
         if clip:
-            from lm.training.dp_gradients import clipped
-
-            return clipped(row_loss, trained, batch, keys_B, clip, config.batch), None
+            return private().clipped(row_loss, trained, batch, keys_B, clip, config.batch), None
         (total, (sums, memory)), grads = jax.value_and_grad(loss, has_aux=True)(trained, batch, memory, keys_B)
         return (grads, sums, total), memory
 

@@ -28,7 +28,6 @@ INSTEAD = {
     "python -m launch.bench --config=configs/gpt_nano.py --parts=machine,step --output=bench.json": (
         "--config=tests/configs/tiny.py:text=a.txt --steps=2 --parts=machine,step --output=bench.json"
     ),
-    "python -m launch.bench --peers": "--peers=bert --steps=1",
     "python -m launch.bench --peers=gpt,t5 --steps=30": "--peers=bert --steps=1",
     "python -m launch.bench --parts=objectives": "--config=tests/configs/tiny.py:text=a.txt --parts=objectives",
     "python -m launch.sweep --config=gpt_nano --grid=objective.model.norm=layer,rms --seeds=5": (

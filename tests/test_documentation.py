@@ -117,6 +117,7 @@ def test_flags_in_the_text_are_flags_of_a_command(tmp_path):
         "lm.convert",
         "lm.prepare",
         "lm.objectives",
+        "launch.bench",
         "launch.learning",
         "launch.sweep",
     ):

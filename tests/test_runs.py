@@ -235,6 +235,36 @@ def test_a_run_moves_to_another_mesh(straight, text, tmp_path):
     np.testing.assert_allclose([found[s] for s in range(9, 13)], [expected[s] for s in range(9, 13)], rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_run_in_stages_goes_on_without_them(straight, text, tmp_path):
+    """Steps, held-out loss, samples and a save on two stages; then the same parameters on one device."""
+    import jax
+
+    config = f"{TINY}:text={text}"
+    stages = run(
+        f"--workdir={tmp_path}",
+        "--config.mesh.data=2",
+        "--config.mesh.stage=2",
+        "--config.every.sample=4",
+        config=config,
+        devices=4,
+    )
+    assert stages.returncode == 0, stages.stderr
+    assert (tmp_path / "samples" / "12.txt").exists()
+    expected, found = losses(straight), losses(tmp_path)
+    np.testing.assert_allclose([found[s] for s in range(1, 13)], [expected[s] for s in range(1, 13)], rtol=1e-5)
+    kept = parameters(tmp_path, 8)
+    shutil.rmtree(tmp_path / "checkpoints" / "12")
+    alone = run(f"--workdir={tmp_path}", "--config.mesh.data=1", "--config.mesh.stage=1", config=config)
+    assert alone.returncode == 0, alone.stderr
+    assert "mesh.stage: 2 -> 1" in alone.stdout
+    found = losses(tmp_path)
+    np.testing.assert_allclose([found[s] for s in range(9, 13)], [expected[s] for s in range(9, 13)], rtol=1e-5)
+    for mine, theirs in ((kept, parameters(straight, 8)), (parameters(tmp_path, 12), parameters(straight, 12))):
+        for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 def test_start_takes_the_weights_of_another_run(straight, text, tmp_path):
     done = run(
         f"--workdir={tmp_path}",

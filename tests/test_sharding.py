@@ -41,7 +41,7 @@ def test_axes_are_the_config_s():
 def test_the_rest_of_the_devices():
     made = make_mesh({**ONE, "fsdp": -1}, jax.devices()[:1])
     assert dict(made.shape) == ONE
-    assert made.axis_types == (AxisType.Auto,) * 5  # under explicit or manual axes the constraints vanish
+    assert made.axis_types == (AxisType.Auto,) * len(AXES)  # under explicit or manual axes the constraints vanish
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_meshes_that_do_not_fit(sizes, words):
 
 
 def test_spec():
-    assert spec(("layers", "embed", "heads", "head")) == PartitionSpec(None, ("fsdp",), ("tensor",), None)
-    assert spec(("batch", "length", None)) == PartitionSpec(("data", "fsdp", "expert"), ("context",), None)
+    assert spec(("layers", "embed", "heads", "head")) == PartitionSpec(("stage",), ("fsdp",), ("tensor",), None)
+    assert spec(("batch", "length", None)) == PartitionSpec(("data", "stage", "fsdp", "expert"), ("context",), None)
     assert spec(()) == PartitionSpec()
 
 
@@ -80,17 +80,17 @@ def layout(tree, made) -> dict:
 def test_parameters_lie_by_their_names():
     found = layout(boxes(heads=4, kv_heads=2, head=3, pad_vocab=2), abstract(tensor=2, fsdp=2, data=2))
     layers, attention = "stack/layers", "stack/layers/attention"
-    f, t = ("fsdp",), ("tensor",)
+    f, t, s = ("fsdp",), ("tensor",), ("stage",)
     expected = {
         "embed/table": PartitionSpec(t, f),
         "input/places/table": PartitionSpec(None, f),
-        f"{attention}/query/kernel": PartitionSpec(None, f, t, None),
-        f"{attention}/key/kernel": PartitionSpec(None, f, t, None),
-        f"{attention}/query/bias": PartitionSpec(None, t, None),
-        f"{attention}/out/kernel": PartitionSpec(None, t, None, f),
-        f"{layers}/mlp/up/kernel": PartitionSpec(None, f, t),
-        f"{layers}/mlp/down/kernel": PartitionSpec(None, t, f),
-        f"{layers}/norm0/scale": PartitionSpec(None, f),
+        f"{attention}/query/kernel": PartitionSpec(s, f, t, None),
+        f"{attention}/key/kernel": PartitionSpec(s, f, t, None),
+        f"{attention}/query/bias": PartitionSpec(s, t, None),
+        f"{attention}/out/kernel": PartitionSpec(s, t, None, f),
+        f"{layers}/mlp/up/kernel": PartitionSpec(s, f, t),
+        f"{layers}/mlp/down/kernel": PartitionSpec(s, t, f),
+        f"{layers}/norm0/scale": PartitionSpec(s, f),
         "stack/norm/bias": PartitionSpec(f),
     }
     for name, value in expected.items():
@@ -99,8 +99,8 @@ def test_parameters_lie_by_their_names():
 
 def test_few_key_heads_are_held_whole():
     found = layout(boxes(heads=4, kv_heads=2, head=3, pad_vocab=4), abstract(tensor=4))
-    assert found["stack/layers/attention/key/kernel"] == PartitionSpec(None, ("fsdp",), None, None)
-    assert found["stack/layers/attention/query/kernel"] == PartitionSpec(None, ("fsdp",), ("tensor",), None)
+    assert found["stack/layers/attention/key/kernel"] == PartitionSpec(("stage",), ("fsdp",), None, None)
+    assert found["stack/layers/attention/query/kernel"] == PartitionSpec(("stage",), ("fsdp",), ("tensor",), None)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_stacking_adds_the_layers_axis():
 def test_every_axis_has_a_known_name():
     """A name that the table lacks is held whole silently: this is the list of those that are meant to be."""
     names = {a for axes in jax.tree.leaves(axes_of(boxes(qk_norm=True)), is_leaf=lambda x: isinstance(x, tuple)) for a in axes}
-    assert names <= {*RULES, "layers", "head", "position", None}
+    assert names <= {*RULES, "head", "position", None}
 
 
 # -- activations -------------------------------------------------------------------------------------------------------
@@ -187,8 +187,8 @@ def test_pieces():
 def test_place():
     batch = {"tokens": np.arange(12, dtype=np.int32).reshape(3, 4), "weight": np.ones(3, np.float32)}
     placed = place(batch, mesh(), 3)
-    assert placed["tokens"].sharding.spec == PartitionSpec(("data", "fsdp", "expert"), ("context",))
-    assert placed["weight"].sharding.spec == PartitionSpec(("data", "fsdp", "expert"))
+    assert placed["tokens"].sharding.spec == PartitionSpec(("data", "stage", "fsdp", "expert"), ("context",))
+    assert placed["weight"].sharding.spec == PartitionSpec(("data", "stage", "fsdp", "expert"))
     for name, value in batch.items():
         np.testing.assert_array_equal(placed[name], value)
 
@@ -212,5 +212,5 @@ def test_length_that_does_not_divide():
 
 def test_rows_of_this_process():
     assert sharding.local_rows(mesh(), 5) == (0, 5)
-    with pytest.raises(UserError, match="batch=5 does not divide among the 4 devices of the axes data, fsdp, expert"):
+    with pytest.raises(UserError, match="batch=5 does not divide among the 4 devices of the axes data, stage, fsdp, expert"):
         sharding.local_rows(SimpleNamespace(shape={**ONE, "data": 2, "fsdp": 2}), 5)

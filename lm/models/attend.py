@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,10 @@ AXIS = "context"  # the mesh axis that cuts rows: keys go around its devices in 
 BLOCK, BLOCKS = 128, 8  # fewest queries of a block, most blocks; a causal block omits the keys after it
 
 
-class Bias(NamedTuple):
+class Bias(struct.PyTreeNode):
     """An additive bias (N, T, S) as a function of distances, key minus query, (T, S), and of arrays with a gradient."""
 
-    function: Callable[..., jax.Array]
+    function: Callable[..., jax.Array] = struct.field(pytree_node=False)
     arrays: tuple[jax.Array, ...] = ()
 
     def __call__(self, distances_TS: jax.Array) -> jax.Array:

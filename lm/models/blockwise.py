@@ -180,7 +180,7 @@ def run_blockwise(call: Call) -> jax.Array:
     bias = call.bias
 
     def scores(q: jax.Array, k: jax.Array, shared: Tree, t: jax.Array, s: jax.Array) -> jax.Array:
-        return attention_scores(q, k, None if bias is None else bias._replace(arrays=shared)(s[None, :] - t[:, None]), call.cap)
+        return attention_scores(q, k, None if bias is None else bias.replace(arrays=shared)(s[None, :] - t[:, None]), call.cap)
 
     def allowed(query_marks: Tree, key_marks: Tree, window: Tree, t: jax.Array, s: jax.Array) -> jax.Array | None:
         segments = (query_marks[0], key_marks[0]) if query_marks else None

@@ -163,33 +163,29 @@ def repeat(
     `config.offload`, what is kept waits in the host's memory. `unroll` 0: all layers.
     """
     if remat != "none":
+        from lm.models.recomputation import kept
+
         # Within a scan, forward and backward pass share no expressions that a barrier would have to keep apart.
         layer = nn.remat(layer, prevent_cse=False, policy=kept(remat, config.keep, config.offload))
-    return nn.scan(
-        layer,
-        variable_axes={"intermediates": 0} if share else {"params": 0, "intermediates": 0},
-        variable_broadcast="params" if share else False,
-        split_rngs={"params": not share},
-        in_axes=in_axes,
-        out_axes=out_axes,
-        length=config.depth,
-        unroll=unroll or config.depth,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
 
+    def scan(length: int) -> type[nn.Module]:
+        return nn.scan(
+            layer,
+            variable_axes={"intermediates": 0} if share else {"params": 0, "intermediates": 0},
+            variable_broadcast="params" if share else False,
+            split_rngs={"params": not share},
+            in_axes=in_axes,
+            out_axes=out_axes,
+            length=length,
+            unroll=unroll or length,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
 
-def kept(remat: str, names: tuple[str, ...], offload: bool) -> Callable[..., Any] | None:
-    """Return the policy of `jax.checkpoint` that keeps matrix products ("dots") or the outputs of dense layers."""
-    policies, host = jax.checkpoint_policies, ("device", "pinned_host")
-    if remat == "dots":
-        return policies.offload_dot_with_no_batch_dims(*host) if offload else policies.dots_with_no_batch_dims_saveable
-    if not names:
-        return None
-    if not offload:
-        return policies.save_only_these_names(*names)
-    return policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=list(names), offload_src=host[0], offload_dst=host[1]
-    )
+    if pieces("layers") == (1,):
+        return scan(config.depth)
+    from lm.models.pipeline import piped
+
+    return piped(scan, config, in_axes, out_axes, share)
 
 
 def fold(keys_B: jax.Array | None, site: int | jax.Array) -> jax.Array | None:

@@ -58,6 +58,7 @@ class TransformerXL(Shape):
     dtype: Literal["float32", "bfloat16"] = "float32"
     unroll: int = 1
     remat: Literal["none", "dots", "full"] = "none"
+    pipeline_batches: int = 0  # micro-batches through the stages of the mesh; 0: two a stage
 
     def __post_init__(self):
         check_choices(self)
@@ -89,17 +90,9 @@ class TransformerXL(Shape):
     def adaptive(self) -> Adaptive:
         """Make the module of the adaptive embedding and softmax."""
         return Adaptive(
-            vocab=self.vocab,
-            width=self.width,
-            embed=self.embed_size,
-            cutoffs=self.cutoffs,
-            divide=self.divide,
-            tied=self.ties,
-            order=self.order,
-            rows_multiple=self.pad_vocab,
-            std=self.init,
-            project_std=self.init_projections,
-        )
+            vocab=self.vocab, width=self.width, embed=self.embed_size, cutoffs=self.cutoffs, divide=self.divide, tied=self.ties,
+            order=self.order, rows_multiple=self.pad_vocab, std=self.init, project_std=self.init_projections,
+        )  # fmt: skip
 
 
 class Memory(struct.PyTreeNode):
@@ -176,7 +169,7 @@ class RelativeAttention(nn.Module):
         q_BNTH, p_BNTH = (
             constrain(((q_BTNH + b) * c.head_size**-0.5).swapaxes(1, 2), "batch", "heads", "length", None) for b in (u_NH, v_NH)
         )
-        r_RNH, keys = heads("position", shared.distances), from_BSD.shape[1]
+        r_RNH, keys = heads("position", shared.places), from_BSD.shape[1]
         r_BNRH = (r_RNH if r_RNH.ndim == 4 else r_RNH[None]).swapaxes(1, 2)
 
         def some(q_BNTH: jax.Array, p_BNTH: jax.Array, allowed_B1TS: jax.Array, numbers_T: jax.Array) -> jax.Array:
@@ -207,11 +200,16 @@ def relative_biases(module: nn.Module, c: TransformerXL) -> tuple[jax.Array, jax
 class Shared(struct.PyTreeNode):
     """Arguments that are the same for every layer."""
 
-    distances: jax.Array  # sinusoids (S, D), or (B, S, D) with dropout
     allowed_BTS: jax.Array
+    distances_SD: jax.Array | None = None  # sinusoids, the same for all rows
+    distances_BSD: jax.Array | None = None  # with dropout
     text_BT: jax.Array | None = None  # False in the padding before a text: zeros in every layer
     keys_B: jax.Array | None = None
     biases: Any = None  # u and v, where all layers have the same
+
+    @property
+    def places(self) -> jax.Array:
+        return self.distances_SD if self.distances_BSD is None else self.distances_BSD
 
 
 class Layer(nn.Module):
@@ -291,12 +289,13 @@ class MemoryModel(nn.Module):
             documents_BS = (jnp.arange(keys) >= length - text_BT.sum(1, keepdims=True)).astype(documents_BS.dtype)
 
         # One table of sinusoids by distance serves all rows; dropout of it makes one per row.
-        places = distances(keys - 1, 0, c.width, c.clamp).astype(dtype)
+        places_SD, places_BSD = distances(keys - 1, 0, c.width, c.clamp).astype(dtype), None
         if keys_B is not None and c.position_dropout:
-            places = jnp.broadcast_to(places, (tokens_BT.shape[0], *places.shape))
-            places = dropout(places, c.position_dropout, fold(keys_B, c.depth), 1)
+            places_BSD = jnp.broadcast_to(places_SD, (tokens_BT.shape[0], *places_SD.shape))
+            places_BSD = dropout(places_BSD, c.position_dropout, fold(keys_B, c.depth), 1)
 
-        shared = Shared(places, allowed(documents_BS, length, c.same_length), text_BT, keys_B, self.biases)
+        seen_BTS = allowed(documents_BS, length, c.same_length)
+        shared = Shared(seen_BTS, places_SD, places_BSD, text_BT, keys_B, self.biases)
         # Embeddings times sqrt(D), as in Vaswani et al. 2017, 3.4, and the released code.
         x_BTD = dropout(self.embed(tokens_BT, dtype) * c.width**0.5, c.dropout, fold(keys_B, c.depth), 0)
         x_BTD = constrain(x_BTD, "batch", "length", None)

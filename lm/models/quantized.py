@@ -27,7 +27,7 @@ def scaled(x: jax.Array, axes: tuple[int, ...], dtype: type) -> tuple[jax.Array,
 
 def product(a: jax.Array, b: jax.Array, axes: tuple[tuple[int, ...], tuple[int, ...]], dtypes: tuple[type, type]) -> jax.Array:
     """Contract `axes` of two arrays in 8 bits; the result has the other axes, in float32."""
-    (a8, a_scale), (b8, b_scale) = (scaled(x, *rest) for x, *rest in zip((a, b), axes, dtypes, strict=True))
+    (a8, a_scale), (b8, b_scale) = scaled(a, axes[0], dtypes[0]), scaled(b, axes[1], dtypes[1])
     exact = jnp.int32 if jnp.issubdtype(dtypes[0], jnp.integer) else jnp.float32
     y = jax.lax.dot_general(a8, b8, (axes, ((), ())), preferred_element_type=exact).astype(jnp.float32)
     columns = b_scale.size

@@ -17,6 +17,7 @@ class Shape:
     head: int
     mlp: int
     embed: int
+    pipeline_batches: int
     # Of the networks that have the fields; what the others do.
     quantize: str = "none"
     keep: tuple[str, ...] = ()

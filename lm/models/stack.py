@@ -27,7 +27,7 @@ class Shared(struct.PyTreeNode):
     keys_B: jax.Array | None = None
     source_BSD: jax.Array | None = None
     source_mask: Mask | None = None
-    bias: Bias | None = struct.field(pytree_node=False, default=None)
+    bias: Bias | None = None
     collect: bool = struct.field(pytree_node=False, default=False)
 
 
@@ -151,15 +151,7 @@ class Stack(nn.Module):
     ) -> tuple[jax.Array, Any, jax.Array | None]:
         """Return the states (B, T, D), the cache, and with `collect` the states after each layer (L, B, T, D)."""
         c = self.config
-        shared = Shared(
-            positions_BT=positions_BT,
-            mask=mask,
-            keys_B=keys_B,
-            source_BSD=source_BSD,
-            source_mask=source_mask,
-            bias=self.bias(mask),
-            collect=collect,
-        )
+        shared = Shared(positions_BT, mask, keys_B, source_BSD, source_mask, self.bias(mask), collect)
         # None without windows, so that full attention computes no distances.
         windows = [c.windows[i % len(c.windows)] for i in range(c.depth)] if any(c.windows) else None
 

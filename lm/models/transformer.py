@@ -93,6 +93,7 @@ class Transformer(Shape):
     keep: tuple[str, ...] = ()  # dense layers, of lm.models.transformer.DENSE, whose outputs remat="full" keeps
     offload: bool = False  # what `remat` keeps waits in the host's memory for the backward pass
     quantize: Literal["none", "int8", "float8"] = "none"  # products of dense layers in 8 bits while training
+    pipeline_batches: int = 0  # micro-batches through the stages of the mesh; 0: two a stage
 
     def __post_init__(self):
         check_choices(self)

@@ -54,6 +54,7 @@ class XLNet(Shape):
     dtype: Literal["float32", "bfloat16"] = "float32"
     unroll: int = 1
     remat: Literal["none", "full"] = "none"
+    pipeline_batches: int = 0  # micro-batches through the stages of the mesh; 0: two a stage
 
     def __post_init__(self):
         check_choices(self)

@@ -20,6 +20,9 @@ def report(found: Mapping[str, Any]) -> str:
         ("mesh", " x ".join(f"{n} {a}" for a, n in found["mesh"].items()) or "1"),
         ("parameters", f"{found['params']:,}"),
     ]
+    if pipeline := found.get("pipeline"):
+        idle = f"{100 * pipeline['bubble']:.0f}% of its ticks compute nothing of use (the bubble; within the figures below)"
+        rows.append(("pipeline", f"{pipeline['micro_batches']} micro-batches through {pipeline['stages']} stages, {idle}"))
     if "fits" in found:
         rows += [(f"{name} a device", gib(found[f"{name}_bytes"])) for name in ("arguments", "temporaries", "peak")]
         rows.append(("fits", verdict(found)))

@@ -29,6 +29,7 @@ from lm.planning.step import Step, device_memory, measure, step_of
 from lm.planning.traced import Traced, figures
 
 SEARCHED = ("data", "fsdp", "tensor", "context")
+ALONE = ("stage", "expert")  # axes of one device each in a search: their gain depends on more than the rates of a chip
 CHOICES = ("remat", "attention")  # fields of a network that change speed and memory, not results
 
 
@@ -44,7 +45,7 @@ class Candidate:
 
     @property
     def overrides(self) -> list[tuple[str, str]]:
-        sizes = [(f"mesh.{axis}", str(self.mesh.get(axis, 1))) for axis in (*SEARCHED, "expert")]
+        sizes = [(f"mesh.{axis}", str(self.mesh.get(axis, 1))) for axis in (*SEARCHED, *ALONE)]
         return [*sizes, ("micro_batches", str(self.micro_batches)), *self.choices.items()]
 
     def row(self) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def divisible(rows: int) -> list[int]:
 def laid_out(config: Config, corpus: Corpus, devices: list, example: dict[str, np.ndarray]) -> Iterator[Step]:
     """Yield the config on every mesh that it and the slice allow."""
     for sizes in meshes(len(devices)):
-        fields = [(f"mesh.{axis}", str(size)) for axis, size in (*sizes.items(), ("expert", 1))]
+        fields = [(f"mesh.{axis}", str(size)) for axis, size in (*sizes.items(), *((axis, 1) for axis in ALONE))]
         try:
             yield step_of(override(config, [*fields, ("micro_batches", "1")]), corpus, devices, example)
         except UserError:  # sizes that do not divide, an axis that the torus does not have

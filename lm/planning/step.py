@@ -29,8 +29,8 @@ from lm.objectives.base import resolve, training_batches
 from lm.planning import operations, roofline
 from lm.planning.hardware import GIB, chip_of
 from lm.planning.hlo import program_of
-from lm.planning.traced import Traced, figures
-from lm.sharding import batch_layout, make_mesh, widened
+from lm.planning.traced import Traced, figures, ticks
+from lm.sharding import RULES, batch_layout, make_mesh, widened
 from lm.sizes import memory
 from lm.train import traced_step
 from lm.training.state import TrainState, abstract_state
@@ -81,9 +81,9 @@ def stand_in(config: Config, vocab: int) -> tuple[Config, Corpus]:
 def step_of(config: Config, corpus: Corpus, devices: list, example: dict[str, np.ndarray] | None = None) -> Step:
     """Lay out a resolved config on devices; raises UserError where mesh, batch and model do not fit together."""
     mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
-    parts = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
-    rows = config.batch // config.micro_batches
-    check(rows % parts == 0, f"{rows} rows of a micro-batch do not divide among the {parts} devices of data, fsdp and expert")
+    axes, rows = RULES["batch"], config.batch // config.micro_batches
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    check(rows % parts == 0, f"{rows} rows of a micro-batch do not divide among the {parts} devices of {', '.join(axes)}")
     example = example or training_batches(config, corpus, (0, 1))[0]
     example = widened(example, mesh.shape["context"])
     layout = batch_layout(mesh, example)
@@ -155,6 +155,8 @@ def measure(step: Step, gib: float | None = None) -> dict[str, Any]:
     traced = step.trace()
     whole = figures(traced.jaxpr.jaxpr, count)
     found |= {"arguments_bytes": step.arguments_bytes, "hbm_bytes": hbm, "warnings": warnings}
+    if (stages := step.mesh.shape["stage"]) > 1 and (passes := ticks(traced.jaxpr.jaxpr)):
+        found["pipeline"] = {"stages": stages, "micro_batches": passes - stages + 1, "bubble": (stages - 1) / passes}
     try:
         show = waiting(f"compiling the step for {count} x {found['device_kind']}")
         with compiler_warnings(warnings), show, jax.set_mesh(step.mesh):

@@ -49,8 +49,9 @@ def figures(jaxpr: Jaxpr, devices: int) -> Traced:
             total += sum(inner, Traced()).times(parameters["length"]) + scanned(equation.outvars, parameters)
         elif name == "cond":
             total += max(inner, key=lambda one: one.flops, default=Traced())
-        elif name == "shard_map":  # its body is the program of one device
-            total += sum(inner, Traced()).times(devices)
+        elif name == "shard_map":  # its body is the program of one device, or of those along the axes that it leaves to XLA
+            sizes = parameters["mesh"].shape
+            total += sum(inner, Traced()).times(math.prod(sizes[axis] for axis in manual_axes(parameters)))
         elif name == "pallas_call":
             body = sum(inner, Traced())
             blocks = math.prod(size for size in parameters["grid_mapping"].grid if isinstance(size, int))
@@ -65,6 +66,24 @@ def scanned(results: list, parameters: Mapping) -> Traced:
     carried = [size(one) for one in results[: parameters["num_carry"]]]
     stacked = sum(size(one) for one in results[parameters["num_carry"] :])
     return Traced(kept=stacked, stream=max(carried, default=0) * parameters["length"])
+
+
+def ticks(jaxpr: Jaxpr) -> int:
+    """Return the passes of a pipeline's loop, M + S - 1 (`lm.models.pipeline`), the fewest of several; 0 without stages."""
+    lengths = []
+    for equation in jaxpr.eqns:
+        inner = [one for value in equation.params.values() for one in jaxprs(value)]
+        if equation.primitive.name == "shard_map" and "stage" in manual_axes(equation.params):
+            loops = [loop.params for one in inner for loop in one.eqns if loop.primitive.name == "scan"]
+            lengths += [loop["length"] for loop in loops if any(e.primitive.name == "ppermute" for e in loop["jaxpr"].eqns)]
+        else:
+            lengths += [length for one in inner if (length := ticks(one))]
+    return min(lengths, default=0)
+
+
+def manual_axes(parameters: Mapping) -> frozenset[str]:
+    """Return the mesh axes that a `shard_map` adds to those around it; the parameter's name depends on jax's version."""
+    return parameters.get("newly_manual_axes", parameters.get("manual_axes"))
 
 
 def array_of(variable: Var | Literal) -> jax.ShapeDtypeStruct:

@@ -15,6 +15,7 @@ class Mesh:
     """Devices along each mesh axis; one of them may be -1: all remaining devices."""
 
     data: int = -1  # rows
+    stage: int = 1  # consecutive layers, between which rows pass (GPipe); rows elsewhere
     fsdp: int = 1  # rows, and parameters, gathered layer by layer
     tensor: int = 1  # heads, feed-forward columns and vocabulary
     context: int = 1  # tokens of a row

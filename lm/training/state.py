@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -77,9 +78,7 @@ def abstract_state(config: Run, batch: Mapping[str, Any], mesh: jax.sharding.Mes
     boxed = abstract_params(config.objective, batch)
     params = unbox(boxed)
     if config.optimizer.private.clip:
-        from lm.training.dp_gradients import check_rows
-
-        check_rows(config, params, batch)
+        private().check_rows(config, params, batch)
     optimizer = chain(config, boxed)
     state = jax.eval_shape(lambda p: create(config, optimizer, p), params)
     slots = name_slots(state.opt_state, boxed)
@@ -134,3 +133,10 @@ def check_device_memory(count: float, what: str, remedy: str) -> None:
         check_memory(count * jax.local_device_count(), what, remedy)
     else:
         check(count <= limit, f"{what} needs {readable(count)} a device, which has {readable(limit)}; {remedy}")
+
+
+def private() -> ModuleType:
+    """Return the module of DP-SGD, loaded where a config asks for it."""
+    from lm.training import dp_gradients
+
+    return dp_gradients

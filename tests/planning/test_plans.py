@@ -58,6 +58,19 @@ def test_collectives_name_axes_and_loops(written):
         assert sum(part["count"] for part in one["axes"].values()) == one["count"] >= one["in_loops"]["count"]
 
 
+@pytest.mark.slow
+def test_stages_have_a_bubble(tmp_path):
+    """Four micro-batches in five ticks: a fifth, which is compiled as well, more than the formula's work on the layers."""
+    axes = ("--config.mesh.data=2", "--config.mesh.stage=2", "--config.objective.model.dropout=0", "--config.batch=16")
+    done = command("lm.compile", f"--config={TINY}", "--topology=cpu:4", *axes, f"--output={tmp_path}/f.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert found["pipeline"] == {"stages": 2, "micro_batches": 4, "bubble": 0.2}
+    assert "4 micro-batches through 2 stages, 20% of its ticks" in done.stdout
+    assert found["traced_flops"] == pytest.approx(found["compiled_flops"], rel=0.05)
+    assert {*found["collectives"]["collective-permute"]["axes"]} == {"stage"}
+
+
 def test_warnings_of_the_partitioner_are_collected(capfd):
     """Lines that C++ code writes to descriptor 2; others go on to stderr."""
     found = []
