@@ -8,9 +8,6 @@ The cache (--cache, LM_CACHE) must be a folder that all workers share, and the f
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-
 from absl import flags
 
 from lm.config import Config
@@ -20,36 +17,30 @@ from lm.errors import UserError, one_line
 from lm.flags import run
 from lm.prepare import data_from, define_flags, summary
 
-try:
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-except ImportError:
-    sys.exit("error: launch.beam needs Apache Beam: pip install -r launch/requirements-beam.txt")
 
-
-class Portion(beam.DoFn):
-    """Prepares a portion of the shards; a second try of a bundle skips those that are there."""
-
-    def __init__(self, data: Data, count: int, cache: str | None):
-        self.data, self.count, self.cache = data, count, cache
-
-    def process(self, k: int) -> Iterator[int]:
-        try:
-            prepare_portion(self.data, (k, self.count), self.cache)
-        except UserError as error:  # Beam prints the type and the text of what it cannot pickle
-            raise RuntimeError(str(error)) from None
-        yield k
+def portion(k: int, data: Data, count: int, cache: str | None) -> int:
+    """Prepare a portion of the shards; a second try of a bundle skips those that are there."""
+    try:
+        prepare_portion(data, (k, count), cache)
+    except UserError as error:  # Beam prints the type and the text of what it cannot pickle
+        raise RuntimeError(str(error)) from None
+    return k
 
 
 def main(overrides: list[tuple[str, str]]) -> None:
     """Run the pipeline, join the shards, and print the summary of the corpus."""
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError("launch.beam needs Apache Beam: pip install -r launch/requirements-beam.txt") from None
     flag = flags.FLAGS
     data = data_from(overrides)
     data.source.open()  # a mistake is told once, before anything starts
     try:
         with beam.Pipeline(options=PipelineOptions(flag.beam)) as pipeline:
             portions = pipeline | beam.Create(range(flag.portions)) | beam.Reshuffle()
-            _ = portions | beam.ParDo(Portion(data, flag.portions, flag.cache))
+            _ = portions | beam.Map(portion, data, flag.portions, flag.cache)
     except RuntimeError as error:  # with a worker's traceback in its text
         lines = [line.strip() for line in str(error).splitlines() if "[while running" in line]
         raise UserError(lines[-1] if lines else one_line(str(error))) from None

@@ -174,7 +174,7 @@ class Times(NamedTuple):
 
 
 def in_turns(functions: tuple[Callable[[], Any], Callable[[], Any]], rounds: int) -> Times:
-    """Time two functions A B A B ..., after two calls each to warm up: both meet the same moods of the machine."""
+    """Time two functions A B A B ..., after two calls each to warm up: other work on the machine slows both alike."""
     for _ in range(2):
         for function in functions:
             function()

@@ -100,6 +100,9 @@ PLANS = (
          (FULL, "objective.model.context=32768", "mesh.data=4", "mesh.context=4", "batch=16", "micro_batches=4")),
     Plan("gpt_32k_v5p", "GPT-2 small, 8 x 32,768", "gpt_small", "v5p:2x2x2",
          (FULL, "objective.model.context=32768", "mesh.data=1", "mesh.fsdp=8", "batch=8", "micro_batches=1")),
+    Plan("moe_8x1b_v5e", "1.1 B with 8 experts, 2 of them active, 64 x 2,048", "gpt_small", "v5e:8x8",
+         (*BILLION, "objective.model.experts.count=8", "objective.model.experts.active=2", "mesh.data=1", "mesh.fsdp=8",
+          "mesh.expert=8", "batch=64", "micro_batches=1"), ("--vocab=50257",)),
 )  # fmt: skip
 PLAN_HEADER = ("plan", "model, rows x tokens a step", "slice, mesh", "parameters", "peak GiB a chip", "fits",
                "compiled FLOPs / formula", "s a step, at least", "bound by", "MFU, at most", "compiled in")  # fmt: skip

@@ -137,6 +137,6 @@ def test_slices_that_do_not_exist_are_one_line(name):
 def test_a_mesh_that_does_not_divide_is_one_line():
     done = command("lm.compile", "--config=tests/configs/tiny.py", "--topology=cpu:6", "--config.mesh.fsdp=4")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: mesh {'data': -1, 'fsdp': 4")
+    assert done.stderr.splitlines()[-1].startswith("error: mesh {'data': -1, 'stage': 1, 'fsdp': 4")
     assert "6 device(s)" in done.stderr
     assert "Traceback" not in done.stderr
