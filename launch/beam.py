@@ -19,10 +19,10 @@ from lm.prepare import data_from, define_flags, summary
 
 
 def portion(k: int, data: Data, count: int, cache: str | None) -> int:
-    """Prepare a portion of the shards; a second try of a bundle skips those that are there."""
+    """Prepare a portion of the shards; when Beam retries a bundle, those that exist are skipped."""
     try:
         prepare_portion(data, (k, count), cache)
-    except UserError as error:  # Beam prints the type and the text of what it cannot pickle
+    except UserError as error:  # of a class that Beam can pickle
         raise RuntimeError(str(error)) from None
     return k
 
@@ -36,7 +36,7 @@ def main(overrides: list[tuple[str, str]]) -> None:
         raise UserError("launch.beam needs Apache Beam: pip install -r launch/requirements-beam.txt") from None
     flag = flags.FLAGS
     data = data_from(overrides)
-    data.source.open()  # a mistake is told once, before anything starts
+    data.source.open()  # raises for a wrong path before the workers start
     try:
         with beam.Pipeline(options=PipelineOptions(flag.beam)) as pipeline:
             portions = pipeline | beam.Create(range(flag.portions)) | beam.Reshuffle()

@@ -145,7 +145,8 @@ def scaling(config: Config, corpus: Any, target: Output | None) -> None:
     """Print and draw the time of a step over the sizes of the network."""
     from launch.scaling import HEADER, cells, draw, points
 
-    rate, found = machine()["matmul_float32_flops"], []
+    rate = machine()["matmul_float32_flops"]
+    found: list[Any] = []
     for point in points(config, corpus, STEPS.value, rate):
         found.append(point)
         print("  ".join(cells(point)), flush=True)

@@ -97,7 +97,7 @@ def here(arguments: list[str], jobs: int) -> int:
 def main(overrides: list[tuple[str, str]]) -> None:
     """Start the processes of the flags; on this machine wait for them, and print the summary."""
     flag = flags.FLAGS
-    data_from(overrides).source.open()  # a mistake is told once, before anything starts
+    data_from(overrides).source.open()  # raises for a wrong path before the processes start
     arguments = [flag[name].serialize() for name in HANDED_ON if flag[name].present]
     arguments += [f"--config.{name}={value}" for name, value in overrides]
     if flag.backend == "slurm":

@@ -168,16 +168,14 @@ def test_mixture_and_a_validation_source(tmp_path):
     assert all(name in summary(shared) for name in ("train 75%", "train 25%", "validation"))
 
 
-KILLED = """
+# A process that dies within batch number `kill_at` of those it tokenises, which the rest of the script sets; 0: never.
+KILLING = """
     import os, signal, sys
     from lm.data.corpus import tokenise
     from lm.data.corpus.corpus import Data
-    from lm.data.corpus.prepare import prepare
     from lm.data.text.files import JsonLines
     from lm.data.tokenizer.tokenizer import BytePair, Tokenizer
 
-    kill_at, path = int(sys.argv[1]), sys.argv[2]
-    tokenise.BATCH_CHARACTERS = 2000
     encode, calls = Tokenizer.encode_batch, 0
 
     def encode_batch(self, texts):
@@ -188,6 +186,12 @@ KILLED = """
         return encode(self, texts)
 
     Tokenizer.encode_batch = encode_batch
+"""
+KILLED = f"""{KILLING}
+    from lm.data.corpus.prepare import prepare
+
+    kill_at, path = int(sys.argv[1]), sys.argv[2]
+    tokenise.BATCH_CHARACTERS = 2000
     corpus = prepare(Data(source=JsonLines(path=path), tokenizer=BytePair(vocab=300), validation=0.2))
     print(calls, corpus.sha256, corpus.train[0][1].header["sha256"])
 """

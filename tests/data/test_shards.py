@@ -28,6 +28,7 @@ from lm.data.text.words import Given
 from lm.data.tokenizer.tokenizer import BytePair, Bytes, Characters
 from lm.errors import UserError
 from lm.objectives.base import resolve, training_batches
+from tests.data.test_prepare import KILLING
 from tests.processes import command
 from tests.studies.test_slurm import needs_slurm
 from tests.studies.virtual_cluster import virtual_cluster
@@ -177,26 +178,12 @@ def test_a_copied_text_is_compared_shard_by_shard(texts, monkeypatch):
         assert any("comparing their text" in line for line in lines)
 
 
-WORKER = """
-    import os, signal, sys
-    from lm.data.corpus import shards, tokenise
-    from lm.data.corpus.corpus import Data
+WORKER = f"""{KILLING}
+    from lm.data.corpus import shards
     from lm.data.corpus.prepare import prepare_portion
-    from lm.data.text.files import JsonLines
-    from lm.data.tokenizer.tokenizer import BytePair, Tokenizer
 
     path, cache, number, count, kill_at = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
     shards.SHARD, tokenise.BATCH_PARTS = 1500, 3
-    encode, calls = Tokenizer.encode_batch, 0
-
-    def encode_batch(self, texts):
-        global calls
-        calls += 1
-        if calls == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return encode(self, texts)
-
-    Tokenizer.encode_batch = encode_batch
     data = Data(source=JsonLines(path=path), tokenizer=BytePair(vocab=300), validation=0.1)
     corpus = prepare_portion(data, (number, count), cache)
     print(calls, corpus and corpus.sha256)

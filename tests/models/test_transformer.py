@@ -261,6 +261,24 @@ def products(jaxpr):
             yield from products(inner)
 
 
+def test_recomputation_keeps_what_is_named():
+    """Of a kept output the product is not in the backward pass; offloaded, it goes to the host's memory and back."""
+
+    def program(**changes):
+        config = tiny(remat="full", activation="gelu", **changes)
+        tokens = ids(config)
+        gradient = jax.grad(lambda params: Model(config).apply({"params": params}, tokens)[0].sum())
+        return jax.make_jaxpr(gradient)(draw(config)).jaxpr
+
+    def count(jaxpr):
+        return len(list(products(jaxpr)))
+
+    kept, offloaded = program(keep=("query", "up")), program(keep=("query", "up"), offload=True)
+    assert count(program()) - 2 == count(kept) == count(offloaded)
+    assert "host" in str(offloaded)
+    assert "host" not in str(kept)
+
+
 @pytest.mark.parametrize("changes", [{}, {"attention": "blockwise", "positions": "alibi"}], ids=["direct", "blockwise"])
 def test_products_of_half_precision_are_of_one_dtype(changes):
     """Forward and backward: jax by itself multiplies a float32 gradient with bfloat16."""

@@ -32,7 +32,7 @@ Shard = list[Stream]
 
 
 def shards_of(streams: Sequence[Stream]) -> list[Shard]:
-    """Divide streams into shards of up to SHARD bytes of files; what cannot be cut may be larger."""
+    """Divide streams into shards of up to SHARD bytes of files; a file that cannot be cut makes a larger one."""
     shards: list[Shard] = []
     room = 0
     for stream in streams:
